@@ -1,0 +1,1 @@
+"""The application: the kernel and every feature, put together."""

@@ -1,0 +1,96 @@
+"""`python -m app`: the commands of the kernel, and those that features bring along."""
+
+import asyncio
+import json
+import signal
+import sys
+from typing import Annotated
+
+import typer
+
+from app.main import create_app
+from app.server import listen, serve
+from shared.commands import plain_errors, running_database
+from shared.demo import load_demo, welcome
+from shared.features import find_features
+from shared.migrations import upgrade
+from shared.settings import Settings, load_settings
+from shared.supervision import exit_with_parent
+
+cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+Port = Annotated[int, typer.Option(envvar="PORT", min=1, max=65535)]
+
+
+@cli.command("serve")
+def serve_command(
+    host: Annotated[str, typer.Option(envvar="HOST")] = "127.0.0.1",
+    port: Port = 8000,
+    until_parent_exits: Annotated[bool, typer.Option(hidden=True)] = False,
+) -> None:
+    """Serve the API. In development this also brings up PostgreSQL, migrates and loads a demo."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    if until_parent_exits:
+        exit_with_parent()
+    with plain_errors():
+        settings = load_settings(Settings)
+        listener = listen(host, port)
+        with running_database(settings) as ready:
+            address = f"http://{host}:{port}"
+            if ready.env == "dev":
+                _prepare(ready)
+            serve(create_app(ready), listener, on_ready=lambda: _announce(ready, address))
+
+
+def _prepare(settings: Settings) -> None:
+    assert settings.database_url
+    upgrade(settings.database_url)
+    asyncio.run(load_demo(settings))
+
+
+def _announce(settings: Settings, address: str) -> None:
+    typer.echo(welcome(address) if settings.env == "dev" else f"Serving on {address}")
+
+
+@cli.command()
+def migrate() -> None:
+    """Bring the database up to this code. Safe to run in many places at once."""
+    with plain_errors(), running_database(load_settings(Settings)) as settings:
+        assert settings.database_url
+        upgrade(settings.database_url)
+
+
+@cli.command()
+def worker() -> None:
+    """Run the background work without serving HTTP; any number of these may run."""
+    with plain_errors(), running_database(load_settings(Settings)) as settings:
+        asyncio.run(_work(settings))
+
+
+async def _work(settings: Settings) -> None:
+    app = create_app(settings)
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopped.set)
+    async with app.router.lifespan_context(app):
+        await stopped.wait()
+
+
+@cli.command()
+def openapi() -> None:
+    """Print the OpenAPI document."""
+    with plain_errors():
+        settings = load_settings(Settings).model_copy(update={"database_url": "postgresql://unused"})
+        typer.echo(json.dumps(create_app(settings).openapi(), indent=2, ensure_ascii=False))
+
+
+def _add_feature_commands() -> None:
+    with plain_errors():
+        for feature in find_features():
+            if feature.commands:
+                for command in feature.commands.registered_commands:
+                    cli.registered_commands.append(command)
+
+
+_add_feature_commands()

@@ -1,0 +1,101 @@
+"""Puts the kernel and the features together."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import chain
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from shared import health
+from shared.database import open_database
+from shared.docs import mount_docs, operation_id
+from shared.errors import install_error_handlers
+from shared.features import Feature, find_features
+from shared.idempotency import forget_expired_keys
+from shared.logging import configure_logging
+from shared.migrations import expected_heads
+from shared.pagination import new_cursors
+from shared.requests import RequestMiddleware
+from shared.settings import ConfigurationError, Settings, load_settings
+from shared.tasks import Task, running
+from shared.telemetry import configure_sentry
+
+VERSION = "0.1.0"
+
+
+def create_app(
+    settings: Settings | None = None,
+    features: Sequence[Feature] | None = None,
+    *,
+    run_tasks: bool = True,
+) -> FastAPI:
+    """The whole application: the kernel and the features, by default all that are on disk.
+
+    With `run_tasks`, its background work runs in this process as long as it does.
+
+    Raises:
+        ConfigurationError: a setting is missing or wrong.
+        FeatureError: a feature cannot be loaded.
+    """
+    settings = settings or load_settings(Settings)
+    features = find_features() if features is None else features
+    configure_logging(settings)
+    configure_sentry(settings, VERSION)
+    app = FastAPI(
+        title="Tessera",
+        version=VERSION,
+        description="Users, items and hybrid semantic search on one PostgreSQL.",
+        openapi_tags=[{"name": feature.name} for feature in features],
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        generate_unique_id_function=operation_id,
+        max_body_size=settings.max_body_size,
+        lifespan=_lifespan,
+    )
+    app.state.settings = settings
+    app.state.features = features
+    app.state.tasks = background_tasks(features) if run_tasks else []
+    app.state.cursors = new_cursors(settings.secret())
+    app.state.authenticator = next((f.authenticator for f in features if f.authenticator), None)
+    install_error_handlers(app, dict(chain(*(f.constraints.items() for f in features))))
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=settings.cors_origins,
+        allow_methods=["*"],
+        allow_headers=["*"],
+        expose_headers=["ETag", "Location", "X-Request-ID", "Retry-After"],
+    )
+    app.add_middleware(RequestMiddleware)
+    app.include_router(health.router)
+    for feature in features:
+        app.include_router(feature.router)
+    mount_docs(app)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Opens what the application needs, in order, and closes it in reverse."""
+    settings: Settings = app.state.settings
+    features: Sequence[Feature] = app.state.features
+    if settings.database_url is None:
+        raise ConfigurationError(
+            "APP_DATABASE_URL is not set; `python -m app serve` can do without"
+        )
+    database = open_database(settings.database_url, settings)
+    app.state.database = database
+    app.state.expected_heads = expected_heads()
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(database.dispose)
+        for feature in features:
+            if feature.lifespan:
+                await stack.enter_async_context(feature.lifespan(app))
+        await stack.enter_async_context(running(app, app.state.tasks))
+        yield
+
+
+def background_tasks(features: Sequence[Feature]) -> list[Task]:
+    """The tasks of the kernel and of the features."""
+    return [forget_expired_keys, *chain(*(feature.tasks for feature in features))]

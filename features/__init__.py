@@ -1,0 +1,1 @@
+"""The slices. Each folder is a capability; the kernel finds them by looking."""

@@ -1,0 +1,38 @@
+"""Runs migrations on asyncpg, one process at a time. The models are found as features are."""
+
+import asyncio
+
+from alembic import context
+from sqlalchemy import Connection, text
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlmodel import SQLModel
+
+from shared.features import find_features
+from shared.migrations import ADVISORY_LOCK
+
+find_features()
+
+
+def migrate(connection: Connection) -> None:
+    context.configure(
+        connection=connection,
+        target_metadata=SQLModel.metadata,
+        compare_type=True,
+        compare_server_default=True,
+        transaction_per_migration=True,
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+async def run() -> None:
+    engine = create_async_engine(context.config.attributes["url"])
+    async with engine.connect() as connection:
+        await connection.execute(text(f"SELECT pg_advisory_lock({ADVISORY_LOCK})"))
+        await connection.commit()  # the lock belongs to the session and outlives this
+        await connection.run_sync(migrate)
+        await connection.commit()
+    await engine.dispose()
+
+
+asyncio.run(run())

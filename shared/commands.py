@@ -1,0 +1,65 @@
+"""What every command of `python -m app` needs: settings, and a database that runs."""
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import NoReturn, TypeVar
+
+import typer
+from asyncpg import PostgresError
+
+from shared.database import Database, open_database
+from shared.embedded import EmbeddedPostgresError, embedded_postgres, ensure_database
+from shared.errors import Problem
+from shared.features import FeatureError
+from shared.settings import DATA, ConfigurationError, Settings, load_settings
+
+Answer = TypeVar("Answer")
+DATABASE = "tessera"
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Turns what a user can mend into one line on stderr, and exit status 1."""
+    try:
+        yield
+    except (ConfigurationError, EmbeddedPostgresError, FeatureError, Problem) as error:
+        _fail(str(error))
+    except (OSError, PostgresError) as error:  # from connecting: no session is open yet
+        _fail(f"the database cannot be used: {error}")
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"error: {message}", err=True)
+    sys.exit(1)
+
+
+@contextmanager
+def running_database(settings: Settings) -> Iterator[Settings]:
+    """The settings with a database URL that works.
+
+    Where none is set, in development, the embedded PostgreSQL under `.data/` is started, or
+    the one that already runs is shared.
+    """
+    if settings.database_url:
+        yield settings
+        return
+    with embedded_postgres(DATA / "postgres") as server:
+        url = asyncio.run(ensure_database(server, DATABASE))
+        yield settings.model_copy(update={"database_url": url})
+
+
+def run_with_database(work: Callable[[Database], Awaitable[Answer]]) -> Answer:
+    """Runs a command's work with an open database, and tells errors plainly."""
+
+    async def main(settings: Settings, url: str) -> Answer:
+        database = open_database(url, settings)
+        try:
+            return await work(database)
+        finally:
+            await database.dispose()
+
+    with plain_errors(), running_database(load_settings(Settings)) as settings:
+        assert settings.database_url
+        return asyncio.run(main(settings, settings.database_url))

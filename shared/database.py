@@ -1,0 +1,161 @@
+"""PostgreSQL: two engines, and the unit of work of a request.
+
+A *write session* is one transaction: it commits once, after the handler has returned and
+before the first byte of the response leaves, so that a 2xx means committed. A *read
+session* has no transaction at all: every statement sees the newest snapshot, and the
+server refuses writes. It goes to the replica where one is set.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from asyncpg import Connection, connect
+from fastapi import Depends, FastAPI, Request
+from sqlalchemy import event
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from shared.errors import Unavailable
+from shared.settings import Settings
+
+CONNECT_TIMEOUT_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class Database:
+    """The engines of one process. `url` is a libpq URL, for what speaks asyncpg itself."""
+
+    url: str
+    write: AsyncEngine
+    read: AsyncEngine
+
+    async def dispose(self) -> None:
+        await self.write.dispose()
+        await self.read.dispose()
+
+
+def open_database(url: str, settings: Settings) -> Database:
+    """Makes the engines. Connects to nothing: that happens when a session first needs it."""
+    reads = {"default_transaction_read_only": "on"}
+    replica = settings.database_replica_url or url
+    return Database(
+        url=url,
+        write=_engine(url, settings, {}),
+        read=_engine(replica, settings, reads, isolation_level="AUTOCOMMIT"),
+    )
+
+
+def _engine(url: str, settings: Settings, server: dict[str, str], **options: Any) -> AsyncEngine:
+    server_settings = {
+        "application_name": "tessera",
+        "statement_timeout": _milliseconds(settings.database_statement_timeout),
+        "lock_timeout": _milliseconds(settings.database_lock_timeout),
+        **server,
+    }
+    engine = create_async_engine(
+        make_url(url).set(drivername="postgresql+asyncpg"),
+        pool_size=settings.database_pool_size,
+        max_overflow=0,
+        pool_timeout=settings.database_pool_timeout,
+        connect_args={"timeout": CONNECT_TIMEOUT_SECONDS, "server_settings": server_settings},
+        **options,
+    )
+    event.listen(engine.sync_engine, "checkout", _refuse_closed)
+    return engine
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(round(seconds * 1000))
+
+
+def _refuse_closed(connection: Any, record: Any, proxy: Any) -> None:
+    # asyncpg knows of a closed socket without asking: a restart of PostgreSQL costs no
+    # failed request, and a checkout costs no round trip as `pool_pre_ping` would.
+    if connection.driver_connection.is_closed():
+        raise DisconnectionError
+
+
+def database_of(app: FastAPI) -> Database:
+    """The database of a running application."""
+    database: Database = app.state.database
+    return database
+
+
+@asynccontextmanager
+async def transaction(database: Database) -> AsyncIterator[AsyncSession]:
+    """A write session outside a request: commits at the end, rolls back on any error.
+
+    Raises:
+        Unavailable: when no connection can be made.
+    """
+    async with AsyncSession(database.write, expire_on_commit=False) as session:
+        try:
+            await session.connection()
+        except (OSError, TimeoutError) as error:
+            raise Unavailable("The database cannot be reached; please try again") from error
+        yield session
+        await session.commit()
+
+
+@asynccontextmanager
+async def reading(database: Database) -> AsyncIterator[AsyncConnection]:
+    """A read session outside a request.
+
+    Raises:
+        Unavailable: when no connection can be made.
+    """
+    try:
+        connection = await database.read.connect()
+    except (OSError, TimeoutError) as error:
+        raise Unavailable("The database cannot be reached; please try again") from error
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+@asynccontextmanager
+async def snapshot(database: Database) -> AsyncIterator[AsyncConnection]:
+    """A read session whose statements all see one snapshot, and which may have cursors."""
+    async with reading(database) as connection:
+        await connection.execution_options(isolation_level="REPEATABLE READ")
+        yield connection
+
+
+@asynccontextmanager
+async def listening(database: Database) -> AsyncIterator["Connection[Any]"]:
+    """A connection of its own, outside the pool, for LISTEN."""
+    connection = await connect(database.url, timeout=CONNECT_TIMEOUT_SECONDS)
+    try:
+        yield connection
+    finally:
+        connection.terminate()
+
+
+async def _write_session(request: Request) -> AsyncIterator[AsyncSession]:
+    async with transaction(database_of(request.app)) as session:
+        yield session
+
+
+async def _read_session(request: Request) -> AsyncIterator[AsyncConnection]:
+    async with reading(database_of(request.app)) as connection:
+        yield connection
+
+
+async def _snapshot(request: Request) -> AsyncIterator[AsyncConnection]:
+    async with snapshot(database_of(request.app)) as connection:
+        yield connection
+
+
+WriteSession = Annotated[AsyncSession, Depends(_write_session, scope="function")]
+"""One transaction, committed before the response leaves; handlers flush and never commit."""
+
+ReadSession = Annotated[AsyncConnection, Depends(_read_session, scope="function")]
+"""Autocommit and read-only; rows, not objects."""
+
+Snapshot = Annotated[AsyncConnection, Depends(_snapshot, scope="request")]
+"""One read-only snapshot that lives as long as the response: for answers that are streamed."""

@@ -1,0 +1,108 @@
+"""The OpenAPI document, made exact, and its page, which needs no internet access."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html, get_swagger_ui_oauth2_redirect_html
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import HTMLResponse
+from fastapi.routing import APIRoute
+from pydantic.json_schema import models_json_schema
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
+
+from shared.errors import MEDIA_TYPE, FieldError, ProblemDetails, title
+
+ASSETS = "/docs/assets"
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline';"
+    " img-src 'self' data:; connect-src 'self'; frame-ancestors 'none'"
+)
+ALWAYS = (500, 503)
+WITH_SECURITY = (401, 403)
+WITH_BODY = (413, 415, 422)
+
+router = APIRouter(include_in_schema=False)
+
+
+def operation_id(route: APIRoute) -> str:
+    """`items_list` for the function `list_` of the router tagged `items`."""
+    return f"{route.tags[0]}_{route.name.rstrip('_')}" if route.tags else route.name
+
+
+def mount_docs(app: FastAPI) -> None:
+    """Serves `/docs` from packaged assets, and replaces the generated OpenAPI document."""
+    app.include_router(router)
+    app.mount(ASSETS, StaticFiles(directory=_assets()), name="docs_assets")
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _exact(app)
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way to replace it
+
+
+def _assets() -> Path:
+    spec = find_spec("fastapi_offline")  # found, not imported: only its files are wanted
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    return Path(spec.submodule_search_locations[0]) / "static"
+
+
+@router.get("/docs")
+async def docs() -> Response:
+    page = get_swagger_ui_html(
+        openapi_url="/openapi.json",
+        title="Tessera",
+        swagger_js_url=f"{ASSETS}/swagger-ui-bundle.js",
+        swagger_css_url=f"{ASSETS}/swagger-ui.css",
+        swagger_favicon_url=f"{ASSETS}/favicon.png",
+        oauth2_redirect_url="/docs/oauth2-redirect",
+    )
+    return HTMLResponse(page.body, headers={"Content-Security-Policy": PAGE_POLICY})
+
+
+@router.get("/docs/oauth2-redirect")
+async def oauth2_redirect() -> Response:
+    page = get_swagger_ui_oauth2_redirect_html()
+    return HTMLResponse(page.body, headers={"Content-Security-Policy": PAGE_POLICY})
+
+
+def _exact(app: FastAPI) -> dict[str, Any]:
+    """The generated document with every error declared as what it really is."""
+    document = get_openapi(
+        title=app.title,
+        version=app.version,
+        description=app.description,
+        routes=app.routes,
+        tags=app.openapi_tags,
+    )
+    components = document.setdefault("components", {})
+    schemas = components.setdefault("schemas", {})
+    for generated in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(generated, None)
+    _, definitions = models_json_schema(
+        [(ProblemDetails, "serialization"), (FieldError, "serialization")],
+        ref_template="#/components/schemas/{model}",
+    )
+    schemas.update(definitions["$defs"])
+    for path in document["paths"].values():
+        for operation in path.values():
+            _declare_problems(operation)
+    return document
+
+
+def _declare_problems(operation: dict[str, Any]) -> None:
+    declared = operation["responses"]
+    wanted = {int(status) for status in declared if status == "422"} | set(ALWAYS)
+    if "security" in operation:
+        wanted |= set(WITH_SECURITY)
+    if "requestBody" in operation:
+        wanted |= set(WITH_BODY)
+    for status in wanted:
+        problem = {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}
+        declared[str(status)] = {"description": title(status), "content": {MEDIA_TYPE: problem}}
+    operation["responses"] = dict(sorted(declared.items()))

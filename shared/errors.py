@@ -1,0 +1,283 @@
+"""Errors as problem details (RFC 9457): one exception type, one JSON shape, for every failure.
+
+A handler raises the `Problem` it means; everything else that can go wrong in a request
+(validation, the framework's own 404, a unique violation, a lost database) is mapped here.
+"""
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+import structlog
+from asyncpg import PostgresError
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from shared.schemas import NO_NUL
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_SECONDS = "1"
+
+log = structlog.get_logger(__name__)
+
+
+class FieldError(BaseModel):
+    """What is wrong with one value. `pointer` is a JSON pointer (RFC 6901) into the part named."""
+
+    location: str = Field(examples=["body"], description="`body`, `query`, `path` or `header`")
+    pointer: str = Field(examples=["/price"])
+    detail: str = Field(examples=["Input should be greater than 0"])
+
+
+class ProblemDetails(BaseModel):
+    """The body of every error (RFC 9457)."""
+
+    type: str = Field(default="about:blank", examples=["about:blank"])
+    title: str = Field(examples=["Not Found"])
+    status: int = Field(examples=[404])
+    detail: str = Field(examples=["Item 0197… not found"])
+    instance: str = Field(examples=["/items/0197…"], description="The path of the request")
+    request_id: str = Field(examples=["5f0c2f6e9d7b4c1f8a3e"], description="Also in `X-Request-ID`")
+    errors: list[FieldError] | None = Field(default=None, description="One entry a field, on 422")
+
+
+class Problem(Exception):
+    """A failure that the client is told about, with exactly these words."""
+
+    status: ClassVar[HTTPStatus] = HTTPStatus.BAD_REQUEST
+    headers: Mapping[str, str] = {}
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        errors: Sequence[FieldError] = (),
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.headers = {**type(self).headers, **(headers or {})}
+        self.errors = errors
+
+
+class BadRequest(Problem):
+    status = HTTPStatus.BAD_REQUEST
+
+
+class Unauthorized(Problem):
+    """The credentials are missing or not valid (RFC 6750, section 3)."""
+
+    status = HTTPStatus.UNAUTHORIZED
+    headers: Mapping[str, str] = {"WWW-Authenticate": "Bearer"}
+
+
+class Forbidden(Problem):
+    status = HTTPStatus.FORBIDDEN
+
+
+class NotFound(Problem):
+    status = HTTPStatus.NOT_FOUND
+
+
+class NotAcceptable(Problem):
+    status = HTTPStatus.NOT_ACCEPTABLE
+
+
+class Conflict(Problem):
+    status = HTTPStatus.CONFLICT
+
+
+class PreconditionFailed(Problem):
+    status = HTTPStatus.PRECONDITION_FAILED
+
+
+class ContentTooLarge(Problem):
+    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+
+
+class UnsupportedMediaType(Problem):
+    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+
+
+class Unprocessable(Problem):
+    status = HTTPStatus.UNPROCESSABLE_ENTITY
+
+
+class TooManyRequests(Problem):
+    status = HTTPStatus.TOO_MANY_REQUESTS
+
+
+class Unavailable(Problem):
+    """The service, or something it needs, cannot answer now; the same request may succeed soon."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    headers: Mapping[str, str] = {"Retry-After": RETRY_AFTER_SECONDS}
+
+
+TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}  # the names of RFC 9110
+
+
+def title(status: int) -> str:
+    return TITLES.get(status) or HTTPStatus(status).phrase
+
+
+def responses(*problems: type[Problem]) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI `responses` of a route that can answer with these problems."""
+    return {
+        problem.status.value: {
+            "description": title(problem.status),
+            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}},
+        }
+        for problem in problems
+    }
+
+
+def problem_response(
+    request: Request,
+    status: int,
+    detail: str,
+    headers: Mapping[str, str] | None = None,
+    errors: Sequence[FieldError] = (),
+) -> Response:
+    body = ProblemDetails(
+        title=title(status),
+        status=status,
+        detail=detail,
+        instance=request.url.path,
+        request_id=request.state.request_id,
+        errors=list(errors) or None,
+    )
+    return JSONResponse(
+        body.model_dump(exclude_none=True),
+        status_code=status,
+        headers=dict(headers or {}),
+        media_type=MEDIA_TYPE,
+    )
+
+
+def internal_error(request: Request) -> Response:
+    """The answer to a failure nobody foresaw: it says nothing of the inside."""
+    return problem_response(request, 500, "Internal server error")
+
+
+def _field_error(error: Mapping[str, Any]) -> FieldError:
+    location, *path = error["loc"]
+    if error["type"] == "json_invalid":
+        return FieldError(
+            location="body",
+            pointer="",
+            detail=f"Not valid JSON at character {path[0]}: {error['ctx']['error']}",
+        )
+    escaped = (str(part).replace("~", "~0").replace("/", "~1") for part in path)
+    pointer = "".join(f"/{part}" for part in escaped)
+    return FieldError(location=str(location), pointer=pointer, detail=message_of(error))
+
+
+def message_of(error: Mapping[str, Any]) -> str:
+    """What is wrong, from one of Pydantic's errors, in words for the client."""
+    if error.get("ctx", {}).get("pattern") == NO_NUL:
+        return "String should not contain NUL characters"
+    return str(error["msg"]).removeprefix("Value error, ")
+
+
+async def _on_problem(request: Request, problem: Problem) -> Response:
+    return problem_response(
+        request, problem.status, problem.detail, problem.headers, problem.errors
+    )
+
+
+async def _on_http_exception(request: Request, error: HTTPException) -> Response:
+    detail = str(error.detail)
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        detail = f"There is nothing at {request.url.path}"
+    elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        detail = f"{request.method} is not allowed here"
+    return problem_response(request, error.status_code, detail, error.headers)
+
+
+async def _on_invalid_request(request: Request, invalid: RequestValidationError) -> Response:
+    if problem := _unsupported_body(request, invalid):
+        return await _on_problem(request, problem)
+    errors = [_field_error(error) for error in invalid.errors()]
+    count = "1 field is" if len(errors) == 1 else f"{len(errors)} fields are"
+    return problem_response(request, 422, f"{count} not valid", errors=errors)
+
+
+def _unsupported_body(request: Request, invalid: RequestValidationError) -> Problem | None:
+    """A body that was sent as something else than JSON is a 415, not a puzzling type error."""
+    if not isinstance(invalid.body, bytes) or not invalid.body:
+        return None
+    sent = request.headers.get("content-type", "no content type")
+    return UnsupportedMediaType(f"The body must be application/json, not {sent}")
+
+
+async def _on_integrity_error(request: Request, error: IntegrityError) -> Response:
+    constraint = getattr(_postgres_error(error), "constraint_name", None)
+    problem = request.app.state.constraints.get(constraint)
+    if problem is None:
+        raise error
+    return await _on_problem(request, problem)
+
+
+async def _on_database_error(request: Request, error: DBAPIError) -> Response:
+    problem = database_problem(error)
+    if problem is None:
+        raise error
+    log.warning("database_problem", error=str(error.orig), problem=problem.detail)
+    return await _on_problem(request, problem)
+
+
+def _postgres_error(error: DBAPIError) -> BaseException | None:
+    return error.orig.__cause__ if error.orig else None
+
+
+def database_problem(error: DBAPIError) -> Problem | None:
+    """What a database error means to the client, or None for a bug of ours.
+
+    By SQLSTATE (PostgreSQL, appendix A): cancelled by a timeout, lock not available,
+    deadlock and serialization failure, shutting down, too many connections; data that
+    PostgreSQL cannot hold.
+    """
+    if error.connection_invalidated:
+        return Unavailable("The database connection was lost; please try again")
+    cause = _postgres_error(error)
+    if isinstance(cause, OSError):
+        return Unavailable("The database cannot be reached; please try again")
+    state = cause.sqlstate if isinstance(cause, PostgresError) else None
+    if state is None:
+        return None
+    if state == "57014":
+        return Unavailable("The database took too long to answer; please try again")
+    if state in {"55P03", "40P01", "40001"}:
+        return Unavailable("The data is busy with another request; please try again")
+    if state.startswith(("08", "53", "57P")):
+        return Unavailable("The database is not available; please try again")
+    if state in {"22021", "22P05"}:
+        return Unprocessable("The text has a character that cannot be stored")
+    return None
+
+
+async def _on_pool_timeout(request: Request, error: PoolTimeoutError) -> Response:
+    log.warning("database_pool_exhausted")
+    return await _on_problem(request, Unavailable("The service is busy; please try again"))
+
+
+def install_error_handlers(app: FastAPI, constraints: Mapping[str, Problem]) -> None:
+    """Maps every exception of a request to a problem; `constraints` by constraint name."""
+    app.state.constraints = constraints
+    handlers: dict[type[Exception], Any] = {
+        Problem: _on_problem,
+        HTTPException: _on_http_exception,
+        RequestValidationError: _on_invalid_request,
+        IntegrityError: _on_integrity_error,
+        DBAPIError: _on_database_error,
+        PoolTimeoutError: _on_pool_timeout,
+    }
+    for exception, handler in handlers.items():
+        app.add_exception_handler(exception, handler)

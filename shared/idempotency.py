@@ -1,0 +1,133 @@
+"""`Idempotency-Key`: a request that is sent twice is done once, and answered twice the same.
+
+The key is kept with the answer in the transaction of the work itself, so neither can exist
+without the other (IETF draft-ietf-httpapi-idempotency-key-header).
+"""
+
+import hashlib
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import Depends, FastAPI, Header, Request
+from fastapi.responses import Response
+from sqlalchemy import LargeBinary, delete, func, select
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlmodel import Field, SQLModel, col
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from shared.auth import Principal
+from shared.database import WriteSession, database_of, transaction
+from shared.errors import Conflict, Unprocessable
+from shared.schemas import Text
+from shared.tables import new_id
+from shared.tasks import Task
+
+LIFETIME = timedelta(hours=24)
+REPLAYED = "Idempotency-Replayed"
+KEPT_HEADERS = ("content-type", "location", "etag")
+
+
+class IdempotencyKey(SQLModel, table=True):
+    """One answered request of one account."""
+
+    __tablename__ = "idempotency_keys"
+
+    user_id: UUID = Field(default_factory=new_id, primary_key=True)
+    key: str = Field(primary_key=True)
+    fingerprint: str
+    status: int
+    headers: dict[str, str] = Field(sa_type=JSONB)
+    body: bytes = Field(sa_type=LargeBinary)
+    expires_at: datetime = Field(index=True)
+
+
+@dataclass(frozen=True)
+class Idempotency:
+    """The key of this request, if it has one.
+
+    A router asks `replay` first and hands its answer to `keep` last:
+
+        if answer := await idempotency.replay(principal):
+            return answer
+        …
+        return await idempotency.keep(principal, answer)
+    """
+
+    session: AsyncSession
+    key: str | None
+    fingerprint: str
+
+    async def replay(self, principal: Principal) -> Response | None:
+        """The answer that this key already has.
+
+        Raises:
+            Conflict: another request with this key is being worked on.
+            Unprocessable: the key was used for a different request.
+        """
+        if self.key is None:
+            return None
+        lock = func.pg_try_advisory_xact_lock(
+            func.hashtextextended(f"idempotency {principal.user_id} {self.key}", 0)
+        )
+        if not await self.session.scalar(select(lock)):
+            raise Conflict("A request with this Idempotency-Key is still being worked on")
+        kept = await self.session.get(IdempotencyKey, (principal.user_id, self.key))
+        if kept is None:
+            return None
+        if kept.expires_at <= datetime.now(UTC):
+            await self.session.delete(kept)
+            await self.session.flush()
+            return None
+        if kept.fingerprint != self.fingerprint:
+            raise Unprocessable("This Idempotency-Key was used for a different request")
+        return Response(kept.body, kept.status, {**kept.headers, REPLAYED: "true"})
+
+    async def keep(self, principal: Principal, answer: Response) -> Response:
+        """Keeps the answer with the key, to be committed with the work."""
+        if self.key is not None:
+            self.session.add(
+                IdempotencyKey(
+                    user_id=principal.user_id,
+                    key=self.key,
+                    fingerprint=self.fingerprint,
+                    status=answer.status_code,
+                    headers={k: v for k, v in answer.headers.items() if k in KEPT_HEADERS},
+                    body=bytes(answer.body),
+                    expires_at=datetime.now(UTC) + LIFETIME,
+                )
+            )
+        return answer
+
+
+async def _idempotency(
+    request: Request,
+    session: WriteSession,
+    key: Annotated[
+        Text | None,
+        Header(
+            alias="Idempotency-Key",
+            min_length=1,
+            max_length=255,
+            description="A unique value for this request: sent again within 24 hours, it is"
+            " answered again, and not done again.",
+        ),
+    ] = None,
+) -> Idempotency:
+    request_line = f"{request.method} {request.url.path}\n".encode()
+    fingerprint = hashlib.sha256(request_line + await request.body()).hexdigest() if key else ""
+    return Idempotency(session, key, fingerprint)
+
+
+IdempotencyDep = Annotated[Idempotency, Depends(_idempotency)]
+
+
+async def _forget_expired(app: FastAPI) -> int:
+    async with transaction(database_of(app)) as session:
+        expired = delete(IdempotencyKey).where(col(IdempotencyKey.expires_at) < func.now())
+        await session.exec(expired)
+    return 0
+
+
+forget_expired_keys = Task(name="forget_expired_keys", drain=_forget_expired, every=3600)

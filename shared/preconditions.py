@@ -1,0 +1,48 @@
+"""Entity tags and conditional requests (RFC 9110, section 13)."""
+
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import Header
+
+from shared.errors import PreconditionFailed
+
+IfMatch = Annotated[
+    str | None,
+    Header(description="Only if this is still the current `ETag`; else 412", max_length=1000),
+]
+IfNoneMatch = Annotated[
+    str | None,
+    Header(description="304 without a body if this is still the `ETag`", max_length=1000),
+]
+
+
+def entity_tag(updated_at: datetime) -> str:
+    """A strong tag: the time of the last change, in microseconds."""
+    return f'"{int(updated_at.timestamp() * 1_000_000):x}"'
+
+
+def is_current(if_none_match: str | None, tag: str) -> bool:
+    """Whether the client's copy is the current one (weak comparison)."""
+    return if_none_match is not None and tag in _tags(if_none_match, weak=True)
+
+
+def check_if_match(if_match: str | None, tag: str) -> None:
+    """
+    Raises:
+        PreconditionFailed: the client's copy is not the current one (strong comparison).
+    """
+    if if_match is not None and tag not in _tags(if_match, weak=False):
+        raise PreconditionFailed("It was changed since you read it; read it again")
+
+
+class _Anything(frozenset[str]):
+    def __contains__(self, _tag: object) -> bool:
+        return True
+
+
+def _tags(header: str, *, weak: bool) -> frozenset[str]:
+    if header.strip() == "*":
+        return _Anything()
+    tags = (tag.strip() for tag in header.split(","))
+    return frozenset(tag.removeprefix("W/") if weak else tag for tag in tags)

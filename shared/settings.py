@@ -1,0 +1,120 @@
+"""Configuration from the environment: variables with the prefix `APP_`, or `.env`."""
+
+import secrets
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+DATA = Path(__file__).resolve().parent.parent / ".data"
+MIN_SECRET_BYTES = 32
+
+AnySettings = TypeVar("AnySettings", bound=BaseSettings)
+
+
+class ConfigurationError(RuntimeError):
+    """A setting is missing or wrong. The message is one line that names the variable."""
+
+
+def _postgres_url(url: str) -> str:
+    if urlsplit(url).scheme not in {"postgresql", "postgres"}:
+        raise ValueError("must be a URL like postgresql://user:password@host:5432/database")
+    return url
+
+
+def _redis_url(url: str) -> str:
+    if urlsplit(url).scheme not in {"redis", "rediss", "unix"}:
+        raise ValueError("must be a URL like redis://host:6379/0")
+    return url
+
+
+PostgresUrl = Annotated[str, AfterValidator(_postgres_url)]
+RedisUrl = Annotated[str, AfterValidator(_redis_url)]
+
+
+class Settings(BaseSettings):
+    """What the kernel reads. A feature with settings of its own declares its own class.
+
+    Sizes are connections, times are seconds, body sizes are bytes.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="APP_", env_file=".env", extra="ignore")
+
+    env: Literal["dev", "test", "prod"] = "dev"
+    database_url: PostgresUrl | None = None
+    database_replica_url: PostgresUrl | None = None
+    database_pool_size: int = Field(default=10, ge=1, le=500)
+    database_pool_timeout: float = Field(default=2.0, gt=0, le=60)
+    database_statement_timeout: float = Field(default=10.0, gt=0, le=3600)
+    database_lock_timeout: float = Field(default=3.0, gt=0, le=3600)
+    redis_url: RedisUrl | None = None
+    task_queue: Literal["inline", "celery"] = "inline"
+    secret_key: SecretStr | None = None
+    sentry_dsn: str | None = None
+    cors_origins: tuple[str, ...] = ()
+    max_body_size: int = Field(default=1_000_000, ge=1_000)
+    log_format: Literal["console", "json"] | None = None
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @model_validator(mode="after")
+    def complete_in_production(self) -> "Settings":
+        if self.env != "prod":
+            return self
+        if self.database_url is None:
+            raise ValueError("APP_DATABASE_URL is required when APP_ENV=prod")
+        if self.secret_key is None:
+            raise ValueError("APP_SECRET_KEY is required when APP_ENV=prod")
+        return self
+
+    @model_validator(mode="after")
+    def strong_secret(self) -> "Settings":
+        if self.secret_key and len(self.secret_key.get_secret_value().encode()) < MIN_SECRET_BYTES:
+            raise ValueError(f"APP_SECRET_KEY must have at least {MIN_SECRET_BYTES} bytes")
+        return self
+
+    @property
+    def json_logs(self) -> bool:
+        return (self.log_format or ("json" if self.env == "prod" else "console")) == "json"
+
+    def secret(self) -> str:
+        """The signing secret; outside production one is generated once and kept under `.data/`."""
+        return self.secret_key.get_secret_value() if self.secret_key else _generated_secret()
+
+
+def load_settings(settings: type[AnySettings]) -> AnySettings:
+    """Reads a settings class from the environment.
+
+    Raises:
+        ConfigurationError: naming the variable and what is wrong with it.
+    """
+    try:
+        return settings()
+    except ValidationError as error:
+        raise ConfigurationError(_one_line(error, settings)) from None
+
+
+def _one_line(error: ValidationError, settings: type[BaseSettings]) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    message = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:
+        return message
+    prefix = settings.model_config.get("env_prefix", "")
+    return f"{prefix}{first['loc'][0]}".upper() + f": {message}"
+
+
+def _generated_secret() -> str:
+    path = DATA / "secret_key"
+    if not path.exists():
+        DATA.mkdir(exist_ok=True)
+        candidate = DATA / f"secret_key.{secrets.token_hex(4)}"
+        candidate.touch(mode=0o600)
+        candidate.write_text(secrets.token_urlsafe(48))
+        try:
+            path.hardlink_to(candidate)  # atomic: of two first starts, both keep the same secret
+        except FileExistsError:
+            pass
+        finally:
+            candidate.unlink()
+    return path.read_text()

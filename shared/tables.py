@@ -1,0 +1,40 @@
+"""What every table shares: names for constraints, and ids in the order of creation."""
+
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import func
+from sqlmodel import Field, SQLModel
+from uuid_utils.compat import uuid7
+
+# A constraint's name says what it holds, so that its violation can be told in words.
+SQLModel.metadata.naming_convention = {
+    "pk": "pk_%(table_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+}
+
+
+def new_id() -> UUID:
+    """A UUIDv7 (RFC 9562): unique, and in the order of creation."""
+    return uuid7()
+
+
+class Timestamped(SQLModel):
+    """When a row was made and last changed, by the clock of the database."""
+
+    created_at: datetime = Field(
+        default=None,
+        nullable=False,
+        sa_column_kwargs={"server_default": func.clock_timestamp()},
+    )
+    updated_at: datetime = Field(
+        default=None,
+        nullable=False,
+        sa_column_kwargs={
+            "server_default": func.clock_timestamp(),
+            "onupdate": func.clock_timestamp(),
+        },
+    )

@@ -1,0 +1,96 @@
+"""Background work as data: a task drains what waits in PostgreSQL, batch by batch.
+
+What is to be done is a row written in the caller's transaction. A task only looks for such
+rows, so a lost message, a crash or a dead worker loses nothing, and any number of processes
+may drain the same rows (`FOR UPDATE SKIP LOCKED`). `NOTIFY` wakes a task early; it looks on
+its own anyway, every so often.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from asyncpg import PostgresConnectionError
+from fastapi import FastAPI
+
+from shared.database import database_of, listening
+
+log = structlog.get_logger(__name__)
+
+RECONNECT_SECONDS = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A kind of background work.
+
+    `drain` does one batch in its own transaction and returns how many rows it did; it is
+    called again until it returns 0. Then it waits for a `NOTIFY` on `channel`, or for
+    `every` seconds.
+    """
+
+    name: str
+    drain: Callable[[FastAPI], Awaitable[int]]
+    every: float
+    channel: str | None = None
+
+
+@asynccontextmanager
+async def running(app: FastAPI, tasks: Sequence[Task]) -> AsyncIterator[None]:
+    """Runs the tasks until the block ends; a batch under way is cancelled and rolled back."""
+    wake = {task.name: asyncio.Event() for task in tasks}
+    workers = [asyncio.create_task(_work(app, task, wake[task.name])) for task in tasks]
+    workers.append(asyncio.create_task(_listen(app, tasks, wake)))
+    try:
+        yield
+    finally:
+        for worker in workers:
+            worker.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+
+
+async def drain(app: FastAPI, task: Task) -> int:
+    """Runs one task until nothing is left, and returns how many rows it did."""
+    total = 0
+    while done := await task.drain(app):
+        total += done
+    return total
+
+
+async def _work(app: FastAPI, task: Task, wake: asyncio.Event) -> None:
+    while True:
+        wake.clear()
+        try:
+            await drain(app, task)
+        except Exception:
+            log.exception("task_failed", task=task.name)
+            await asyncio.sleep(RECONNECT_SECONDS)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(wake.wait(), timeout=task.every)
+
+
+async def _listen(app: FastAPI, tasks: Sequence[Task], wake: dict[str, asyncio.Event]) -> None:
+    """Sets a task's event on each NOTIFY; after a lost connection, all of them once."""
+    channels: dict[str, list[asyncio.Event]] = {}
+    for task in tasks:
+        if task.channel:
+            channels.setdefault(task.channel, []).append(wake[task.name])
+
+    def on_notify(_connection: Any, _pid: int, channel: str, _payload: object) -> None:
+        for event in channels[channel]:
+            event.set()
+
+    while channels:
+        with suppress(OSError, TimeoutError, PostgresConnectionError):
+            async with listening(database_of(app)) as connection:
+                closed = asyncio.Event()
+                connection.add_termination_listener(lambda _, closed=closed: closed.set())
+                for channel in channels:
+                    await connection.add_listener(channel, on_notify)
+                for event in wake.values():
+                    event.set()
+                await closed.wait()
+        await asyncio.sleep(RECONNECT_SECONDS)
