@@ -1,0 +1,27 @@
+"""A private catalogue: what an account owns, and nobody else sees."""
+
+from features.items.commands import commands
+from features.items.demo import add_demo_catalogue
+from features.items.router import router
+from features.items.schemas import ItemFilters, ItemPublic
+from features.items.tables import Item
+from shared.errors import Conflict, Unauthorized
+from shared.features import Feature
+
+__all__ = ["Item", "ItemFilters", "ItemPublic", "feature"]
+
+feature = Feature(
+    name="items",
+    router=router,
+    depends_on=("users",),
+    scopes={
+        "items:read": "Read your items",
+        "items:write": "Add, change and delete your items",
+    },
+    constraints={
+        "uq_items_owner_id_external_id": Conflict("You already have an item with this external_id"),
+        "fk_items_owner_id": Unauthorized("User not found"),
+    },
+    commands=commands,
+    demo=add_demo_catalogue,
+)

@@ -1,0 +1,106 @@
+"""`python -m app import` and `export`: the same use-cases as over HTTP, with a progress bar."""
+
+import gzip
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Annotated, BinaryIO
+from uuid import UUID
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.progress import open as open_with_progress
+from sqlalchemy import func, select
+from sqlmodel import col
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from features.items.formats import Format, gunzip, parse, write
+from features.items.handlers import export_items, import_items
+from features.items.schemas import ImportReport, ItemPublic
+from features.items.tables import Item
+from features.users import find_user_id
+from shared.commands import run_with_database
+from shared.database import Database, snapshot, transaction
+from shared.errors import NotFound, Unprocessable
+
+commands = typer.Typer()
+console = Console(stderr=True)
+
+CHUNK_BYTES = 1 << 16
+SUFFIXES = {".jsonl": Format.JSON_LINES, ".ndjson": Format.JSON_LINES, ".csv": Format.CSV}
+
+File = Annotated[Path, typer.Argument(help="*.jsonl or *.csv, also with .gz behind")]
+Owner = Annotated[str, typer.Option(help="The email of the account")]
+
+
+@commands.command("import")
+def import_command(
+    file: File,
+    owner: Owner,
+    dry_run: Annotated[bool, typer.Option(help="Report what would happen, change nothing")] = False,
+) -> None:
+    """Add or replace an account's items from a file, by external_id."""
+    report = run_with_database(lambda database: _import(database, file, owner, dry_run))
+    for error in report.errors:
+        typer.echo(f"{file}:{error.line}: {error.detail}", err=True)
+    counts = report.model_dump(exclude={"errors"})
+    typer.echo(", ".join(f"{count} {outcome}" for outcome, count in counts.items()))
+
+
+async def _import(database: Database, file: Path, owner: str, dry_run: bool) -> ImportReport:
+    format_ = _format(file)
+    async with transaction(database) as session:
+        owner_id = await _owner_id(session, owner)
+        with open_with_progress(file, "rb", description=file.name, console=console) as source:
+            chunks = _chunks(source)
+            rows = parse(gunzip(chunks) if file.suffix == ".gz" else chunks, format_)
+            return await import_items(session, owner_id, rows, dry_run=dry_run)
+
+
+@commands.command("export")
+def export_command(file: File, owner: Owner) -> None:
+    """Write all items of an account to a file, oldest first."""
+    count = run_with_database(lambda database: _export(database, file, owner))
+    typer.echo(f"{count} exported")
+
+
+async def _export(database: Database, file: Path, owner: str) -> int:
+    format_, open_file = _format(file), gzip.open if file.suffix == ".gz" else open
+    async with transaction(database) as session:
+        owner_id = await _owner_id(session, owner)
+    counted = select(func.count()).select_from(Item).where(col(Item.owner_id) == owner_id)
+    async with snapshot(database) as session:
+        total: int = (await session.execute(counted)).scalar_one()
+        with Progress(console=console) as progress, open_file(file, "wb") as target:
+            batches = _followed(export_items(session, owner_id), progress, total)
+            async for chunk in write(batches, format_):
+                target.write(chunk)
+    return total
+
+
+async def _followed(
+    batches: AsyncIterator[Sequence[ItemPublic]], progress: Progress, total: int
+) -> AsyncIterator[Sequence[ItemPublic]]:
+    task = progress.add_task("items", total=total)
+    async for batch in batches:
+        yield batch
+        progress.advance(task, len(batch))
+
+
+def _format(file: Path) -> Format:
+    suffix = Path(file.stem).suffix if file.suffix == ".gz" else file.suffix
+    if suffix not in SUFFIXES:
+        raise Unprocessable(f"{file}: the name must end in {', '.join(SUFFIXES)}, or that and .gz")
+    return SUFFIXES[suffix]
+
+
+async def _owner_id(session: AsyncSession, email: str) -> UUID:
+    owner_id = await find_user_id(session, email)
+    if owner_id is None:
+        raise NotFound(f"There is no account {email}")
+    return owner_id
+
+
+async def _chunks(source: BinaryIO) -> AsyncIterator[bytes]:
+    while chunk := source.read(CHUNK_BYTES):
+        yield chunk

@@ -1,0 +1,109 @@
+"""A stream of rows, upserted by `external_id`: staged by COPY, merged by one statement."""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from features.items.formats import Accepted, Rejected
+from features.items.schemas import ImportReport, RowError
+from shared.tables import new_id
+
+MAX_ERRORS = 1_000
+STAGED = ("line", "id", "external_id", "title", "description", "price")
+
+STAGING_TABLE = """
+CREATE TEMPORARY TABLE staged_items (
+    line bigint, id uuid, external_id text, title text, description text, price numeric(12, 2)
+) ON COMMIT DROP
+"""
+
+# Each row is compared with what it replaces: an earlier row of the same file with the same
+# external_id, else the item in the table. So the counts are those of applying row by row.
+COMPARED = """
+WITH compared AS (
+    SELECT staged.*,
+           lead(staged.line) OVER same_item IS NULL AS is_last,
+           item.id IS NULL AS is_new,
+           (item.title, item.description, item.price)
+               IS DISTINCT FROM (staged.title, staged.description, staged.price) AS differs,
+           lag(staged.line) OVER same_item IS NOT NULL AS repeats,
+           (lag(staged.title) OVER same_item, lag(staged.description) OVER same_item,
+            lag(staged.price) OVER same_item)
+               IS DISTINCT FROM (staged.title, staged.description, staged.price) AS differs_from_row
+    FROM staged_items AS staged
+    LEFT JOIN items AS item
+        ON item.owner_id = :owner_id AND item.external_id = staged.external_id
+    WINDOW same_item AS (
+        PARTITION BY staged.external_id, CASE WHEN staged.external_id IS NULL THEN staged.line END
+        ORDER BY staged.line
+    )
+)
+"""
+COUNTS = """
+SELECT count(*) FILTER (WHERE is_new AND NOT repeats) AS created,
+       count(*) FILTER (WHERE CASE WHEN repeats THEN differs_from_row
+                                   ELSE differs AND NOT is_new END) AS updated,
+       count(*) FILTER (WHERE CASE WHEN repeats THEN NOT differs_from_row
+                                   ELSE NOT differs AND NOT is_new END) AS unchanged
+FROM compared
+"""
+UPSERT = """
+, upserted AS (
+    INSERT INTO items (id, owner_id, external_id, title, description, price)
+    SELECT id, :owner_id, external_id, title, description, price
+    FROM compared
+    WHERE is_last AND (is_new OR differs)
+    ORDER BY line
+    ON CONFLICT (owner_id, external_id) DO UPDATE
+        SET title = excluded.title, description = excluded.description, price = excluded.price,
+            updated_at = clock_timestamp()
+)
+"""
+
+
+async def import_items(
+    session: AsyncSession,
+    owner_id: UUID,
+    batches: AsyncIterator[Sequence[Accepted | Rejected]],
+    *,
+    dry_run: bool = False,
+) -> ImportReport:
+    """Adds the rows to the owner's items, or replaces those with the same `external_id`.
+
+    Rows that are not valid are reported and left out; with `dry_run` nothing is changed.
+    """
+    connection = await session.connection()
+    await connection.execute(text("SET LOCAL statement_timeout = '10min'"))
+    await connection.execute(text(STAGING_TABLE))
+    report = await _stage(connection, batches)
+    await connection.execute(text("ANALYZE staged_items"))
+    merge = COMPARED + COUNTS if dry_run else COMPARED + UPSERT + COUNTS
+    counts = (await connection.execute(text(merge), {"owner_id": owner_id})).one()
+    return report.model_copy(update=counts._asdict())
+
+
+async def _stage(
+    connection: AsyncConnection, batches: AsyncIterator[Sequence[Accepted | Rejected]]
+) -> ImportReport:
+    """Copies the valid rows into the staging table, and reports the others."""
+    asyncpg_connection: Any = (await connection.get_raw_connection()).driver_connection
+    copy = asyncpg_connection.copy_records_to_table
+    report = ImportReport()
+    async for batch in batches:
+        records = [_record(row) for row in batch if isinstance(row, Accepted)]
+        if records:
+            await copy("staged_items", columns=STAGED, records=records)
+        rejected = [row for row in batch if isinstance(row, Rejected)]
+        report.rejected += len(rejected)
+        room = MAX_ERRORS - len(report.errors)
+        report.errors += [RowError(line=row.line, detail=row.detail) for row in rejected[:room]]
+    return report
+
+
+def _record(accepted: Accepted) -> tuple[Any, ...]:
+    row = accepted.row
+    return (accepted.line, new_id(), row.external_id, row.title, row.description, row.price)

@@ -1,0 +1,182 @@
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Request, Response, status
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from features.items import handlers
+from features.items.formats import Format, gunzip, parse, write
+from features.items.negotiation import (
+    EXPORT_OPENAPI,
+    IMPORT_OPENAPI,
+    ExportFormat,
+    ImportEncoding,
+    ImportFormat,
+)
+from features.items.schemas import (
+    ImportReport,
+    ItemCreate,
+    ItemPage,
+    ItemPublic,
+    ItemQuery,
+    ItemUpdate,
+)
+from shared.auth import Principal, requires
+from shared.database import ReadSession, Snapshot, WriteSession
+from shared.errors import (
+    BadRequest,
+    Conflict,
+    NotAcceptable,
+    NotFound,
+    PreconditionFailed,
+    responses,
+)
+from shared.idempotency import IdempotencyDep
+from shared.pagination import CursorCodec
+from shared.preconditions import IfMatch, IfNoneMatch, entity_tag, is_current
+
+router = APIRouter(prefix="/items", tags=["items"])
+
+Reader = Annotated[Principal, requires("items:read")]
+Writer = Annotated[Principal, requires("items:write")]
+UNLIMITED = 1 << 50  # bytes: an import is read as it comes, and never held whole
+NOT_MODIFIED: dict[int | str, dict[str, Any]] = {
+    status.HTTP_304_NOT_MODIFIED: {"description": "Not Modified"}
+}
+
+
+@router.get("", responses=responses(BadRequest))
+async def list_(
+    query: Annotated[ItemQuery, Query()],
+    session: ReadSession,
+    principal: Reader,
+    cursors: CursorCodec,
+) -> ItemPage:
+    """Your items, a page at a time."""
+    listed = (
+        principal.user_id,
+        query.model_dump(mode="json", exclude={"cursor", "skip", "limit", "total"}),
+    )
+    after = cursors.read(query.cursor, *listed) if query.cursor else None
+    page = await handlers.list_items(session, principal.user_id, query, after)
+    return ItemPage(
+        items=[ItemPublic.model_validate(row) for row in page.rows],
+        total=page.total,
+        page=None if after else query.skip // query.limit + 1,
+        page_size=query.limit,
+        next_cursor=cursors.write(page.last, *listed) if page.last else None,
+    )
+
+
+@router.post(
+    "",
+    status_code=status.HTTP_201_CREATED,
+    response_model=ItemPublic,
+    responses=responses(Conflict),
+)
+async def create(
+    new: ItemCreate,
+    request: Request,
+    session: WriteSession,
+    principal: Writer,
+    idempotency: IdempotencyDep,
+) -> Response:
+    """Adds an item."""
+    if answer := await idempotency.replay(principal):
+        return answer
+    item = await handlers.create_item(session, principal.user_id, new)
+    answer = JSONResponse(
+        ItemPublic.model_validate(item).model_dump(mode="json"),
+        status_code=status.HTTP_201_CREATED,
+        headers={
+            "Location": request.url_for("get", item_id=item.id).path,
+            "ETag": entity_tag(item.updated_at),
+        },
+    )
+    return await idempotency.keep(principal, answer)
+
+
+@router.post(
+    "/import",
+    responses=responses(BadRequest),
+    max_body_size=UNLIMITED,
+    openapi_extra=IMPORT_OPENAPI,
+)
+async def import_(
+    request: Request,
+    session: WriteSession,
+    principal: Writer,
+    format_: ImportFormat,
+    gzipped: ImportEncoding,
+    dry_run: Annotated[bool, Query(description="Report what would happen, change nothing")] = False,
+) -> ImportReport:
+    """Adds or replaces items from JSON Lines or CSV, by `external_id`.
+
+    The body is a stream of any length. Rows that are not valid are reported with their line
+    number and left out; all others are taken, in one transaction.
+    """
+    chunks = gunzip(request.stream()) if gzipped else request.stream()
+    batches = parse(chunks, format_)
+    return await handlers.import_items(session, principal.user_id, batches, dry_run=dry_run)
+
+
+@router.get(
+    "/export",
+    response_class=StreamingResponse,
+    responses={**responses(NotAcceptable), **EXPORT_OPENAPI},
+)
+async def export(session: Snapshot, principal: Reader, format_: ExportFormat) -> StreamingResponse:
+    """All your items as a stream, oldest first: JSON Lines, or CSV if `Accept` says so."""
+    batches = handlers.export_items(session, principal.user_id)
+    suffix = "csv" if format_ is Format.CSV else "jsonl"
+    return StreamingResponse(
+        write(batches, format_),
+        media_type=format_.value,
+        headers={"Content-Disposition": f'attachment; filename="items.{suffix}"'},
+    )
+
+
+@router.get(
+    "/{item_id}", response_model=ItemPublic, responses={**responses(NotFound), **NOT_MODIFIED}
+)
+async def get(
+    item_id: UUID,
+    response: Response,
+    session: ReadSession,
+    principal: Reader,
+    if_none_match: IfNoneMatch = None,
+) -> ItemPublic | Response:
+    """One item."""
+    item = await handlers.get_item(session, principal.user_id, item_id)
+    tag = entity_tag(item.updated_at)
+    if is_current(if_none_match, tag):
+        return Response(status_code=status.HTTP_304_NOT_MODIFIED, headers={"ETag": tag})
+    response.headers["ETag"] = tag
+    return item
+
+
+@router.patch("/{item_id}", responses=responses(NotFound, Conflict, PreconditionFailed))
+async def update(
+    item_id: UUID,
+    changes: ItemUpdate,
+    response: Response,
+    session: WriteSession,
+    principal: Writer,
+    if_match: IfMatch = None,
+) -> ItemPublic:
+    """Changes what is given, and leaves the rest."""
+    item = await handlers.update_item(session, principal.user_id, item_id, changes, if_match)
+    response.headers["ETag"] = entity_tag(item.updated_at)
+    return ItemPublic.model_validate(item)
+
+
+@router.delete(
+    "/{item_id}",
+    status_code=status.HTTP_204_NO_CONTENT,
+    responses=responses(NotFound, PreconditionFailed),
+)
+async def delete(
+    item_id: UUID, session: WriteSession, principal: Writer, if_match: IfMatch = None
+) -> None:
+    """Deletes an item."""
+    await handlers.delete_item(session, principal.user_id, item_id, if_match)

@@ -1,0 +1,187 @@
+from datetime import datetime
+from decimal import Decimal
+from enum import StrEnum
+from typing import Annotated, Any
+from uuid import UUID
+
+from pydantic import (
+    MISSING,
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+    model_validator,
+)
+
+from shared.pagination import MAX_CURSOR_LENGTH, MAX_LIMIT, MAX_SKIP
+from shared.schemas import Instant, Text
+
+MAX_PRICE = Decimal("9999999999.99")
+
+
+def _a_number(value: Any) -> Any:
+    if isinstance(value, bool | str):
+        raise ValueError("Input should be a number, like 19.99")  # noqa: TRY004  # pydantic wants ValueError
+    return value
+
+
+Amount = Annotated[
+    Decimal,
+    Field(gt=0, le=MAX_PRICE, decimal_places=2),
+    PlainSerializer(float, return_type=float),
+    WithJsonSchema(
+        {
+            "type": "number",
+            "exclusiveMinimum": 0,
+            "maximum": float(MAX_PRICE),
+            "description": "At most 2 decimals",
+            "examples": [19.99],
+        }
+    ),
+]
+Price = Annotated[Amount, BeforeValidator(_a_number)]
+"""Exact in the database, a JSON number on the wire."""
+
+ExternalId = Annotated[Text, Field(min_length=1, max_length=200)]
+Title = Annotated[Text, Field(min_length=1, max_length=500)]
+Description = Annotated[Text, Field(max_length=10_000)]
+
+
+class ItemCreate(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"title": "Enamel mug", "price": 12.5}]}
+    )
+
+    title: Title
+    price: Price
+    description: Description | None = None
+    external_id: Annotated[
+        ExternalId | None, Field(description="Your own key, unique among your items")
+    ] = None
+
+
+class ItemUpdate(BaseModel):
+    """What is absent stays as it is; `null` clears what may be empty."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"price": 9.99}]})
+
+    title: Title | MISSING = MISSING
+    price: Price | MISSING = MISSING
+    description: Description | MISSING | None = MISSING
+    external_id: ExternalId | MISSING | None = MISSING
+
+
+class ItemPublic(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+    id: UUID
+    external_id: str | None
+    title: str
+    description: str | None
+    price: Amount
+    created_at: datetime
+    updated_at: datetime
+
+
+class ItemSort(StrEnum):
+    """A column to sort by; `-` for descending."""
+
+    CREATED_AT = "created_at"
+    CREATED_AT_DESC = "-created_at"
+    UPDATED_AT = "updated_at"
+    UPDATED_AT_DESC = "-updated_at"
+    PRICE = "price"
+    PRICE_DESC = "-price"
+    TITLE = "title"
+    TITLE_DESC = "-title"
+
+    @property
+    def column(self) -> str:
+        return self.value.removeprefix("-")
+
+    @property
+    def descending(self) -> bool:
+        return self.value.startswith("-")
+
+
+class ItemFilters(BaseModel):
+    """Which items are meant; the bounds are inclusive for prices, exclusive for times."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    min_price: Annotated[Decimal, Field(ge=0, le=MAX_PRICE)] | None = None
+    max_price: Annotated[Decimal, Field(ge=0, le=MAX_PRICE)] | None = None
+    created_after: Instant | None = None
+    created_before: Instant | None = None
+
+
+class ItemQuery(ItemFilters):
+    """A page of the list: by `skip` and `limit`, or by the `cursor` of the page before."""
+
+    q: Annotated[
+        Text | None, Field(min_length=1, max_length=200, description="Part of the title")
+    ] = None
+    sort: ItemSort = ItemSort.CREATED_AT_DESC
+    skip: Annotated[int, Field(ge=0, le=MAX_SKIP)] = 0
+    limit: Annotated[int, Field(ge=1, le=MAX_LIMIT)] = 20
+    cursor: Annotated[
+        str | None,
+        Field(
+            max_length=MAX_CURSOR_LENGTH,
+            description="`next_cursor` of the page before; sort and filters must be the same",
+        ),
+    ] = None
+    total: Annotated[bool, Field(description="Whether to count all that match")] = True
+
+    @model_validator(mode="after")
+    def one_way_to_page(self) -> "ItemQuery":
+        if self.cursor is not None and self.skip:
+            raise ValueError("skip and cursor cannot be combined")
+        return self
+
+
+class ItemPage(BaseModel):
+    items: list[ItemPublic]
+    total: int | None = Field(description="How many match; null where `total=false`")
+    page: int | None = Field(description="From 1; null where a cursor was given")
+    page_size: int
+    next_cursor: str | None = Field(description="null on the last page")
+
+
+class ImportRow(BaseModel):
+    """A row of an import: the fields of an item, and anything else, which is passed over."""
+
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+
+    title: Title
+    price: Price
+    description: Description | None = None
+    external_id: ExternalId | None = Field(
+        default=None, validation_alias=AliasChoices("external_id", "id")
+    )
+
+
+class ImportRowText(ImportRow):
+    """A row whose values are all text, as in CSV."""
+
+    price: Amount
+
+
+class RowError(BaseModel):
+    line: int = Field(description="From 1, as an editor counts", examples=[3])
+    detail: str = Field(examples=["price: Input should be greater than 0"])
+
+
+class ImportReport(BaseModel):
+    """What an import did, or with `dry_run` would do. Each row is counted once."""
+
+    created: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    rejected: int = 0
+    errors: list[RowError] = Field(
+        default=[], description="Why rows were rejected: the first 1,000 of them"
+    )

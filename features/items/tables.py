@@ -1,0 +1,32 @@
+from decimal import Decimal
+from uuid import UUID
+
+from sqlalchemy import CheckConstraint, Index, Numeric, UniqueConstraint
+from sqlmodel import Field
+
+from shared.tables import Timestamped, new_id
+
+
+class Item(Timestamped, table=True):
+    """One entry of an account's private catalogue.
+
+    The owner comes first in every index, and the id last: each order is a keyset, and each
+    list reads only its owner's rows.
+    """
+
+    __tablename__ = "items"
+    __table_args__ = (
+        UniqueConstraint("owner_id", "external_id"),
+        CheckConstraint("price > 0", name="price_positive"),
+        Index("ix_items_owner_id_created_at", "owner_id", "created_at", "id"),
+        Index("ix_items_owner_id_updated_at", "owner_id", "updated_at", "id"),
+        Index("ix_items_owner_id_price", "owner_id", "price", "id"),
+        Index("ix_items_owner_id_title", "owner_id", "title", "id"),
+    )
+
+    id: UUID = Field(default_factory=new_id, primary_key=True)
+    owner_id: UUID = Field(foreign_key="users.id", ondelete="CASCADE")
+    external_id: str | None = None
+    title: str
+    description: str | None = None
+    price: Decimal = Field(sa_type=Numeric(12, 2))
