@@ -21,7 +21,7 @@ $(VENV)/.ready: requirements-dev.lock
 	@touch $@
 
 run: setup ## The API on http://127.0.0.1:8000 (PORT=9000 for another), with database and demo
-	@PORT=$(PORT) $(BIN)/python -m app serve --until-parent-exits
+	@PORT=$(PORT) exec $(BIN)/python -m app serve --until-parent-exits
 
 test: setup ## The whole suite, or one feature's alone: make test feature=items
 	@$(BIN)/python -m pytest -n 2 $(if $(feature),features/$(feature) --feature=$(feature)) $(args)

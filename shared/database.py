@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from asyncpg import Connection, connect
+from asyncpg import Connection, InterfaceError, PostgresError, connect
 from fastapi import Depends, FastAPI, Request
 from sqlalchemy import event
 from sqlalchemy.engine import make_url
@@ -23,6 +23,8 @@ from shared.errors import Unavailable
 from shared.settings import Settings
 
 CONNECT_TIMEOUT_SECONDS = 3.0
+# What asyncpg raises while it connects; SQLAlchemy wraps only what comes later.
+CONNECT_ERRORS = (OSError, TimeoutError, PostgresError, InterfaceError)
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ async def transaction(database: Database) -> AsyncIterator[AsyncSession]:
     async with AsyncSession(database.write, expire_on_commit=False) as session:
         try:
             await session.connection()
-        except (OSError, TimeoutError) as error:
+        except CONNECT_ERRORS as error:
             raise Unavailable("The database cannot be reached; please try again") from error
         yield session
         await session.commit()
@@ -110,7 +112,7 @@ async def reading(database: Database) -> AsyncIterator[AsyncConnection]:
     """
     try:
         connection = await database.read.connect()
-    except (OSError, TimeoutError) as error:
+    except CONNECT_ERRORS as error:
         raise Unavailable("The database cannot be reached; please try again") from error
     try:
         yield connection

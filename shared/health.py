@@ -1,17 +1,21 @@
 """Probes that tell the truth: is the process alive, and can it serve?"""
 
 import asyncio
+from contextlib import suppress
+from pathlib import Path
 
 import structlog
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, FastAPI, Request
 from pydantic import BaseModel, Field
 from sqlalchemy.exc import SQLAlchemyError
 
-from shared.database import database_of
-from shared.errors import Problem, Unavailable, responses
+from shared.database import CONNECT_ERRORS, database_of
+from shared.errors import Unavailable, responses
 from shared.migrations import pending
+from shared.tasks import Task
 
 READINESS_TIMEOUT_SECONDS = 1.5
+HEARTBEAT_SECONDS = 5.0
 
 log = structlog.get_logger(__name__)
 router = APIRouter(tags=["health"])
@@ -30,17 +34,37 @@ async def alive() -> Health:
 @router.get("/readyz", responses=responses(Unavailable))
 async def ready(request: Request) -> Health:
     """Whether the database answers within 1.5 s and its schema is not behind the code."""
+    await check(request.app)
+    return Health()
+
+
+async def check(app: FastAPI) -> None:
+    """
+    Raises:
+        Unavailable: the database does not answer, or its schema is behind the code.
+    """
     try:
         async with asyncio.timeout(READINESS_TIMEOUT_SECONDS):
-            behind = await _behind(request)
+            behind = await _behind(app)
     except (OSError, TimeoutError, SQLAlchemyError, Problem) as error:
         log.warning("not_ready", error=repr(error))
         raise Unavailable("The database does not answer") from None
     if behind:
         raise Unavailable(f"The database lacks the migrations {', '.join(behind)}")
-    return Health()
 
 
-async def _behind(request: Request) -> list[str]:
-    async with database_of(request.app).write.connect() as connection:
-        return await connection.run_sync(pending, request.app.state.expected_heads)
+async def _behind(app: FastAPI) -> list[str]:
+    async with database_of(app).write.connect() as connection:
+        return await connection.run_sync(pending, app.state.expected_heads)
+
+
+def heartbeat(file: Path) -> Task:
+    """Touches a file while all is well: its age is the probe of a process without HTTP."""
+
+    async def beat(app: FastAPI) -> int:
+        with suppress(Unavailable):
+            await check(app)
+            file.touch()
+        return 0
+
+    return Task(name="heartbeat", drain=beat, every=HEARTBEAT_SECONDS)

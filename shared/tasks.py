@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import structlog
-from asyncpg import PostgresConnectionError
 from fastapi import FastAPI
 
-from shared.database import database_of, listening
+from shared.database import CONNECT_ERRORS, database_of, listening
 
 log = structlog.get_logger(__name__)
 
@@ -84,7 +83,7 @@ async def _listen(app: FastAPI, tasks: Sequence[Task], wake: dict[str, asyncio.E
             event.set()
 
     while channels:
-        with suppress(OSError, TimeoutError, PostgresConnectionError):
+        with suppress(*CONNECT_ERRORS):
             async with listening(database_of(app)) as connection:
                 closed = asyncio.Event()
                 connection.add_termination_listener(lambda _, closed=closed: closed.set())
