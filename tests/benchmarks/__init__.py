@@ -1,0 +1,1 @@
+"""Measurements: each prints what it compares with, in the same run, as ratios."""

@@ -1,0 +1,43 @@
+"""What the benchmarks share: a durable database of their own, and the trial data."""
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from shared.database import Database, open_database
+from shared.embedded import DURABLE, embedded_postgres, ensure_database
+from shared.migrations import upgrade
+from shared.settings import Settings
+
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+"""Judged collections beside the project; benchmarks that need one say so where it is missing."""
+
+
+@contextmanager
+def migrated_database() -> Iterator[Settings]:
+    """Settings whose database is fresh, migrated and durable: on the embedded server."""
+    with tempfile.TemporaryDirectory(prefix="tessera-bench-") as folder:
+        Path(folder).chmod(0o755)
+        with embedded_postgres(Path(folder), DURABLE) as server:
+            url = asyncio.run(ensure_database(server, "bench"))
+            upgrade(url)
+            yield Settings(
+                env="test",
+                database_url=url,
+                secret_key=SecretStr("benchmark " * 4),
+                log_level="warning",
+            )
+
+
+@asynccontextmanager
+async def opened(settings: Settings) -> AsyncIterator[Database]:
+    assert settings.database_url
+    database = open_database(settings.database_url, settings)
+    try:
+        yield database
+    finally:
+        await database.dispose()

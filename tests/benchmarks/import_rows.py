@@ -1,0 +1,113 @@
+"""Rows per second of `POST /items/import` beside a bare COPY of the same rows into `items`.
+
+python -m tests.benchmarks.import_rows
+"""
+
+import asyncio
+import gzip
+import json
+import secrets
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+from httpx import AsyncClient
+
+from app.main import create_app
+from shared.settings import Settings
+from shared.tables import new_id
+from shared.testing import connect, sign_in
+from tests.benchmarks.common import DATA, migrated_database
+
+ROUNDS = 5
+COLUMNS = [
+    "id",
+    "owner_id",
+    "external_id",
+    "title",
+    "description",
+    "price",
+    "created_at",
+    "updated_at",
+]
+
+Row = dict[str, Any]
+
+
+def catalogue() -> list[Row]:
+    with gzip.open(DATA / "chorus" / "items.jsonl.gz", "rt") as lines:
+        return [json.loads(line) for line in lines]
+
+
+async def over_http(client: AsyncClient, body: bytes, rows: int) -> None:
+    headers = {"Content-Type": "application/jsonl", "Content-Encoding": "gzip"}
+    report = await client.post("/items/import", content=body, headers=headers, timeout=600)
+    assert report.json()["created"] == rows, report.text
+
+
+async def bare_copy(url: str, owner_id: UUID, rows: list[Row]) -> None:
+    now = datetime.now(UTC)
+    records = [
+        (
+            new_id(),
+            owner_id,
+            row["id"],
+            row["title"],
+            row.get("description"),
+            Decimal(str(row["price"])),
+            now,
+            now,
+        )
+        for row in rows
+    ]
+    connection = await asyncpg.connect(url)
+    await connection.copy_records_to_table("items", columns=COLUMNS, records=records)
+    await connection.close()
+
+
+async def seconds(work: Callable[[], Awaitable[None]]) -> float:
+    started = time.perf_counter()
+    await work()
+    return time.perf_counter() - started
+
+
+async def measure(settings: Settings, rows: list[Row]) -> tuple[list[float], list[float]]:
+    """Interleaved rounds, each for an account of its own: (import, bare COPY) in seconds."""
+    assert settings.database_url
+    url, body = settings.database_url, gzip.compress("\n".join(map(json.dumps, rows)).encode())
+    imported, copied = [], []
+    app = create_app(settings, run_tasks=False)
+    async with app.router.lifespan_context(app):
+        for _ in range(ROUNDS):
+            async with connect(app) as client, connect(app) as other:
+                await sign_in(client, f"{secrets.token_hex(6)}@example.com")
+                await sign_in(other, f"{secrets.token_hex(6)}@example.com")
+                owner_id = UUID((await other.get("/users/me")).json()["id"])
+                imported.append(await seconds(lambda c=client: over_http(c, body, len(rows))))  # type: ignore[misc]  # the default binds the round's client
+                copied.append(await seconds(lambda o=owner_id: bare_copy(url, o, rows)))  # type: ignore[misc]
+    return imported, copied
+
+
+def main() -> None:
+    if not DATA.exists():
+        print(f"import: no trial data at {DATA}")
+        return
+    rows = catalogue()
+    with migrated_database() as settings:
+        imported, copied = asyncio.run(measure(settings, rows))
+    ours, bare = statistics.median(imported), statistics.median(copied)
+    print(f"| {len(rows):,} rows, median of {ROUNDS} | seconds | rows/s | of bare COPY |")
+    print("|---|---|---|---|")
+    print(f"| bare COPY into items | {bare:.2f} | {len(rows) / bare:,.0f} | 1.00 |")
+    print(
+        f"| POST /items/import, gzip | {ours:.2f} | {len(rows) / ours:,.0f} | {bare / ours:.2f} |"
+    )
+
+
+if __name__ == "__main__":
+    main()
