@@ -1,0 +1,204 @@
+"""The embedded PostgreSQL: started, shared, killed and started again."""
+
+import asyncio
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from shared.embedded import (
+    DISPOSABLE,
+    EmbeddedPostgresError,
+    EmbeddedServer,
+    embedded_postgres,
+    ensure_database,
+)
+
+ROOT = Path(__file__).parent.parent
+STARTER = """
+import sys, time
+from pathlib import Path
+from shared.embedded import DISPOSABLE, embedded_postgres
+with embedded_postgres(Path(sys.argv[1]), DISPOSABLE) as server:
+    print(server.url(), flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder that the server's account can reach, in memory where there is some."""
+    memory = Path("/dev/shm")
+    parent = memory if os.access(memory, os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=parent, prefix="tessera-embedded-") as name:
+        path = Path(name)
+        path.chmod(0o755)
+        yield path
+
+
+def start_in_another_process(folder: Path) -> tuple[subprocess.Popen[str], str]:
+    """A process that holds the server, and its URL."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", STARTER, folder], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    return process, process.stdout.readline().strip()
+
+
+def run(url: str, statement: str) -> object:
+    async def main() -> object:
+        connection = await asyncpg.connect(url)
+        try:
+            return await connection.fetchval(statement)
+        finally:
+            await connection.close()
+
+    return asyncio.run(main())
+
+
+def postmaster(folder: Path) -> int:
+    return int((folder / "data" / "postmaster.pid").read_text().splitlines()[0])
+
+
+def wait_until_gone(pid: int) -> None:
+    deadline = time.monotonic() + 10
+    while is_running(pid):
+        assert time.monotonic() < deadline, f"process {pid} still runs"
+        time.sleep(0.02)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def test_a_server_starts_keeps_its_data_and_stops(folder: Path) -> None:
+    with embedded_postgres(folder, DISPOSABLE) as server:
+        url = asyncio.run(ensure_database(server, "shop"))
+        assert asyncio.run(ensure_database(server, "shop")) == url
+        run(url, "CREATE TABLE kept AS SELECT '[1,2]'::vector AS v")
+        pid = postmaster(folder)
+    wait_until_gone(pid)
+    with embedded_postgres(folder, DISPOSABLE) as server:
+        assert run(server.url("shop"), "SELECT count(*) FROM kept") == 1
+
+
+def test_a_second_process_shares_the_server_and_leaves_it_running(folder: Path) -> None:
+    process, url = start_in_another_process(folder)
+    try:
+        with embedded_postgres(folder, DISPOSABLE) as shared:
+            assert shared.url() == url
+        assert run(url, "SELECT 1") == 1
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def test_of_many_starters_on_an_empty_folder_one_makes_the_server(folder: Path) -> None:
+    started = [start_in_another_process(folder) for _ in range(3)]
+    try:
+        assert len({url for _, url in started}) == 1
+    finally:
+        for process, _ in started:
+            process.terminate()
+            process.wait(20)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+def test_the_server_ends_with_its_starter(folder: Path, number: signal.Signals) -> None:
+    process, _ = start_in_another_process(folder)
+    pid = postmaster(folder)
+    process.send_signal(number)
+    process.wait(20)
+    wait_until_gone(pid)
+
+
+def test_after_a_kill_of_postgres_the_next_start_recovers(folder: Path) -> None:
+    durable = {**DISPOSABLE, "fsync": "on", "synchronous_commit": "on"}
+    with embedded_postgres(folder, durable) as server:
+        run(server.url(), "CREATE TABLE kept AS SELECT 1 AS n")
+        pid = postmaster(folder)
+        os.kill(pid, signal.SIGKILL)
+        wait_until_gone(pid)
+        with embedded_postgres(folder, durable) as again:
+            assert run(again.url(), "SELECT n FROM kept") == 1
+
+
+def test_a_stale_pid_file_that_names_another_process_is_passed_over(folder: Path) -> None:
+    with embedded_postgres(folder, DISPOSABLE):
+        stale = (folder / "data" / "postmaster.pid").read_text()
+    ours = str(os.getpid())
+    (folder / "data" / "postmaster.pid").write_text(stale.replace(stale.split()[0], ours, 1))
+    with embedded_postgres(folder, DISPOSABLE) as server:
+        assert run(server.url(), "SELECT 1") == 1
+
+
+def test_a_bad_setting_is_told_in_the_words_of_postgres(folder: Path) -> None:
+    with (
+        pytest.raises(EmbeddedPostgresError, match="shared_buffers"),
+        embedded_postgres(folder, {**DISPOSABLE, "shared_buffers": "plenty"}),
+    ):
+        pass
+
+
+def test_data_of_another_major_version_is_refused(folder: Path) -> None:
+    with embedded_postgres(folder, DISPOSABLE):
+        pass
+    (folder / "data" / "PG_VERSION").write_text("12\n")
+    with (
+        pytest.raises(EmbeddedPostgresError, match=r"belongs to PostgreSQL 12, but \d+"),
+        embedded_postgres(folder, DISPOSABLE),
+    ):
+        pass
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root starts the server as somebody else")
+def test_as_root_below_a_private_folder_nothing_is_opened(tmp_path: Path) -> None:
+    private = tmp_path / "home"
+    private.mkdir(mode=0o700)
+    root = private / "clone" / ".data" / "postgres"
+    try:
+        with embedded_postgres(root, DISPOSABLE) as server:
+            run(server.url(), "CREATE TABLE kept AS SELECT 1 AS n")
+        with embedded_postgres(root, DISPOSABLE) as server:
+            assert run(server.url(), "SELECT n FROM kept") == 1
+        assert private.stat().st_mode & 0o777 == 0o700
+    finally:
+        shutil.rmtree((root / "server").resolve())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
+def test_an_ordinary_account_needs_no_home(folder: Path) -> None:
+    nobody = pwd.getpwnam("nobody")
+    os.chown(folder, nobody.pw_uid, nobody.pw_gid)
+    become = f"import os; os.setgroups([]); os.setgid({nobody.pw_gid}); os.setuid({nobody.pw_uid})"
+    script = STARTER.replace("with embedded", f"{become}\nwith embedded").replace("(60)", "(0)")
+    done = subprocess.run(
+        [sys.executable, "-c", script, folder],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], "HOME": "/nonexistent"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.startswith("postgresql://"), done.stderr
+
+
+def test_the_password_is_private(folder: Path) -> None:
+    with embedded_postgres(folder, DISPOSABLE) as server:
+        assert isinstance(server, EmbeddedServer)
+        assert (folder / "password").stat().st_mode & 0o777 == 0o600
+        wrong = server.url().replace(server.password, "guess")
+        with pytest.raises(asyncpg.InvalidPasswordError):
+            run(wrong, "SELECT 1")
