@@ -2,24 +2,39 @@
 
 import asyncio
 import json
+import logging
 import signal
 import sys
+from pathlib import Path
 from typing import Annotated
 
+import structlog
 import typer
+from fastapi import FastAPI
 
+from app import doctor, scaffold
 from app.main import create_app
 from app.server import listen, serve
 from shared.commands import plain_errors, running_database
 from shared.demo import load_demo, welcome
 from shared.features import find_features
+from shared.health import heartbeat
+from shared.logging import configure_logging
 from shared.migrations import upgrade
 from shared.settings import Settings, load_settings
 from shared.supervision import exit_with_parent
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+log = structlog.get_logger(__name__)
 
 Port = Annotated[int, typer.Option(envvar="PORT", min=1, max=65535)]
+
+
+@cli.callback()
+def prepare_process() -> None:
+    """Users, items and hybrid semantic search on one PostgreSQL."""
+    # Process 1 of a container ignores a signal that it does not handle.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 @cli.command("serve")
@@ -36,10 +51,11 @@ def serve_command(
         settings = load_settings(Settings)
         listener = listen(host, port)
         with running_database(settings) as ready:
+            app = create_app(ready)
             address = f"http://{host}:{port}"
             if ready.env == "dev":
                 _prepare(ready)
-            serve(create_app(ready), listener, on_ready=lambda: _announce(ready, address))
+            serve(app, listener, on_ready=lambda: _announce(ready, address))
 
 
 def _prepare(settings: Settings) -> None:
@@ -49,7 +65,10 @@ def _prepare(settings: Settings) -> None:
 
 
 def _announce(settings: Settings, address: str) -> None:
-    typer.echo(welcome(address) if settings.env == "dev" else f"Serving on {address}")
+    if settings.env == "dev":
+        typer.echo(welcome(address))
+    else:
+        log.info("serving", address=address)
 
 
 @cli.command()
@@ -57,23 +76,33 @@ def migrate() -> None:
     """Bring the database up to this code. Safe to run in many places at once."""
     with plain_errors(), running_database(load_settings(Settings)) as settings:
         assert settings.database_url
+        configure_logging(settings)
+        logging.getLogger("alembic.runtime.migration").setLevel(logging.INFO)
         upgrade(settings.database_url)
 
 
 @cli.command()
-def worker() -> None:
+def worker(
+    heartbeat_file: Annotated[
+        Path | None,
+        typer.Option("--heartbeat", help="Touch this file every 5 s while the database answers."),
+    ] = None,
+) -> None:
     """Run the background work without serving HTTP; any number of these may run."""
     with plain_errors(), running_database(load_settings(Settings)) as settings:
-        asyncio.run(_work(settings))
+        app = create_app(settings)
+        if heartbeat_file:
+            app.state.tasks.append(heartbeat(heartbeat_file))
+        asyncio.run(_run_until_stopped(app))
 
 
-async def _work(settings: Settings) -> None:
-    app = create_app(settings)
+async def _run_until_stopped(app: FastAPI) -> None:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopped.set)
     async with app.router.lifespan_context(app):
+        log.info("working", tasks=[task.name for task in app.state.tasks])
         await stopped.wait()
 
 
@@ -81,7 +110,9 @@ async def _work(settings: Settings) -> None:
 def openapi() -> None:
     """Print the OpenAPI document."""
     with plain_errors():
-        settings = load_settings(Settings).model_copy(update={"database_url": "postgresql://unused"})
+        settings = load_settings(Settings).model_copy(
+            update={"database_url": "postgresql://unused"}
+        )
         typer.echo(json.dumps(create_app(settings).openapi(), indent=2, ensure_ascii=False))
 
 
@@ -93,4 +124,6 @@ def _add_feature_commands() -> None:
                     cli.registered_commands.append(command)
 
 
+cli.add_typer(doctor.commands)
+cli.add_typer(scaffold.commands)
 _add_feature_commands()

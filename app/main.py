@@ -6,6 +6,7 @@ from itertools import chain
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from shared import health
 from shared.database import open_database
@@ -13,15 +14,25 @@ from shared.docs import mount_docs, operation_id
 from shared.errors import install_error_handlers
 from shared.features import Feature, find_features
 from shared.idempotency import forget_expired_keys
+from shared.limits import Limiter
 from shared.logging import configure_logging
-from shared.migrations import expected_heads
+from shared.mail import deliver_mail
+from shared.migrations import load_revisions
 from shared.pagination import new_cursors
-from shared.requests import RequestMiddleware
+from shared.requests import LastResortMiddleware, RequestMiddleware
 from shared.settings import ConfigurationError, Settings, load_settings
 from shared.tasks import Task, running
 from shared.telemetry import configure_sentry
 
 VERSION = "0.1.0"
+EXPOSED_HEADERS = (
+    "ETag",
+    "Location",
+    "RateLimit",
+    "RateLimit-Policy",
+    "Retry-After",
+    "X-Request-ID",
+)
 
 
 def create_app(
@@ -40,6 +51,9 @@ def create_app(
     """
     settings = settings or load_settings(Settings)
     features = find_features() if features is None else features
+    for feature in features:
+        if feature.settings:
+            load_settings(feature.settings)
     configure_logging(settings)
     configure_sentry(settings, VERSION)
     app = FastAPI(
@@ -51,26 +65,28 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
         generate_unique_id_function=operation_id,
-        max_body_size=settings.max_body_size,
         lifespan=_lifespan,
     )
     app.state.settings = settings
     app.state.features = features
     app.state.tasks = background_tasks(features) if run_tasks else []
     app.state.cursors = new_cursors(settings.secret())
+    app.state.limiter = Limiter(settings.redis_url, enabled=settings.limits_rates)
     app.state.authenticator = next((f.authenticator for f in features if f.authenticator), None)
     install_error_handlers(app, dict(chain(*(f.constraints.items() for f in features))))
+    app.add_middleware(LastResortMiddleware)
     app.add_middleware(
         CORSMiddleware,
         allow_origins=settings.cors_origins,
         allow_methods=["*"],
         allow_headers=["*"],
-        expose_headers=["ETag", "Location", "X-Request-ID", "Retry-After"],
+        expose_headers=["ETag", "Idempotency-Replayed", "Location", "Retry-After", "X-Request-ID"],
     )
     app.add_middleware(RequestMiddleware)
-    app.include_router(health.router)
-    for feature in features:
-        app.include_router(feature.router)
+    if settings.trusted_proxies:
+        app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=list(settings.trusted_proxies))
+    for router in (health.router, *(feature.router for feature in features)):
+        app.include_router(router, max_body_size=settings.max_body_size)
     mount_docs(app)
     return app
 
@@ -86,7 +102,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         )
     database = open_database(settings.database_url, settings)
     app.state.database = database
-    app.state.expected_heads = expected_heads()
+    app.state.revisions = load_revisions()
     async with AsyncExitStack() as stack:
         stack.push_async_callback(database.dispose)
         for feature in features:
@@ -98,4 +114,4 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 def background_tasks(features: Sequence[Feature]) -> list[Task]:
     """The tasks of the kernel and of the features."""
-    return [forget_expired_keys, *chain(*(feature.tasks for feature in features))]
+    return [forget_expired_keys, deliver_mail, *chain(*(feature.tasks for feature in features))]

@@ -46,6 +46,7 @@ def serve(app: FastAPI, listener: socket.socket, on_ready: Callable[[], None]) -
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # the application believes the proxies that its settings name
         timeout_graceful_shutdown=10,
     )
     server = Server(config)

@@ -20,6 +20,7 @@ def migrate(connection: Connection) -> None:
         compare_type=True,
         compare_server_default=True,
         transaction_per_migration=True,
+        **context.config.attributes.get("autogenerate", {}),
     )
     with context.begin_transaction():
         context.run_migrations()

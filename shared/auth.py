@@ -1,7 +1,7 @@
-"""Who is asking, and what they may do: bearer tokens, principals and scopes.
+"""Who is asking, and what they may do: credentials, principals and scopes.
 
 The kernel knows the words; a feature (users) knows the accounts, and supplies the
-`Authenticator` that turns a token into a principal.
+`Authenticator` that turns a credential into a principal.
 """
 
 from collections.abc import Awaitable, Callable
@@ -11,39 +11,53 @@ from uuid import UUID
 
 import structlog
 from fastapi import Depends, FastAPI, Request, Security
-from fastapi.security import OAuth2PasswordBearer, SecurityScopes
+from fastapi.security import APIKeyHeader, OAuth2PasswordBearer, SecurityScopes
 
 from shared.errors import Forbidden, Unauthorized
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """The account on whose behalf a request is made, and what it was allowed."""
+    """The account on whose behalf a request is made, and what it was allowed.
+
+    `session_id` is the login that it came from; a machine's key has none.
+    """
 
     user_id: UUID
     scopes: frozenset[str]
+    session_id: UUID | None = None
 
 
 Authenticator = Callable[[FastAPI, str], Awaitable[Principal]]
-"""Turns a bearer token into its principal, or raises `Unauthorized`."""
+"""Turns an access token or an API key into its principal, or raises `Unauthorized`."""
 
-bearer = OAuth2PasswordBearer(tokenUrl="auth/token", auto_error=False)
+bearer = OAuth2PasswordBearer(
+    tokenUrl="auth/token", refreshUrl="auth/token", auto_error=False, scheme_name="OAuth2"
+)
+api_key = APIKeyHeader(
+    name="X-API-Key",
+    auto_error=False,
+    scheme_name="ApiKey",
+    description="A machine's key; it may also be sent as a bearer token",
+)
 
 
 async def authenticate(
     request: Request,
     required: SecurityScopes,
     token: Annotated[str | None, Depends(bearer)],
+    key: Annotated[str | None, Depends(api_key)],
 ) -> Principal:
     """The principal of a request.
 
     Raises:
-        Unauthorized: no token, or one that is not valid (RFC 6750).
+        Unauthorized: no credential, or one that is not valid (RFC 6750).
         Forbidden: the token lacks a scope that the route requires.
     """
-    if token is None:
+    credential = token or key
+    if not credential:
         raise Unauthorized("Not authenticated")
-    principal: Principal = await request.app.state.authenticator(request.app, token)
+    principal: Principal = await request.app.state.authenticator(request.app, credential)
     structlog.contextvars.bind_contextvars(user_id=str(principal.user_id))
     if missing := sorted(set(required.scopes) - principal.scopes):
         scope = " ".join(missing)

@@ -8,6 +8,7 @@ from typing import NoReturn, TypeVar
 
 import typer
 from asyncpg import PostgresError
+from sqlalchemy.exc import DBAPIError
 
 from shared.database import Database, open_database
 from shared.embedded import EmbeddedPostgresError, embedded_postgres, ensure_database
@@ -27,7 +28,12 @@ def plain_errors() -> Iterator[None]:
     except (ConfigurationError, EmbeddedPostgresError, FeatureError, Problem) as error:
         _fail(str(error))
     except (OSError, PostgresError) as error:  # from connecting: no session is open yet
-        _fail(f"the database cannot be used: {error}")
+        file = getattr(error, "filename", None)
+        _fail(str(error) if file else f"the database cannot be used: {error}")
+    except DBAPIError as error:
+        if type(error) is not DBAPIError:  # its subclasses are bugs of ours, and need a traceback
+            raise
+        _fail(f"the database cannot be used: {error.orig}")
 
 
 def _fail(message: str) -> NoReturn:

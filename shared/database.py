@@ -62,6 +62,7 @@ def _engine(url: str, settings: Settings, server: dict[str, str], **options: Any
         make_url(url).set(drivername="postgresql+asyncpg"),
         pool_size=settings.database_pool_size,
         max_overflow=0,
+        hide_parameters=True,  # in error messages, which are logged
         pool_timeout=settings.database_pool_timeout,
         connect_args={"timeout": CONNECT_TIMEOUT_SECONDS, "server_settings": server_settings},
         **options,

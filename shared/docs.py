@@ -21,7 +21,7 @@ PAGE_POLICY = (
     " img-src 'self' data:; connect-src 'self'; frame-ancestors 'none'"
 )
 ALWAYS = (500, 503)
-WITH_SECURITY = (401, 403)
+WITH_SECURITY = (401, 403, 429)
 WITH_BODY = (413, 415, 422)
 
 router = APIRouter(include_in_schema=False)
@@ -29,7 +29,8 @@ router = APIRouter(include_in_schema=False)
 
 def operation_id(route: APIRoute) -> str:
     """`items_list` for the function `list_` of the router tagged `items`."""
-    return f"{route.tags[0]}_{route.name.rstrip('_')}" if route.tags else route.name
+    names = [*route.tags[:1], route.name.rstrip("_")]
+    return "_".join(map(str, names)).replace("-", "_")
 
 
 def mount_docs(app: FastAPI) -> None:
@@ -89,10 +90,21 @@ def _exact(app: FastAPI) -> dict[str, Any]:
         ref_template="#/components/schemas/{model}",
     )
     schemas.update(definitions["$defs"])
+    flow = components["securitySchemes"]["OAuth2"]["flows"]["password"]
+    flow["scopes"] = {k: v for feature in app.state.features for k, v in feature.scopes.items()}
     for path in document["paths"].values():
         for operation in path.values():
             _declare_problems(operation)
+            for parameter in operation.get("parameters", []):
+                parameter["schema"] = _without_null(parameter["schema"])
     return document
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """A parameter can be left out, but it cannot be null."""
+    kinds = [kind for kind in schema.get("anyOf", []) if kind != {"type": "null"}]
+    rest = {key: value for key, value in schema.items() if key != "anyOf"}
+    return {**rest, **kinds[0]} if len(kinds) == 1 else schema | ({"anyOf": kinds} if kinds else {})
 
 
 def _declare_problems(operation: dict[str, Any]) -> None:

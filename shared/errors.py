@@ -5,8 +5,9 @@ A handler raises the `Problem` it means; everything else that can go wrong in a 
 """
 
 from collections.abc import Mapping, Sequence
-from http import HTTPStatus
+from http import HTTPMethod, HTTPStatus
 from typing import Any, ClassVar
+from urllib.parse import quote
 
 import structlog
 from asyncpg import PostgresError
@@ -17,7 +18,9 @@ from pydantic import BaseModel, Field
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
+from starlette.middleware.body_limit import MAX_BODY_SIZE_SCOPE_KEY
 from starlette.responses import Response
+from starlette.routing import Match
 
 from shared.schemas import NO_NUL
 
@@ -149,7 +152,7 @@ def problem_response(
         title=title(status),
         status=status,
         detail=detail,
-        instance=request.url.path,
+        instance=quote(request.url.path),
         request_id=request.state.request_id,
         errors=list(errors) or None,
     )
@@ -193,12 +196,47 @@ async def _on_problem(request: Request, problem: Problem) -> Response:
 
 
 async def _on_http_exception(request: Request, error: HTTPException) -> Response:
-    detail = str(error.detail)
-    if error.status_code == HTTPStatus.NOT_FOUND:
-        detail = f"There is nothing at {request.url.path}"
-    elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        detail = f"{request.method} is not allowed here"
+    match error.status_code:
+        case HTTPStatus.BAD_REQUEST if reason := _unreadable(error.__cause__):
+            body = FieldError(location="body", pointer="", detail=reason)
+            return problem_response(request, 422, "The body is not valid", errors=[body])
+        case HTTPStatus.NOT_FOUND:
+            detail = f"There is nothing at {request.url.path}"
+        case HTTPStatus.METHOD_NOT_ALLOWED:
+            detail = f"{request.method} is not allowed here"
+            return problem_response(request, 405, detail, {"Allow": _allowed_methods(request)})
+        case HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            return content_too_large(request)
+        case _:
+            detail = str(error.detail)
     return problem_response(request, error.status_code, detail, error.headers)
+
+
+def _unreadable(cause: BaseException | None) -> str | None:
+    """Why a body cannot be read as JSON, where FastAPI says only that it cannot."""
+    match cause:
+        case UnicodeDecodeError():
+            return f"Not valid UTF-8 at byte {cause.start}"
+        case RecursionError():
+            return "The JSON is nested too deeply"
+        case ValueError():  # sys.set_int_max_str_digits
+            return "A number in the JSON has too many digits"
+    return None
+
+
+def _allowed_methods(request: Request) -> str:
+    """The methods of all routes at this path: Starlette names those of the first alone."""
+    scopes = [{**request.scope, "method": method.value} for method in HTTPMethod]
+    return ", ".join(
+        scope["method"]
+        for scope in scopes
+        if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+    )
+
+
+def content_too_large(request: Request) -> Response:
+    limit = request.scope[MAX_BODY_SIZE_SCOPE_KEY]
+    return problem_response(request, 413, f"The body is larger than {limit:,} bytes")
 
 
 async def _on_invalid_request(request: Request, invalid: RequestValidationError) -> Response:
@@ -213,7 +251,7 @@ def _unsupported_body(request: Request, invalid: RequestValidationError) -> Prob
     """A body that was sent as something else than JSON is a 415, not a puzzling type error."""
     if not isinstance(invalid.body, bytes) or not invalid.body:
         return None
-    sent = request.headers.get("content-type", "no content type")
+    sent = request.headers.get("content-type", "untyped")
     return UnsupportedMediaType(f"The body must be application/json, not {sent}")
 
 
@@ -241,8 +279,8 @@ def database_problem(error: DBAPIError) -> Problem | None:
     """What a database error means to the client, or None for a bug of ours.
 
     By SQLSTATE (PostgreSQL, appendix A): cancelled by a timeout, lock not available,
-    deadlock and serialization failure, shutting down, too many connections; data that
-    PostgreSQL cannot hold.
+    deadlock and serialization failure; no connection, not admitted, no such database, too
+    many connections, shutting down; data that PostgreSQL cannot hold.
     """
     if error.connection_invalidated:
         return Unavailable("The database connection was lost; please try again")
@@ -256,7 +294,7 @@ def database_problem(error: DBAPIError) -> Problem | None:
         return Unavailable("The database took too long to answer; please try again")
     if state in {"55P03", "40P01", "40001"}:
         return Unavailable("The data is busy with another request; please try again")
-    if state.startswith(("08", "53", "57P")):
+    if state.startswith(("08", "28", "3D", "53", "57P")):
         return Unavailable("The database is not available; please try again")
     if state in {"22021", "22P05"}:
         return Unprocessable("The text has a character that cannot be stored")

@@ -4,6 +4,7 @@ import asyncio
 from contextlib import suppress
 from pathlib import Path
 
+import anyio
 import structlog
 from fastapi import APIRouter, FastAPI, Request
 from pydantic import BaseModel, Field
@@ -43,19 +44,28 @@ async def check(app: FastAPI) -> None:
     Raises:
         Unavailable: the database does not answer, or its schema is behind the code.
     """
+    asking = asyncio.create_task(_behind(app))
+    asking.add_done_callback(_take_note)
+    await asyncio.wait({asking}, timeout=READINESS_TIMEOUT_SECONDS)
+    asking.cancel()  # and not awaited: it takes seconds to part from a server that is frozen
     try:
-        async with asyncio.timeout(READINESS_TIMEOUT_SECONDS):
-            behind = await _behind(app)
-    except (OSError, TimeoutError, SQLAlchemyError, Problem) as error:
+        behind = asking.result()
+    except (*CONNECT_ERRORS, SQLAlchemyError, asyncio.InvalidStateError) as error:
         log.warning("not_ready", error=repr(error))
         raise Unavailable("The database does not answer") from None
     if behind:
         raise Unavailable(f"The database lacks the migrations {', '.join(behind)}")
 
 
+def _take_note(asked: "asyncio.Task[list[str]]") -> None:
+    """Takes what an abandoned question raises, or asyncio would log it as forgotten."""
+    if not asked.cancelled():
+        asked.exception()
+
+
 async def _behind(app: FastAPI) -> list[str]:
     async with database_of(app).write.connect() as connection:
-        return await connection.run_sync(pending, app.state.expected_heads)
+        return await connection.run_sync(pending, app.state.revisions)
 
 
 def heartbeat(file: Path) -> Task:
@@ -64,7 +74,7 @@ def heartbeat(file: Path) -> Task:
     async def beat(app: FastAPI) -> int:
         with suppress(Unavailable):
             await check(app)
-            file.touch()
+            await anyio.Path(file).touch()
         return 0
 
     return Task(name="heartbeat", drain=beat, every=HEARTBEAT_SECONDS)

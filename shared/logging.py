@@ -6,6 +6,9 @@ from typing import Any
 
 import orjson
 import structlog
+from structlog.dev import plain_traceback
+from structlog.processors import ExceptionRenderer
+from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from shared.settings import Settings
@@ -31,9 +34,10 @@ def configure_logging(settings: Settings) -> None:
         redact,
     ]
     if settings.json_logs:
-        final: list[Processor] = [structlog.processors.dict_tracebacks, _json_renderer()]
+        tracebacks = ExceptionDictTransformer(show_locals=False)  # which may hold secrets
+        final: list[Processor] = [ExceptionRenderer(tracebacks), _json_renderer()]
     else:
-        final = [structlog.dev.ConsoleRenderer()]
+        final = [structlog.dev.ConsoleRenderer(exception_formatter=plain_traceback)]
     level = getattr(logging, settings.log_level.upper())
     structlog.configure(
         processors=[*common, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
@@ -50,7 +54,7 @@ def configure_logging(settings: Settings) -> None:
     )
     logging.basicConfig(handlers=[handler], level=level, force=True)
     logging.getLogger("uvicorn.access").disabled = True  # each request is logged once, by us
-    for chatty in ("httpx", "alembic.runtime.plugins"):
+    for chatty in ("alembic", "httpx"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 

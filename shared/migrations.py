@@ -14,45 +14,50 @@ ROOT = Path(__file__).resolve().parent.parent / "migrations"
 ADVISORY_LOCK = 7_265_001  # one migrator at a time, whoever starts
 
 
-def alembic_config(url: str = "") -> Config:
-    """The configuration: `url` is a libpq URL; every folder of `migrations/` is a location."""
-    branches = sorted(path for path in ROOT.iterdir() if path.is_dir() and path.name[0] not in "._")
+def alembic_config(url: str = "", branches: Iterable[str] = ()) -> Config:
+    """The configuration: `url` is a libpq URL. The revisions are those of the named branches,
+    or of every folder of `migrations/`."""
+    folders = [ROOT / branch for branch in branches] or sorted(
+        path for path in ROOT.iterdir() if path.is_dir() and path.name[0] not in "._"
+    )
     config = Config()
     config.set_main_option("script_location", str(ROOT))
     config.set_main_option("path_separator", "newline")
-    config.set_main_option("version_locations", "\n".join(map(str, branches)))
+    config.set_main_option("version_locations", "\n".join(map(str, folders)))
     config.attributes["url"] = make_url(url).set(drivername="postgresql+asyncpg") if url else None
     return config
 
 
 def upgrade(url: str, branches: Iterable[str] = ()) -> None:
-    """Migrates the named branches and what they depend on, or everything. Safe to run at once
-    in many places. Blocks: call it in a thread where an event loop runs."""
+    """Migrates the named branches, and of others what they need, or everything. Safe to run at
+    once in many places. Blocks: call it in a thread where an event loop runs."""
     config = alembic_config(url)
     targets = [f"{branch}@head" for branch in branches] or ["heads"]
     for target in targets:
         command.upgrade(config, target)
 
 
-def expected_heads() -> dict[str, frozenset[str]]:
-    """The code's heads, each with the revisions that it builds on."""
-    scripts = ScriptDirectory.from_config(alembic_config())
-    return {
-        head: frozenset(script.revision for script in scripts.iterate_revisions(head, "base"))
-        for head in scripts.get_heads()
-    }
+def load_revisions() -> ScriptDirectory:
+    """The code's revisions, read from disk now and not at the first probe."""
+    revisions = ScriptDirectory.from_config(alembic_config())
+    revisions.get_heads()
+    return revisions
 
 
-def pending(connection: Connection, expected: dict[str, frozenset[str]]) -> list[str]:
+def pending(connection: Connection, revisions: ScriptDirectory) -> list[str]:
     """The heads of the code that the database has not reached.
 
-    A branch that is ahead of the code is not pending: in a rollout, old code serves on a
-    schema that is already new.
+    A database with revisions that this code does not know was migrated by newer code: in a
+    rollout, old code serves on. Then only a branch that is recorded as older is pending.
     """
+    known = {script.revision for script in revisions.walk_revisions()}
     current = set(MigrationContext.configure(connection).get_current_heads())
-    ahead = current - set().union(*expected.values())
-    return [
-        head
-        for head, history in expected.items()
-        if head not in current and (current & history or not ahead)
-    ]
+    ahead = current - known
+    # The database records no head that another depends on: it is implied.
+    reached = {script.revision for script in revisions.get_all_current(tuple(current & known))}
+
+    def behind(head: str) -> bool:
+        branch = {script.revision for script in revisions.iterate_revisions(head, "base")}
+        return head not in reached and bool(branch & current or not ahead)
+
+    return [head for head in revisions.get_heads() if behind(head)]

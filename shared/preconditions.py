@@ -1,7 +1,9 @@
 """Entity tags and conditional requests (RFC 9110, section 13)."""
 
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated
+from http import HTTPStatus
+from typing import Annotated, Any
 
 from fastapi import Header
 
@@ -16,6 +18,20 @@ IfNoneMatch = Annotated[
     Header(description="304 without a body if this is still the `ETag`", max_length=1000),
 ]
 
+Responses = Mapping[int | str, dict[str, Any]]
+_ETAG = {
+    "ETag": {"description": "The entity tag of this state (RFC 9110)", "schema": {"type": "string"}}
+}
+_LOCATION = {
+    "Location": {"description": "The path of the new resource", "schema": {"type": "string"}}
+}
+TAGGED: Responses = {HTTPStatus.OK.value: {"headers": _ETAG}}
+CREATED: Responses = {HTTPStatus.CREATED.value: {"headers": {**_LOCATION, **_ETAG}}}
+NOT_MODIFIED: Responses = {
+    HTTPStatus.NOT_MODIFIED.value: {"description": "Not Modified", "headers": _ETAG}
+}
+"""The OpenAPI `responses` of routes whose answers have entity tags."""
+
 
 def entity_tag(updated_at: datetime) -> str:
     """A strong tag: the time of the last change, in microseconds."""
@@ -23,7 +39,11 @@ def entity_tag(updated_at: datetime) -> str:
 
 
 def is_current(if_none_match: str | None, tag: str) -> bool:
-    """Whether the client's copy is the current one (weak comparison)."""
+    """Whether the client's copy is the current one (weak comparison).
+
+    >>> is_current('W/"5", "7"', '"5"')
+    True
+    """
     return if_none_match is not None and tag in _tags(if_none_match, weak=True)
 
 

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uuid_utils.compat import uuid7
 
-from shared.errors import internal_error
+from shared.errors import content_too_large, internal_error
 
 WELL_FORMED_ID = re.compile(r"[A-Za-z0-9._-]{8,128}")
 SECURITY_HEADERS: Mapping[str, str] = {
@@ -23,11 +23,13 @@ SECURITY_HEADERS: Mapping[str, str] = {
 }
 QUIET_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
 
+CLIENT_CLOSED_REQUEST = 499  # in the log alone, as nginx has it: nobody was there to be answered
+
 log = structlog.get_logger("request")
 
 
 class RequestMiddleware:
-    """Gives each request an id, and answers and logs what nothing inside has handled.
+    """Gives each request an id, logs it, and adds the security headers.
 
     The id is taken from `X-Request-ID` where that is well-formed, else made; it is in the
     response, in every log line and in the body of every error.
@@ -41,7 +43,7 @@ class RequestMiddleware:
             await self.app(scope, receive, send)
             return
         started = time.perf_counter()
-        status = 0
+        status = CLIENT_CLOSED_REQUEST
         request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
         structlog.contextvars.clear_contextvars()
@@ -59,15 +61,46 @@ class RequestMiddleware:
 
         try:
             await self.app(scope, receive, send_with_headers)
-        except ClientDisconnect:
-            status = status or 499
-        except Exception:
-            log.exception("unhandled_error")
-            if status:  # too late for another answer: the server closes the connection
-                raise
-            await internal_error(Request(scope))(scope, receive, send_with_headers)
         finally:
             _log_request(scope, status, time.perf_counter() - started)
+
+
+class LastResortMiddleware:
+    """Answers with a problem where nothing inside has; the log has the rest."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = replaced = False
+
+        async def send_problem(message: Message) -> None:
+            nonlocal started, replaced
+            if message["type"] == "http.response.start":
+                started = True
+                if replaced := _is_plain_413(message):
+                    await content_too_large(Request(scope))(scope, receive, send)
+            if not replaced:
+                await send(message)
+
+        try:
+            await self.app(scope, receive, send_problem)
+        except ClientDisconnect:
+            pass  # there is nobody to answer
+        except Exception:
+            log.exception("unhandled_error")
+            if started:  # too late for another answer: the server closes the connection
+                raise
+            await internal_error(Request(scope))(scope, receive, send)
+
+
+def _is_plain_413(start: Message) -> bool:
+    """Whether Starlette itself refuses a Content-Length beyond the limit, in plain text."""
+    media_type = Headers(raw=start["headers"]).get("content-type", "")
+    return start["status"] == 413 and media_type.startswith("text/plain")
 
 
 def _request_id(scope: Scope) -> str:
@@ -78,7 +111,7 @@ def _request_id(scope: Scope) -> str:
 def _log_request(scope: Scope, status: int, seconds: float) -> None:
     if scope["path"] in QUIET_PATHS and status < 400:
         return
-    route = getattr(scope.get("route"), "path", None)
+    route = getattr(scope.get("route"), "path_format", None)
     log.info(
         "request",
         method=scope["method"],

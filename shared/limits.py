@@ -1,0 +1,111 @@
+"""Rate limits: counted in Redis where it is set, so that all processes share them, else here.
+
+A Redis that does not answer limits nothing away: this process counts on its own meanwhile.
+The headers are those of draft-ietf-httpapi-ratelimit-headers.
+"""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import structlog
+from fastapi import FastAPI, Request
+from limits import RateLimitItem, parse
+from limits.aio.storage import MemoryStorage, RedisStorage, Storage
+from limits.aio.strategies import SlidingWindowCounterRateLimiter
+from limits.errors import StorageError
+
+from shared.errors import TooManyRequests
+
+REDIS_TIMEOUT_SECONDS = 0.25
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """So many requests in so much time, counted apart from all other limits by its name."""
+
+    name: str
+    rate: RateLimitItem
+
+    @property
+    def policy(self) -> str:
+        return f'"{self.name}";q={self.rate.amount};w={self.rate.get_expiry()}'
+
+
+def new_limit(name: str, rate: str) -> Limit:
+    """A limit from words like `10/minute`."""
+    return Limit(name, parse(rate))
+
+
+class Limiter:
+    """Counts requests against limits. Without `enabled`, counts nothing and lets all pass."""
+
+    def __init__(self, redis_url: str | None, *, enabled: bool) -> None:
+        self._enabled = enabled
+        self._local = SlidingWindowCounterRateLimiter(MemoryStorage())
+        self._shared = SlidingWindowCounterRateLimiter(_redis(redis_url)) if redis_url else None
+
+    async def hit(self, limit: Limit, *who: str) -> Mapping[str, str]:
+        """Counts one request, and returns the headers that tell where the client stands.
+
+        Raises:
+            TooManyRequests: the limit is reached; `Retry-After` says when to come back.
+        """
+        if not self._enabled:
+            return {}
+        if self._shared:
+            try:
+                return await _hit(self._shared, limit, who)
+            except StorageError as error:
+                log.warning("limits_not_shared", error=str(error))
+        return await _hit(self._local, limit, who)
+
+    async def forget(self, limit: Limit, *who: str) -> None:
+        """Starts to count anew."""
+        for counter in filter(None, (self._shared, self._local)):
+            try:
+                await counter.clear(limit.rate, limit.name, *who)
+            except StorageError as error:
+                log.warning("limits_not_shared", error=str(error))
+
+
+async def _hit(
+    counter: SlidingWindowCounterRateLimiter, limit: Limit, who: tuple[str, ...]
+) -> Mapping[str, str]:
+    allowed = await counter.hit(limit.rate, limit.name, *who)
+    reset, remaining = await counter.get_window_stats(limit.rate, limit.name, *who)
+    wait = max(1, math.ceil(reset - time.time()))
+    headers = {
+        "RateLimit-Policy": limit.policy,
+        "RateLimit": f'"{limit.name}";r={max(0, remaining)};t={wait}',
+    }
+    if allowed:
+        return headers
+    log.warning("rate_limited", limit=limit.name)
+    raise TooManyRequests(
+        f"Too many requests; please try again in {wait} s",
+        headers={**headers, "Retry-After": str(wait)},
+    )
+
+
+def _redis(url: str) -> Storage:
+    return RedisStorage(
+        url.replace("unix://", "redis+unix://"),
+        implementation="redispy",
+        wrap_exceptions=True,
+        socket_timeout=REDIS_TIMEOUT_SECONDS,
+        socket_connect_timeout=REDIS_TIMEOUT_SECONDS,
+    )
+
+
+def limiter_of(app: FastAPI) -> Limiter:
+    limiter: Limiter = app.state.limiter
+    return limiter
+
+
+def client_address(request: Request) -> str:
+    """Where the request comes from: behind trusted proxies, what they say."""
+    return request.client.host if request.client else "unknown"

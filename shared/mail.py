@@ -1,0 +1,117 @@
+"""Mail that is not lost and not sent for nothing: it waits in PostgreSQL, written in the
+transaction of what it tells about, and a task sends it.
+
+It is sent at least once: after a crash between the server's word and ours, a second time,
+with the same Message-ID.
+"""
+
+from datetime import UTC, datetime, timedelta
+from email.message import EmailMessage
+from email.utils import formatdate, parseaddr
+from urllib.parse import unquote, urlsplit
+from uuid import UUID
+
+import aiosmtplib
+import structlog
+from fastapi import FastAPI
+from sqlalchemy import func, text
+from sqlmodel import Field, SQLModel, col, select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from shared.database import database_of, transaction
+from shared.settings import Settings
+from shared.tables import new_id
+from shared.tasks import Task
+
+CHANNEL = "outgoing_mail"
+SEND_TIMEOUT_SECONDS = 20.0
+FIRST_RETRY = timedelta(seconds=15)  # twice as long each time
+MAX_ATTEMPTS = 9  # over about an hour; then the mail is parked, for a person to look at
+
+log = structlog.get_logger(__name__)
+
+
+class OutgoingMail(SQLModel, table=True):
+    """A mail that has not been sent. `next_attempt_at` is null when it is parked."""
+
+    __tablename__ = "outgoing_mail"
+
+    id: UUID = Field(default_factory=new_id, primary_key=True)
+    recipient: str
+    subject: str
+    body: str
+    attempts: int = Field(default=0, sa_column_kwargs={"server_default": text("0")})
+    next_attempt_at: datetime | None = Field(
+        default=None, index=True, sa_column_kwargs={"server_default": func.clock_timestamp()}
+    )
+    error: str | None = None
+
+
+async def send_mail(session: AsyncSession, recipient: str, subject: str, body: str) -> None:
+    """Has a mail sent once the transaction has committed."""
+    now = datetime.now(UTC)
+    mail = OutgoingMail(recipient=recipient, subject=subject, body=body, next_attempt_at=now)
+    session.add(mail)
+    await session.exec(select(func.pg_notify(CHANNEL, "")))
+
+
+async def _deliver(app: FastAPI) -> int:
+    due = (
+        select(OutgoingMail)
+        .where(col(OutgoingMail.next_attempt_at) <= func.clock_timestamp())
+        .order_by(col(OutgoingMail.next_attempt_at))
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+    async with transaction(database_of(app)) as session:
+        mail = (await session.exec(due)).one_or_none()
+        if mail is None:
+            return 0
+        try:
+            await _send(app.state.settings, mail)
+        except (aiosmtplib.SMTPException, OSError) as error:
+            _postpone(mail, error)
+        else:
+            await session.delete(mail)
+        return 1
+
+
+async def _send(settings: Settings, mail: OutgoingMail) -> None:
+    if settings.smtp_url is None or settings.smtp_url == "log:":
+        log.info("mail", to=mail.recipient, subject=mail.subject, body=mail.body)
+        return
+    server = urlsplit(settings.smtp_url)
+    await aiosmtplib.send(
+        _message(settings.mail_from, mail),
+        hostname=server.hostname,
+        port=server.port,
+        username=unquote(server.username) if server.username else None,
+        password=unquote(server.password) if server.password else None,
+        use_tls=server.scheme == "smtps",
+        timeout=SEND_TIMEOUT_SECONDS,
+    )
+
+
+def _message(sender: str, mail: OutgoingMail) -> EmailMessage:
+    message = EmailMessage()
+    message["From"] = sender
+    message["To"] = mail.recipient
+    message["Subject"] = mail.subject
+    message["Date"] = formatdate()
+    message["Message-ID"] = f"<{mail.id}@{parseaddr(sender)[1].partition('@')[2]}>"
+    message["Auto-Submitted"] = "auto-generated"  # RFC 3834: no out-of-office replies
+    message.set_content(mail.body)
+    return message
+
+
+def _postpone(mail: OutgoingMail, error: Exception) -> None:
+    mail.attempts += 1
+    mail.error = str(error)[:1_000]
+    parked = mail.attempts >= MAX_ATTEMPTS
+    wait = FIRST_RETRY * 2 ** (mail.attempts - 1)
+    mail.next_attempt_at = None if parked else datetime.now(UTC) + wait
+    tell = log.error if parked else log.warning
+    tell("mail_parked" if parked else "mail_postponed", mail_id=str(mail.id), error=mail.error)
+
+
+deliver_mail = Task(name="deliver_mail", drain=_deliver, every=5, channel=CHANNEL)
