@@ -1,8 +1,13 @@
-"""Accounts: who they are, and how they prove it."""
+"""Accounts: who they are, how they prove it, and what they may do."""
 
+from features.users.authentication import authenticate
+from features.users.commands import commands
 from features.users.demo import add_demo_account
-from features.users.handlers import find_user_id
-from features.users.router import authenticator, router
+from features.users.handlers.accounts import find_user_id
+from features.users.router import router
+from features.users.settings import UsersSettings
+from features.users.state import lifespan
+from features.users.tasks import ended_access, reset_requests
 from shared.errors import Conflict
 from shared.features import Feature
 
@@ -11,8 +16,18 @@ __all__ = ["feature", "find_user_id"]
 feature = Feature(
     name="users",
     router=router,
-    authenticator=authenticator,
-    scopes={"users:self": "Read and change your own account"},
-    constraints={"uq_users_email": Conflict("An account with this email already exists")},
+    authenticator=authenticate,
+    scopes={
+        "users:self": "Read and change your own account",
+        "users:admin": "Administer accounts; for administrators alone",
+    },
+    constraints={
+        "uq_users_email": Conflict("An account with this email already exists"),
+        "uq_identities_issuer_subject": Conflict("This identity is linked already"),
+    },
+    settings=UsersSettings,
+    lifespan=lifespan,
+    tasks=(reset_requests, ended_access),
+    commands=commands,
     demo=add_demo_account,
 )

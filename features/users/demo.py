@@ -1,8 +1,8 @@
 from sqlmodel import select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from features.users.handlers import register
-from features.users.schemas import UserCreate
+from features.users.handlers.accounts import add_user
+from features.users.passwords import Passwords
 from features.users.tables import User
 from shared.demo import DEMO_EMAIL, DEMO_PASSWORD
 
@@ -11,5 +11,6 @@ async def add_demo_account(session: AsyncSession) -> bool:
     """Adds the demo account, unless there are accounts."""
     if (await session.exec(select(User.id).limit(1))).first():
         return False
-    await register(session, UserCreate(email=DEMO_EMAIL, password=DEMO_PASSWORD, name="Demo"))
+    password_hash = await Passwords(cheap=False).hash(DEMO_PASSWORD)
+    await add_user(session, DEMO_EMAIL, password_hash, "Demo", verified=True)
     return True

@@ -1,57 +1,122 @@
-"""Access tokens: JSON Web Tokens (RFC 7519, RFC 9068) that live for minutes."""
+"""Access tokens: JSON Web Tokens (RFC 7519, RFC 9068) that live for minutes, signed with a key
+pair (Ed25519, RFC 9864) whose public half anybody may have."""
 
-import secrets
 import time
-from collections.abc import Iterable
-from uuid import UUID
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID, uuid4
 
 from joserfc import jwt
 from joserfc.errors import JoseError
-from joserfc.jwk import OctKey
+from joserfc.jwk import OKPKey
 
+from features.users.access import read_scope, write_scope
 from shared.auth import Principal
 from shared.errors import Unauthorized
 
-ALGORITHM = "HS256"
-ISSUER = "tessera"
+ALGORITHM = "Ed25519"
+TYPE = "at+jwt"
 AUDIENCE = "tessera"
-LIFETIME_SECONDS = 15 * 60
 LEEWAY_SECONDS = 5
-
-_claims = jwt.JWTClaimsRegistry(
-    leeway=LEEWAY_SECONDS,
-    iss={"essential": True, "value": ISSUER},
-    aud={"essential": True, "value": AUDIENCE},
-    sub={"essential": True},
-    exp={"essential": True},
-    iat={"essential": True},
-    jti={"essential": True},
-)
+MAX_LENGTH = 4_096
+REMEMBERED = 4_096
 
 
-def issue_access_token(secret: str, user_id: UUID, scopes: Iterable[str]) -> str:
+class InvalidToken(Unauthorized):
+    """The token is malformed, tampered with, expired, revoked, or meant for others."""
+
+    headers: Mapping[str, str] = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
+
+    def __init__(self) -> None:
+        super().__init__("Invalid token")
+
+
+class UnknownKey(InvalidToken):
+    """The token names a key that is not known: not yet, not any more, or never was."""
+
+
+@dataclass(frozen=True, slots=True)
+class AccessToken:
+    principal: Principal
+    expires_at: int
+
+
+class TokenReader:
+    """Verifies access tokens with a set of public keys, and remembers those that it has seen."""
+
+    def __init__(self, issuer: str, keys: Mapping[str, OKPKey]) -> None:
+        self._keys = keys
+        self._seen: dict[str, AccessToken] = {}
+        self._claims = jwt.JWTClaimsRegistry(
+            leeway=LEEWAY_SECONDS,
+            iss={"essential": True, "value": issuer},
+            aud={"essential": True, "value": AUDIENCE},
+            sub={"essential": True},
+            sid={"essential": True},
+            iat={"essential": True},
+            exp={"essential": True},
+            jti={"essential": True},
+            scope={"essential": True, "allow_blank": True},
+        )
+
+    def read(self, token: str) -> Principal:
+        """
+        Raises:
+            UnknownKey: it may be valid, but with a key that is not among these.
+            InvalidToken: it is not valid.
+        """
+        read = self._seen.get(token)
+        if read is None:
+            read = self._verify(token)
+            if len(self._seen) >= REMEMBERED:
+                self._seen.clear()
+            self._seen[token] = read
+        if read.expires_at <= time.time() - LEEWAY_SECONDS:
+            raise InvalidToken
+        return read.principal
+
+    def _verify(self, token: str) -> AccessToken:
+        if len(token) > MAX_LENGTH:
+            raise InvalidToken
+        try:
+            decoded = jwt.decode(token, self._key, algorithms=[ALGORITHM])
+            if decoded.header.get("typ") != TYPE:
+                raise InvalidToken
+            self._claims.validate(decoded.claims)
+            return _access_token(decoded.claims)
+        except (JoseError, ValueError, KeyError, TypeError, AttributeError):
+            raise InvalidToken from None
+
+    def _key(self, token: Any) -> OKPKey:
+        """The key that the header names; what else the header offers is not looked at."""
+        key_id = token.headers().get("kid")
+        if not isinstance(key_id, str) or key_id not in self._keys:
+            raise UnknownKey
+        return self._keys[key_id]
+
+
+def _access_token(claims: Mapping[str, Any]) -> AccessToken:
+    principal = Principal(
+        user_id=UUID(claims["sub"]),
+        scopes=read_scope(claims["scope"]),
+        session_id=UUID(claims["sid"]),
+    )
+    return AccessToken(principal, claims["exp"])
+
+
+def write_access_token(key: OKPKey, issuer: str, principal: Principal, lifetime: int) -> str:
+    """Signs a token for `lifetime` seconds from now."""
     now = int(time.time())
     claims = {
-        "iss": ISSUER,
+        "iss": issuer,
         "aud": AUDIENCE,
-        "sub": str(user_id),
+        "sub": str(principal.user_id),
+        "sid": str(principal.session_id),
         "iat": now,
-        "exp": now + LIFETIME_SECONDS,
-        "jti": secrets.token_urlsafe(16),
-        "scope": " ".join(sorted(scopes)),
+        "exp": now + lifetime,
+        "jti": str(uuid4()),
+        "scope": write_scope(principal.scopes),
     }
-    return jwt.encode({"alg": ALGORITHM, "typ": "at+jwt"}, claims, OctKey.import_key(secret))
-
-
-def read_access_token(secret: str, token: str) -> Principal:
-    """
-    Raises:
-        Unauthorized: the token is malformed, tampered with, expired or meant for others.
-    """
-    try:
-        decoded = jwt.decode(token, OctKey.import_key(secret), algorithms=[ALGORITHM])
-        _claims.validate(decoded.claims)
-        return Principal(UUID(decoded.claims["sub"]), frozenset(decoded.claims["scope"].split()))
-    except (JoseError, ValueError, KeyError, AttributeError):
-        challenge = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
-        raise Unauthorized("Invalid token", headers=challenge) from None
+    header = {"alg": ALGORITHM, "typ": TYPE, "kid": key.kid}
+    return jwt.encode(header, claims, key, algorithms=[ALGORITHM])

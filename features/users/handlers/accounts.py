@@ -1,0 +1,96 @@
+"""Accounts: register, read, change, delete."""
+
+from uuid import UUID
+
+from sqlmodel import col, select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from features.users.access import Caller
+from features.users.handlers.events import record
+from features.users.handlers.verification import send_verification
+from features.users.links import Links
+from features.users.passwords import Passwords
+from features.users.schemas import UserCreate, UserUpdate
+from features.users.tables import EventKind, Role, User
+from shared.database import Database, transaction
+from shared.errors import Conflict, Unauthorized
+
+
+async def register(
+    database: Database, passwords: Passwords, links: Links, new: UserCreate, caller: Caller
+) -> User:
+    """Creates an account, and mails it a token that verifies its address. A taken email
+    violates `uq_users_email`. No connection is held while the password is hashed."""
+    password_hash = await passwords.hash(new.password)
+    async with transaction(database) as session:
+        user = await add_user(session, new.email, password_hash, new.name)
+        await record(session, EventKind.REGISTERED, user.id, caller)
+        await send_verification(session, links, user)
+        return user
+
+
+async def add_user(
+    session: AsyncSession,
+    email: str,
+    password_hash: str | None,
+    name: str | None = None,
+    *,
+    verified: bool = False,
+    role: Role = Role.USER,
+) -> User:
+    user = User(
+        email=email, name=name, password_hash=password_hash, email_verified=verified, role=role
+    )
+    session.add(user)
+    await session.flush()
+    await session.refresh(user)
+    return user
+
+
+async def find_user_id(session: AsyncSession, email: str) -> UUID | None:
+    """The id of the account with this email, whatever its case."""
+    return (await session.exec(select(User.id).where(User.email == email.lower()))).one_or_none()
+
+
+async def get_user(session: AsyncSession, user_id: UUID, *, lock: bool = False) -> User:
+    """
+    Raises:
+        Unauthorized: the account is gone, although somebody still holds a token of it.
+    """
+    user = await session.get(User, user_id, with_for_update=lock or None)
+    if user is None:
+        raise Unauthorized("User not found")
+    return user
+
+
+async def update_user(session: AsyncSession, user_id: UUID, changes: UserUpdate) -> User:
+    user = await get_user(session, user_id)
+    user.sqlmodel_update(changes.model_dump(exclude_unset=True))
+    await session.flush()
+    await session.refresh(user)
+    return user
+
+
+async def delete_user(session: AsyncSession, user_id: UUID) -> None:
+    """Deletes the account and, by the foreign keys of other features, all it owns.
+
+    Raises:
+        Conflict: it is the last administrator.
+    """
+    await keep_an_administrator(session, user_id)
+    await session.delete(await get_user(session, user_id))
+
+
+async def keep_an_administrator(session: AsyncSession, leaving: UUID) -> None:
+    """
+    Raises:
+        Conflict: without this account there would be no active administrator.
+    """
+    admins = (
+        select(User.id)
+        .where(User.role == Role.ADMIN, col(User.is_active))
+        .order_by(col(User.id))
+        .with_for_update()
+    )
+    if list((await session.exec(admins)).all()) == [leaving]:
+        raise Conflict("This is the last administrator: make somebody else one first")

@@ -1,0 +1,84 @@
+"""Accounts, as an administrator sees and changes them."""
+
+from uuid import UUID
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlmodel import col
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from features.users.access import Caller
+from features.users.handlers.accounts import keep_an_administrator
+from features.users.handlers.events import record
+from features.users.handlers.sessions import end_sessions
+from features.users.schemas import UserAdminUpdate, UserPublic, UserQuery
+from features.users.tables import EventKind, Role, User
+from shared.errors import NotFound
+from shared.pagination import Keyset, Rows, fetch_page
+
+PUBLIC = select(*(getattr(User, name) for name in UserPublic.model_fields))
+
+
+async def list_users(
+    session: AsyncConnection, query: UserQuery, after: Keyset | None = None
+) -> Rows:
+    """A page of the accounts that match."""
+    matching = PUBLIC
+    if query.q:
+        found = col(User.email).contains(query.q.lower(), autoescape=True)
+        matching = matching.where(found | col(User.name).icontains(query.q, autoescape=True))
+    if query.role is not None:
+        matching = matching.where(col(User.role) == query.role)
+    if query.is_active is not None:
+        matching = matching.where(col(User.is_active) == query.is_active)
+    return await fetch_page(session, matching, query, after)
+
+
+async def get_account(session: AsyncSession, user_id: UUID, *, lock: bool = False) -> User:
+    """
+    Raises:
+        NotFound: there is no such account.
+    """
+    user = await session.get(User, user_id, with_for_update=lock or None)
+    if user is None:
+        raise NotFound(f"User {user_id} not found")
+    return user
+
+
+async def update_account(
+    session: AsyncSession, user_id: UUID, changes: UserAdminUpdate, caller: Caller
+) -> User:
+    """Changes an account. A change of role, and deactivation, end its sessions.
+
+    Raises:
+        NotFound: there is no such account.
+        Conflict: it is the last administrator, and would no longer be one.
+    """
+    given = changes.model_dump(exclude_unset=True)
+    if given.get("role") is Role.USER or given.get("is_active") is False:
+        await keep_an_administrator(session, user_id)
+    user = await get_account(session, user_id, lock=True)
+    old_role, was_active = user.role, user.is_active
+    user.sqlmodel_update(given)
+    await session.flush()
+    await session.refresh(user)
+    if user.role != old_role:
+        detail = f"{old_role} → {user.role}"
+        await record(session, EventKind.ROLE_CHANGED, user_id, caller, detail)
+    if user.is_active != was_active:
+        kind = EventKind.ACTIVATED if user.is_active else EventKind.DEACTIVATED
+        await record(session, kind, user_id, caller)
+    if user.role != old_role or not user.is_active:
+        await end_sessions(session, user_id)
+    return user
+
+
+async def delete_account(session: AsyncSession, user_id: UUID) -> None:
+    """Deletes the account and, by the foreign keys of other features, all it owns.
+
+    Raises:
+        NotFound: there is no such account.
+        Conflict: it is the last administrator.
+    """
+    await keep_an_administrator(session, user_id)
+    await session.delete(await get_account(session, user_id))

@@ -1,0 +1,118 @@
+"""Passwords: changed by who knows the old one, reset by who reads the account's mail."""
+
+from uuid import UUID
+
+from sqlalchemy import delete, func
+from sqlmodel import col, select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from features.users.access import Caller
+from features.users.handlers.accounts import get_user
+from features.users.handlers.events import record
+from features.users.handlers.sessions import end_sessions
+from features.users.links import Links
+from features.users.passwords import Passwords, fingerprint
+from features.users.tables import ApiKey, EventKind, Identity, ResetRequest, User
+from shared.database import Database, transaction
+from shared.errors import BadRequest, Conflict, Forbidden
+from shared.mail import send_mail
+
+RESET_CHANNEL = "reset_requests"
+RESET_BATCH = 20
+CHANGED = (
+    "Your password was changed",
+    "The password of your account was changed, and other sessions were ended.\n\n"
+    "If it was not you, reset it now.\n",
+)
+
+
+async def change_password(
+    database: Database,
+    passwords: Passwords,
+    user_id: UUID,
+    session_id: UUID,
+    current: str,
+    new: str,
+    caller: Caller,
+) -> None:
+    """Changes the password, and ends every session but this one.
+
+    Raises:
+        Forbidden: the current password is wrong.
+        Conflict: the account has no password, or it was changed in the meantime.
+    """
+    async with transaction(database) as session:
+        known = (await get_user(session, user_id)).password_hash
+    if known is None:
+        raise Conflict("The account has no password yet: a reset sets the first one")
+    matches, _ = await passwords.verify(current, known)
+    if not matches:
+        async with transaction(database) as session:
+            await record(session, EventKind.PASSWORD_CHANGE_FAILED, user_id, caller)
+        raise Forbidden("The current password is wrong")
+    password_hash = await passwords.hash(new)
+    async with transaction(database) as session:
+        user = await get_user(session, user_id, lock=True)
+        if user.password_hash != known:
+            raise Conflict("The password was changed in the meantime")
+        user.password_hash = password_hash
+        await end_sessions(session, user_id, but=session_id)
+        await record(session, EventKind.PASSWORD_CHANGED, user_id, caller)
+        await send_mail(session, user.email, *CHANGED)
+
+
+async def request_reset(session: AsyncSession, email: str, caller: Caller) -> None:
+    """Notes that somebody forgot a password. The same whether or not there is such an account:
+    that is looked up later, by `answer_reset_requests`."""
+    request = ResetRequest(email=email, address=caller.address, user_agent=caller.user_agent)
+    session.add(request)
+    await session.exec(select(func.pg_notify(RESET_CHANNEL, "")))
+
+
+async def answer_reset_requests(session: AsyncSession, links: Links) -> int:
+    """Mails a token to the accounts that were asked for, and returns how many were."""
+    waiting = (
+        select(ResetRequest)
+        .order_by(col(ResetRequest.id))
+        .limit(RESET_BATCH)
+        .with_for_update(skip_locked=True)
+    )
+    requests = (await session.exec(waiting)).all()
+    for request in requests:
+        await session.delete(request)
+        known = select(User).where(User.email == request.email, col(User.is_active))
+        if user := (await session.exec(known)).one_or_none():
+            mail = links.reset_mail(user.id, fingerprint(user.password_hash))
+            await send_mail(session, user.email, *mail)
+            caller = Caller(request.address, request.user_agent)
+            await record(session, EventKind.PASSWORD_RESET_REQUESTED, user.id, caller)
+    return len(requests)
+
+
+async def reset_password(
+    database: Database, passwords: Passwords, links: Links, token: str, new: str, caller: Caller
+) -> None:
+    """Sets the password, and ends every session. Who could do this reads the account's mail,
+    so that the address is verified, too.
+
+    Raises:
+        BadRequest: the token is not valid, too old, or was used.
+    """
+    user_id, bound_to = links.read_reset(token)
+    password_hash = await passwords.hash(new)
+    async with transaction(database) as session:
+        user = await session.get(User, user_id, with_for_update=True)
+        if user is None or not user.is_active or fingerprint(user.password_hash) != bound_to:
+            raise BadRequest("This reset token is not valid, or no longer")
+        if not user.email_verified:
+            await _forget_unproven(session, user_id)
+        user.password_hash, user.email_verified = password_hash, True
+        await end_sessions(session, user_id)
+        await record(session, EventKind.PASSWORD_RESET, user_id, caller)
+        await send_mail(session, user.email, *CHANGED)
+
+
+async def _forget_unproven(session: AsyncSession, user_id: UUID) -> None:
+    """Whoever registered an address without proving it may not keep another way in."""
+    await session.exec(delete(ApiKey).where(col(ApiKey.user_id) == user_id))
+    await session.exec(delete(Identity).where(col(Identity.user_id) == user_id))

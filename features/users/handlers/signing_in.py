@@ -1,0 +1,62 @@
+"""Signing in with email and password."""
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from sqlmodel import select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from features.users.access import Caller, Permissions, read_scope
+from features.users.handlers.events import record
+from features.users.handlers.sessions import Denial, Grant, open_session
+from features.users.passwords import Passwords
+from features.users.tables import EventKind, User
+from shared.database import Database, transaction
+
+WRONG = Denial("invalid_grant", "The email or the password is wrong")
+
+
+@dataclass(frozen=True)
+class Credentials:
+    email: str
+    password: str = field(repr=False)
+    scope: str | None = None
+
+
+async def sign_in(
+    database: Database,
+    passwords: Passwords,
+    permissions: Permissions,
+    credentials: Credentials,
+    caller: Caller,
+    lifetime: timedelta,
+) -> Grant | Denial:
+    """Opens a session. Takes the same time whether or not the account exists, and holds no
+    connection while the password is hashed."""
+    async with transaction(database) as session:
+        user = await _find(session, credentials.email)
+    matches, renewed = await passwords.verify(
+        credentials.password, user.password_hash if user else None
+    )
+    async with transaction(database) as session:
+        current = await _find(session, credentials.email, lock=True) if user and matches else None
+        # It may have been changed, closed or deleted while the password was hashed.
+        if user is None or current is None or current.password_hash != user.password_hash:
+            await record(session, EventKind.SIGN_IN_FAILED, user.id if user else None, caller)
+            return WRONG
+        if not current.is_active:
+            await record(session, EventKind.SIGN_IN_FAILED, current.id, caller, "not active")
+            return WRONG
+        allowed = permissions.of(current.role)
+        if credentials.scope is not None and not read_scope(credentials.scope) <= allowed:
+            return Denial("invalid_scope", "The account does not have all of these scopes")
+        if renewed:
+            current.password_hash = renewed
+        return await open_session(
+            session, current.id, current.role, caller, lifetime, credentials.scope
+        )
+
+
+async def _find(session: AsyncSession, email: str, *, lock: bool = False) -> User | None:
+    known = select(User).where(User.email == email.lower())
+    return (await session.exec(known.with_for_update(read=True) if lock else known)).one_or_none()

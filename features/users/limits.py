@@ -1,0 +1,48 @@
+"""How often one may try: by address, by account, by key."""
+
+from features.users.settings import UsersSettings
+from shared.limits import Limiter, new_limit
+
+
+class Limits:
+    """
+    Each method counts one try.
+
+    Raises:
+        TooManyRequests: it was one too many.
+    """
+
+    def __init__(self, limiter: Limiter, settings: UsersSettings) -> None:
+        self._limiter = limiter
+        self._sign_in_address = new_limit("sign-in-address", settings.rate_sign_in_per_address)
+        self._sign_in_account = new_limit("sign-in-account", settings.rate_sign_in_per_account)
+        self._refresh = new_limit("refresh", settings.rate_refresh_per_address)
+        self._register = new_limit("register", settings.rate_register_per_address)
+        self._reset_address = new_limit("reset-address", settings.rate_reset_per_address)
+        self._reset_account = new_limit("reset-account", settings.rate_reset_per_account)
+        self._api_key = new_limit("api-key", settings.rate_api_key)
+
+    async def sign_in(self, address: str, email: str) -> None:
+        await self._limiter.hit(self._sign_in_address, address)
+        await self._limiter.hit(self._sign_in_account, email.lower())
+
+    async def signed_in(self, email: str) -> None:
+        """The tries on this account were its owner's: they do not count."""
+        await self._limiter.forget(self._sign_in_account, email.lower())
+
+    async def single_sign_on(self, address: str) -> None:
+        await self._limiter.hit(self._sign_in_address, address)
+
+    async def refresh(self, address: str) -> None:
+        await self._limiter.hit(self._refresh, address)
+
+    async def register(self, address: str) -> None:
+        await self._limiter.hit(self._register, address)
+
+    async def reset(self, address: str, email: str | None = None) -> None:
+        await self._limiter.hit(self._reset_address, address)
+        if email is not None:
+            await self._limiter.hit(self._reset_account, email.lower())
+
+    async def api_key(self, key: str) -> None:
+        await self._limiter.hit(self._api_key, key)

@@ -1,0 +1,183 @@
+"""OpenID providers: the authorization code flow with PKCE (OpenID Connect Core, RFC 7636), set up
+from each provider's discovery document."""
+
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID
+
+import httpx2
+import structlog
+from authlib.integrations.base_client import OAuthError
+from authlib.integrations.httpx_client import AsyncOAuth2Client
+from authlib.oidc.core import CodeIDToken
+from joserfc import jwt
+from joserfc.errors import JoseError
+from joserfc.jwk import KeySet
+from pydantic import BaseModel, Field
+
+from features.users.opaque import chance
+from features.users.settings import OidcProvider
+from shared.errors import BadRequest, Unavailable
+
+TIMEOUT_SECONDS = 5.0
+METADATA_SECONDS = 3600.0
+LEEWAY_SECONDS = 60
+SIGNATURES = frozenset(
+    ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "Ed25519")
+)
+
+log = structlog.get_logger(__name__)
+
+
+class Attempt(BaseModel):
+    """One try to sign in at a provider, kept by the browser in a sealed cookie of its own, so
+    that two tabs do not disturb each other. `user_id` and `session_id` are who links."""
+
+    provider: str
+    state: str = Field(default_factory=chance)
+    nonce: str = Field(default_factory=chance)
+    verifier: str = Field(default_factory=lambda: chance() + chance())
+    user_id: UUID | None = None
+    session_id: UUID | None = None
+
+
+class ProvenIdentity(BaseModel):
+    """What a provider says of somebody, verified to come from it and to be for us."""
+
+    issuer: str
+    subject: str
+    email: str | None
+    name: str | None
+
+
+class Provider:
+    """A provider, and what its discovery document and its keys say, for an hour at a time."""
+
+    def __init__(self, name: str, settings: OidcProvider, base_url: str) -> None:
+        self.name = name
+        self._settings = settings
+        self._issuer = str(settings.issuer).rstrip("/")
+        self._redirect_uri = f"{base_url}/auth/oidc/{name}/callback"
+        self._metadata: Mapping[str, Any] = {}
+        self._keys = KeySet([])
+        self._until = float("-inf")
+
+    def is_issuer(self, issuer: str) -> bool:
+        return issuer.rstrip("/") == self._issuer
+
+    async def authorization_url(self, attempt: Attempt) -> str:
+        """Where the browser goes to sign in.
+
+        Raises:
+            Unavailable: the provider cannot be reached.
+        """
+        async with self._client() as client:
+            await self._discover(client)
+            url, _ = client.create_authorization_url(
+                self._metadata["authorization_endpoint"],
+                state=attempt.state,
+                nonce=attempt.nonce,
+                code_verifier=attempt.verifier,
+            )
+            return str(url)
+
+    async def identify(self, code: str, attempt: Attempt) -> ProvenIdentity:
+        """Who came back with this code.
+
+        Raises:
+            BadRequest: the code is not good, or what it was exchanged for is not for us.
+            Unavailable: the provider cannot be reached.
+        """
+        async with self._client() as client:
+            await self._discover(client)
+            try:
+                answer = await client.fetch_token(
+                    self._metadata["token_endpoint"], code=code, code_verifier=attempt.verifier
+                )
+                claims = self._verify(answer, attempt)
+                claims |= await self._missing(client, claims)
+            except (OAuthError, JoseError, KeyError, TypeError, ValueError) as error:
+                log.warning("provider_answer_refused", provider=self.name, error=repr(error))
+                if isinstance(error, JoseError):
+                    self._until = float("-inf")  # it may have new keys
+                raise BadRequest("The provider's answer is not valid: please begin again") from None
+        verified = claims.get("email_verified") is True
+        return ProvenIdentity(
+            issuer=self._issuer,
+            subject=claims["sub"],
+            email=str(claims["email"]).lower() if verified and claims.get("email") else None,
+            name=claims.get("name"),
+        )
+
+    def _verify(self, answer: Mapping[str, Any], attempt: Attempt) -> dict[str, Any]:
+        """The claims of the ID token (OpenID Connect Core, 3.1.3.7)."""
+        offered = self._metadata.get("id_token_signing_alg_values_supported", ["RS256"])
+        algorithms = SIGNATURES.intersection(offered)
+        token = jwt.decode(answer["id_token"], self._keys, algorithms=algorithms)
+        client_id = self._settings.client_id
+        claims = CodeIDToken(
+            token.claims,
+            token.header,
+            options={
+                "iss": {"essential": True, "value": self._metadata["issuer"]},
+                "aud": {"essential": True, "value": client_id},
+            },
+            params={
+                "nonce": attempt.nonce,
+                "client_id": client_id,
+                "access_token": answer.get("access_token"),
+            },
+        )
+        claims.validate(leeway=LEEWAY_SECONDS)
+        return dict(claims)
+
+    async def _missing(self, client: Any, claims: Mapping[str, Any]) -> dict[str, Any]:
+        """The email, where the provider tells it only at its userinfo endpoint."""
+        if "email" in claims or "userinfo_endpoint" not in self._metadata:
+            return {}
+        answer = await client.get(self._metadata["userinfo_endpoint"])
+        info: dict[str, Any] = answer.raise_for_status().json()
+        if info["sub"] != claims["sub"]:
+            raise ValueError("userinfo is of somebody else")
+        return {name: info[name] for name in ("email", "email_verified", "name") if name in info}
+
+    async def _discover(self, client: Any) -> None:
+        """Reads the discovery document and the keys, unless that was done within the hour."""
+        if time.monotonic() < self._until:
+            return
+        try:
+            found = await _get_json(client, f"{self._issuer}/.well-known/openid-configuration")
+            self._expect(found["issuer"])
+            self._keys = KeySet.import_key_set(await _get_json(client, found["jwks_uri"]))
+        except (JoseError, KeyError, TypeError, ValueError) as error:
+            log.warning("provider_not_discovered", provider=self.name, error=repr(error))
+            raise Unavailable("The provider cannot be used; please try again") from None
+        self._metadata, self._until = found, time.monotonic() + METADATA_SECONDS
+
+    def _expect(self, issuer: str) -> None:
+        if not self.is_issuer(issuer):
+            raise ValueError(f"the issuer is {issuer}")
+
+    @asynccontextmanager
+    async def _client(self) -> AsyncIterator[Any]:
+        settings = self._settings
+        try:
+            async with AsyncOAuth2Client(
+                client_id=settings.client_id,
+                client_secret=settings.client_secret.get_secret_value(),
+                scope=settings.scope,
+                redirect_uri=self._redirect_uri,
+                code_challenge_method="S256",
+                timeout=TIMEOUT_SECONDS,
+            ) as client:
+                yield client
+        except httpx2.HTTPError as error:
+            log.warning("provider_not_reached", provider=self.name, error=repr(error))
+            raise Unavailable("The provider cannot be reached; please try again") from None
+
+
+async def _get_json(client: Any, url: str) -> Any:
+    answer = await client.request("GET", url, withhold_token=True)
+    return answer.raise_for_status().json()

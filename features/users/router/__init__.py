@@ -1,0 +1,28 @@
+"""The routes of accounts."""
+
+from fastapi import APIRouter
+
+from features.users.router import (
+    accounts,
+    administration,
+    api_keys,
+    events,
+    passwords,
+    sessions,
+    single_sign_on,
+    tokens,
+)
+from features.users.state import CatchUp
+
+router = APIRouter(dependencies=[CatchUp])
+for part in (
+    accounts,
+    passwords,
+    api_keys,
+    events,
+    administration,
+    tokens,
+    sessions,
+    single_sign_on,
+):
+    router.include_router(part.router)

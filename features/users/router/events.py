@@ -1,0 +1,25 @@
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from features.users.handlers.events import list_events
+from features.users.router.identity import Self
+from features.users.schemas import EventPage, EventQuery
+from shared.database import ReadSession
+from shared.errors import BadRequest, responses
+from shared.pagination import CursorCodec
+
+router = APIRouter(prefix="/users/me/events", tags=["events"])
+
+
+@router.get("", responses=responses(BadRequest))
+async def list_(
+    query: Annotated[EventQuery, Query()],
+    session: ReadSession,
+    principal: Self,
+    cursors: CursorCodec,
+) -> EventPage:
+    """What happened to your account, and from where."""
+    after = cursors.read(query, principal.user_id)
+    found = await list_events(session, principal.user_id, query, after)
+    return EventPage.model_validate(cursors.page(found, query, principal.user_id))

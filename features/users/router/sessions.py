@@ -1,0 +1,46 @@
+from uuid import UUID
+
+from fastapi import APIRouter, status
+
+from features.users.handlers import sessions
+from features.users.router.identity import Person
+from features.users.schemas import SessionList, SessionPublic
+from features.users.state import CallerDep
+from shared.database import WriteSession
+from shared.errors import NotFound, responses
+
+router = APIRouter(prefix="/auth", tags=["sessions"])
+
+
+@router.post("/logout", status_code=status.HTTP_204_NO_CONTENT, responses=responses(NotFound))
+async def logout(session: WriteSession, person: Person, caller: CallerDep) -> None:
+    """Ends the session that asks: its access token and its refresh tokens, everywhere."""
+    await sessions.end_session(session, person.user_id, person.session_id, caller)
+
+
+@router.get("/sessions")
+async def list_(session: WriteSession, person: Person) -> SessionList:
+    """Where the account is signed in, the last used first."""
+    found = await sessions.list_sessions(session, person.user_id)
+    items = [SessionPublic.model_validate(row) for row in found]
+    for item in items:
+        item.current = item.id == person.session_id
+    return SessionList(items=items)
+
+
+@router.delete("/sessions", status_code=status.HTTP_204_NO_CONTENT)
+async def delete_all(session: WriteSession, person: Person, caller: CallerDep) -> None:
+    """Ends all sessions but the one that asks."""
+    await sessions.end_other_sessions(session, person.user_id, person.session_id, caller)
+
+
+@router.delete(
+    "/sessions/{session_id:uuid}",
+    status_code=status.HTTP_204_NO_CONTENT,
+    responses=responses(NotFound),
+)
+async def delete(
+    session_id: UUID, session: WriteSession, person: Person, caller: CallerDep
+) -> None:
+    """Ends one session."""
+    await sessions.end_session(session, person.user_id, session_id, caller)

@@ -1,0 +1,106 @@
+from datetime import timedelta
+from typing import Annotated
+
+from fastapi import APIRouter, Form, Response
+from fastapi.responses import JSONResponse
+
+from features.users.access import Caller, write_scope
+from features.users.handlers.refreshing import refresh
+from features.users.handlers.sessions import Denial, Grant
+from features.users.handlers.signing_in import Credentials, sign_in
+from features.users.keyring import PUBLISHED_BEFORE
+from features.users.schemas import TokenError, TokenResponse
+from features.users.state import CallerDep, StateDep, UsersState
+from shared.auth import Principal
+from shared.database import transaction
+from shared.errors import TooManyRequests, responses
+
+router = APIRouter(tags=["auth"])
+
+NO_STORE = {"Cache-Control": "no-store", "Pragma": "no-cache"}
+GRANT_TYPES = ("password", "refresh_token")
+
+
+@router.post(
+    "/auth/token",
+    response_model=TokenResponse,
+    responses={400: {"model": TokenError}, **responses(TooManyRequests)},
+)
+async def token(
+    state: StateDep,
+    caller: CallerDep,
+    grant_type: Annotated[str | None, Form(examples=["password"])] = None,
+    username: Annotated[str | None, Form(description="The email", max_length=320)] = None,
+    password: Annotated[str | None, Form(max_length=1_000)] = None,
+    refresh_token: Annotated[str | None, Form(max_length=1_000)] = None,
+    scope: Annotated[
+        str | None, Form(description="Less than everything, separated by spaces", max_length=1_000)
+    ] = None,
+) -> Response:
+    """Exchanges email and password, or a refresh token, for an access token and the next
+    refresh token (RFC 6749, sections 4.3 and 6)."""
+    scope = scope or None  # what the Authorize form of the documentation sends
+    if grant_type == "password" and username and password:
+        outcome = await _by_password(state, Credentials(username, password, scope), caller)
+    elif grant_type == "refresh_token" and refresh_token:
+        outcome = await _by_refresh_token(state, refresh_token, scope, caller)
+    elif grant_type and grant_type not in GRANT_TYPES:
+        return _error("unsupported_grant_type", f"grant_type must be {' or '.join(GRANT_TYPES)}")
+    else:
+        return _error(
+            "invalid_request",
+            "grant_type password needs username and password,"
+            " grant_type refresh_token needs refresh_token",
+        )
+    return await token_response(state, outcome)
+
+
+async def _by_password(state: UsersState, tried: Credentials, caller: Caller) -> Grant | Denial:
+    await state.limits.sign_in(caller.address, tried.email)
+    lifetime = timedelta(seconds=state.settings.session_lifetime)
+    outcome = await sign_in(
+        state.database, state.passwords, state.permissions, tried, caller, lifetime
+    )
+    if isinstance(outcome, Grant):
+        await state.limits.signed_in(tried.email)
+    return outcome
+
+
+async def _by_refresh_token(
+    state: UsersState, token: str, scope: str | None, caller: Caller
+) -> Grant | Denial:
+    await state.limits.refresh(caller.address)
+    lifetime = timedelta(seconds=state.settings.session_lifetime)
+    grace = timedelta(seconds=state.settings.refresh_grace)
+    async with transaction(state.database) as session:  # committed whatever the outcome
+        return await refresh(session, token, caller, lifetime, grace, scope)
+
+
+async def token_response(state: UsersState, outcome: Grant | Denial) -> Response:
+    """The answer of everything that grants tokens."""
+    if isinstance(outcome, Denial):
+        return _error(outcome.error, outcome.description)
+    scopes = state.permissions.of(outcome.role, outcome.scope)
+    principal = Principal(outcome.user_id, scopes, outcome.session_id)
+    answer = TokenResponse(
+        access_token=await state.keyring.sign(principal),
+        expires_in=state.settings.access_token_lifetime,
+        refresh_token=outcome.refresh_token,
+        scope=write_scope(scopes),
+    )
+    return JSONResponse(answer.model_dump(), headers=NO_STORE)
+
+
+def _error(error: str, description: str) -> Response:
+    content = {"error": error, "error_description": description}
+    return JSONResponse(content, status_code=400, headers=NO_STORE)
+
+
+@router.get("/.well-known/jwks.json")
+async def jwks(state: StateDep, response: Response) -> dict[str, list[dict[str, str]]]:
+    """The public keys that verify access tokens (RFC 7517)."""
+    if not state.keyring.ids:
+        await state.keyring.load()
+    seconds = int(PUBLISHED_BEFORE.total_seconds())
+    response.headers["Cache-Control"] = f"public, max-age={seconds}"
+    return state.keyring.published()

@@ -1,0 +1,67 @@
+"""How long access lasts, which providers may vouch for it, and how often one may try."""
+
+import re
+from datetime import timedelta
+from typing import Annotated
+
+from limits import parse
+from pydantic import AfterValidator, BaseModel, Field, HttpUrl, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def _rate(rate: str) -> str:
+    try:
+        parse(rate)
+    except ValueError:
+        raise ValueError("must be a rate like 10/minute") from None
+    return rate
+
+
+def _slugs(providers: dict[str, "OidcProvider"]) -> dict[str, "OidcProvider"]:
+    for name in providers:
+        if not re.fullmatch(r"[a-z0-9-]{1,40}", name):
+            raise ValueError(f"{name!r} must be a name like google, as it is part of a URL")
+    return providers
+
+
+class OidcProvider(BaseModel):
+    """An OpenID provider, and the client that we are registered as there."""
+
+    issuer: HttpUrl
+    client_id: str
+    client_secret: SecretStr
+    scope: str = "openid email profile"
+
+
+Rate = Annotated[str, AfterValidator(_rate)]
+
+
+class UsersSettings(BaseSettings):
+    """Rates are words like `10/minute`; lifetimes are seconds.
+
+    `APP_OIDC_PROVIDERS` is JSON: `{"google": {"issuer": …, "client_id": …, "client_secret": …}}`.
+    `APP_FRONTEND_URL` is where the links in mails lead; without it, mails carry the bare token.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="APP_", env_file=".env", env_ignore_empty=True, extra="ignore"
+    )
+
+    access_token_lifetime: int = Field(default=15 * 60, ge=60, le=3600)
+    session_lifetime: int = Field(default=30 * 24 * 3600, ge=3600)
+    refresh_grace: int = Field(default=10, ge=0, le=60)
+    password_reset_lifetime: int = Field(default=3600, ge=300, le=24 * 3600)
+    email_verification_lifetime: int = Field(default=3 * 24 * 3600, ge=300)
+    frontend_url: HttpUrl | None = None
+    oidc_providers: Annotated[dict[str, OidcProvider], AfterValidator(_slugs)] = {}
+    rate_sign_in_per_address: Rate = "30/minute"
+    rate_sign_in_per_account: Rate = "10/minute"
+    rate_refresh_per_address: Rate = "120/minute"
+    rate_register_per_address: Rate = "20/hour"
+    rate_reset_per_address: Rate = "20/hour"
+    rate_reset_per_account: Rate = "5/hour"
+    rate_api_key: Rate = "1200/minute"
+
+    @property
+    def access_lifetime(self) -> timedelta:
+        return timedelta(seconds=self.access_token_lifetime)

@@ -1,0 +1,128 @@
+"""What the slice keeps as long as the process lives."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Annotated
+
+import structlog
+from cryptography.fernet import Fernet
+from fastapi import Depends, FastAPI, Request
+from sqlalchemy.exc import SQLAlchemyError
+
+from features.users.access import Caller, Permissions
+from features.users.api_keys import KnownKeys
+from features.users.keyring import Keyring
+from features.users.limits import Limits
+from features.users.links import Links
+from features.users.oidc import Provider
+from features.users.passwords import Passwords
+from features.users.revocation import Revocations
+from features.users.sealing import sealer
+from features.users.settings import UsersSettings
+from shared.database import Database, database_of
+from shared.errors import Unavailable
+from shared.limits import client_address
+from shared.settings import Settings, load_settings
+
+MAX_USER_AGENT = 200
+MAX_ADDRESS = 64
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class UsersState:
+    settings: UsersSettings
+    database: Database
+    permissions: Permissions
+    passwords: Passwords
+    keyring: Keyring
+    revocations: Revocations
+    known_keys: KnownKeys
+    links: Links
+    limits: Limits
+    providers: Mapping[str, Provider]
+    attempts: Fernet
+    secure: bool
+    """Whether clients reach the API by HTTPS, so that cookies may insist on it."""
+
+
+def open_state(app: FastAPI, settings: UsersSettings) -> UsersState:
+    kernel: Settings = app.state.settings
+    database, secret = database_of(app), kernel.secret()
+    keyring = Keyring(
+        database=database,
+        seal=sealer(secret, "signing keys"),
+        issuer=kernel.base_url,
+        lifetime=settings.access_lifetime,
+    )
+
+    async def on_keys(ids: Sequence[str]) -> None:
+        if keyring.ids != set(ids):
+            await keyring.load()
+
+    scopes = (scope for feature in app.state.features for scope in feature.scopes)
+    return UsersState(
+        settings=settings,
+        database=database,
+        permissions=Permissions(frozenset(scopes)),
+        passwords=Passwords(cheap=kernel.env == "test"),
+        keyring=keyring,
+        revocations=Revocations(database, settings.access_lifetime, on_keys),
+        known_keys=KnownKeys(),
+        links=Links(secret, settings),
+        limits=Limits(app.state.limiter, settings),
+        providers={
+            name: Provider(name, provider, kernel.base_url)
+            for name, provider in settings.oidc_providers.items()
+        },
+        attempts=sealer(secret, "sign-in attempts"),
+        secure=kernel.base_url.startswith("https:"),
+    )
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    state = open_state(app, load_settings(UsersSettings))
+    app.state.users = state
+    try:
+        await state.keyring.load()
+    except (Unavailable, SQLAlchemyError) as error:  # it will be tried again when it is needed
+        log.warning("signing_keys_not_loaded", error=repr(error))
+    async with state.revocations.followed():
+        yield
+
+
+def state_of(app: FastAPI) -> UsersState:
+    state: UsersState = app.state.users
+    return state
+
+
+def _state(request: Request) -> UsersState:
+    return state_of(request.app)
+
+
+def _caller(request: Request) -> Caller:
+    return Caller(
+        address=_printable(client_address(request), MAX_ADDRESS),
+        user_agent=_printable(request.headers.get("user-agent", ""), MAX_USER_AGENT),
+    )
+
+
+def _printable(text: str, length: int) -> str:
+    return "".join(c for c in text[:length] if c.isprintable())
+
+
+StateDep = Annotated[UsersState, Depends(_state)]
+CallerDep = Annotated[Caller, Depends(_caller)]
+
+
+async def _catch_up(state: StateDep) -> AsyncIterator[None]:
+    yield
+    await state.revocations.catch_up()
+
+
+CatchUp = Depends(_catch_up, scope="function")
+"""Has this process know what the request has ended, before the answer leaves. It belongs to
+the router, so that it is entered before the session, and left after its commit."""

@@ -1,0 +1,39 @@
+"""The background work of accounts."""
+
+from datetime import UTC, datetime, timedelta
+
+from fastapi import FastAPI
+from sqlalchemy import delete
+from sqlmodel import col
+
+from features.users.handlers.passwords import RESET_CHANNEL, answer_reset_requests
+from features.users.keyring import remove_expired_keys
+from features.users.state import state_of
+from features.users.tables import RefreshToken, Revocation, Session
+from shared.database import transaction
+from shared.tasks import Task
+
+
+async def _answer_reset_requests(app: FastAPI) -> int:
+    state = state_of(app)
+    async with transaction(state.database) as session:
+        return await answer_reset_requests(session, state.links)
+
+
+async def _forget_ended(app: FastAPI) -> int:
+    """Deletes what no valid token can refer to any more."""
+    state, now = state_of(app), datetime.now(UTC)
+    unused = now - timedelta(seconds=state.settings.session_lifetime)
+    known = now - 2 * state.settings.access_lifetime
+    async with transaction(state.database) as session:
+        await session.exec(delete(Session).where(col(Session.expires_at) < now))
+        await session.exec(delete(RefreshToken).where(col(RefreshToken.used_at) < unused))
+        await session.exec(delete(Revocation).where(col(Revocation.created_at) < known))
+        await remove_expired_keys(session, state.settings.access_lifetime)
+    return 0
+
+
+reset_requests = Task(
+    name="reset_requests", drain=_answer_reset_requests, every=5, channel=RESET_CHANNEL
+)
+ended_access = Task(name="ended_access", drain=_forget_ended, every=600)

@@ -1,0 +1,147 @@
+"""What the tests of accounts share: signing in by hand, an administrator, and the mail."""
+
+import asyncio
+import os
+import re
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+import pytest
+from fastapi import FastAPI
+from httpx import AsyncClient, Response
+
+from features.users.tasks import reset_requests
+from shared.tasks import drain
+from shared.testing import PASSWORD, SignUp
+
+EMAIL = "ada@example.com"
+SECRET_KEY = "a secret for tests, 32 bytes or more"  # that of the fixture `settings`
+MAILED_TOKEN = re.compile(r"^[\w.-]{60,}$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    access: str
+    refresh: str
+
+    @property
+    def header(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.access}"}
+
+
+def tokens_of(response: Response) -> Tokens:
+    assert response.status_code == 200, response.text
+    body = response.json()
+    return Tokens(body["access_token"], body["refresh_token"])
+
+
+async def register(client: AsyncClient, email: str = EMAIL, password: str = PASSWORD) -> None:
+    response = await client.post("/users", json={"email": email, "password": password})
+    assert response.status_code == 201, response.text
+
+
+async def by_password(
+    client: AsyncClient, email: str = EMAIL, password: str = PASSWORD, **more: str
+) -> Response:
+    form = {"grant_type": "password", "username": email, "password": password, **more}
+    return await client.post("/auth/token", data=form)
+
+
+async def by_refresh(client: AsyncClient, token: str, **more: str) -> Response:
+    form = {"grant_type": "refresh_token", "refresh_token": token, **more}
+    return await client.post("/auth/token", data=form)
+
+
+async def status_with(client: AsyncClient, header: dict[str, str]) -> int:
+    return (await client.get("/users/me", headers=header)).status_code
+
+
+async def run_command(database_url: str, *command: str, stdin: str = "") -> tuple[str, int]:
+    """Runs `python -m app …` with the settings of the tests: its output and exit status."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "app", *command),
+        env=os.environ | environment(database_url),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await process.communicate(stdin.encode())
+    assert process.returncode is not None
+    return output.decode(), process.returncode
+
+
+def environment(database_url: str) -> dict[str, str]:
+    """The settings of the application under test, for a process of its own."""
+    return {"APP_ENV": "test", "APP_DATABASE_URL": database_url, "APP_SECRET_KEY": SECRET_KEY}
+
+
+async def eventually(holds: Callable[[], Awaitable[bool]]) -> float:
+    """Waits until it holds, and returns how many seconds that took."""
+    started = time.monotonic()
+    async with asyncio.timeout(10):
+        while True:
+            if await holds():
+                return time.monotonic() - started
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def signed_in(anonymous: AsyncClient) -> Tokens:
+    """A session of the account of Ada."""
+    await register(anonymous)
+    return tokens_of(await by_password(anonymous))
+
+
+Execute = Callable[..., Awaitable[list[Any]]]
+
+
+@pytest.fixture
+async def execute(database_url: str) -> Execute:
+    """Runs SQL behind the application's back."""
+
+    async def run(statement: str, *arguments: object) -> list[Any]:
+        connection = await asyncpg.connect(database_url)
+        try:
+            return list(await connection.fetch(statement, *arguments))
+        finally:
+            await connection.close()
+
+    return run
+
+
+@pytest.fixture
+async def admin(sign_up: SignUp, execute: Execute) -> AsyncClient:
+    """A client signed in as an administrator."""
+    email = "admin@example.com"
+    client = await sign_up(email)
+    await execute("UPDATE users SET role = 'admin' WHERE email = $1", email)
+    tokens = tokens_of(await by_password(client, email))
+    client.headers.update(tokens.header)
+    return client
+
+
+MailedToken = Callable[[str, str], Awaitable[str]]
+
+
+@pytest.fixture
+def mailed_token(app: FastAPI, execute: Execute) -> MailedToken:
+    """The token in the newest mail to an address with these words in its subject."""
+
+    async def newest(email: str, subject: str) -> str:
+        await drain(app, reset_requests)
+        mails = await execute(
+            "SELECT body FROM outgoing_mail WHERE recipient = $1 AND subject ILIKE $2"
+            " ORDER BY id DESC",
+            email,
+            f"%{subject}%",
+        )
+        found = MAILED_TOKEN.search(mails[0]["body"])
+        assert found
+        return found.group()
+
+    return newest

@@ -1,0 +1,135 @@
+"""Administration: who may, what it does, and that somebody is left who can."""
+
+import asyncio
+
+import pytest
+from httpx import AsyncClient
+
+from features.users.tests.conftest import (
+    EMAIL,
+    Execute,
+    Tokens,
+    by_password,
+    register,
+    run_command,
+    status_with,
+    tokens_of,
+)
+from shared.testing import PASSWORD, SignUp
+
+
+async def my_id(client: AsyncClient) -> str:
+    return str((await client.get("/users/me")).json()["id"])
+
+
+@pytest.mark.parametrize("method", ["GET", "PATCH", "DELETE"])
+async def test_administration_is_for_administrators(client: AsyncClient, method: str) -> None:
+    body = {"is_active": True} if method == "PATCH" else None
+    response = await client.request(method, f"/users/{await my_id(client)}", json=body)
+    assert response.status_code == 403
+    assert response.json()["detail"] == "This needs the scope users:admin"
+    assert (await client.get("/users")).status_code == 403
+
+
+async def test_accounts_are_listed_searched_and_paged(admin: AsyncClient, sign_up: SignUp) -> None:
+    for name in ("ada", "grace", "radia"):
+        await sign_up(f"{name}@example.com")
+    everybody = (await admin.get("/users", params={"sort": "email"})).json()
+    assert everybody["total"] == 4
+    assert [user["email"] for user in everybody["items"]] == sorted(
+        user["email"] for user in everybody["items"]
+    )
+    assert "password" not in str(everybody)
+    found = (await admin.get("/users", params={"q": "RAD"})).json()
+    assert [user["email"] for user in found["items"]] == ["radia@example.com"]
+    admins = (await admin.get("/users", params={"role": "admin"})).json()
+    assert [user["email"] for user in admins["items"]] == ["admin@example.com"]
+    first = (await admin.get("/users", params={"sort": "email", "limit": 3})).json()
+    second = await admin.get(
+        "/users", params={"sort": "email", "limit": 3, "cursor": first["next_cursor"]}
+    )
+    assert [*first["items"], *second.json()["items"]] == everybody["items"]
+
+
+async def test_a_deactivated_account_is_out_until_it_is_activated(
+    admin: AsyncClient, anonymous: AsyncClient, signed_in: Tokens
+) -> None:
+    me = (await anonymous.get("/users/me", headers=signed_in.header)).json()
+    url = f"/users/{me['id']}"
+    deactivated = await admin.patch(url, json={"is_active": False})
+    assert deactivated.json()["is_active"] is False
+    assert await status_with(anonymous, signed_in.header) == 401
+    refused = await by_password(anonymous)
+    assert refused.json()["error_description"] == "The email or the password is wrong"
+    await admin.patch(url, json={"is_active": True})
+    assert await status_with(anonymous, signed_in.header) == 401, "what ended stays ended"
+    tokens_of(await by_password(anonymous))
+
+
+async def test_a_new_role_takes_effect_at_the_next_sign_in_which_is_forced(
+    admin: AsyncClient, anonymous: AsyncClient, signed_in: Tokens
+) -> None:
+    me = (await anonymous.get("/users/me", headers=signed_in.header)).json()
+    await admin.patch(f"/users/{me['id']}", json={"role": "admin"})
+    assert await status_with(anonymous, signed_in.header) == 401
+    promoted = tokens_of(await by_password(anonymous))
+    assert (await anonymous.get("/users", headers=promoted.header)).status_code == 200
+    await admin.patch(f"/users/{me['id']}", json={"role": "user"})
+    assert (await anonymous.get("/users", headers=promoted.header)).status_code == 401
+
+
+async def test_an_administrator_deletes_an_account(admin: AsyncClient, client: AsyncClient) -> None:
+    url = f"/users/{await my_id(client)}"
+    assert (await admin.get(url)).json() == (await client.get("/users/me")).json()
+    assert (await admin.delete(url)).status_code == 204
+    assert (await client.get("/users/me")).json()["detail"] == "User not found"
+    for gone in (await admin.get(url), await admin.delete(url)):
+        assert gone.status_code == 404
+
+
+@pytest.mark.parametrize("change", [{"role": "user"}, {"is_active": False}])
+async def test_the_last_administrator_stays(admin: AsyncClient, change: dict[str, object]) -> None:
+    url = f"/users/{await my_id(admin)}"
+    for refused in (
+        await admin.patch(url, json=change),
+        await admin.delete(url),
+        await admin.delete("/users/me"),
+    ):
+        assert refused.status_code == 409
+        assert "last administrator" in refused.json()["detail"]
+    assert (await admin.get(url)).status_code == 200
+    assert (await admin.patch(url, json={"name": "Root"})).status_code == 200
+
+
+async def test_two_administrators_who_remove_each_other_leave_one(
+    admin: AsyncClient, anonymous: AsyncClient, signed_in: Tokens, execute: Execute
+) -> None:
+    ids = [row["id"] for row in await execute("SELECT id FROM users")]
+    await execute("UPDATE users SET role = 'admin'")
+    answers = await asyncio.gather(
+        *(admin.patch(f"/users/{user_id}", json={"role": "user"}) for user_id in ids)
+    )
+    assert sorted(answer.status_code for answer in answers) == [200, 409]
+    left = await execute("SELECT 1 FROM users WHERE role = 'admin'")
+    assert len(left) == 1
+
+
+async def test_a_command_promotes_an_account(anonymous: AsyncClient, database_url: str) -> None:
+    await register(anonymous)
+    output, status = await run_command(database_url, "create-admin", EMAIL.upper())
+    assert status == 0, output
+    assert f"{EMAIL} is an administrator" in output
+    assert "users:admin" in (await by_password(anonymous)).json()["scope"]
+
+
+async def test_a_command_adds_an_administrator(anonymous: AsyncClient, database_url: str) -> None:
+    typed = f"{PASSWORD}\n{PASSWORD}\n"
+    output, status = await run_command(database_url, "create-admin", EMAIL, stdin=typed)
+    assert status == 0, output
+    assert PASSWORD not in output
+    assert "users:admin" in (await by_password(anonymous)).json()["scope"]
+    weak, status = await run_command(
+        database_url, "create-admin", "b@example.com", stdin="password1\npassword1\n"
+    )
+    assert status == 1
+    assert "most common" in weak

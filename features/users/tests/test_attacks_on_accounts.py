@@ -1,0 +1,285 @@
+"""Attacks on accounts: whose they are, what is in them, and who they are. Each goes over HTTP."""
+
+import dataclasses
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from fastapi import FastAPI
+from httpx import AsyncClient, Response
+
+from features.users.passwords import Passwords
+from features.users.state import state_of
+from features.users.tests.conftest import (
+    EMAIL,
+    Execute,
+    Tokens,
+    by_password,
+    register,
+    tokens_of,
+)
+from features.users.tests.test_api_keys import new_key
+from shared.testing import PASSWORD
+
+NOBODY = "nobody@example.com"
+PRIVILEGES: dict[str, Any] = {
+    "is_admin": True,
+    "role": "admin",
+    "scopes": ["users:admin"],
+    "id": str(uuid4()),
+    "user_id": str(uuid4()),
+    "owner_id": str(uuid4()),
+    "email_verified": True,
+    "is_active": True,
+    "password_hash": "x",
+    "created_at": "2020-01-01T00:00:00Z",
+}
+
+
+# --- Who has an account? -----------------------------------------------------------------
+
+
+async def test_enumeration_by_the_answer(anonymous: AsyncClient) -> None:
+    await register(anonymous)
+
+    async def sign_in(email: str) -> Response:
+        return await by_password(anonymous, email, "a wrong password")
+
+    async def forget(email: str) -> Response:
+        return await anonymous.post("/auth/password/forgot", json={"email": email})
+
+    for ask in (sign_in, forget):
+        known, unknown = await ask(EMAIL), await ask(NOBODY)
+        assert (known.status_code, known.content) == (unknown.status_code, unknown.content)
+        ignored = {"x-request-id"}
+        assert {k: v for k, v in known.headers.items() if k not in ignored} == {
+            k: v for k, v in unknown.headers.items() if k not in ignored
+        }
+
+
+async def test_enumeration_by_the_answer_to_a_deactivated_account(
+    anonymous: AsyncClient, execute: Execute
+) -> None:
+    await register(anonymous)
+    await execute("UPDATE users SET is_active = false")
+    known, unknown = await by_password(anonymous), await by_password(anonymous, NOBODY)
+    assert (known.status_code, known.content) == (unknown.status_code, unknown.content)
+
+
+async def advantage(ask: Callable[[str], Awaitable[object]], *, tries: int) -> float:
+    """How often one known and one unknown email are told apart by which takes longer, 0 to 1:
+    the area under the ROC curve, which is 0.5 for guessing. Asked in turns."""
+    times: dict[str, list[float]] = {EMAIL: [], NOBODY: []}
+    for i in range(tries + 3):
+        for email in sorted(times, reverse=bool(i % 2)):
+            started = time.perf_counter()
+            await ask(email)
+            if i >= 3:  # the first ones fill caches
+                times[email].append(time.perf_counter() - started)
+    wins = [known > unknown for known in times[EMAIL] for unknown in times[NOBODY]]
+    return sum(wins) / len(wins)
+
+
+async def test_enumeration_by_the_time_of_a_sign_in(app: FastAPI, anonymous: AsyncClient) -> None:
+    """With the true cost of a hash. Without one for nobody's password it would be 1.0."""
+    app.state.users = dataclasses.replace(state_of(app), passwords=Passwords(cheap=False))
+    await register(anonymous)
+
+    async def ask(email: str) -> None:
+        assert (await by_password(anonymous, email, "a wrong password")).status_code == 400
+
+    assert 0.15 < await advantage(ask, tries=25) < 0.85
+
+
+async def test_enumeration_by_the_time_of_a_forgotten_password(anonymous: AsyncClient) -> None:
+    """With mail for those who have an account, written then and there, it would be 1.0."""
+    await register(anonymous)
+
+    async def ask(email: str) -> None:
+        await anonymous.post("/auth/password/forgot", json={"email": email})
+
+    assert 0.25 < await advantage(ask, tries=60) < 0.75
+
+
+# --- What may be written? ----------------------------------------------------------------
+
+
+def write_routes(app: FastAPI) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Every route of the application that takes JSON: method, path, schema of the body."""
+    document = app.openapi()
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            content = operation.get("requestBody", {}).get("content", {})
+            if schema := content.get("application/json", {}).get("schema"):
+                name = schema.get("$ref", "").rsplit("/", 1)[-1]
+                yield method.upper(), path, document["components"]["schemas"].get(name, schema)
+
+
+async def test_mass_assignment_in_every_write_body(app: FastAPI, admin: AsyncClient) -> None:
+    """As an administrator, so that nothing else stands in the way."""
+    routes = list(write_routes(app))
+    assert routes
+    for method, path, schema in routes:
+        url = path.replace("{", "").replace("}", "")
+        for segment in path.split("/"):
+            if segment.startswith("{"):
+                url = url.replace(segment.strip("{}"), str(uuid4()))
+        smuggled = {k: v for k, v in PRIVILEGES.items() if k not in schema.get("properties", {})}
+        response = await admin.request(method, url, json=smuggled)
+        assert response.status_code == 422, (method, path, response.text)
+        refused = {
+            error["pointer"].strip("/")
+            for error in response.json()["errors"]
+            if "not permitted" in error["detail"]
+        }
+        assert refused == set(smuggled), (method, path)
+
+
+async def test_mass_assignment_at_registration(anonymous: AsyncClient, execute: Execute) -> None:
+    for name, value in PRIVILEGES.items():
+        body = {"email": EMAIL, "password": PASSWORD, name: value}
+        assert (await anonymous.post("/users", json=body)).status_code == 422
+    assert await execute("SELECT 1 FROM users") == []
+
+
+async def test_making_oneself_an_administrator(client: AsyncClient) -> None:
+    me = (await client.get("/users/me")).json()
+    for body in ({"role": "admin"}, {"name": "x", "role": "admin"}, {"email_verified": True}):
+        assert (await client.patch("/users/me", json=body)).status_code == 422
+    assert (await client.patch(f"/users/{me['id']}", json={"role": "admin"})).status_code == 403
+    assert (await by_password(client, me["email"], scope="users:admin")).status_code == 400
+    assert (await client.get("/users/me")).json() == me
+
+
+# --- Whose is it? ------------------------------------------------------------------------
+
+
+def ids_in(value: object) -> Iterator[str]:
+    """Every value of a field named id, however deep."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            if inner and (name == "id" or name.endswith("_id")):
+                yield str(inner)
+            yield from ids_in(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from ids_in(inner)
+
+
+def lists(app: FastAPI) -> list[str]:
+    """Every route that can be read without a parameter in its path, and takes a credential."""
+    return [
+        path
+        for path, operations in app.openapi()["paths"].items()
+        if "{" not in path and "security" in operations.get("get", {})
+    ]
+
+
+async def everything(client: AsyncClient, paths: list[str]) -> dict[str, Any]:
+    """What an account can see."""
+    seen = {}
+    for path in paths:
+        answer = await client.get(path, params={"q": "mug"} if path == "/search" else None)
+        if answer.status_code == 200 and answer.headers["content-type"] == "application/json":
+            seen[path] = answer.json()
+    return seen
+
+
+async def test_idor_over_every_route(app: FastAPI, client: AsyncClient, other: AsyncClient) -> None:
+    """Every id that the victim can see, in every path of the application, by every method, by
+    somebody else: not found, and nothing changes. New routes are found by themselves."""
+    await new_key(client)
+    if "/items" in app.openapi()["paths"]:
+        made = await client.post("/items", json={"title": "Mug", "price": 1})
+        assert made.status_code == 201
+    paths = lists(app)
+    before = await everything(client, paths)
+    ids = set(ids_in(before))
+    assert len(ids) >= 4, "the account, its session, its key, its events"
+    assert not ids & set(ids_in(await everything(other, paths)))
+
+    tried = 0
+    for path, operations in app.openapi()["paths"].items():
+        for method, operation in operations.items():
+            if "{" not in path or "security" not in operation:
+                continue
+            for stolen in ids:
+                url = "/".join(stolen if s.startswith("{") else s for s in path.split("/"))
+                body = {"price": 2} if method == "patch" and path.startswith("/items") else None
+                answer = await other.request(method.upper(), url, json=body)
+                tried += 1
+                assert answer.status_code in (403, 404, 422), (method, path, answer.text)
+                if answer.status_code == 403:
+                    assert "users:admin" in answer.json()["detail"]
+    assert tried
+    assert await everything(client, paths) == before
+
+
+# --- What gets into headers, logs and pages? -----------------------------------------------
+
+
+async def test_header_injection(anonymous: AsyncClient) -> None:
+    forged = {"X-Request-ID": "12345678\r\nSet-Cookie: session=fixed"}
+    answer = await anonymous.get("/healthz", headers=forged)
+    assert "set-cookie" not in answer.headers
+    assert "\n" not in answer.headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    "email", ["a@example.com\r\nBcc: all@example.com", "a@example.com\n", "a\x00@example.com"]
+)
+async def test_mail_header_injection(anonymous: AsyncClient, email: str, execute: Execute) -> None:
+    for path, body in (
+        ("/users", {"email": email, "password": PASSWORD}),
+        ("/auth/password/forgot", {"email": email}),
+    ):
+        answer = await anonymous.post(path, json=body)
+        if answer.status_code != 422:  # spaces around are trimmed
+            assert answer.status_code in (201, 202)
+    for row in await execute("SELECT recipient FROM outgoing_mail"):
+        assert row["recipient"].isprintable()
+
+
+async def test_log_injection(
+    anonymous: AsyncClient, signed_in: Tokens, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a client says of itself is kept on one line, and cannot look like another."""
+    forged = 'Phone\r\n2026-01-01 [info] signed_in user="root"\x1b[2J\u2028'
+    anonymous.headers["User-Agent"] = forged.encode("utf-8").decode("latin-1")
+    anonymous.headers["X-Forwarded-For"] = "127.0.0.1\r\nforged"
+    await by_password(anonymous, email="root\r\nforged@example.com")
+    tokens = tokens_of(await by_password(anonymous))
+    listed = (await anonymous.get("/auth/sessions", headers=tokens.header)).json()["items"]
+    assert listed[0]["user_agent"].isprintable()
+    assert listed[0]["user_agent"].startswith("Phone")
+    assert listed[0]["address"] == "127.0.0.1"
+    for record in caplog.records:
+        assert "\nforged" not in record.getMessage()
+
+
+async def test_secrets_are_in_no_log_and_no_answer(
+    anonymous: AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    await register(anonymous)
+    tokens = tokens_of(await by_password(anonymous))
+    me = await anonymous.get("/users/me", headers=tokens.header)
+    for secret in (PASSWORD, tokens.access, tokens.refresh, "argon2"):
+        assert secret not in me.text
+        assert not [r for r in caplog.records if secret in r.getMessage()]
+
+
+async def test_a_password_of_a_megabyte_costs_nothing(anonymous: AsyncClient) -> None:
+    """Refused by its length, before it is hashed."""
+    huge = "x" * 900_000
+    assert (await by_password(anonymous, password=huge)).status_code == 422
+    body = {"email": EMAIL, "password": huge}
+    assert (await anonymous.post("/users", json=body)).status_code == 422
+
+
+async def test_guessing_offline_is_slow() -> None:
+    """The true cost: argon2id with 64 MiB, as OWASP recommends or more."""
+    hashed = await Passwords(cheap=False).hash(PASSWORD)
+    assert hashed.startswith("$argon2id$v=19$m=65536,t=3,p=4$")

@@ -1,0 +1,297 @@
+"""Attacks on tokens: forged, altered, misused, stolen. Each is named, and goes over HTTP."""
+
+import base64
+import hmac
+import json
+import time
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from httpx import AsyncClient
+from joserfc import jwt
+from joserfc.jwk import ECKey, OKPKey, RSAKey
+
+from features.users.opaque import API_KEY, REFRESH_TOKEN, new_token
+from features.users.state import state_of
+from features.users.tests.conftest import (
+    Execute,
+    Tokens,
+    by_password,
+    by_refresh,
+    register,
+    tokens_of,
+)
+from shared.testing import SignUp
+
+Claims = dict[str, Any]
+
+
+def segments(token: str) -> tuple[Claims, Claims]:
+    """Header and claims, unverified: what an attacker can read of a token of their own."""
+    header, claims, _ = token.split(".")
+    return _opened(header), _opened(claims)
+
+
+def _opened(segment: str) -> Claims:
+    opened: Claims = json.loads(base64.urlsafe_b64decode(segment + "=" * (-len(segment) % 4)))
+    return opened
+
+
+def _closed(part: Claims) -> str:
+    return _encoded(json.dumps(part).encode())
+
+
+def _encoded(part: bytes) -> str:
+    return base64.urlsafe_b64encode(part).rstrip(b"=").decode()
+
+
+async def refused(client: AsyncClient, credential: str) -> None:
+    for header in ({"Authorization": f"Bearer {credential}"}, {"X-API-Key": credential}):
+        response = await client.get("/users/me", headers=header)
+        assert response.status_code == 401, response.text
+        assert response.json()["detail"] == "Invalid token"
+        assert response.headers["www-authenticate"] == 'Bearer error="invalid_token"'
+
+
+async def test_alg_none(anonymous: AsyncClient, signed_in: Tokens) -> None:
+    header, claims = segments(signed_in.access)
+    for algorithm in ("none", "None", "NONE", "nOnE"):
+        forged = f"{_closed(header | {'alg': algorithm})}.{_closed(claims)}."
+        await refused(anonymous, forged)
+
+
+async def test_the_public_key_as_an_hmac_secret(anonymous: AsyncClient, signed_in: Tokens) -> None:
+    """HS/RS confusion, with every form of the public key that an attacker can write."""
+    header, claims = segments(signed_in.access)
+    (published,) = (await anonymous.get("/.well-known/jwks.json")).json()["keys"]
+    public = OKPKey.import_key(published)
+    secrets = [
+        public.as_pem(private=False),
+        public.as_der(private=False),
+        json.dumps(published).encode(),
+        published["x"].encode(),
+        base64.urlsafe_b64decode(published["x"] + "="),
+    ]
+    for secret in secrets:
+        for algorithm in ("sha256", "sha512"):
+            named = header | {"alg": f"HS{algorithm[3:]}"}
+            signing_input = f"{_closed(named)}.{_closed(claims)}"
+            signature = hmac.digest(secret, signing_input.encode(), algorithm)
+            await refused(anonymous, f"{signing_input}.{_encoded(signature)}")
+
+
+@pytest.mark.parametrize("algorithm", ["Ed25519", "ES256", "RS256"])
+async def test_a_key_of_the_attackers_own(
+    anonymous: AsyncClient, signed_in: Tokens, algorithm: str
+) -> None:
+    """Under our key's id, under none, and brought along in the header (`jwk`, `jku`, `x5u`)."""
+    header, claims = segments(signed_in.access)
+    key: OKPKey | ECKey | RSAKey
+    if algorithm == "Ed25519":
+        key = OKPKey.generate_key("Ed25519", auto_kid=True)
+    elif algorithm == "ES256":
+        key = ECKey.generate_key("P-256", auto_kid=True)
+    else:
+        key = RSAKey.generate_key(2048, auto_kid=True)
+    evil = "https://evil.example.com/jwks.json"
+    for more in (
+        {},
+        {"kid": key.kid},
+        {"jwk": key.as_dict(private=False)},
+        {"jku": evil, "kid": key.kid},
+        {"x5u": evil},
+    ):
+        forged_header = header | {"alg": algorithm} | more
+        await refused(anonymous, jwt.encode(forged_header, claims, key, [algorithm]))
+    without = {name: value for name, value in header.items() if name != "kid"}
+    await refused(anonymous, jwt.encode(without | {"alg": algorithm}, claims, key, [algorithm]))
+
+
+@pytest.mark.parametrize(
+    "kid",
+    [
+        "../../../../dev/null",
+        "/etc/passwd",
+        "' OR '1'='1",
+        "'; DROP TABLE signing_keys; --",
+        "http://evil.example.com/key",
+        "\x00",
+        "",
+        None,
+        7,
+        ["a"],
+        {"a": "b"},
+    ],
+)
+async def test_kid_injection(anonymous: AsyncClient, signed_in: Tokens, kid: object) -> None:
+    header, claims = segments(signed_in.access)
+    forged = f"{_closed(header | {'kid': kid})}.{_closed(claims)}.{signed_in.access[-86:]}"
+    await refused(anonymous, forged)
+
+
+async def signed(app: FastAPI, header: Claims, claims: Claims) -> str:
+    """A token with a true signature, and whatever claims."""
+    keyring = state_of(app).keyring
+    key = keyring._signing(keyring._keys)
+    assert key is not None
+    return jwt.encode(header, claims, key, algorithms=["Ed25519"], default_type=None)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"exp": int(time.time()) - 60},
+        {"exp": None},
+        {"exp": "soon"},
+        {"exp": 1e400},
+        {"nbf": int(time.time()) + 3600},
+        {"iat": int(time.time()) + 3600},
+        {"aud": "another"},
+        {"aud": ["another", "third"]},
+        {"aud": None},
+        {"iss": "https://evil.example.com"},
+        {"iss": None},
+        {"sub": None},
+        {"sub": "not a uuid"},
+        {"sid": None},
+        {"sid": 7},
+        {"scope": None},
+        {"scope": ["users:admin"]},
+        {"jti": None},
+    ],
+)
+async def test_wrong_claims_under_a_true_signature(
+    app: FastAPI, anonymous: AsyncClient, signed_in: Tokens, change: Claims
+) -> None:
+    """Expired, not yet valid, for another audience, from another issuer, without a claim."""
+    header, claims = segments(signed_in.access)
+    forged = {name: value for name, value in (claims | change).items() if value is not None}
+    await refused(anonymous, await signed(app, header, forged))
+
+
+@pytest.mark.parametrize("type_", ["JWT", "id_token", "rt+jwt", None, ""])
+async def test_another_type_under_a_true_signature(
+    app: FastAPI, anonymous: AsyncClient, signed_in: Tokens, type_: str | None
+) -> None:
+    header, claims = segments(signed_in.access)
+    del header["typ"]
+    if type_ is not None:
+        header["typ"] = type_
+    await refused(anonymous, await signed(app, header, claims))
+
+
+async def test_a_little_clock_skew_is_allowed(
+    app: FastAPI, anonymous: AsyncClient, signed_in: Tokens
+) -> None:
+    header, claims = segments(signed_in.access)
+    soon = int(time.time()) + 3
+    early = await signed(app, header, claims | {"iat": soon, "nbf": soon})
+    answer = await anonymous.get("/users/me", headers={"Authorization": f"Bearer {early}"})
+    assert answer.status_code == 200
+
+
+async def test_a_tampered_token(anonymous: AsyncClient, signed_in: Tokens, sign_up: SignUp) -> None:
+    header, claims, signature = signed_in.access.split(".")
+    stranger = await sign_up()
+    victim = (await stranger.get("/users/me")).json()["id"]
+    for change in ({"sub": victim}, {"scope": "users:self users:admin"}, {"exp": 2**40}):
+        forged = _closed(_opened(claims) | change)
+        await refused(anonymous, f"{header}.{forged}.{signature}")
+    flipped = signature[:-5] + ("A" if signature[-5] != "A" else "B") + signature[-4:]
+    await refused(anonymous, f"{header}.{claims}.{flipped}")
+
+
+async def test_a_truncated_token(anonymous: AsyncClient, signed_in: Tokens) -> None:
+    token = signed_in.access
+    for cut in (token[:-1], token[: len(token) // 2], token.rsplit(".", 1)[0], token[:1], "..."):
+        await refused(anonymous, cut)
+
+
+async def test_a_token_of_a_megabyte(anonymous: AsyncClient, signed_in: Tokens) -> None:
+    for huge in ("x" * 1_000_000, signed_in.access + "x" * 1_000_000, "." * 1_000_000):
+        await refused(anonymous, huge)
+    await refused(anonymous, f"{API_KEY}_" + "x" * 1_000_000)
+
+
+async def test_a_refresh_token_is_no_access_token(
+    anonymous: AsyncClient, signed_in: Tokens
+) -> None:
+    await refused(anonymous, signed_in.refresh)
+
+
+async def test_an_access_token_is_no_refresh_token(
+    anonymous: AsyncClient, signed_in: Tokens
+) -> None:
+    answer = await by_refresh(anonymous, signed_in.access)
+    assert answer.status_code == 400
+    assert answer.json()["error"] == "invalid_grant"
+
+
+async def test_opaque_tokens_that_were_never_issued(
+    anonymous: AsyncClient, signed_in: Tokens
+) -> None:
+    await refused(anonymous, new_token(API_KEY))
+    mistyped = new_token(API_KEY)[:-1]
+    await refused(anonymous, mistyped)
+    guesses = [
+        new_token(REFRESH_TOKEN),
+        signed_in.refresh[:-1],
+        signed_in.refresh.replace("tsr_", "tsk_"),
+        "tsr_",
+        "tsr_" + "\u2603" * 10,
+    ]
+    for guess in guesses:
+        answer = await by_refresh(anonymous, guess)
+        assert answer.json()["error"] == "invalid_grant"
+    tokens_of(await by_refresh(anonymous, signed_in.refresh))
+
+
+async def test_a_stolen_access_token_after_logout(
+    anonymous: AsyncClient, signed_in: Tokens
+) -> None:
+    await anonymous.post("/auth/logout", headers=signed_in.header)
+    await refused(anonymous, signed_in.access)
+
+
+async def test_a_stolen_key_after_revocation(client: AsyncClient, anonymous: AsyncClient) -> None:
+    body = {"name": "stolen", "scopes": ["users:self"]}
+    created = (await client.post("/users/me/api-keys", json=body)).json()
+    header = {"X-API-Key": created["key"]}
+    assert (await anonymous.get("/users/me", headers=header)).status_code == 200
+    await client.delete(f"/users/me/api-keys/{created['id']}")
+    await refused(anonymous, created["key"])
+
+
+async def test_session_fixation(anonymous: AsyncClient, signed_in: Tokens) -> None:
+    """Nothing that a client brings to a sign-in becomes part of the session it gets."""
+    fixed = segments(signed_in.access)[1]["sid"]
+    anonymous.cookies.set("session", fixed)
+    answer = await by_password(
+        anonymous, session_id=fixed, sid=fixed, refresh_token=signed_in.refresh
+    )
+    again = tokens_of(answer)
+    assert segments(again.access)[1]["sid"] != fixed
+    assert again.refresh != signed_in.refresh
+    await anonymous.post("/auth/logout", headers=signed_in.header)
+    tokens_of(await by_refresh(anonymous, again.refresh))
+
+
+async def test_a_database_that_leaked_opens_nothing(
+    anonymous: AsyncClient, execute: Execute
+) -> None:
+    """No value of any column is accepted as a credential."""
+    await register(anonymous)
+    tokens = tokens_of(await by_password(anonymous))
+    key = {"name": "leaked", "scopes": ["users:self"]}
+    await anonymous.post("/users/me/api-keys", json=key, headers=tokens.header)
+    await by_refresh(anonymous, tokens.refresh)
+    for table in ("users", "sessions", "refresh_tokens", "api_keys", "signing_keys"):
+        for row in await execute(f"SELECT * FROM {table}"):
+            for value in row.values():
+                leaked = value.hex() if isinstance(value, bytes) else str(value)
+                if not leaked.isascii() or not leaked.isprintable() or not leaked.strip():
+                    continue
+                header = {"Authorization": f"Bearer {leaked}"}
+                assert (await anonymous.get("/users/me", headers=header)).status_code == 401
+                assert (await by_refresh(anonymous, leaked)).status_code == 400

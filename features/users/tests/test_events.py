@@ -1,0 +1,82 @@
+"""The account's own record of what happened to it."""
+
+from httpx import AsyncClient
+
+from features.users.tests.conftest import (
+    Execute,
+    Tokens,
+    by_password,
+    by_refresh,
+    tokens_of,
+)
+from shared.testing import PASSWORD
+
+
+async def test_what_happens_to_an_account_is_on_record(
+    anonymous: AsyncClient, admin: AsyncClient, signed_in: Tokens
+) -> None:
+    anonymous.headers["User-Agent"] = "Phone/1.0"
+    await by_password(anonymous, password="wrong password")
+    new = "another long enough password"
+    await anonymous.put(
+        "/users/me/password",
+        json={"current_password": PASSWORD, "new_password": new},
+        headers=signed_in.header,
+    )
+    key = await anonymous.post(
+        "/users/me/api-keys",
+        json={"name": "import", "scopes": ["users:self"]},
+        headers=signed_in.header,
+    )
+    url = f"/users/me/api-keys/{key.json()['id']}"
+    await anonymous.delete(url, headers=signed_in.header)
+    me = (await anonymous.get("/users/me", headers=signed_in.header)).json()
+    await admin.patch(f"/users/{me['id']}", json={"role": "admin"})
+    again = tokens_of(await by_password(anonymous, password=new))
+
+    answer = await anonymous.get("/users/me/events", headers=again.header)
+
+    events = answer.json()["items"][::-1]
+    assert [event["kind"] for event in events] == [
+        "registered",
+        "signed_in",
+        "sign_in_failed",
+        "password_changed",
+        "api_key_created",
+        "api_key_deleted",
+        "role_changed",
+        "signed_in",
+    ]
+    assert events[2]["user_agent"] == "Phone/1.0"
+    assert events[2]["address"] == "127.0.0.1"
+    assert events[4]["detail"] == "import"
+    assert events[6]["detail"] == "user → admin"
+    assert new not in answer.text
+
+
+async def test_events_are_paged_and_filtered(anonymous: AsyncClient, signed_in: Tokens) -> None:
+    for _ in range(3):
+        tokens_of(await by_refresh(anonymous, tokens_of(await by_password(anonymous)).refresh))
+    query = {"kind": "signed_in", "limit": "3"}
+    first = await anonymous.get("/users/me/events", params=query, headers=signed_in.header)
+    assert first.json()["total"] == 4
+    query["cursor"] = first.json()["next_cursor"]
+    second = await anonymous.get("/users/me/events", params=query, headers=signed_in.header)
+    assert len(second.json()["items"]) == 1
+
+
+async def test_nobody_sees_anothers_events(client: AsyncClient, other: AsyncClient) -> None:
+    mine = {event["id"] for event in (await client.get("/users/me/events")).json()["items"]}
+    theirs = {event["id"] for event in (await other.get("/users/me/events")).json()["items"]}
+    assert mine
+    assert theirs
+    assert not mine & theirs
+
+
+async def test_a_failure_without_an_account_is_kept_too(
+    anonymous: AsyncClient, execute: Execute
+) -> None:
+    await by_password(anonymous, email="nobody@example.com")
+    (event,) = await execute("SELECT * FROM account_events")
+    assert event["kind"] == "sign_in_failed"
+    assert event["user_id"] is None

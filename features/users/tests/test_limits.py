@@ -1,0 +1,167 @@
+"""Rate limits: by address, by account, by key; in this process, and shared through Redis."""
+
+import shutil
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+from httpx import ASGITransport, AsyncClient
+
+from app.main import create_app
+from features.users.tests.conftest import EMAIL, by_password, by_refresh, register, tokens_of
+from features.users.tests.processes import free_port
+from features.users.tests.test_api_keys import new_key
+from shared.settings import Settings
+from shared.testing import PASSWORD, connect
+
+RATES = {
+    "APP_RATE_SIGN_IN_PER_ADDRESS": "8/minute",
+    "APP_RATE_SIGN_IN_PER_ACCOUNT": "3/minute",
+    "APP_RATE_REFRESH_PER_ADDRESS": "3/minute",
+    "APP_RATE_REGISTER_PER_ADDRESS": "3/hour",
+    "APP_RATE_RESET_PER_ADDRESS": "3/hour",
+    "APP_RATE_RESET_PER_ACCOUNT": "2/hour",
+    "APP_RATE_API_KEY": "3/minute",
+}
+
+
+@pytest.fixture
+def settings(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    for name, rate in RATES.items():
+        monkeypatch.setenv(name, rate)
+    return settings.model_copy(update={"rate_limiting": True, "trusted_proxies": ("127.0.0.1",)})
+
+
+async def test_guessing_at_an_account_is_limited_and_says_when_to_come_back(
+    anonymous: AsyncClient,
+) -> None:
+    await register(anonymous)
+    for _ in range(3):
+        assert (await by_password(anonymous, password="a wrong guess")).status_code == 400
+    limited = await by_password(anonymous)
+    assert limited.status_code == 429
+    assert limited.headers["content-type"] == "application/problem+json"
+    wait = int(limited.headers["retry-after"])
+    assert 0 < wait <= 120
+    assert limited.headers["ratelimit-policy"] == '"sign-in-account";q=3;w=60'
+    assert limited.headers["ratelimit"] == f'"sign-in-account";r=0;t={wait}'
+    assert limited.json()["detail"] == f"Too many requests; please try again in {wait} s"
+
+
+async def test_signing_in_is_not_guessing(anonymous: AsyncClient) -> None:
+    await register(anonymous)
+    for _ in range(6):
+        tokens_of(await by_password(anonymous))
+
+
+async def test_stuffing_many_accounts_from_one_address_is_limited(
+    anonymous: AsyncClient,
+) -> None:
+    answers = [
+        (await by_password(anonymous, email=f"user{i}@example.com")).status_code for i in range(10)
+    ]
+    assert answers == [400] * 8 + [429] * 2
+
+
+async def test_stuffing_one_account_from_many_addresses_is_limited(
+    anonymous: AsyncClient,
+) -> None:
+    await register(anonymous)
+    answers = []
+    for i in range(5):
+        anonymous.headers["X-Forwarded-For"] = f"203.0.113.{i}"
+        answers.append((await by_password(anonymous, password="a wrong guess")).status_code)
+    assert answers == [400] * 3 + [429] * 2
+
+
+async def test_other_limits(anonymous: AsyncClient) -> None:
+    await register(anonymous)
+    tokens = tokens_of(await by_password(anonymous))
+    refreshed = [(await by_refresh(anonymous, tokens.refresh)).status_code for _ in range(4)]
+    assert refreshed == [200] * 3 + [429]
+    forgot = [
+        await anonymous.post("/auth/password/forgot", json={"email": EMAIL}) for _ in range(3)
+    ]
+    assert [answer.status_code for answer in forgot] == [202, 202, 429]
+    registered = [
+        await anonymous.post("/users", json={"email": f"{i}@example.com", "password": PASSWORD})
+        for i in range(3)
+    ]
+    assert [answer.status_code for answer in registered] == [201, 201, 429]
+
+
+async def test_a_key_is_limited_by_itself(anonymous: AsyncClient) -> None:
+    await register(anonymous)
+    anonymous.headers.update(tokens_of(await by_password(anonymous)).header)
+    keys = [(await new_key(anonymous))["key"] for _ in range(2)]
+    del anonymous.headers["Authorization"]
+    for key in keys:
+        answers = [
+            (await anonymous.get("/users/me", headers={"X-API-Key": key})).status_code
+            for _ in range(4)
+        ]
+        assert answers == [200] * 3 + [429]
+
+
+async def test_only_trusted_proxies_are_believed(app: FastAPI) -> None:
+    """Another address in `X-Forwarded-For` is another address only if a proxy of ours says so."""
+    transport = ASGITransport(app, client=("198.51.100.9", 4711))
+    async with AsyncClient(transport=transport, base_url="http://testserver") as stranger:
+        answers = []
+        for i in range(10):
+            stranger.headers["X-Forwarded-For"] = f"203.0.113.{i}"
+            answers.append((await by_password(stranger, email=f"{i}@example.com")).status_code)
+    assert answers == [400] * 8 + [429] * 2
+
+
+async def test_of_a_chain_of_addresses_the_last_untrusted_counts(anonymous: AsyncClient) -> None:
+    """What stands before it, anybody can write."""
+    answers = []
+    for i in range(10):
+        anonymous.headers["X-Forwarded-For"] = f"203.0.113.{i}, 198.51.100.9, 127.0.0.1"
+        answers.append((await by_password(anonymous, email=f"{i}@example.com")).status_code)
+    assert answers == [400] * 8 + [429] * 2
+
+
+@pytest.fixture
+def redis_url(tmp_path: Path) -> Iterator[str]:
+    """A Redis server of the test's own."""
+    server = shutil.which("redis-server")
+    if server is None:
+        pytest.skip("there is no redis-server")
+    port, log = free_port(), tmp_path / "redis.log"
+    command = [server, "--port", str(port), "--save", "", "--dir", str(tmp_path)]
+    with log.open("w") as output, subprocess.Popen(command, stdout=output) as process:
+        while "Ready to accept connections" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+        yield f"redis://127.0.0.1:{port}"
+        process.terminate()
+
+
+async def test_two_processes_that_share_a_redis_count_together(
+    settings: Settings, redis_url: str
+) -> None:
+    shared = settings.model_copy(update={"redis_url": redis_url})
+    async with started(shared) as one, started(shared) as two:
+        answers = [
+            (await by_password(client, email=EMAIL)).status_code for client in (one, two, one, two)
+        ]
+    assert answers == [400] * 3 + [429]
+
+
+async def test_a_redis_that_is_gone_limits_in_this_process(settings: Settings) -> None:
+    alone = settings.model_copy(update={"redis_url": "redis://127.0.0.1:1"})
+    async with started(alone) as client:
+        answers = [(await by_password(client, email=EMAIL)).status_code for _ in range(4)]
+    assert answers == [400] * 3 + [429]
+
+
+@asynccontextmanager
+async def started(settings: Settings) -> AsyncIterator[AsyncClient]:
+    """A client of another application with these settings."""
+    application = create_app(settings, run_tasks=False)
+    async with application.router.lifespan_context(application), connect(application) as client:
+        yield client

@@ -1,0 +1,169 @@
+"""Mail, against a real SMTP server: what is committed is sent, whatever happens in between."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email import message_from_bytes, policy
+from email.message import EmailMessage
+from typing import Any
+
+import pytest
+from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import SMTP, Envelope, Session
+from fastapi import FastAPI
+from httpx import AsyncClient
+
+from features.users.tasks import reset_requests
+from features.users.tests.conftest import EMAIL, Execute, by_password, register, tokens_of
+from features.users.tests.processes import free_port
+from shared.mail import MAX_ATTEMPTS, deliver_mail
+from shared.settings import Settings
+from shared.tasks import drain
+from shared.testing import PASSWORD
+
+FRONT = "https://app.example.com"
+
+
+class Mailbox:
+    """An SMTP server and what it received; it refuses mail while `refusal` is set."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.mails: list[EmailMessage] = []
+        self.refusal: str | None = None
+
+    async def handle_DATA(self, _server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802  # the name that aiosmtpd calls
+        if self.refusal:
+            return self.refusal
+        assert isinstance(envelope.content, bytes)
+        mail = message_from_bytes(envelope.content, policy=policy.default)
+        assert isinstance(mail, EmailMessage)
+        self.mails.append(mail)
+        return "250 OK"
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        controller = Controller(self, hostname="127.0.0.1", port=self.port)
+        controller.start()
+        yield
+        controller.stop()
+
+
+@pytest.fixture
+def closed_mailbox() -> Mailbox:
+    """One whose server is not running."""
+    return Mailbox()
+
+
+@pytest.fixture
+def mailbox(closed_mailbox: Mailbox) -> Iterator[Mailbox]:
+    with closed_mailbox.open():
+        yield closed_mailbox
+
+
+@pytest.fixture
+def settings(
+    settings: Settings, closed_mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
+) -> Settings:
+    monkeypatch.setenv("APP_FRONTEND_URL", FRONT)
+    update = {
+        "smtp_url": f"smtp://127.0.0.1:{closed_mailbox.port}",
+        "mail_from": "Tessera <api@example.com>",
+    }
+    return settings.model_copy(update=update)
+
+
+async def waiting(execute: Execute) -> list[Any]:
+    return await execute("SELECT * FROM outgoing_mail")
+
+
+async def test_a_mail_arrives_and_its_link_works(
+    app: FastAPI, anonymous: AsyncClient, mailbox: Mailbox, execute: Execute
+) -> None:
+    await register(anonymous)
+    assert await drain(app, deliver_mail) == 1
+    (mail,) = mailbox.mails
+    assert mail["To"] == EMAIL
+    assert mail["From"] == "Tessera <api@example.com>"
+    assert mail["Message-ID"].endswith("@example.com>")
+    assert mail["Auto-Submitted"] == "auto-generated"
+    (link,) = [line for line in mail.get_content().splitlines() if line.startswith("https:")]
+    assert link.startswith(f"{FRONT}/verify-email#token=")
+    verified = await anonymous.post("/auth/email/verify", json={"token": link.split("=", 1)[1]})
+    assert verified.status_code == 204
+    assert await waiting(execute) == []
+
+
+async def test_the_link_leads_to_the_front_end_whatever_host_was_asked(
+    app: FastAPI, anonymous: AsyncClient, mailbox: Mailbox
+) -> None:
+    await register(anonymous)
+    forged = {"Host": "evil.example.com", "X-Forwarded-Host": "evil.example.com"}
+    await anonymous.post("/auth/password/forgot", json={"email": EMAIL}, headers=forged)
+    await drain(app, reset_requests)
+    await drain(app, deliver_mail)
+    assert len(mailbox.mails) == 2
+    for mail in mailbox.mails:
+        assert "evil.example.com" not in mail.as_string()
+        assert FRONT in mail.get_content()
+
+
+async def test_a_mail_that_was_not_taken_waits_and_is_sent_later(
+    app: FastAPI, anonymous: AsyncClient, mailbox: Mailbox, execute: Execute
+) -> None:
+    mailbox.refusal = "451 try later"
+    await register(anonymous)
+    await drain(app, deliver_mail)
+    (mail,) = await waiting(execute)
+    assert mail["attempts"] == 1
+    assert "try later" in mail["error"]
+    assert await drain(app, deliver_mail) == 0, "not due yet"
+
+    mailbox.refusal = None
+    await execute("UPDATE outgoing_mail SET next_attempt_at = now()")
+    await drain(app, deliver_mail)
+    assert len(mailbox.mails) == 1
+
+
+async def test_a_mail_that_is_never_taken_is_parked(
+    app: FastAPI, anonymous: AsyncClient, mailbox: Mailbox, execute: Execute
+) -> None:
+    mailbox.refusal = "550 no such mailbox"
+    await register(anonymous)
+    for _ in range(MAX_ATTEMPTS):
+        await execute("UPDATE outgoing_mail SET next_attempt_at = now()")
+        await drain(app, deliver_mail)
+    (mail,) = await waiting(execute)
+    assert mail["attempts"] == MAX_ATTEMPTS
+    assert mail["next_attempt_at"] is None
+
+
+async def test_a_server_that_is_away_loses_nothing(
+    app: FastAPI, anonymous: AsyncClient, closed_mailbox: Mailbox, execute: Execute
+) -> None:
+    await register(anonymous)
+    await drain(app, deliver_mail)
+    assert len(await waiting(execute)) == 1
+    await execute("UPDATE outgoing_mail SET next_attempt_at = now()")
+    with closed_mailbox.open():
+        await drain(app, deliver_mail)
+    assert len(closed_mailbox.mails) == 1
+
+
+async def test_an_account_that_was_not_made_gets_no_mail(
+    anonymous: AsyncClient, execute: Execute
+) -> None:
+    await register(anonymous)
+    again = await anonymous.post("/users", json={"email": EMAIL, "password": PASSWORD})
+    assert again.status_code == 409
+    assert len(await waiting(execute)) == 1
+
+
+async def test_the_owner_is_told_of_a_changed_password(
+    app: FastAPI, anonymous: AsyncClient, mailbox: Mailbox
+) -> None:
+    await register(anonymous)
+    tokens = tokens_of(await by_password(anonymous))
+    body = {"current_password": PASSWORD, "new_password": "another long enough password"}
+    await anonymous.put("/users/me/password", json=body, headers=tokens.header)
+    await drain(app, deliver_mail)
+    assert mailbox.mails[-1]["Subject"] == "Your password was changed"

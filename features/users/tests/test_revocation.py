@@ -1,0 +1,154 @@
+"""What has ended is refused by every process within a second, without a query per request."""
+
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+from fastapi import FastAPI
+from httpx import AsyncClient
+
+from features.users.state import state_of
+from features.users.tests.conftest import (
+    Execute,
+    Tokens,
+    by_password,
+    eventually,
+    status_with,
+    tokens_of,
+)
+from features.users.tests.processes import api_process
+from shared.testing import PASSWORD
+from shared.testing.queries import recorded_queries
+
+WITHIN_SECONDS = 1.0
+NEW_PASSWORD = "another long enough password"
+
+
+@pytest.fixture
+async def elsewhere(database_url: str, app: FastAPI) -> AsyncIterator[AsyncClient]:
+    """Another API process on the same database."""
+    async with api_process(database_url) as client:
+        yield client
+
+
+async def refused_within(client: AsyncClient, tokens: Tokens) -> float:
+    """Seconds until the process refuses the token."""
+
+    async def refused() -> bool:
+        return await status_with(client, tokens.header) == 401
+
+    return await eventually(refused)
+
+
+async def test_every_end_takes_hold_in_another_process_within_a_second(
+    anonymous: AsyncClient, admin: AsyncClient, signed_in: Tokens, elsewhere: AsyncClient
+) -> None:
+    async def logout(tokens: Tokens) -> None:
+        await anonymous.post("/auth/logout", headers=tokens.header)
+
+    async def end_others(_: Tokens) -> None:
+        await anonymous.delete("/auth/sessions", headers=signed_in.header)
+
+    async def change_password(_: Tokens) -> None:
+        body = {"current_password": PASSWORD, "new_password": NEW_PASSWORD}
+        changed = await anonymous.put("/users/me/password", json=body, headers=signed_in.header)
+        assert changed.status_code == 204
+        body = {"current_password": NEW_PASSWORD, "new_password": PASSWORD}
+        await anonymous.put("/users/me/password", json=body, headers=signed_in.header)
+
+    async def deactivate(tokens: Tokens) -> None:
+        me = (await anonymous.get("/users/me", headers=tokens.header)).json()
+        await admin.patch(f"/users/{me['id']}", json={"is_active": False})
+        await admin.patch(f"/users/{me['id']}", json={"is_active": True})
+
+    async def delete(tokens: Tokens) -> None:
+        await anonymous.delete("/users/me", headers=tokens.header)
+
+    for end in (logout, end_others, change_password, deactivate, delete):
+        tokens = tokens_of(await by_password(anonymous))
+        assert await status_with(elsewhere, tokens.header) == 200
+        await end(tokens)
+        assert await refused_within(elsewhere, tokens) < WITHIN_SECONDS, end.__name__
+
+
+async def test_what_raw_sql_deletes_is_refused_too(
+    anonymous: AsyncClient, signed_in: Tokens, execute: Execute
+) -> None:
+    assert await status_with(anonymous, signed_in.header) == 200
+    await execute("DELETE FROM sessions")
+    assert await refused_within(anonymous, signed_in) < WITHIN_SECONDS
+
+
+async def test_a_lost_notification_costs_less_than_a_second(
+    anonymous: AsyncClient, signed_in: Tokens, elsewhere: AsyncClient, execute: Execute
+) -> None:
+    await execute(
+        "CREATE OR REPLACE FUNCTION revoke_deleted() RETURNS trigger LANGUAGE plpgsql AS $$"
+        " BEGIN INSERT INTO revocations (id) SELECT id FROM gone ON CONFLICT DO NOTHING;"
+        " RETURN NULL; END $$"
+    )
+    assert await status_with(elsewhere, signed_in.header) == 200
+    await anonymous.post("/auth/logout", headers=signed_in.header)
+    assert await refused_within(elsewhere, signed_in) < WITHIN_SECONDS
+
+
+async def test_a_process_that_has_lost_touch_asks_the_database(
+    app: FastAPI, anonymous: AsyncClient, signed_in: Tokens, execute: Execute
+) -> None:
+    """Its memory may be old, so it is not used: the session's end is seen at once."""
+    state = state_of(app)
+    await state.revocations.stop()
+    assert not state.revocations.fresh
+    with recorded_queries() as statements:
+        assert await status_with(anonymous, signed_in.header) == 200
+    assert any("FROM users LEFT OUTER JOIN sessions" in s for s in statements)
+    await execute("DELETE FROM sessions")
+    assert await status_with(anonymous, signed_in.header) == 401
+    await execute("DELETE FROM users")
+    gone = await anonymous.get("/users/me", headers=signed_in.header)
+    assert gone.json()["detail"] == "User not found"
+
+
+async def test_a_killed_connection_is_made_again(
+    app: FastAPI, anonymous: AsyncClient, signed_in: Tokens, execute: Execute
+) -> None:
+    await execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    await execute("DELETE FROM sessions")
+    assert await refused_within(anonymous, signed_in) < WITHIN_SECONDS
+
+    async def fresh() -> bool:
+        return state_of(app).revocations.fresh
+
+    await eventually(fresh)
+
+
+async def test_a_transaction_that_commits_late_is_not_overlooked(
+    app: FastAPI, anonymous: AsyncClient, signed_in: Tokens, database_url: str, execute: Execute
+) -> None:
+    """Its row is older than rows that were read already."""
+    revocations = state_of(app).revocations
+    late = await asyncpg.connect(database_url)
+    async with late.transaction():
+        await late.execute("DELETE FROM sessions")
+        early = tokens_of(await by_password(anonymous))
+        await anonymous.post("/auth/logout", headers=early.header)
+        await revocations.catch_up()
+        assert await status_with(anonymous, signed_in.header) == 200
+    await late.close()
+    await revocations.catch_up()
+    assert await status_with(anonymous, signed_in.header) == 401
+
+
+async def test_authentication_asks_the_database_nothing(
+    app: FastAPI, anonymous: AsyncClient, signed_in: Tokens
+) -> None:
+    revocations = state_of(app).revocations
+    for _ in range(3):
+        await revocations.catch_up()
+        with recorded_queries() as statements:
+            assert await status_with(anonymous, signed_in.header) == 200
+        assert [s for s in statements if "sessions" in s or "signing_keys" in s] == []
+        assert len(statements) == 1, "the account itself, for the answer"

@@ -1,0 +1,81 @@
+"""Sessions: seen, ended, and ended everywhere."""
+
+from httpx import AsyncClient
+
+from features.users.tests.conftest import (
+    Tokens,
+    by_password,
+    by_refresh,
+    status_with,
+    tokens_of,
+)
+from shared.testing import SignUp
+
+
+async def test_logout_ends_both_tokens(anonymous: AsyncClient, signed_in: Tokens) -> None:
+    response = await anonymous.post("/auth/logout", headers=signed_in.header)
+    assert response.status_code == 204
+    assert await status_with(anonymous, signed_in.header) == 401
+    assert (await by_refresh(anonymous, signed_in.refresh)).status_code == 400
+
+
+async def test_sessions_tell_device_address_and_last_use(
+    anonymous: AsyncClient, signed_in: Tokens
+) -> None:
+    anonymous.headers["User-Agent"] = "Phone/1.0"
+    phone = tokens_of(await by_password(anonymous))
+
+    listed = (await anonymous.get("/auth/sessions", headers=phone.header)).json()["items"]
+
+    assert [session["current"] for session in listed] == [True, False]
+    assert listed[0]["user_agent"] == "Phone/1.0"
+    assert listed[0]["address"] == "127.0.0.1"
+    await by_refresh(anonymous, signed_in.refresh)
+    listed = (await anonymous.get("/auth/sessions", headers=phone.header)).json()["items"]
+    assert [session["current"] for session in listed] == [False, True]
+    assert listed[0]["last_used_at"] > listed[0]["created_at"]
+
+
+async def test_one_session_can_be_ended_from_another(
+    anonymous: AsyncClient, signed_in: Tokens
+) -> None:
+    other = tokens_of(await by_password(anonymous))
+    listed = (await anonymous.get("/auth/sessions", headers=other.header)).json()["items"]
+    (lost,) = [session["id"] for session in listed if not session["current"]]
+
+    url = f"/auth/sessions/{lost}"
+    assert (await anonymous.delete(url, headers=other.header)).status_code == 204
+
+    assert await status_with(anonymous, signed_in.header) == 401
+    assert await status_with(anonymous, other.header) == 200
+    again = await anonymous.delete(url, headers=other.header)
+    assert again.status_code == 404
+    assert again.json()["detail"] == f"Session {lost} not found"
+
+
+async def test_all_other_sessions_can_be_ended(anonymous: AsyncClient, signed_in: Tokens) -> None:
+    others = [tokens_of(await by_password(anonymous)) for _ in range(3)]
+    ended = await anonymous.delete("/auth/sessions", headers=signed_in.header)
+    assert ended.status_code == 204
+    assert await status_with(anonymous, signed_in.header) == 200
+    for other in others:
+        assert await status_with(anonymous, other.header) == 401
+        assert (await by_refresh(anonymous, other.refresh)).status_code == 400
+
+
+async def test_a_strangers_session_does_not_exist(
+    anonymous: AsyncClient, signed_in: Tokens, sign_up: SignUp
+) -> None:
+    stranger = await sign_up()
+    listed = (await stranger.get("/auth/sessions")).json()["items"]
+    url = f"/auth/sessions/{listed[0]['id']}"
+    assert (await anonymous.delete(url, headers=signed_in.header)).status_code == 404
+    assert (await stranger.get("/users/me")).status_code == 200
+
+
+async def test_a_deleted_account_is_not_found(anonymous: AsyncClient, signed_in: Tokens) -> None:
+    assert (await anonymous.delete("/users/me", headers=signed_in.header)).status_code == 204
+    gone = await anonymous.get("/users/me", headers=signed_in.header)
+    assert gone.status_code == 401
+    assert gone.json()["detail"] == "User not found"
+    assert gone.headers["www-authenticate"] == "Bearer"

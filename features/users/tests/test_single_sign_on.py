@@ -1,0 +1,362 @@
+"""Single sign-on, end to end against a real OpenID provider on loopback."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from io import BytesIO
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import httpx
+import oidc_provider_mock
+import pytest
+from authlib.oauth2.rfc7636 import create_s256_code_challenge
+from fastapi import FastAPI
+from httpx import AsyncClient, Response
+from werkzeug.serving import make_server
+
+from features.users.tests.conftest import (
+    EMAIL,
+    Execute,
+    MailedToken,
+    Tokens,
+    by_password,
+    by_refresh,
+    register,
+    status_with,
+    tokens_of,
+)
+from features.users.tests.processes import free_port
+from shared.settings import Settings
+from shared.testing import connect
+
+ADA = {"email": EMAIL, "email_verified": True, "name": "Ada Lovelace"}
+CALLBACK = "/auth/oidc/mock/callback"
+
+
+class IdentityProvider:
+    """The provider, as those who sign in there see it; it keeps the token requests it got."""
+
+    def __init__(self) -> None:
+        self.url = f"http://localhost:{free_port()}"
+        self.token_requests: list[dict[str, list[str]]] = []
+        self._app = oidc_provider_mock.app(require_nonce=True)
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
+        if environ["PATH_INFO"] == "/oauth2/token":
+            body = environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
+            self.token_requests.append(parse_qs(body.decode()))
+            environ["wsgi.input"] = BytesIO(body)
+        return self._app(environ, start_response)
+
+    async def sign_in(self, url: str, subject: str, **claims: Any) -> str:
+        """Signs somebody in, and returns where their browser is sent back to."""
+        async with httpx.AsyncClient() as browser:
+            stored = await browser.put(f"{self.url}/users/{subject}", json=claims)
+            assert stored.status_code == 204
+            answer = await browser.post(url, data={"sub": subject})
+        assert answer.status_code == 302, answer.text
+        return answer.headers["location"].removeprefix("http://testserver")
+
+
+@pytest.fixture(scope="module")
+def running_provider() -> Iterator[IdentityProvider]:
+    running = IdentityProvider()
+    server = make_server("localhost", urlsplit(running.url).port or 0, running, threaded=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    yield running
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def provider(running_provider: IdentityProvider) -> IdentityProvider:
+    running_provider.token_requests.clear()
+    return running_provider
+
+
+@pytest.fixture
+def settings(
+    settings: Settings, provider: IdentityProvider, monkeypatch: pytest.MonkeyPatch
+) -> Settings:
+    client = {"client_id": "tessera", "client_secret": "hush"}
+    providers = {
+        "mock": {"issuer": provider.url, **client},
+        "away": {"issuer": "http://127.0.0.1:9", **client},
+        "other": {"issuer": f"{provider.url}/tenant", **client},
+    }
+    monkeypatch.setenv("APP_OIDC_PROVIDERS", json.dumps(providers))
+    return settings.model_copy(update={"public_url": "http://testserver"})
+
+
+async def begin(browser: AsyncClient) -> str:
+    answer = await browser.get("/auth/oidc/mock/login")
+    assert answer.status_code == 302, answer.text
+    return str(answer.headers["location"])
+
+
+async def sign_in(browser: AsyncClient, provider: IdentityProvider, **claims: Any) -> Response:
+    back = await provider.sign_in(await begin(browser), "ada", **(claims or ADA))
+    return await browser.get(back)
+
+
+async def test_somebody_new_gets_an_account(
+    anonymous: AsyncClient, provider: IdentityProvider
+) -> None:
+    tokens = tokens_of(await sign_in(anonymous, provider))
+    me = (await anonymous.get("/users/me", headers=tokens.header)).json()
+    assert (me["email"], me["name"], me["email_verified"]) == (EMAIL, "Ada Lovelace", True)
+    tokens_of(await by_refresh(anonymous, tokens.refresh))
+
+
+async def test_somebody_known_gets_the_same_account_whatever_their_email_is_now(
+    anonymous: AsyncClient, provider: IdentityProvider, execute: Execute
+) -> None:
+    tokens_of(await sign_in(anonymous, provider))
+    tokens_of(await sign_in(anonymous, provider, email="new@example.com", email_verified=False))
+    assert len(await execute("SELECT 1 FROM users")) == 1
+
+
+async def test_the_request_has_state_nonce_and_pkce_and_the_code_its_verifier(
+    anonymous: AsyncClient, provider: IdentityProvider
+) -> None:
+    url = await begin(anonymous)
+    asked = {name: values[0] for name, values in parse_qs(urlsplit(url).query).items()}
+    assert asked["response_type"] == "code"
+    assert asked["code_challenge_method"] == "S256"
+    assert asked["redirect_uri"] == f"http://testserver{CALLBACK}"
+    assert len(asked["state"]) >= 43
+    assert len(asked["nonce"]) >= 43
+    tokens_of(await anonymous.get(await provider.sign_in(url, "ada", **ADA)))
+    (exchanged,) = provider.token_requests
+    challenge = create_s256_code_challenge(exchanged["code_verifier"][0])
+    assert challenge == asked["code_challenge"]
+
+
+async def test_two_tabs_work(anonymous: AsyncClient, provider: IdentityProvider) -> None:
+    first, second = await begin(anonymous), await begin(anonymous)
+    assert first != second
+    for url in (first, second):
+        tokens_of(await anonymous.get(await provider.sign_in(url, "ada", **ADA)))
+
+
+async def test_the_cookie_of_an_attempt_is_for_the_callback_alone(
+    anonymous: AsyncClient, provider: IdentityProvider
+) -> None:
+    answer = await anonymous.get("/auth/oidc/mock/login")
+    cookie = answer.headers["set-cookie"]
+    for attribute in ("HttpOnly", "Path=/auth/oidc/", "SameSite=lax", "Max-Age=600"):
+        assert attribute in cookie
+    assert answer.headers["cache-control"] == "no-store"
+    back = await provider.sign_in(answer.headers["location"], "ada", **ADA)
+    assert "Max-Age=0" in (await anonymous.get(back)).headers["set-cookie"]
+
+
+async def test_an_answer_in_another_browser_is_refused(
+    app: FastAPI, anonymous: AsyncClient, provider: IdentityProvider
+) -> None:
+    """CSRF on the callback: a victim's browser is sent back with the attacker's code."""
+    back = await provider.sign_in(await begin(anonymous), "attacker", **ADA)
+    async with connect(app) as victim:
+        await begin(victim)
+        refused = await victim.get(back)
+    assert refused.status_code == 400
+    assert "did not begin in this browser" in refused.json()["detail"]
+    assert provider.token_requests == []
+
+
+async def test_the_state_of_one_attempt_does_not_fit_the_cookie_of_another(
+    anonymous: AsyncClient, provider: IdentityProvider
+) -> None:
+    back = await provider.sign_in(await begin(anonymous), "ada", **ADA)
+    (name,) = anonymous.cookies
+    forged = back.replace(name.removeprefix("oidc_"), "x" * 43)
+    anonymous.cookies.set(f"oidc_{'x' * 43}", anonymous.cookies[name], path="/auth/oidc/")
+    assert (await anonymous.get(forged)).status_code == 400
+
+
+async def test_a_code_is_good_once(anonymous: AsyncClient, provider: IdentityProvider) -> None:
+    back = await provider.sign_in(await begin(anonymous), "ada", **ADA)
+    kept = dict(anonymous.cookies)
+    tokens_of(await anonymous.get(back))
+    anonymous.cookies.update(kept)
+    assert (await anonymous.get(back)).status_code == 400
+
+
+async def test_a_code_of_another_attempt_has_another_nonce(
+    anonymous: AsyncClient, provider: IdentityProvider
+) -> None:
+    """Code injection: the code of one attempt in the answer to another."""
+    first, second = await begin(anonymous), await begin(anonymous)
+    stolen = await provider.sign_in(first, "victim", **ADA)
+    mine = await provider.sign_in(second, "ada", **ADA)
+    code = parse_qs(urlsplit(stolen).query)["code"][0]
+    state = parse_qs(urlsplit(mine).query)["state"][0]
+    refused = await anonymous.get(CALLBACK, params={"code": code, "state": state})
+    assert refused.status_code == 400
+    assert "answer is not valid" in refused.json()["detail"]
+
+
+async def test_an_unverified_email_is_not_believed(
+    anonymous: AsyncClient, provider: IdentityProvider, signed_in: Tokens
+) -> None:
+    """Account takeover: a provider where anybody may claim any address."""
+    for claims in ({"email": EMAIL}, {"email": EMAIL, "email_verified": "true"}):
+        refused = await sign_in(anonymous, provider, **claims)
+        assert refused.status_code == 403
+        assert "not verified your email" in refused.json()["detail"]
+
+
+async def test_an_account_with_a_verified_address_is_linked_by_it(
+    anonymous: AsyncClient,
+    provider: IdentityProvider,
+    signed_in: Tokens,
+    mailed_token: MailedToken,
+) -> None:
+    token = await mailed_token(EMAIL, "confirm")
+    await anonymous.post("/auth/email/verify", json={"token": token})
+    tokens = tokens_of(await sign_in(anonymous, provider))
+    mine = (await anonymous.get("/users/me", headers=signed_in.header)).json()
+    assert (await anonymous.get("/users/me", headers=tokens.header)).json() == mine
+    tokens_of(await by_password(anonymous))
+
+
+async def test_an_account_that_waits_for_its_victim_is_not_handed_over(
+    anonymous: AsyncClient, provider: IdentityProvider
+) -> None:
+    """Pre-hijacking: the attacker registers the victim's address, and waits."""
+    await register(anonymous)
+    refused = await sign_in(anonymous, provider)
+    assert refused.status_code == 409
+    assert "never verified" in refused.json()["detail"]
+
+
+async def begin_link(browser: AsyncClient, tokens: Tokens) -> str:
+    answer = await browser.post("/users/me/identities/mock", headers=tokens.header)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["authorization_url"])
+
+
+async def test_a_signed_in_account_links_an_identity_and_unlinks_it(
+    anonymous: AsyncClient, provider: IdentityProvider, signed_in: Tokens
+) -> None:
+    url = await begin_link(anonymous, signed_in)
+    back = await provider.sign_in(url, "ada", email="ada@work.example.com", email_verified=True)
+    linked = await anonymous.get(back)
+    assert linked.status_code == 200
+    assert linked.json()["email"] == "ada@work.example.com"
+    tokens_of(await sign_in(anonymous, provider, email="ada@work.example.com"))
+
+    listed = await anonymous.get("/users/me/identities", headers=signed_in.header)
+    assert listed.json()["items"] == [linked.json()]
+    url = f"/users/me/identities/{linked.json()['id']}"
+    assert (await anonymous.delete(url, headers=signed_in.header)).status_code == 204
+    assert (await anonymous.delete(url, headers=signed_in.header)).status_code == 404
+
+
+async def test_an_identity_belongs_to_one_account(
+    anonymous: AsyncClient, provider: IdentityProvider, signed_in: Tokens
+) -> None:
+    other = {"email": "grace@example.com", "email_verified": True}
+    tokens_of(await sign_in(anonymous, provider, **other))
+    refused = await anonymous.get(
+        await provider.sign_in(await begin_link(anonymous, signed_in), "ada", **other)
+    )
+    assert refused.status_code == 409
+
+
+async def test_a_link_ends_with_the_session_that_began_it(
+    anonymous: AsyncClient, provider: IdentityProvider, signed_in: Tokens
+) -> None:
+    url = await begin_link(anonymous, signed_in)
+    back = await provider.sign_in(url, "ada", **ADA)
+    await anonymous.post("/auth/logout", headers=signed_in.header)
+    assert (await anonymous.get(back)).status_code == 401
+
+
+async def test_the_last_way_into_an_account_stays(
+    anonymous: AsyncClient, provider: IdentityProvider, mailed_token: MailedToken
+) -> None:
+    tokens = tokens_of(await sign_in(anonymous, provider))
+    (identity,) = (await anonymous.get("/users/me/identities", headers=tokens.header)).json()[
+        "items"
+    ]
+    url = f"/users/me/identities/{identity['id']}"
+    assert (await anonymous.delete(url, headers=tokens.header)).status_code == 409
+    body = {"current_password": "whatever it is", "new_password": "another long one"}
+    none = await anonymous.put("/users/me/password", json=body, headers=tokens.header)
+    assert none.status_code == 409
+
+    await anonymous.post("/auth/password/forgot", json={"email": EMAIL})
+    reset = {"token": await mailed_token(EMAIL, "reset"), "new_password": "a first password"}
+    assert (await anonymous.post("/auth/password/reset", json=reset)).status_code == 204
+    tokens = tokens_of(await by_password(anonymous, password="a first password"))
+    assert (await anonymous.delete(url, headers=tokens.header)).status_code == 204
+
+
+async def test_a_deactivated_account_stays_out(
+    anonymous: AsyncClient, provider: IdentityProvider, execute: Execute
+) -> None:
+    tokens_of(await sign_in(anonymous, provider))
+    await execute("UPDATE users SET is_active = false")
+    refused = await sign_in(anonymous, provider)
+    assert refused.status_code == 403
+    kinds = await execute("SELECT kind FROM account_events ORDER BY created_at DESC LIMIT 1")
+    assert kinds[0]["kind"] == "sign_in_failed"
+
+
+async def test_a_refusal_at_the_provider_is_told(
+    anonymous: AsyncClient, provider: IdentityProvider
+) -> None:
+    url = await begin(anonymous)
+    state = parse_qs(urlsplit(url).query)["state"][0]
+    refused = await anonymous.get(CALLBACK, params={"state": state, "error": "access_denied"})
+    assert refused.status_code == 400
+    assert refused.json()["detail"] == "The provider did not sign you in: access_denied"
+
+
+async def test_an_answer_of_another_issuer_is_refused(
+    anonymous: AsyncClient, provider: IdentityProvider
+) -> None:
+    """Mix-up (RFC 9207)."""
+    back = await provider.sign_in(await begin(anonymous), "ada", **ADA)
+    refused = await anonymous.get(f"{back}&iss=https://evil.example.com")
+    assert refused.status_code == 400
+
+
+@pytest.mark.parametrize("parameter", ["next", "return_to", "redirect_uri", "redirect", "url"])
+async def test_nobody_chooses_where_a_sign_in_leads(
+    anonymous: AsyncClient, provider: IdentityProvider, parameter: str
+) -> None:
+    """Open redirect: by a parameter, or by a host that the request names."""
+    evil = "https://evil.example.com"
+    answer = await anonymous.get(
+        "/auth/oidc/mock/login",
+        params={parameter: evil},
+        headers={"X-Forwarded-Host": "evil.example.com", "Forwarded": "host=evil.example.com"},
+    )
+    location = answer.headers["location"]
+    assert location.startswith(f"{provider.url}/oauth2/authorize?")
+    assert "evil.example.com" not in location
+    back = await provider.sign_in(location, "ada", **ADA)
+    answer = await anonymous.get(f"{back}&{parameter}={evil}")
+    assert answer.status_code == 200
+    assert "location" not in answer.headers
+
+
+async def test_providers_that_are_unknown_away_or_another(anonymous: AsyncClient) -> None:
+    for name, status in (("nobody", 404), ("away", 503), ("other", 503)):
+        assert (await anonymous.get(f"/auth/oidc/{name}/login")).status_code == status
+
+
+async def test_two_first_sign_ins_at_once_make_one_account(
+    anonymous: AsyncClient, provider: IdentityProvider, execute: Execute
+) -> None:
+    backs = [await provider.sign_in(await begin(anonymous), "ada", **ADA) for _ in range(2)]
+    answers = await asyncio.gather(*(anonymous.get(back) for back in backs))
+    assert sorted(answer.status_code for answer in answers) in ([200, 200], [200, 409])
+    assert len(await execute("SELECT 1 FROM users")) == 1
+    assert await status_with(anonymous, tokens_of(await sign_in(anonymous, provider)).header) == 200

@@ -1,0 +1,174 @@
+"""What it costs to know who asks: `GET /items/{id}` with credentials beside the same route
+with none, and beside a query per request, which is what is saved.
+
+python -m tests.benchmarks.auth_cost
+"""
+
+import asyncio
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import UUID
+
+import httpx
+import uvicorn
+
+from app.main import create_app
+from features.users.revocation import Revocations
+from shared.auth import Principal, authenticate
+from shared.settings import Settings, load_settings
+from shared.testing import PASSWORD
+from tests.benchmarks.common import migrated_database
+
+CONNECTIONS = 8
+ROUNDS = 9
+ROUND_SECONDS = 1.0
+EMAIL = "ada@example.com"
+NONE, TOKEN, KEY, QUERY = "none", "access token", "API key", "access token, a query each"
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def serve(variant: str, port: int, owner: str) -> None:
+    """Runs one server: with `NONE`, every request is the owner's without a question."""
+    app = create_app(load_settings(Settings), run_tasks=False)
+    if variant == NONE:
+        principal = Principal(UUID(owner), frozenset({"items:read"}))
+        app.dependency_overrides[authenticate] = lambda: principal
+    if variant == QUERY:
+        Revocations.fresh = property(lambda _: False)  # type: ignore[assignment,method-assign]  # as if out of touch
+    uvicorn.run(app, port=port, loop="uvloop", http="httptools", log_config=None, access_log=False)
+
+
+@dataclass
+class Server:
+    """A server process, and what was measured of it, a number a round."""
+
+    port: int
+    process: subprocess.Popen[bytes]
+    request: bytes = b""
+    rates: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+    def cpu_seconds(self) -> float:
+        """User and system time until now, by the kernel's accounting (proc(5))."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+@contextmanager
+def server(settings: Settings, variant: str, port: int, owner: str) -> Iterator[Server]:
+    assert settings.database_url
+    assert settings.secret_key
+    environment = os.environ | {
+        "APP_ENV": "test",
+        "APP_DATABASE_URL": settings.database_url,
+        "APP_SECRET_KEY": settings.secret_key.get_secret_value(),
+        "APP_LOG_LEVEL": "warning",
+    }
+    command = [sys.executable, "-m", __spec__.name, variant, str(port), owner]
+    process = subprocess.Popen(command, env=environment)
+    try:
+        while True:
+            try:
+                httpx.get(f"http://127.0.0.1:{port}/healthz")
+                break
+            except httpx.TransportError:
+                time.sleep(0.1)
+        yield Server(port, process)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+async def ask(port: int, request: bytes, until: float) -> int:
+    """Sends the request over one connection, again and again, and counts the answers."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    count = 0
+    while time.perf_counter() < until:
+        writer.write(request)
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200"), head
+        length = head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]
+        await reader.readexactly(int(length))
+        count += 1
+    writer.close()
+    return count
+
+
+async def measure(server: Server) -> None:
+    started, cpu = time.perf_counter(), server.cpu_seconds()
+    asking = (ask(server.port, server.request, started + ROUND_SECONDS) for _ in range(CONNECTIONS))
+    count = sum(await asyncio.gather(*asking))
+    server.rates.append(count / (time.perf_counter() - started))
+    server.cpu.append((server.cpu_seconds() - cpu) / count * 1e6)
+
+
+@asynccontextmanager
+async def prepared(settings: Settings) -> AsyncIterator[tuple[str, str, dict[str, str]]]:
+    """An account with an item: its id, the item's path, and a header for each credential."""
+    app = create_app(settings, run_tasks=False)
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client,
+    ):
+        account = {"email": EMAIL, "password": PASSWORD}
+        owner = (await client.post("/users", json=account)).json()["id"]
+        form = {"grant_type": "password", "username": EMAIL, "password": PASSWORD}
+        token = (await client.post("/auth/token", data=form)).json()["access_token"]
+        client.headers["Authorization"] = f"Bearer {token}"
+        body = {"name": "benchmark", "scopes": ["items:read"]}
+        key = (await client.post("/users/me/api-keys", json=body)).json()["key"]
+        item = await client.post("/items", json={"title": "Mug", "price": 12.5})
+        bearer = f"Authorization: Bearer {token}\r\n"
+        headers = {NONE: "", TOKEN: bearer, KEY: f"X-API-Key: {key}\r\n", QUERY: bearer}
+        yield owner, item.headers["location"], headers
+
+
+async def compare(settings: Settings) -> dict[str, Server]:
+    async with prepared(settings) as (owner, path, headers):
+        with ExitStack() as stack:
+            servers = {
+                variant: stack.enter_context(server(settings, variant, 18_500 + i, owner))
+                for i, variant in enumerate(headers)
+            }
+            for variant, header in headers.items():
+                request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{header}\r\n"
+                servers[variant].request = request.encode()
+            for round_ in range(ROUNDS + 1):
+                for measured in servers.values():
+                    await measure(measured)
+                    if round_ == 0:  # to warm up
+                        measured.rates.clear()
+                        measured.cpu.clear()
+            return servers
+
+
+def main() -> None:
+    with migrated_database() as settings:
+        servers = asyncio.run(compare(settings))
+    rate = {name: statistics.median(measured.rates) for name, measured in servers.items()}
+    cpu = {name: statistics.median(measured.cpu) for name, measured in servers.items()}
+    print(
+        f"GET /items/{{id}}, {CONNECTIONS} connections, one worker, median of {ROUNDS} rounds\n\n"
+        "| credential | requests/s | of none | CPU µs a request | more than none |\n"
+        "|---|---|---|---|---|"
+    )
+    for name in servers:
+        print(
+            f"| {name} | {rate[name]:,.0f} | {rate[name] / rate[NONE]:.2f}"
+            f" | {cpu[name]:,.0f} | {cpu[name] - cpu[NONE]:+,.0f} |"
+        )
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 4:
+        serve(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    else:
+        main()
