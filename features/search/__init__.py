@@ -1,0 +1,22 @@
+"""Search that finds an owner's items by their words and by their meaning."""
+
+from features.search.commands import commands
+from features.search.engine import lifespan
+from features.search.router import router
+from features.search.settings import SearchSettings
+from features.search.tables import SearchDocument, SearchEmbedding
+from features.search.tasks import embed, fold
+from shared.features import Feature
+
+__all__ = ["SearchDocument", "SearchEmbedding", "feature"]
+
+feature = Feature(
+    name="search",
+    router=router,
+    depends_on=("items",),
+    scopes={"search:read": "Search your items"},
+    settings=SearchSettings,
+    lifespan=lifespan,
+    tasks=(fold, embed),
+    commands=commands,
+)

@@ -1,0 +1,41 @@
+"""`python -m app reindex`: to another model or language, while searches go on."""
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from features.search.engine import PROBE, open_engine
+from features.search.indexing import reindex
+from features.search.settings import SearchSettings
+from shared.commands import run_with_database
+from shared.database import Database
+from shared.errors import Unavailable
+from shared.settings import load_settings
+
+commands = typer.Typer()
+console = Console(stderr=True)
+
+
+@commands.command("reindex")
+def reindex_command() -> None:
+    """Bring the search index to the model and language of the settings. Run it again if it was
+    cut off: it goes on where it was."""
+    model = run_with_database(_reindex)
+    typer.echo(f"Searching with {model}")
+
+
+async def _reindex(database: Database) -> str:
+    settings = load_settings(SearchSettings)
+    async with open_engine(settings, redis_url=None) as engine:
+        model = engine.embedders.configured
+        embedder = engine.embedders.get(model)
+        if embedder is None:
+            raise Unavailable(f"The settings do not say how to reach {model.name}")
+        await embedder.embed_query(PROBE)
+        with Progress(console=console) as progress:
+            bar = progress.add_task("indexing", total=None)
+            most = 0
+            async for step, waiting in reindex(database, embedder, engine.language):
+                most = max(most, waiting)
+                progress.update(bar, description=step, total=most, completed=most - waiting)
+    return f"{model.name} ({model.dimension} dimensions)"

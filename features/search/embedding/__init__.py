@@ -1,0 +1,25 @@
+"""Text to vectors: the local model or a remote one, with a cache for queries."""
+
+from features.search.embedding.base import (
+    Embedder,
+    EmbeddingRefused,
+    EmbeddingUnavailable,
+    Model,
+    Vector,
+    WrongDimension,
+    as_text,
+    unit,
+)
+from features.search.embedding.embedders import Embedders
+
+__all__ = [
+    "Embedder",
+    "Embedders",
+    "EmbeddingRefused",
+    "EmbeddingUnavailable",
+    "Model",
+    "Vector",
+    "WrongDimension",
+    "as_text",
+    "unit",
+]

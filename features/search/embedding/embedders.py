@@ -1,0 +1,94 @@
+"""The embedding models of one process, and the vectors of queries seen before."""
+
+import hashlib
+import time
+
+import numpy as np
+from cashews import Cache
+
+from features.search.embedding.base import (
+    Embedder,
+    EmbeddingRefused,
+    EmbeddingUnavailable,
+    Model,
+    Vector,
+)
+from features.search.embedding.local import MINILM, LocalEmbedder
+from features.search.embedding.remote import RemoteEmbedder
+from features.search.settings import SearchSettings
+
+CACHE_SECONDS = 86_400
+PAUSE_SECONDS = 5.0
+
+
+class Embedders:
+    """Gives the embedder of each model that these settings can reach."""
+
+    def __init__(self, settings: SearchSettings, cache: Cache) -> None:
+        self._settings, self._cache = settings, cache
+        self._open: dict[Model, Embedder] = {}
+        self._paused_until = 0.0
+
+    @property
+    def configured(self) -> Model:
+        """The model that the settings name."""
+        settings = self._settings
+        if settings.embedding_provider == "local":
+            return MINILM
+        assert settings.embedding_model
+        assert settings.embedding_dim
+        return Model("openai", settings.embedding_model, settings.embedding_dim)
+
+    def get(self, model: Model) -> Embedder | None:
+        """The embedder of a model, or None where the settings do not say how to reach it."""
+        if model not in self._open:
+            embedder = self._new(model)
+            if embedder is None:
+                return None
+            self._open[model] = embedder
+        return self._open[model]
+
+    async def embed_query(self, model: Model, text: str) -> Vector:
+        """The vector of a query. After a failure the model is left alone for some seconds, so
+        that searches do not wait for it.
+
+        Raises:
+            EmbeddingUnavailable: the model cannot be reached, or will not embed this.
+        """
+        key = f"embedding:{_digest(model.provider, model.name, str(model.dimension), text)}"
+        if cached := await self._cache.get(key):
+            return np.frombuffer(cached, np.float32)
+        embedder = self.get(model)
+        if embedder is None:
+            raise EmbeddingUnavailable(f"The settings do not say how to reach {model.name}")
+        if time.monotonic() < self._paused_until:
+            raise EmbeddingUnavailable(f"{model.name} did not answer a moment ago")
+        try:
+            vector = await embedder.embed_query(text)
+        except EmbeddingRefused as error:
+            raise EmbeddingUnavailable(f"{model.name} did not embed the query") from error
+        except EmbeddingUnavailable:
+            self._paused_until = time.monotonic() + PAUSE_SECONDS
+            raise
+        await self._cache.set(key, vector.tobytes(), expire=CACHE_SECONDS)
+        return vector
+
+    async def close(self) -> None:
+        for embedder in self._open.values():
+            await embedder.close()
+
+    def _new(self, model: Model) -> Embedder | None:
+        settings = self._settings
+        if model == MINILM:
+            return LocalEmbedder(settings.embedding_model_path, settings.embedding_threads)
+        if model.provider == "openai" and settings.embedding_url:
+            key = settings.embedding_api_key
+            secret = key.get_secret_value() if key else None
+            return RemoteEmbedder(
+                model, str(settings.embedding_url), secret, settings.embedding_timeout
+            )
+        return None
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()

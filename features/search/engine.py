@@ -1,0 +1,94 @@
+"""What search keeps as long as the process lives: its models, and which one is searched."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Annotated
+
+import structlog
+from fastapi import Depends, FastAPI, Request
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from features.search.embedding import Embedders, EmbeddingUnavailable, WrongDimension
+from features.search.indexing.models import KnownModel, active_model
+from features.search.settings import SearchSettings
+from shared.cache import open_cache
+from shared.settings import ConfigurationError, load_settings
+
+log = structlog.get_logger(__name__)
+
+CHECK_SECONDS = 3.0
+PROBE = "a first text, to see that the model answers"
+
+
+@dataclass
+class Engine:
+    """The models within reach, and the last that was known to be the active one."""
+
+    embedders: Embedders
+    language: str
+    active: KnownModel | None = None
+
+    async def active_model(self, session: AsyncConnection) -> KnownModel:
+        """The model that is searched; asks the database only while none is known.
+
+        Whoever finds that it has changed sets `active` to None.
+
+        Raises:
+            EmbeddingUnavailable: there is none before the first start has prepared it.
+        """
+        if self.active is None:
+            self.active = await active_model(session)
+        if self.active is None:
+            raise EmbeddingUnavailable("The items have not been embedded yet")
+        return self.active
+
+
+@asynccontextmanager
+async def open_engine(settings: SearchSettings, redis_url: str | None) -> AsyncIterator[Engine]:
+    cache = open_cache(redis_url)
+    embedders = Embedders(settings, cache)
+    try:
+        yield Engine(embedders, settings.search_language)
+    finally:
+        await embedders.close()
+        await cache.close()
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    settings = load_settings(SearchSettings)
+    async with open_engine(settings, app.state.settings.redis_url) as engine:
+        await check_model(engine.embedders)
+        app.state.search = engine
+        yield
+
+
+async def check_model(embedders: Embedders) -> None:
+    """Tries the model of the settings. One that does not answer yet is no reason not to start.
+
+    Raises:
+        ConfigurationError: its weights are not there, or its dimension is another.
+    """
+    embedder = embedders.get(embedders.configured)
+    assert embedder
+    try:
+        async with asyncio.timeout(CHECK_SECONDS):
+            await embedder.embed_query(PROBE)
+    except WrongDimension as error:
+        raise ConfigurationError(error.detail) from None
+    except (EmbeddingUnavailable, TimeoutError) as error:
+        log.warning("embedding_unavailable", model=embedder.model.name, reason=str(error))
+
+
+def engine_of(app: FastAPI) -> Engine:
+    engine: Engine = app.state.search
+    return engine
+
+
+def _engine(request: Request) -> Engine:
+    return engine_of(request.app)
+
+
+EngineDep = Annotated[Engine, Depends(_engine)]

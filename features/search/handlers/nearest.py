@@ -1,0 +1,143 @@
+"""Items near a vector: one that the caller made, or another item's."""
+
+from uuid import UUID
+
+import numpy as np
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from features.items import ItemPublic
+from features.search.embedding import (
+    EmbeddingRefused,
+    Vector,
+    as_text,
+    unit,
+)
+from features.search.engine import Engine
+from features.search.indexing.models import KnownModel
+from features.search.schemas import (
+    Hit,
+    Mode,
+    SearchResults,
+    SimilarQuery,
+    VectorQuery,
+    filter_values,
+)
+from features.search.statements import CANDIDATES, ITEM_COLUMNS
+from shared.errors import FieldError, NotFound, Unprocessable
+
+NEAREST = text(f"""
+WITH nearest AS MATERIALIZED (
+    SELECT n.*, row_number() OVER (ORDER BY n.similarity DESC, n.item_id) AS rank,
+        count(*) OVER () AS total
+    FROM search_nearest(
+        :owner, CAST(:model AS integer), CAST(:vector AS halfvec), CAST(:depth AS integer), '',
+        CAST(:min_price AS numeric), CAST(:max_price AS numeric),
+        CAST(:created_after AS timestamptz), CAST(:created_before AS timestamptz)
+    ) AS n
+    WHERE n.item_id IS DISTINCT FROM CAST(:but AS uuid)
+)
+SELECT counted.total, active.id AS active_model, page.*
+FROM (SELECT coalesce(max(total), 0) AS total FROM nearest) AS counted
+LEFT JOIN search_models AS active ON active.active
+LEFT JOIN (
+    SELECT {ITEM_COLUMNS}, nearest.similarity, nearest.rank
+    FROM (SELECT * FROM nearest ORDER BY rank LIMIT :limit OFFSET :offset) AS nearest
+    JOIN items AS i ON i.id = nearest.item_id
+) AS page ON true
+ORDER BY rank
+""")  # noqa: S608  # the columns are those of a schema
+
+ITEM = text("""
+SELECT i.title || E'\\n' || coalesce(i.description, '') AS text,
+    CAST(CAST(e.embedding AS vector) AS real[]) AS embedding
+FROM items AS i
+LEFT JOIN search_models AS m ON m.active
+LEFT JOIN search_embeddings AS e ON e.item_id = i.id AND e.model_id = m.id
+WHERE i.id = :item AND i.owner_id = :owner
+""")
+
+
+async def search_by_vector(
+    session: AsyncConnection, engine: Engine, owner_id: UUID, query: VectorQuery
+) -> SearchResults:
+    """The owner's items that are nearest to a vector.
+
+    Raises:
+        Unprocessable: it has another dimension than the model, or no direction.
+        EmbeddingUnavailable: nothing has been embedded yet.
+    """
+    engine.active = None  # asked anew: the vector was made for one model in particular
+    known = await engine.active_model(session)
+    if len(query.vector) != known.model.dimension:
+        expected = f"{known.model.dimension} numbers ({known.model.name})"
+        raise _bad_vector(f"The vector has {len(query.vector)} numbers, but needs {expected}")
+    try:
+        vector = unit(np.array(query.vector, np.float64))
+    except EmbeddingRefused:
+        raise _bad_vector("The vector is all zeros: it has no direction") from None
+    return await _nearest(session, owner_id, known, vector, query)
+
+
+async def similar_items(
+    session: AsyncConnection,
+    engine: Engine,
+    owner_id: UUID,
+    item_id: UUID,
+    query: SimilarQuery,
+) -> SearchResults:
+    """The owner's items that are nearest to one of them. One that waits to be embedded is
+    embedded on the spot.
+
+    Raises:
+        NotFound: there is no such item, or it is somebody else's.
+        EmbeddingUnavailable: it is not embedded, and the model does not answer.
+    """
+    wanted = {"item": item_id, "owner": owner_id}
+    row = (await session.execute(ITEM, wanted)).one_or_none()
+    if row is None:
+        raise NotFound(f"Item {item_id} not found")
+    engine.active = None
+    known = await engine.active_model(session)
+    if row.embedding is None:
+        vector = await engine.embedders.embed_query(known.model, row.text)
+    else:
+        vector = unit(np.array(row.embedding))
+    return await _nearest(session, owner_id, known, vector, query, but=item_id)
+
+
+async def _nearest(
+    session: AsyncConnection,
+    owner_id: UUID,
+    known: KnownModel,
+    vector: Vector,
+    query: VectorQuery | SimilarQuery,
+    but: UUID | None = None,
+) -> SearchResults:
+    parameters = filter_values(query) | {
+        "owner": owner_id,
+        "model": known.id,
+        "vector": as_text(vector),
+        "depth": CANDIDATES,
+        "limit": query.limit,
+        "offset": query.offset,
+        "but": but,
+    }
+    rows = (await session.execute(NEAREST, parameters)).all()
+    hits = [
+        Hit(
+            item=ItemPublic.model_validate(row),
+            score=row.similarity,
+            lexical_rank=None,
+            semantic_rank=row.rank,
+            highlights=None,
+        )
+        for row in rows
+        if row.id
+    ]
+    return SearchResults(hits=hits, total=rows[0].total, mode=Mode.SEMANTIC, degraded=False)
+
+
+def _bad_vector(detail: str) -> Unprocessable:
+    error = FieldError(location="body", pointer="/vector", detail=detail)
+    return Unprocessable("1 field is not valid", errors=[error])

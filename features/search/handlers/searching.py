@@ -1,0 +1,123 @@
+from collections.abc import Sequence
+from time import perf_counter
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Row
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from features.items import ItemPublic
+from features.search.embedding import EmbeddingUnavailable, Vector, as_text
+from features.search.engine import Engine
+from features.search.highlighting import BRACKETS, MARKERS, SPECIAL, highlight
+from features.search.indexing.models import KnownModel
+from features.search.parsing import ParsedQuery, parse_query
+from features.search.schemas import (
+    Explanation,
+    Highlights,
+    Hit,
+    Mode,
+    SearchQuery,
+    SearchResults,
+    filter_values,
+)
+from features.search.statements import CANDIDATES, search_statement
+
+FEW = 10
+"""Where fewer items than this have all the words, those with some of them follow."""
+
+ENOUGH_ROWS = 20_000
+"""Words beyond so many rows of rarer ones add to the score of what was found, and find no more."""
+
+
+async def search(
+    session: AsyncConnection, engine: Engine, owner_id: UUID, query: SearchQuery
+) -> SearchResults:
+    """The owner's items that answer a query best.
+
+    Raises:
+        EmbeddingUnavailable: the mode is semantic, and the model does not answer.
+    """
+    parsed = parse_query(query.q)
+    started = perf_counter()
+    known, vector = await _embed(session, engine, query.mode, parsed)
+    embedded = perf_counter()
+    mode = Mode.LEXICAL if vector is None else query.mode
+    rows = await _run(session, owner_id, query, parsed, mode, known, vector)
+    if known and rows[0].active_model != known.id:
+        engine.active = None  # the embeddings were switched to another model: once more with that
+        return await search(session, engine, owner_id, query)
+    explanation = Explanation(
+        plan=rows[0].plan,
+        model=known.model.name if known else None,
+        embedding_ms=round((embedded - started) * 1000, 2),
+        sql_ms=round((perf_counter() - embedded) * 1000, 2),
+    )
+    return SearchResults(
+        hits=[_hit(row) for row in rows if row.id],
+        total=rows[0].total,
+        mode=query.mode,
+        degraded=mode is not query.mode,
+        explanation=explanation if query.explain else None,
+    )
+
+
+async def _embed(
+    session: AsyncConnection, engine: Engine, mode: Mode, parsed: ParsedQuery
+) -> tuple[KnownModel | None, Vector | None]:
+    """The active model and the query's vector in it; no vector where hybrid can do without."""
+    if mode is Mode.LEXICAL:
+        return None, None
+    try:
+        known = await engine.active_model(session)
+        return known, await engine.embedders.embed_query(known.model, parsed.meaning)
+    except EmbeddingUnavailable:
+        if mode is Mode.SEMANTIC:
+            raise
+        return None, None
+
+
+async def _run(
+    session: AsyncConnection,
+    owner_id: UUID,
+    query: SearchQuery,
+    parsed: ParsedQuery,
+    mode: Mode,
+    known: KnownModel | None,
+    vector: Vector | None,
+) -> Sequence[Row[Any]]:
+    bounds = filter_values(query)
+    parameters = bounds | {
+        "owner": owner_id,
+        "q": parsed.text,
+        "words": parsed.words,
+        "required": parsed.required,
+        "last": len(parsed.words) if parsed.unfinished else 0,
+        "few": FEW,
+        "enough": ENOUGH_ROWS,
+        "depth": query.offset + query.limit if mode is Mode.LEXICAL else CANDIDATES,
+        "limit": query.limit,
+        "offset": query.offset,
+        "special": SPECIAL,
+        "brackets": BRACKETS,
+        "markers": MARKERS,
+        "model": known.id if known else None,
+        "vector": None if vector is None else as_text(vector),
+    }
+    bounded = frozenset(name for name, bound in bounds.items() if bound is not None)
+    statement = search_statement(mode, bounded)
+    return (await session.execute(statement.text, statement.only(parameters))).all()
+
+
+def _hit(row: Row[Any]) -> Hit:
+    description = row.marked_description
+    return Hit(
+        item=ItemPublic.model_validate(row),
+        score=row.score,
+        lexical_rank=row.lexical_rank,
+        semantic_rank=row.semantic_rank,
+        highlights=Highlights(
+            title=highlight(row.marked_title),
+            description=None if description is None else highlight(description),
+        ),
+    )

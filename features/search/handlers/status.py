@@ -1,0 +1,33 @@
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from features.search.schemas import ParkedItem, SearchStatus
+
+STATUS = text("""
+SELECT model.name, model.dimension, documents.count AS documents,
+    CASE WHEN model.id IS NULL THEN documents.count ELSE queue.pending END AS pending,
+    queue.parked, queue.parked_items
+FROM (SELECT count(*) FROM search_documents WHERE owner_id = :owner) AS documents
+LEFT JOIN search_models AS model ON model.active
+LEFT JOIN LATERAL (
+    SELECT count(*) FILTER (WHERE NOT parked) AS pending, count(*) FILTER (WHERE parked) AS parked,
+        (array_agg(jsonb_build_object('item_id', item_id, 'attempts', attempts, 'error', error)
+            ORDER BY next_attempt_at) FILTER (WHERE parked))[1 : 10] AS parked_items
+    FROM search_queue WHERE owner_id = :owner AND model_id = model.id
+) AS queue ON true
+""")
+
+
+async def index_status(session: AsyncConnection, owner_id: UUID) -> SearchStatus:
+    """How many of the owner's items are embedded, wait, or could not be."""
+    row = (await session.execute(STATUS, {"owner": owner_id})).one()
+    return SearchStatus(
+        indexed=max(0, row.documents - row.pending - row.parked),
+        pending=row.pending,
+        parked=row.parked,
+        model=row.name,
+        dimension=row.dimension,
+        parked_items=[ParkedItem.model_validate(item) for item in row.parked_items or ()],
+    )

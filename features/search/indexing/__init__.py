@@ -1,0 +1,8 @@
+"""What is done to the index in the background: rows that wait in PostgreSQL, drained in batches."""
+
+from features.search.indexing.embeddings import embed_due
+from features.search.indexing.models import active_model
+from features.search.indexing.reindexing import reindex
+from features.search.indexing.statistics import fold_changes
+
+__all__ = ["active_model", "embed_due", "fold_changes", "reindex"]

@@ -1,0 +1,137 @@
+"""The queue of what is still to be embedded, drained in batches by any number of processes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import structlog
+from sqlalchemy import Row, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from features.search.embedding import (
+    Embedder,
+    Embedders,
+    EmbeddingRefused,
+    EmbeddingUnavailable,
+    Vector,
+    as_text,
+)
+from features.search.indexing.models import KnownModel, known_models, prepare
+from shared.database import Database, reading
+
+log = structlog.get_logger(__name__)
+
+BATCH = 64
+MAX_ATTEMPTS = 5
+
+# The rows stay locked until the vectors are stored: a process that dies gives them back at once.
+CLAIM = text("""
+SELECT q.item_id, q.attempts, d.text_hash, i.title || E'\\n' || coalesce(i.description, '') AS text
+FROM search_queue AS q
+LEFT JOIN search_documents AS d ON d.item_id = q.item_id
+LEFT JOIN items AS i ON i.id = q.item_id
+WHERE q.model_id = :model AND NOT q.parked AND q.next_attempt_at <= clock_timestamp()
+ORDER BY q.next_attempt_at LIMIT :batch
+FOR UPDATE OF q SKIP LOCKED
+""")
+
+# A document that was changed meanwhile, or is being changed now, stays in the queue.
+STORE = text("""
+WITH embedded AS (
+    SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:hashes AS bytea[]), CAST(:vectors AS text[]))
+        AS e (item_id, text_hash, vector)
+), unchanged AS (
+    SELECT d.item_id, d.owner_id, d.text_hash, e.vector
+    FROM embedded AS e JOIN search_documents AS d USING (item_id, text_hash)
+    FOR SHARE OF d SKIP LOCKED
+), stored AS (
+    INSERT INTO search_embeddings (item_id, model_id, owner_id, text_hash, embedding)
+    SELECT item_id, :model, owner_id, text_hash, CAST(vector AS halfvec) FROM unchanged
+    ON CONFLICT (item_id, model_id) DO UPDATE SET (owner_id, text_hash, embedding)
+        = (excluded.owner_id, excluded.text_hash, excluded.embedding)
+), done AS (
+    DELETE FROM search_queue AS q USING unchanged
+    WHERE q.item_id = unchanged.item_id AND q.model_id = :model
+)
+SELECT count(*) FROM unchanged
+""")
+DROP = text("DELETE FROM search_queue WHERE item_id = ANY (:ids) AND model_id = :model")
+
+# After 2, 4, 8 and 16 seconds; then the row is parked until its item changes.
+POSTPONE = text("""
+UPDATE search_queue SET attempts = attempts + 1, error = :error,
+    parked = attempts + 1 >= :max_attempts,
+    next_attempt_at = clock_timestamp() + make_interval(secs => 2 ^ (attempts + 1))
+WHERE item_id = :id AND model_id = :model
+""")
+
+
+async def embed_due(database: Database, embedders: Embedders, language: str) -> int:
+    """Embeds a batch of what waits, for each model that these settings can reach.
+
+    Returns:
+        How many rows left the queue or were postponed; 0 also while the model does not answer.
+    """
+    async with reading(database) as session:
+        models = await known_models(session)
+    if not models:
+        await prepare(database, embedders.configured, language)
+        return 1
+    done = 0
+    for known in models:
+        if embedder := embedders.get(known.model):
+            done += await embed_batch(database, embedder, known)
+    return done
+
+
+async def embed_batch(database: Database, embedder: Embedder, known: KnownModel) -> int:
+    """Embeds a batch of what waits for one model; the number is that of `embed_due`."""
+    async with database.write.begin() as session:
+        due = (await session.execute(CLAIM, {"model": known.id, "batch": BATCH})).all()
+        gone = [row.item_id for row in due if row.text_hash is None]
+        if gone:
+            await session.execute(DROP, {"ids": gone, "model": known.id})
+        rows = [row for row in due if row.text_hash is not None]
+        try:
+            return len(gone) + await _embed(session, embedder, known, rows)
+        except EmbeddingUnavailable as error:
+            log.warning("embedding_unavailable", model=known.model.name, reason=error.detail)
+            return len(gone)
+
+
+async def _embed(
+    session: AsyncConnection, embedder: Embedder, known: KnownModel, rows: Sequence[Row[Any]]
+) -> int:
+    if not rows:
+        return 0
+    try:
+        vectors = await embedder.embed_documents([row.text for row in rows])
+    except EmbeddingRefused as error:
+        if len(rows) > 1:  # one by one, so that only the row at fault waits
+            return sum([await _embed(session, embedder, known, [row]) for row in rows])
+        return await _postpone(session, known, rows[0], str(error))
+    return await _store(session, known, rows, vectors)
+
+
+async def _store(
+    session: AsyncConnection, known: KnownModel, rows: Sequence[Row[Any]], vectors: Sequence[Vector]
+) -> int:
+    embedded = {
+        "model": known.id,
+        "ids": [row.item_id for row in rows],
+        "hashes": [row.text_hash for row in rows],
+        "vectors": [as_text(vector) for vector in vectors],
+    }
+    stored: int = (await session.execute(STORE, embedded)).scalar_one()
+    return stored
+
+
+async def _postpone(session: AsyncConnection, known: KnownModel, row: Row[Any], error: str) -> int:
+    failed = {
+        "id": row.item_id,
+        "model": known.id,
+        "error": error[:500],
+        "max_attempts": MAX_ATTEMPTS,
+    }
+    await session.execute(POSTPONE, failed)
+    log.warning("embedding_refused", item_id=str(row.item_id), attempts=row.attempts + 1)
+    return 1

@@ -1,0 +1,129 @@
+"""The statistics that BM25 needs, an owner each: documents, lengths, and terms.
+
+Writers append what they changed; one process at a time adds it up. So writers never wait for
+each other over a common word, and the statistics are a moment behind.
+"""
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from shared.database import Database
+
+BATCH = 1_000
+REWEIGHED = 500
+
+# One at a time: two that add up the same terms in another order would deadlock.
+LOCK = text("SELECT pg_try_advisory_xact_lock(7265002)")
+
+FOLD = text("""
+WITH batch AS (
+    DELETE FROM search_changes WHERE id IN (SELECT id FROM search_changes ORDER BY id LIMIT :batch)
+    RETURNING *
+), owners AS (
+    INSERT INTO search_owners AS o (owner_id, documents, length)
+    SELECT owner_id, sum(sign), sum(sign * length) FROM batch GROUP BY owner_id
+    ON CONFLICT (owner_id) DO UPDATE
+        SET documents = o.documents + excluded.documents, length = o.length + excluded.length
+    RETURNING owner_id
+), terms AS (
+    INSERT INTO search_terms AS t (owner_id, lexeme, documents)
+    SELECT owner_id, lexeme, sum(sign) FROM batch, unnest(lexemes) AS lexeme
+    GROUP BY owner_id, lexeme HAVING sum(sign) <> 0
+    ON CONFLICT (owner_id, lexeme) DO UPDATE SET documents = t.documents + excluded.documents
+    RETURNING owner_id, lexeme, documents
+), spelt AS (
+    SELECT DISTINCT i.owner_id, unnest(tsvector_to_array(
+        to_tsvector('simple', search_plain(i.title || ' ' || coalesce(i.description, ''))))) AS word
+    FROM batch JOIN items AS i ON i.id = batch.item_id WHERE batch.sign > 0
+), words AS (
+    INSERT INTO search_words (owner_id, word, lexeme)
+    SELECT owner_id, word, lexemes[1]
+    FROM (
+        SELECT owner_id, word, tsvector_to_array(to_tsvector('search', word)) AS lexemes
+        FROM spelt
+        WHERE length(word) BETWEEN 2 AND 64 AND NOT EXISTS (
+            SELECT FROM search_words AS w WHERE (w.owner_id, w.word) = (spelt.owner_id, spelt.word))
+    ) AS unseen
+    WHERE cardinality(lexemes) = 1
+    ON CONFLICT DO NOTHING
+)
+SELECT (SELECT count(*) FROM batch) AS done,
+    ARRAY(SELECT owner_id FROM owners) AS owners,
+    ARRAY(SELECT owner_id FROM terms WHERE documents <= 0) AS gone_owners,
+    ARRAY(SELECT lexeme FROM terms WHERE documents <= 0) AS gone_lexemes
+""")
+
+FORGET = text("""
+WITH gone AS (
+    DELETE FROM search_terms AS t
+    USING unnest(CAST(:owners AS uuid[]), CAST(:lexemes AS text[])) AS g (owner_id, lexeme)
+    WHERE t.owner_id = g.owner_id AND t.lexeme = g.lexeme AND t.documents <= 0
+    RETURNING t.owner_id, t.lexeme
+)
+DELETE FROM search_words AS w USING gone
+WHERE w.owner_id = gone.owner_id AND w.lexeme = gone.lexeme
+""")
+
+# Weights hold for an average length within a fifth of the owner's; beyond, they are made anew.
+MARK_STALE = text("""
+UPDATE search_owners AS o SET stale = true
+WHERE o.owner_id = ANY (:owners) AND o.documents > 0 AND NOT o.stale AND EXISTS (
+    SELECT FROM search_documents AS d WHERE d.owner_id = o.owner_id
+    AND (d.average_length < o.length::real / o.documents / 1.2
+        OR d.average_length > o.length::real / o.documents * 1.2)
+)
+""")
+FORGET_OWNERS = text("DELETE FROM search_owners WHERE owner_id = ANY (:owners) AND documents <= 0")
+
+REWEIGH = text("""
+WITH owner AS (
+    SELECT owner_id, greatest(1, length::real / documents)::real AS average
+    FROM search_owners WHERE stale AND documents > 0 LIMIT 1
+), off AS (
+    SELECT d.item_id, owner.average FROM owner JOIN search_documents AS d USING (owner_id)
+    WHERE d.average_length < owner.average / 1.2 OR d.average_length > owner.average * 1.2
+    LIMIT :batch FOR UPDATE OF d SKIP LOCKED
+), reweighed AS (
+    UPDATE search_documents AS d SET average_length = off.average,
+        weights = coalesce(search_weights(d.terms, d.length, off.average), '{}/268435456')
+    FROM off WHERE d.item_id = off.item_id
+    RETURNING 1
+), finished AS (
+    UPDATE search_owners SET stale = false
+    WHERE owner_id IN (SELECT owner_id FROM owner) AND NOT EXISTS (SELECT FROM off)
+)
+SELECT count(*) FROM reweighed
+""")
+
+# New documents wait in a list that every query has to read, until somebody sorts them in.
+SORT_IN = text("SELECT gin_clean_pending_list('ix_search_documents_terms')")
+
+
+async def fold_changes(database: Database) -> int:
+    """Adds up a batch of changes, and makes a batch of outdated weights anew.
+
+    Returns:
+        How many rows of either were done; 0 also while another process is at it.
+    """
+    async with database.write.begin() as session:
+        if not (await session.execute(LOCK)).scalar_one():
+            return 0
+        return await _fold(session) + await _reweigh(session)
+
+
+async def _fold(session: AsyncConnection) -> int:
+    folded = (await session.execute(FOLD, {"batch": BATCH})).one()
+    if folded.gone_lexemes:
+        gone = {"owners": folded.gone_owners, "lexemes": folded.gone_lexemes}
+        await session.execute(FORGET, gone)
+    if folded.done:
+        for statement in (MARK_STALE, FORGET_OWNERS):
+            await session.execute(statement, {"owners": folded.owners})
+        await session.execute(SORT_IN)
+    done: int = folded.done
+    return done
+
+
+async def _reweigh(session: AsyncConnection) -> int:
+    done: int = (await session.execute(REWEIGH, {"batch": REWEIGHED})).scalar_one()
+    return done

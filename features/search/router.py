@@ -1,0 +1,58 @@
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Query
+
+from features.search import handlers
+from features.search.engine import EngineDep
+from features.search.schemas import (
+    SearchQuery,
+    SearchResults,
+    SearchStatus,
+    SimilarQuery,
+    VectorQuery,
+)
+from shared.auth import Principal, requires
+from shared.database import ReadSession
+from shared.errors import NotFound, Unavailable, responses
+
+router = APIRouter(tags=["search"])
+
+Searcher = Annotated[Principal, requires("search:read")]
+
+
+@router.get("/search", responses=responses(Unavailable))
+async def search(
+    query: Annotated[SearchQuery, Query()],
+    session: ReadSession,
+    principal: Searcher,
+    engine: EngineDep,
+) -> SearchResults:
+    """Your items that answer a query best, by their words and by their meaning."""
+    return await handlers.search(session, engine, principal.user_id, query)
+
+
+@router.post("/search/vector", responses=responses(Unavailable))
+async def search_by_vector(
+    query: VectorQuery, session: ReadSession, principal: Searcher, engine: EngineDep
+) -> SearchResults:
+    """Your items that are nearest to an embedding of your own making."""
+    return await handlers.search_by_vector(session, engine, principal.user_id, query)
+
+
+@router.get("/search/status")
+async def status(session: ReadSession, principal: Searcher) -> SearchStatus:
+    """How far your items are embedded."""
+    return await handlers.index_status(session, principal.user_id)
+
+
+@router.get("/items/{item_id}/similar", responses=responses(NotFound, Unavailable))
+async def similar(
+    item_id: UUID,
+    query: Annotated[SimilarQuery, Query()],
+    session: ReadSession,
+    principal: Searcher,
+    engine: EngineDep,
+) -> SearchResults:
+    """Your items that are nearest in meaning to one of them."""
+    return await handlers.similar_items(session, engine, principal.user_id, item_id, query)

@@ -1,0 +1,128 @@
+from enum import StrEnum
+from typing import Annotated, Any
+from uuid import UUID
+
+from pydantic import AliasChoices, BaseModel, Field, FiniteFloat, field_validator
+
+from features.items import ItemFilters, ItemPublic
+from features.search.settings import MAX_DIMENSION
+from shared.schemas import Text
+
+MAX_QUERY_LENGTH = 1_000
+MAX_LIMIT = 100
+MAX_OFFSET = 10_000
+
+Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
+Offset = Annotated[int, Field(ge=0, le=MAX_OFFSET)]
+
+
+class Mode(StrEnum):
+    """`lexical` ranks by BM25, `semantic` by the cosine of embeddings, `hybrid` by both."""
+
+    HYBRID = "hybrid"
+    LEXICAL = "lexical"
+    SEMANTIC = "semantic"
+
+
+class SearchQuery(ItemFilters):
+    """What to look for, and among which items."""
+
+    q: Annotated[
+        Text,
+        Field(
+            min_length=1,
+            max_length=MAX_QUERY_LENGTH,
+            description='Words; `"a phrase"` must be there, `-word` must not, `or` between words',
+            examples=["wireless headphones"],
+        ),
+    ]
+    mode: Mode = Mode.HYBRID
+    limit: Limit = 10
+    offset: Offset = 0
+    explain: Annotated[bool, Field(description="Also tell how the answer was found")] = False
+
+    @field_validator("q")
+    @classmethod
+    def not_blank(cls, q: str) -> str:
+        if not q.strip():
+            raise ValueError("must not be blank")
+        return q
+
+
+class SimilarQuery(ItemFilters):
+    """A page of the items that are like another."""
+
+    limit: Limit = 10
+    offset: Offset = 0
+
+
+class VectorQuery(ItemFilters):
+    """An embedding made by the caller, with the model that `/search/status` names."""
+
+    vector: Annotated[
+        list[FiniteFloat],
+        Field(
+            min_length=1,
+            max_length=MAX_DIMENSION,
+            validation_alias=AliasChoices("vector", "embedding"),
+            description="As many numbers as the model's dimension; of any length but zero",
+        ),
+    ]
+    limit: Limit = 10
+    offset: Offset = 0
+
+
+class Highlights(BaseModel):
+    """Escaped HTML with `<mark>` around the words that were found."""
+
+    title: str
+    description: str | None = Field(description="The best fragments")
+
+
+class Hit(BaseModel):
+    item: ItemPublic
+    score: float = Field(description="Comparable within one answer only; higher is better")
+    lexical_rank: int | None = Field(description="Its place by BM25; null if no word was found")
+    semantic_rank: int | None = Field(
+        description="Its place by meaning; null if not among the nearest"
+    )
+    highlights: Highlights | None
+
+
+class Explanation(BaseModel):
+    """How an answer was found. Times are milliseconds."""
+
+    plan: str | None = Field(description="`exact` or `index`; null without a vector")
+    model: str | None
+    embedding_ms: float
+    sql_ms: float
+
+
+class SearchResults(BaseModel):
+    hits: list[Hit]
+    total: int = Field(description="How many hits there are to page through")
+    mode: Mode
+    degraded: bool = Field(description="The embedding model did not answer: full text alone")
+    explanation: Explanation | None = None
+
+
+class ParkedItem(BaseModel):
+    item_id: UUID
+    attempts: int
+    error: str
+
+
+class SearchStatus(BaseModel):
+    """How far the caller's items are embedded. All are found by their words at once."""
+
+    indexed: int
+    pending: int
+    parked: int
+    model: str | None
+    dimension: int | None
+    parked_items: list[ParkedItem] = Field(description="The first ten that could not be embedded")
+
+
+def filter_values(filters: ItemFilters) -> dict[str, Any]:
+    """The bounds by name, None where there is none."""
+    return {name: getattr(filters, name) for name in ItemFilters.model_fields}

@@ -1,0 +1,227 @@
+"""The search as one SQL statement, in parts that the mode puts together.
+
+A word of the query stands for a group of lexemes: its own; for the last word, as it may still
+be typed, those of longer words; for a word that no document of the owner has, those of words
+spelt like it. Alternatives weigh half, and never more than the word itself.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from sqlalchemy import TextClause, text
+
+from features.items import ItemPublic
+from features.search.schemas import Mode
+
+CANDIDATES = 200
+"""How many of each ranking are fused."""
+
+WORDS = """
+WITH owner AS MATERIALIZED (
+    SELECT coalesce(max(documents), 0) AS documents FROM search_owners WHERE owner_id = :owner
+), words AS MATERIALIZED (
+    SELECT n, word, lexemes, n = :last AS unfinished, EXISTS (
+        SELECT FROM search_terms AS t WHERE t.owner_id = :owner AND t.lexeme = ANY (lexemes)
+    ) AS known
+    FROM (
+        SELECT n, word, tsvector_to_array(to_tsvector('search', word)) AS lexemes
+        FROM unnest(CAST(:words AS text[])) WITH ORDINALITY AS given (word, n)
+    ) AS given
+    WHERE cardinality(lexemes) > 0
+), longer AS MATERIALIZED (
+    SELECT words.n, more.lexeme
+    FROM words CROSS JOIN LATERAL (
+        SELECT DISTINCT s.lexeme FROM search_words AS s
+        WHERE s.owner_id = :owner AND s.word > words.word AND s.word < words.word || chr(1114111)
+        AND s.lexeme <> ALL (words.lexemes) LIMIT 50
+    ) AS more
+    WHERE words.unfinished AND length(words.word) > 1
+), alike AS MATERIALIZED (
+    SELECT words.n, more.lexeme
+    FROM words CROSS JOIN LATERAL (
+        SELECT s.lexeme FROM search_words AS s
+        WHERE s.owner_id = :owner AND s.word % words.word
+        ORDER BY similarity(s.word, words.word) DESC, s.word LIMIT 3
+    ) AS more
+    WHERE NOT words.known AND length(words.word) > 3 AND words.n NOT IN (SELECT n FROM longer)
+), members AS MATERIALIZED (
+    SELECT n, spelt.lexeme, own, coalesce(t.documents, 0) AS documents,
+        ln(1 + greatest(0, owner.documents - coalesce(t.documents, 0) + 0.5)
+            / (coalesce(t.documents, 0) + 0.5)) AS idf
+    FROM (
+        SELECT n, unnest(lexemes) AS lexeme, true AS own FROM words
+        UNION SELECT n, lexeme, false FROM longer
+        UNION SELECT n, lexeme, false FROM alike
+    ) AS spelt
+    CROSS JOIN owner
+    LEFT JOIN search_terms AS t ON t.owner_id = :owner AND t.lexeme = spelt.lexeme
+), groups AS MATERIALIZED (
+    SELECT n, sum(documents) AS documents, min(idf) FILTER (WHERE own) AS own_idf,
+        '(' || string_agg(quoted || CASE
+            WHEN own AND n = :last AND length(lexeme) > 1 THEN ':*' ELSE '' END, '|') || ')'
+            AS alternatives
+    FROM (
+        SELECT *, '''' || replace(replace(lexeme, '\\', '\\\\'), '''', '''''') || '''' AS quoted
+        FROM members
+    ) AS members
+    GROUP BY n
+), weighed AS MATERIALIZED (
+    SELECT n, lexeme, members.documents,
+        CASE WHEN own THEN idf ELSE 0.5 * least(idf, own_idf) END AS weight
+    FROM members JOIN groups USING (n)
+), query AS MATERIALIZED (
+    SELECT
+        required, required && (websearch_to_tsquery('search', :q) || all_words) AS all_of,
+        required && any_word AS any_of, vector, greatest(best, 1e-9) AS best
+    FROM (
+        SELECT CAST(quote_literal(CAST(:owner AS text)) AS tsquery)
+                && websearch_to_tsquery('search', :required) AS required,
+            CAST(string_agg(alternatives, '&') AS tsquery) AS all_words,
+            CAST(string_agg(alternatives, '|') FILTER (WHERE rarer < :enough) AS tsquery)
+                AS any_word
+        FROM (
+            SELECT *, coalesce(sum(documents) OVER (
+                ORDER BY documents, n ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) AS rarer
+            FROM groups
+        ) AS groups
+    ) AS parsed CROSS JOIN (
+        SELECT search_vector(array_agg(search_dimension(lexeme)), array_agg(CAST(weight AS real)))
+            AS vector
+        FROM (SELECT lexeme, max(weight) AS weight FROM weighed GROUP BY lexeme) AS weighed
+    ) AS vectors CROSS JOIN (
+        SELECT 2.2 * sum(best) AS best
+        FROM (
+            SELECT coalesce(max(weight) FILTER (WHERE documents > 0), max(weight)) AS best
+            FROM weighed GROUP BY n
+        ) AS groups
+    ) AS bests
+)
+"""
+
+LEXICAL = """
+, matching_all AS MATERIALIZED (
+    SELECT d.item_id, -(d.weights <#> query.vector) AS bm25
+    FROM query JOIN search_documents AS d ON d.terms @@ query.all_of
+    WHERE {filters}
+), matching_any AS MATERIALIZED (
+    SELECT d.item_id, -(d.weights <#> query.vector) AS bm25
+    FROM query JOIN search_documents AS d ON d.terms @@ query.any_of
+    WHERE (SELECT count(*) FROM matching_all) < :few
+    AND d.item_id NOT IN (SELECT item_id FROM matching_all) AND {filters}
+), lexical AS MATERIALIZED (
+    SELECT item_id, bm25, count(*) OVER () AS matches,
+        row_number() OVER (ORDER BY tier, bm25 DESC, item_id) AS rank
+    FROM (SELECT *, 1 AS tier FROM matching_all UNION ALL SELECT *, 2 FROM matching_any) AS matched
+    ORDER BY rank LIMIT :depth
+)
+"""
+
+SEMANTIC = """
+, nearest AS MATERIALIZED (
+    SELECT n.*, row_number() OVER (ORDER BY n.similarity DESC, n.item_id) AS rank
+    FROM query, search_nearest(
+        :owner, CAST(:model AS integer), CAST(:vector AS halfvec), CAST(:depth AS integer),
+        CASE WHEN :required = '' THEN '' ELSE query.required END,
+        CAST(:min_price AS numeric), CAST(:max_price AS numeric),
+        CAST(:created_after AS timestamptz), CAST(:created_before AS timestamptz)
+    ) AS n
+    WHERE query.any_of IS NOT NULL
+)
+"""
+
+HITS = {
+    Mode.LEXICAL: """
+, hits AS MATERIALIZED (
+    SELECT item_id, bm25 AS score, rank AS lexical_rank, CAST(NULL AS bigint) AS semantic_rank,
+        matches AS total, CAST(NULL AS text) AS plan
+    FROM lexical
+)
+""",
+    Mode.SEMANTIC: """
+, hits AS MATERIALIZED (
+    SELECT item_id, similarity AS score, CAST(NULL AS bigint) AS lexical_rank,
+        rank AS semantic_rank, count(*) OVER () AS total, plan
+    FROM nearest
+)
+""",
+    Mode.HYBRID: """
+, fused AS MATERIALIZED (
+    SELECT item_id, l.rank AS lexical_rank, n.rank AS semantic_rank, max(plan) OVER () AS plan,
+        -(d.weights <#> query.vector) / query.best AS lexical,
+        1 - (e.embedding <=> CAST(:vector AS halfvec)) AS cosine
+    FROM lexical AS l FULL JOIN nearest AS n USING (item_id)
+    CROSS JOIN query
+    JOIN search_documents AS d USING (item_id)
+    LEFT JOIN (SELECT * FROM search_embeddings WHERE model_id = :model) AS e USING (item_id)
+), hits AS MATERIALIZED (
+    SELECT item_id, lexical_rank, semantic_rank, count(*) OVER () AS total, plan,
+        0.5 * lexical + 0.5 * coalesce(cosine, min(cosine) OVER (), 0)
+            / greatest(max(cosine) OVER (), 1e-9) AS score
+    FROM fused
+)
+""",
+}
+
+PAGE = """
+SELECT counted.total, counted.plan, active.id AS active_model, page.*,
+    ts_headline('search', translate(page.title, :special, :brackets), query.any_of,
+        'HighlightAll=true, ' || :markers) AS marked_title,
+    ts_headline('search', translate(page.description, :special, :brackets), query.any_of,
+        'MaxFragments=2, MaxWords=25, MinWords=8, FragmentDelimiter=" … ", ' || :markers)
+        AS marked_description
+FROM (SELECT coalesce(max(total), 0) AS total, max(plan) AS plan FROM hits) AS counted
+CROSS JOIN query
+LEFT JOIN search_models AS active ON active.active
+LEFT JOIN (
+    SELECT {columns}, hits.score, hits.lexical_rank, hits.semantic_rank
+    FROM (SELECT * FROM hits ORDER BY {order} LIMIT :limit OFFSET :offset) AS hits
+    JOIN items AS i ON i.id = hits.item_id
+) AS page ON true
+ORDER BY {order}
+"""
+
+ORDERS = {
+    Mode.LEXICAL: "lexical_rank",
+    Mode.SEMANTIC: "semantic_rank",
+    Mode.HYBRID: "score DESC, lexical_rank, semantic_rank",
+}
+BOUNDS = {
+    "min_price": "i.price >= :min_price",
+    "max_price": "i.price <= :max_price",
+    "created_after": "i.created_at > :created_after",
+    "created_before": "i.created_at < :created_before",
+}
+ITEM_COLUMNS = ", ".join(f"i.{name}" for name in ItemPublic.model_fields)
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A statement and the names of its parameters."""
+
+    text: TextClause
+    names: frozenset[str]
+
+    def only(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the parameters that the statement has."""
+        return {name: parameters[name] for name in self.names}
+
+
+@cache
+def search_statement(mode: Mode, bounded: frozenset[str]) -> Statement:
+    """The statement for a mode and for the filters that are set."""
+    filters = "true"
+    if bounded:
+        bounds = " AND ".join(BOUNDS[name] for name in sorted(bounded))
+        filters = (
+            f"EXISTS (SELECT FROM items AS i WHERE i.id = d.item_id AND {bounds})"  # from constants
+        )
+    parts = [WORDS]
+    if mode is not Mode.SEMANTIC:
+        parts.append(LEXICAL.format(filters=filters))
+    if mode is not Mode.LEXICAL:
+        parts.append(SEMANTIC)
+    parts += [HITS[mode], PAGE.format(columns=ITEM_COLUMNS, order=ORDERS[mode])]
+    clause = text("".join(parts))
+    return Statement(clause, frozenset(clause._bindparams))

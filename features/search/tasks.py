@@ -1,0 +1,24 @@
+"""The background work of search. A write to an item wakes it."""
+
+from fastapi import FastAPI
+
+from features.search.engine import engine_of
+from features.search.indexing import embed_due, fold_changes
+from shared.database import database_of
+from shared.tasks import Task
+
+CHANNEL = "search"
+SWEEP_SECONDS = 5.0
+
+
+async def _fold(app: FastAPI) -> int:
+    return await fold_changes(database_of(app))
+
+
+async def _embed(app: FastAPI) -> int:
+    engine = engine_of(app)
+    return await embed_due(database_of(app), engine.embedders, engine.language)
+
+
+fold = Task(name="search_statistics", drain=_fold, every=SWEEP_SECONDS, channel=CHANNEL)
+embed = Task(name="search_embeddings", drain=_embed, every=SWEEP_SECONDS, channel=CHANNEL)

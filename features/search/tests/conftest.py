@@ -1,0 +1,22 @@
+"""What the tests of search share."""
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+from fastapi import FastAPI
+
+from features.search.tasks import embed, fold
+from shared.tasks import drain
+
+Index = Callable[[], Awaitable[None]]
+
+
+@pytest.fixture
+def index(app: FastAPI) -> Index:
+    """Does all background work of search that is due: `await index()`."""
+
+    async def drain_all() -> None:
+        await drain(app, fold)
+        await drain(app, embed)
+
+    return drain_all

@@ -1,0 +1,70 @@
+"""A real embeddings endpoint on the loopback interface, which does as it is told."""
+
+import asyncio
+import hashlib
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+
+
+@dataclass
+class Endpoint:
+    """An OpenAI-compatible endpoint. A text's vector is made of its words, so that texts with
+    words in common are near each other.
+
+    Attributes:
+        dimension: of the vectors that it gives.
+        failures: statuses (and headers) to answer with first, one a request.
+        poison: a word that it answers 400 to.
+        requests: the texts of each request so far.
+    """
+
+    url: str = ""
+    dimension: int = 64
+    failures: list[tuple[int, dict[str, str]]] = field(default_factory=list)
+    poison: str | None = None
+    requests: list[list[str]] = field(default_factory=list)
+
+    def embed(self, text: str) -> list[float]:
+        words = text.lower().split()
+        seeds = [
+            int.from_bytes(hashlib.sha256(word.encode()).digest()[:4], "big") for word in words
+        ]
+        vectors = [np.random.default_rng(seed).normal(size=self.dimension) for seed in seeds]
+        values: list[float] = np.sum(vectors, axis=0).tolist()
+        return values
+
+    async def answer(self, request: Request) -> Response:
+        if self.failures:
+            status, headers = self.failures.pop(0)
+            return JSONResponse({"error": "told to fail"}, status, headers)
+        body: dict[str, Any] = await request.json()
+        self.requests.append(body["input"])
+        if self.poison and any(self.poison in text for text in body["input"]):
+            return JSONResponse({"error": f"cannot embed {self.poison}"}, 400)
+        data = [
+            {"object": "embedding", "index": index, "embedding": self.embed(text)}
+            for index, text in enumerate(body["input"])
+        ]
+        return JSONResponse({"object": "list", "model": body["model"], "data": data[::-1]})
+
+
+@asynccontextmanager
+async def running_endpoint() -> AsyncIterator[Endpoint]:
+    endpoint = Endpoint()
+    app = FastAPI()
+    app.add_api_route("/v1/embeddings", endpoint.answer, methods=["POST"], response_model=None)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
+    listener = socket.create_server(("127.0.0.1", 0))  # takes connections before it is served
+    serving = asyncio.create_task(server.serve([listener]))
+    endpoint.url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+    yield endpoint
+    server.should_exit = True
+    await serving

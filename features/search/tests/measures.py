@@ -1,0 +1,52 @@
+"""How good a ranking is, by human judgements."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import log2
+from statistics import fmean
+
+Judgements = Mapping[str, int]
+"""Grades by item, 0 for not relevant; an item that nobody judged is not in it."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Means over queries; each from 0 to 1."""
+
+    ndcg: float
+    condensed_ndcg: float
+    judged: float
+    recall: float
+
+
+def quality(rankings: Mapping[str, Sequence[str]], judged: Mapping[str, Judgements]) -> Quality:
+    """nDCG@10, nDCG@10 with unjudged items left out (Sakai 2007), judged@10 and recall@100, over
+    the queries that have something relevant."""
+    queries = [query for query in rankings if any(judged[query].values())]
+    return Quality(
+        ndcg=fmean(ndcg(rankings[query], judged[query]) for query in queries),
+        condensed_ndcg=fmean(
+            ndcg([item for item in rankings[query] if item in judged[query]], judged[query])
+            for query in queries
+        ),
+        judged=fmean(
+            sum(item in judged[query] for item in rankings[query][:10]) / 10 for query in queries
+        ),
+        recall=fmean(_recall(rankings[query], judged[query]) for query in queries),
+    )
+
+
+def ndcg(ranking: Sequence[str], grades: Judgements, depth: int = 10) -> float:
+    """Normalised discounted cumulative gain, the gain of a grade g being 2^g - 1 (Burges 2005)."""
+    gains = [2 ** grades.get(item, 0) - 1 for item in ranking[:depth]]
+    best = sorted((2**grade - 1 for grade in grades.values()), reverse=True)[:depth]
+    return _discounted(gains) / _discounted(best)
+
+
+def _discounted(gains: Sequence[int]) -> float:
+    return sum(gain / log2(place + 2) for place, gain in enumerate(gains))
+
+
+def _recall(ranking: Sequence[str], grades: Judgements, depth: int = 100) -> float:
+    relevant = {item for item, grade in grades.items() if grade > 0}
+    return len(relevant.intersection(ranking[:depth])) / len(relevant)

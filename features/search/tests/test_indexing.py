@@ -1,0 +1,220 @@
+"""The index follows the items, whatever writes to them; the queue loses nothing."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import asyncpg
+import pytest
+from fastapi import FastAPI
+from httpx import AsyncClient
+
+from features.search.tasks import embed, fold
+from features.search.tests.conftest import Index
+from features.search.tests.test_search import find, titles
+from shared.tasks import drain
+
+Database = asyncpg.Connection
+
+CONSISTENT = """
+SELECT
+    (SELECT count(*) FROM items) = (SELECT count(*) FROM search_documents)
+    AND NOT EXISTS (
+        SELECT FROM items i LEFT JOIN search_documents d ON d.item_id = i.id
+        LEFT JOIN search_embeddings e ON e.item_id = i.id
+        WHERE d.text_hash IS DISTINCT FROM search_text_hash(i.title, i.description)
+        OR d.owner_id <> i.owner_id OR e.owner_id <> i.owner_id
+        OR e.text_hash IS DISTINCT FROM d.text_hash)
+    AND (SELECT count(*) FROM items) = (SELECT count(*) FROM search_embeddings)
+    AND NOT EXISTS (SELECT FROM search_queue) AND NOT EXISTS (SELECT FROM search_changes)
+"""
+STATISTICS = """
+SELECT owner_id::text, lexeme, count(*) AS documents
+FROM search_documents, unnest(tsvector_to_array(terms)) AS lexeme
+WHERE lexeme <> owner_id::text GROUP BY 1, 2
+EXCEPT SELECT owner_id::text, lexeme, documents FROM search_terms
+"""
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    connection = await asyncpg.connect(database_url)
+    yield connection
+    await connection.close()
+
+
+async def add(client: AsyncClient, *items: str) -> list[dict[str, Any]]:
+    return [
+        (await client.post("/items", json={"title": title, "price": 5})).json() for title in items
+    ]
+
+
+async def test_raw_sql_is_followed(client: AsyncClient, index: Index, database: Database) -> None:
+    await add(client, "Copper kettle")
+    await index()
+    await database.execute(
+        "INSERT INTO items (id, owner_id, title, price) "
+        "SELECT gen_random_uuid(), owner_id, 'Kettle ' || n, 1 FROM items, generate_series(1, 50) n"
+    )
+    await database.execute("UPDATE items SET title = 'Iron pan' WHERE title = 'Kettle 7'")
+    await database.execute("UPDATE items SET price = 2 WHERE title = 'Kettle 8'")
+    await database.execute("DELETE FROM items WHERE title = 'Kettle 9'")
+    await database.execute("UPDATE items SET id = gen_random_uuid() WHERE title = 'Kettle 10'")
+    assert (await find(client, "kettle", mode="lexical"))["total"] == 49
+    assert titles(await find(client, "pan", mode="lexical")) == ["Iron pan"]
+    await index()
+    assert await database.fetchval(CONSISTENT)
+    assert await database.fetch(STATISTICS) == []
+    await database.execute("TRUNCATE items CASCADE")
+    assert (await find(client, "kettle", mode="lexical"))["total"] == 0
+    await index()
+    assert await database.fetchval(CONSISTENT)
+
+
+async def test_an_item_that_changes_hands_takes_its_index_along(
+    client: AsyncClient, other: AsyncClient, index: Index, database: Database
+) -> None:
+    (item,) = await add(client, "Copper kettle")
+    (theirs,) = await add(other, "Iron pan")
+    await index()
+    await database.execute(
+        "UPDATE items SET owner_id = (SELECT owner_id FROM items WHERE id = $1) WHERE id = $2",
+        theirs["id"],
+        item["id"],
+    )
+    await index()
+    assert await database.fetchval(CONSISTENT)
+    for mode in ("lexical", "semantic", "hybrid"):
+        assert titles(await find(client, "kettle", mode=mode)) == []
+        assert "Copper kettle" in titles(await find(other, "kettle", mode=mode))
+
+
+async def test_an_import_is_found(client: AsyncClient, index: Index, database: Database) -> None:
+    lines = "\n".join(
+        f'{{"external_id": "{n}", "title": "Kettle {n}", "price": 5}}' for n in range(300)
+    )
+    headers = {"Content-Type": "application/jsonl"}
+    assert (await client.post("/items/import", content=lines, headers=headers)).status_code == 200
+    assert (await find(client, "kettle", mode="lexical"))["total"] == 300
+    again = lines.replace("Kettle 1", "Teapot 1")
+    assert (await client.post("/items/import", content=again, headers=headers)).status_code == 200
+    await index()
+    assert (await find(client, "kettle", mode="lexical"))["total"] == 189
+    assert await database.fetchval(CONSISTENT)
+    assert await database.fetch(STATISTICS) == []
+
+
+async def test_a_rolled_back_write_leaves_no_trace(
+    client: AsyncClient, index: Index, database: Database
+) -> None:
+    await add(client, "Copper kettle")
+    await index()
+    transaction = database.transaction()
+    await transaction.start()
+    await database.execute("UPDATE items SET title = 'Iron pan'")
+    await transaction.rollback()
+    assert titles(await find(client, "kettle", mode="lexical")) == ["Copper kettle"]
+    assert titles(await find(client, "pan", mode="lexical")) == []
+
+
+async def test_words_and_statistics_go_with_the_items(
+    client: AsyncClient, index: Index, database: Database
+) -> None:
+    (kettle, _) = await add(client, "Copper kettle", "Copper pan")
+    await index()
+    await client.delete(f"/items/{kettle['id']}")
+    await index()
+    words = await database.fetch("SELECT word FROM search_words ORDER BY word")
+    assert [row["word"] for row in words] == ["copper", "pan"]
+    assert await database.fetchval("SELECT documents FROM search_owners") == 1
+    await client.delete("/users/me")
+    await index()
+    for table in ("documents", "embeddings", "queue", "changes", "terms", "words", "owners"):
+        assert await database.fetchval(f"SELECT count(*) FROM search_{table}") == 0, table
+
+
+async def test_weights_follow_the_average_length(
+    client: AsyncClient, index: Index, database: Database
+) -> None:
+    await add(client, *(f"Cup {n}" for n in range(5)))
+    await index()
+    for n in range(5):
+        long = {"title": f"Pot {n}", "price": 1, "description": "word " * 100}
+        assert (await client.post("/items", json=long)).status_code == 201
+    await index()
+    off = await database.fetchval(
+        "SELECT count(*) FROM search_documents JOIN search_owners USING (owner_id) "
+        "WHERE average_length NOT BETWEEN search_owners.length::real / documents / 1.2 "
+        "AND search_owners.length::real / documents * 1.2"
+    )
+    assert off == 0
+    assert await database.fetchval("SELECT count(*) FROM search_owners WHERE stale") == 0
+
+
+async def test_a_change_during_embedding_is_not_lost(
+    app: FastAPI, client: AsyncClient, index: Index, database: Database, monkeypatch: Any
+) -> None:
+    (item,) = await add(client, "Copper kettle")
+    await drain(app, embed)
+    embedder = app.state.search.embedders.get(app.state.search.embedders.configured)
+    embed_documents = embedder.embed_documents
+
+    async def change_meanwhile(texts: list[str]) -> Any:
+        monkeypatch.undo()
+        changed = await client.patch(f"/items/{item['id']}", json={"title": "Iron pan"})
+        assert changed.status_code == 200  # the embedding under way does not block it
+        return await embed_documents(texts)
+
+    await client.patch(f"/items/{item['id']}", json={"title": "Copper pot"})
+    monkeypatch.setattr(embedder, "embed_documents", change_meanwhile)
+    await index()
+    await index()
+    assert await database.fetchval(CONSISTENT)
+
+
+async def test_many_workers_share_the_queue(
+    app: FastAPI, client: AsyncClient, database: Database
+) -> None:
+    await drain(app, embed)
+    await add(client, *(f"Kettle number {n}" for n in range(100)))
+    done = await asyncio.gather(*(drain(app, embed) for _ in range(4)))
+    assert sum(done) == 100
+    await asyncio.gather(*(drain(app, fold) for _ in range(4)))
+    assert await database.fetchval(CONSISTENT)
+    assert await database.fetch(STATISTICS) == []
+
+
+async def test_writers_of_one_owner_do_not_wait_for_each_other(
+    client: AsyncClient, database: Database, database_url: str
+) -> None:
+    await add(client, "Copper kettle")
+    insert = (
+        "INSERT INTO items (id, owner_id, title, price) "
+        "SELECT gen_random_uuid(), owner_id, 'Copper kettle', 1 FROM items LIMIT 1"
+    )
+    transaction = database.transaction()
+    await transaction.start()
+    await database.execute(insert)
+    second = await asyncpg.connect(database_url, server_settings={"lock_timeout": "2s"})
+    await second.execute(insert)  # while the first is not committed
+    await transaction.commit()
+    await second.close()
+    assert (await find(client, "kettle", mode="lexical"))["total"] == 3
+
+
+async def test_status_counts_what_waits(client: AsyncClient, index: Index) -> None:
+    await add(client, "Copper kettle", "Iron pan")
+    before = (await client.get("/search/status")).json()
+    assert (before["indexed"], before["pending"], before["parked"]) == (0, 2, 0)
+    await index()
+    assert (await client.get("/search/status")).json() == {
+        "indexed": 2,
+        "pending": 0,
+        "parked": 0,
+        "model": "all-MiniLM-L6-v2",
+        "dimension": 384,
+        "parked_items": [],
+    }
+    await add(client, "Tin cup")
+    after = (await client.get("/search/status")).json()
+    assert (after["indexed"], after["pending"]) == (2, 1)

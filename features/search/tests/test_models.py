@@ -1,0 +1,244 @@
+"""Models behind HTTP: failures, poisoned texts, and the change from one model to another."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stamina
+from fastapi import FastAPI
+from httpx import AsyncClient
+from pydantic import ValidationError
+
+from features.search.embedding import EmbeddingUnavailable, WrongDimension
+from features.search.embedding.embedders import Embedders
+from features.search.engine import check_model, engine_of
+from features.search.indexing import embed_due, reindex
+from features.search.settings import SearchSettings
+from features.search.tests.conftest import Index
+from features.search.tests.endpoint import Endpoint, running_endpoint
+from features.search.tests.test_indexing import CONSISTENT, Database, add, database
+from features.search.tests.test_search import find, titles
+from shared.cache import open_cache
+from shared.database import database_of
+from shared.settings import ConfigurationError
+
+__all__ = ["database"]
+
+
+@pytest.fixture
+async def endpoint(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Endpoint]:
+    """A running endpoint, and settings that name it."""
+    async with running_endpoint() as running:
+        for name, value in {
+            "PROVIDER": "openai",
+            "URL": running.url,
+            "MODEL": "words",
+            "DIM": str(running.dimension),
+            "API_KEY": "secret",
+        }.items():
+            monkeypatch.setenv(f"APP_EMBEDDING_{name}", value)
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def quick_retries() -> Any:
+    with stamina.set_testing(True, attempts=3):
+        yield
+
+
+@pytest.fixture
+async def remote(endpoint: Endpoint) -> AsyncIterator[Embedders]:
+    embedders = Embedders(SearchSettings(), open_cache(None))
+    yield embedders
+    await embedders.close()
+
+
+async def test_an_openai_compatible_endpoint_takes_the_models_place(
+    endpoint: Endpoint, client: AsyncClient, index: Index, database: Database
+) -> None:
+    await add(client, "Copper kettle", "Iron pan")
+    await index()
+    assert await database.fetchval(CONSISTENT)
+    status = (await client.get("/search/status")).json()
+    assert (status["model"], status["dimension"], status["indexed"]) == ("words", 64, 2)
+    assert titles(await find(client, "kettle", mode="semantic"))[0] == "Copper kettle"
+    vector = {"vector": endpoint.embed("Iron pan")}
+    hits = (await client.post("/search/vector", json=vector)).json()["hits"]
+    assert hits[0]["item"]["title"] == "Iron pan"
+    assert hits[0]["score"] == pytest.approx(1, abs=1e-3)
+
+
+async def test_a_query_is_embedded_once(
+    endpoint: Endpoint, client: AsyncClient, index: Index
+) -> None:
+    await index()
+    endpoint.requests.clear()
+    for _ in range(3):
+        await find(client, "kettle")
+    assert endpoint.requests == [["kettle"]]
+
+
+async def test_a_busy_endpoint_is_asked_again(endpoint: Endpoint, remote: Embedders) -> None:
+    endpoint.failures = [(429, {"Retry-After": "0"}), (503, {})]
+    embedder = remote.get(remote.configured)
+    assert embedder
+    assert len(await embedder.embed_documents(["kettle"] * 200)) == 200
+    assert sorted(map(len, endpoint.requests)) == [8, 96, 96]
+
+
+@pytest.mark.parametrize("status", [401, 404, 429, 500])
+async def test_an_endpoint_that_does_not_serve_is_unavailable(
+    endpoint: Endpoint, remote: Embedders, status: int
+) -> None:
+    endpoint.failures = [(status, {})] * 3
+    with pytest.raises(EmbeddingUnavailable, match=f"answered {status}"):
+        await remote.embed_query(remote.configured, "kettle")
+
+
+async def test_a_wrong_dimension_is_named(endpoint: Endpoint, remote: Embedders) -> None:
+    endpoint.dimension = 32
+    with pytest.raises(
+        WrongDimension, match=r"APP_EMBEDDING_DIM: words gives .* 32 numbers, not 64"
+    ):
+        await remote.embed_query(remote.configured, "kettle")
+    with pytest.raises(ConfigurationError, match="APP_EMBEDDING_DIM"):
+        await check_model(remote)
+
+
+async def test_an_endpoint_that_is_down_does_not_stop_the_start(
+    endpoint: Endpoint, remote: Embedders
+) -> None:
+    endpoint.failures = [(500, {})] * 3
+    await check_model(remote)
+
+
+async def test_weights_that_were_not_tried_are_refused(tmp_path: Path) -> None:
+    weights = tmp_path / "model.onnx"
+    for content, message in ((None, "No such file"), (b"weights", "not the expected SHA-256")):
+        if content:
+            weights.write_bytes(content)
+        settings = SearchSettings(embedding_provider="local", embedding_model_path=weights)
+        with pytest.raises(ConfigurationError, match=message):
+            await check_model(Embedders(settings, open_cache(None)))
+
+
+async def test_without_the_model_words_still_find(
+    endpoint: Endpoint, client: AsyncClient, index: Index
+) -> None:
+    await add(client, "Copper kettle")
+    await index()
+    endpoint.failures = [(500, {})] * 100
+    answer = await find(client, "kettle")
+    assert titles(answer) == ["Copper kettle"]
+    assert (answer["degraded"], answer["mode"]) == (True, "hybrid")
+    refused = await client.get("/search", params={"q": "pot", "mode": "semantic"})
+    assert refused.status_code == 503
+    assert int(refused.headers["Retry-After"]) >= 1
+    assert len(endpoint.failures) > 90  # it is left alone for a while
+    assert (await find(client, "kettle", mode="lexical"))["degraded"] is False
+
+
+async def test_what_waits_is_embedded_once_the_model_is_back(
+    endpoint: Endpoint, client: AsyncClient, index: Index, database: Database
+) -> None:
+    await index()
+    await add(client, "Copper kettle")
+    endpoint.failures = [(500, {})] * 3
+    await index()
+    assert (await client.get("/search/status")).json()["pending"] == 1
+    await index()
+    assert await database.fetchval(CONSISTENT)
+
+
+async def test_a_poisoned_text_is_parked_and_blocks_nothing(
+    endpoint: Endpoint, client: AsyncClient, index: Index, database: Database
+) -> None:
+    endpoint.poison = "arsenic"
+    (item, *_) = await add(client, "Jar of arsenic", *(f"Kettle {n}" for n in range(40)))
+    await index()
+    assert await database.fetchval("SELECT count(*) FROM search_queue WHERE NOT parked") == 1
+    while not await database.fetchval("SELECT attempts = 5 AND parked FROM search_queue"):
+        await database.execute("UPDATE search_queue SET next_attempt_at = now()")
+        await index()
+    status = (await client.get("/search/status")).json()
+    assert (status["indexed"], status["pending"], status["parked"]) == (40, 0, 1)
+    (parked,) = status["parked_items"]
+    assert parked["item_id"] == item["id"]
+    assert "cannot embed arsenic" in parked["error"]
+    assert titles(await find(client, "arsenic", mode="lexical")) == ["Jar of arsenic"]
+
+    await client.patch(f"/items/{item['id']}", json={"title": "Jar of sugar"})
+    await index()
+    assert await database.fetchval(CONSISTENT)
+
+
+async def test_a_new_model_takes_over_without_a_gap(
+    endpoint: Endpoint, app: FastAPI, client: AsyncClient, index: Index, database: Database
+) -> None:
+    local = Embedders(SearchSettings(embedding_provider="local"), open_cache(None))
+    await add(client, *(f"Kettle {n}" for n in range(72)))
+    while await embed_due(database_of(app), local, "english"):
+        pass
+    await local.close()
+    assert (await client.get("/search/status")).json()["model"] == "all-MiniLM-L6-v2"
+
+    embedders = engine_of(app).embedders  # the API was started with the new settings
+    embedder = embedders.get(embedders.configured)
+    assert embedder
+    run = reindex(database_of(app), embedder, "english")
+    step = await anext(run)  # and is killed after its first batch
+    assert step == ("embedding", 8)
+    await run.aclose()
+    assert (await find(client, "kettle", mode="semantic", explain=True))["explanation"][
+        "model"
+    ] == "all-MiniLM-L6-v2"
+    await add(client, "Teapot")
+
+    steps = [step async for step in reindex(database_of(app), embedder, "english")]
+    assert max(waiting for _, waiting in steps) < 10  # it went on where it was
+    answer = await find(client, "teapot", mode="semantic", explain=True)
+    assert answer["explanation"]["model"] == "words"
+    assert titles(answer)[0] == "Teapot"
+    await index()
+    assert await database.fetchval(CONSISTENT)
+    assert await database.fetchval("SELECT count(*) FROM search_models") == 1
+
+
+async def test_a_change_of_language_indexes_everything_again(
+    app: FastAPI, client: AsyncClient, index: Index, database: Database
+) -> None:
+    await add(client, "Die Häuser am See", "The houses by the lake")
+    await index()
+    assert "Die Häuser am See" not in titles(await find(client, "Hauses ", mode="lexical"))
+    embedders = engine_of(app).embedders
+    embedder = embedders.get(embedders.configured)
+    assert embedder
+    async for _ in reindex(database_of(app), embedder, "german"):
+        pass
+    await index()
+    assert titles(await find(client, "Hauses ", mode="lexical")) == ["Die Häuser am See"]
+    assert await database.fetchval(CONSISTENT)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"embedding_provider": "openai"}, "APP_EMBEDDING_URL is required"),
+        ({"embedding_provider": "magic"}, "'local' or 'openai'"),
+        ({"embedding_dim": 5000}, "less than or equal to 4000"),
+        ({"embedding_threads": 0}, "greater than or equal to 1"),
+        ({"search_language": "english'; --"}, "match pattern"),
+    ],
+)
+def test_a_bad_setting_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        SearchSettings(**settings)
+
+
+async def test_a_cache_that_does_not_answer_fails_no_query(endpoint: Endpoint) -> None:
+    embedders = Embedders(SearchSettings(), open_cache("redis://127.0.0.1:9/0"))
+    for _ in range(2):
+        assert len(await embedders.embed_query(embedders.configured, "kettle")) == 64
+    assert endpoint.requests == [["kettle"], ["kettle"]]
+    await embedders.close()

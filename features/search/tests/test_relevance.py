@@ -1,0 +1,52 @@
+"""The ranking is measured on the project's own judged collection, and must not get worse."""
+
+import csv
+import json
+from collections import defaultdict
+from pathlib import Path
+
+from httpx import AsyncClient
+
+import features.items
+from features.search.schemas import Mode
+from features.search.tests.conftest import Index
+from features.search.tests.measures import Judgements, quality
+
+JUDGED = Path(__file__).parent / "relevance"
+CATALOGUE = Path(features.items.__file__).parent / "demo.jsonl"
+
+FLOORS = {Mode.LEXICAL: 0.67, Mode.SEMANTIC: 0.78, Mode.HYBRID: 0.80}
+"""nDCG@10 by mode, a hundredth below what was measured."""
+
+
+def judgements() -> dict[str, Judgements]:
+    judged: dict[str, dict[str, int]] = defaultdict(dict)
+    with (JUDGED / "judgements.tsv").open() as rows:
+        for query_id, item, grade in csv.reader(rows, delimiter="\t"):
+            judged[query_id][item] = int(grade)
+    return dict(judged)
+
+
+async def rank(client: AsyncClient, mode: Mode) -> dict[str, list[str]]:
+    rankings = {}
+    for line in (JUDGED / "queries.jsonl").read_text().splitlines():
+        query = json.loads(line)
+        answer = await client.get(
+            "/search", params={"q": query["text"], "mode": mode, "limit": 100}
+        )
+        rankings[query["id"]] = [hit["item"]["external_id"] for hit in answer.json()["hits"]]
+    return rankings
+
+
+async def test_relevance(client: AsyncClient, index: Index) -> None:
+    headers = {"Content-Type": "application/jsonl"}
+    body = CATALOGUE.read_bytes()
+    report = await client.post("/items/import", content=body, headers=headers)
+    assert report.json()["rejected"] == 0
+    await index()
+    judged = judgements()
+    measured = {mode: quality(await rank(client, mode), judged) for mode in Mode}
+    for mode, floor in FLOORS.items():
+        assert measured[mode].ndcg >= floor, measured
+    hybrid = measured.pop(Mode.HYBRID)
+    assert all(hybrid.ndcg > part.ndcg for part in measured.values()), measured

@@ -1,0 +1,191 @@
+"""Semantic search for owners of every size in one table: recall against an exact scan, and time.
+
+python -m tests.benchmarks.search_owners [ROWS]
+
+The texts are real; the vectors of repeated texts are those of the text plus noise.
+"""
+
+import asyncio
+import sys
+import time
+from collections.abc import Sequence
+from itertools import cycle, islice
+from statistics import fmean, quantiles
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import numpy as np
+from httpx import AsyncClient
+from numpy.typing import NDArray
+
+from app.main import create_app
+from features.search.embedding import Embedders, as_text, unit
+from features.search.indexing import fold_changes
+from features.search.indexing.models import add_model, hnsw_index
+from features.search.settings import SearchSettings
+from shared.cache import open_cache
+from shared.database import Database
+from shared.settings import Settings
+from shared.tables import new_id
+from shared.testing import connect, sign_in
+from tests.benchmarks.common import DATA, migrated_database, opened
+from tests.benchmarks.search_relevance import read
+
+Vectors = NDArray[np.float32]
+
+ROWS = 300_000
+SHARES = (0.5, 0.2, 0.15, 0.08, 0.04, 0.02, 0.008, 0.0015, 0.0003, 0.0002)
+TEXTS = 5_000
+QUERIES = 40
+BATCH = 2_000
+NOISE = 0.5
+CHEAPEST = 10.0  # prices are from 0 to 1,000: keeps one percent
+
+EXACT = """
+SELECT i.id FROM search_embeddings AS e JOIN items AS i ON i.id = e.item_id
+WHERE e.owner_id = $1 AND i.price <= $3 ORDER BY (e.embedding <=> $2::text::halfvec) + 0 LIMIT 10
+"""
+NEAREST = """
+SELECT plan FROM search_nearest($1, $4, $2::text::halfvec, 200, ''::tsquery, NULL,
+    CASE WHEN $3 < 1000 THEN $3 END::numeric, NULL, NULL)
+"""
+SIZES = """
+SELECT relation, pg_size_pretty(pg_relation_size(relation)) FROM unnest(ARRAY[
+    'search_documents', 'ix_search_documents_terms', 'search_embeddings', $1
+]::regclass[]) AS relation
+"""
+
+
+async def fill(
+    database: Database, url: str, owners: Sequence[UUID], sizes: Sequence[int], vectors: Vectors
+) -> int:
+    """Writes the owners' items, mixed as they would come in, and their embeddings."""
+    texts = read(DATA / "chorus").items[:TEXTS]
+    random = np.random.default_rng(7)
+    order = random.permutation(np.repeat(np.arange(len(owners)), sizes))
+    connection = await asyncpg.connect(url)
+    model = Embedders(SearchSettings(), open_cache(None)).configured
+    known = await add_model(database, model)
+    await connection.execute(f"DROP INDEX ix_search_embeddings_model_{known.id}")
+    written = 0.0
+    for start in range(0, len(order), BATCH):
+        part = order[start : start + BATCH]
+        chosen = list(islice(cycle(range(TEXTS)), start, start + len(part)))
+        items = [
+            (new_id(), owners[owner], texts[text]["title"][:200], texts[text].get("description"))
+            for owner, text in zip(part, chosen, strict=True)
+        ]
+        prices = random.uniform(0.01, 1000, len(part)).round(2).tolist()
+        began = time.perf_counter()
+        await connection.execute(
+            "INSERT INTO items (id, owner_id, title, description, price) "
+            "SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::float[])",
+            *zip(*items, strict=True),
+            prices,
+        )
+        written += time.perf_counter() - began
+        noise = random.normal(size=(len(part), vectors.shape[1])) * NOISE / vectors.shape[1] ** 0.5
+        await connection.execute(
+            "INSERT INTO search_embeddings (item_id, model_id, owner_id, text_hash, embedding) "
+            "SELECT id, $4, owner, '', vector::halfvec "
+            "FROM unnest($1::uuid[], $2::uuid[], $3::text[]) AS e (id, owner, vector)",
+            [item[0] for item in items],
+            [item[1] for item in items],
+            [as_text(unit(vector)) for vector in vectors[chosen] + noise],
+            known.id,
+        )
+        await connection.execute("TRUNCATE search_queue")
+    print(f"insert with triggers: {len(order) / written:,.0f} items/s")
+    began = time.perf_counter()
+    while await fold_changes(database):
+        pass
+    print(f"term statistics: {len(order) / (time.perf_counter() - began):,.0f} items/s")
+    await connection.execute("SET maintenance_work_mem = '1GB'")
+    began = time.perf_counter()
+    await connection.execute(f"CREATE INDEX {hnsw_index(known.id, model)}")
+    print(f"HNSW index: built in {time.perf_counter() - began:.0f} s")
+    await connection.execute("VACUUM ANALYZE")
+    name = f"ix_search_embeddings_model_{known.id}"
+    print(", ".join(f"{row[0]} {row[1]}" for row in await connection.fetch(SIZES, name)))
+    await connection.close()
+    return known.id
+
+
+async def compare(
+    client: AsyncClient, url: str, owner: UUID, queries: Vectors, max_price: float, model: int
+) -> str:
+    """One row of the table: the plan, recall@10, and times of the request and of its SQL."""
+    connection = await asyncpg.connect(url)
+    await connection.execute("SET max_parallel_workers_per_gather = 0; SET jit = off")
+    recalls, requests, statements, plan = [], [], [], ""
+    for query in queries:
+        exact = await connection.fetch(EXACT, owner, as_text(query), max_price)
+        body: dict[str, Any] = {"vector": query.tolist()}
+        if max_price < 1000:
+            body["max_price"] = max_price
+        began = time.perf_counter()
+        answer = await client.post("/search/vector", json=body)
+        requests.append((time.perf_counter() - began) * 1000)
+        found = {hit["item"]["id"] for hit in answer.json()["hits"]}
+        if exact:
+            recalls.append(len(found & {str(row["id"]) for row in exact}) / len(exact))
+        began = time.perf_counter()
+        rows = await connection.fetch(NEAREST, owner, as_text(query), max_price, model)
+        statements.append((time.perf_counter() - began) * 1000)
+        plan = rows[0]["plan"] if rows else "none"
+    await connection.close()
+    recall = f"{fmean(recalls):.3f}" if recalls else "-"
+    return f"{plan} | {recall} | {_times(requests)} | {_times(statements)}"
+
+
+def _times(values: Sequence[float]) -> str:
+    percentiles = quantiles(values, n=20, method="inclusive")
+    return f"{percentiles[9]:.1f} / {percentiles[18]:.1f}"
+
+
+async def embed(texts: Sequence[str]) -> Vectors:
+    embedders = Embedders(SearchSettings(), open_cache(None))
+    embedder = embedders.get(embedders.configured)
+    assert embedder
+    vectors = np.array(await embedder.embed_documents(texts))
+    await embedders.close()
+    return vectors
+
+
+async def measure(settings: Settings, rows: int) -> None:
+    assert settings.database_url
+    collection = read(DATA / "chorus")
+    texts = [f"{i['title']}\n{i.get('description') or ''}" for i in collection.items[:TEXTS]]
+    vectors = await embed(texts)
+    queries = await embed(list(collection.queries.values())[:QUERIES])
+    sizes = [max(1, round(rows * share)) for share in SHARES]
+    app = create_app(settings, run_tasks=False)
+    async with app.router.lifespan_context(app), opened(settings) as database:
+        clients = [connect(app, timeout=60) for _ in sizes]
+        entered = [await client.__aenter__() for client in clients]
+        for number, client in enumerate(entered):
+            await sign_in(client, f"owner-{number}@example.com")
+        owners = [UUID((await client.get("/users/me")).json()["id"]) for client in entered]
+        model = await fill(database, settings.database_url, owners, sizes, vectors)
+        print("\n| owner's rows | price filter | plan | recall@10 | request ms p50 / p95 | SQL |")
+        print("|---|---|---|---|---|---|")
+        for size, owner, client in zip(sizes, owners, entered, strict=True):
+            for kept, max_price in (("none", 1000.0), ("keeps 1 %", CHEAPEST)):
+                found = await compare(
+                    client, settings.database_url, owner, queries, max_price, model
+                )
+                print(f"| {size:,} | {kept} | {found} |", flush=True)
+
+
+def main() -> None:
+    if not DATA.exists():
+        print(f"search owners: no trial data at {DATA}")
+        return
+    rows = int(sys.argv[1]) if len(sys.argv) > 1 else ROWS
+    with migrated_database() as settings:
+        asyncio.run(measure(settings, rows))
+
+
+if __name__ == "__main__":
+    main()
