@@ -1,7 +1,9 @@
 """Items as JSON Lines and as CSV: parsed and written row by row, in constant memory."""
 
+import codecs
 import csv
 import io
+import re
 import zlib
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +16,9 @@ from features.items.schemas import ImportRow, ImportRowText, ItemPublic
 from shared.errors import BadRequest, Unprocessable, message_of
 
 MAX_RECORD_BYTES = 1_000_000
-GUNZIP_BYTES = 1 << 20
+GUNZIP_BYTES = 1 << 16  # so much is parsed at a time, while nobody else is served
+OPENING_QUOTE = re.compile(rb'(?:^|,)"')
+QUOTED = re.compile(rb'(?:[^"]+|"")*+"')  # up to the closing quote; a double one is text
 COLUMNS = tuple(ItemPublic.model_fields)
 
 
@@ -81,8 +85,10 @@ class _Records:
     quotes: bool
     rest: bytes = b""
     line: int = 1
-    too_long: bool = False
     pending: list[bytes] = field(default_factory=list)
+    length: int = 0
+    open_quote: bool = False
+    too_long: bool = False
 
     def feed(self, chunk: bytes) -> Iterator[tuple[int, bytes | None]]:
         *lines, self.rest = (self.rest + chunk).split(b"\n")
@@ -95,20 +101,40 @@ class _Records:
         if self.rest or self.too_long:
             yield from self._add(self.rest)
         if self.pending:
-            yield self.line - len(self.pending), b"\n".join(self.pending)
+            yield self._take()
 
     def _add(self, line: bytes) -> Iterator[tuple[int, bytes | None]]:
         """One line more: gives the record that it ends, or None for one that is too long."""
         self.pending.append(line)
         self.line += 1
-        open_quote = self.quotes and sum(part.count(b'"') for part in self.pending) % 2 == 1
-        self.too_long |= sum(map(len, self.pending)) > MAX_RECORD_BYTES
-        if open_quote and not self.too_long:
-            return
+        self.length += len(line) + 1
+        self.too_long |= self.length > MAX_RECORD_BYTES + 1
+        if self.quotes:
+            self.open_quote = _ends_in_quotes(line, self.open_quote)
+        if self.too_long or not self.open_quote:
+            yield self._take()
+
+    def _take(self) -> tuple[int, bytes | None]:
         first = self.line - len(self.pending)
         record = None if self.too_long else b"\n".join(self.pending)
-        self.pending, self.too_long = [], False
-        yield first, record
+        self.pending, self.length = [], 0
+        self.open_quote = self.too_long = False
+        return first, record
+
+
+def _ends_in_quotes(line: bytes, in_quotes: bool) -> bool:
+    """Whether a CSV field goes on behind this line: a quote opens one only at its beginning."""
+    position = 0
+    while True:
+        if not in_quotes:
+            opening = OPENING_QUOTE.search(line, position)
+            if opening is None:
+                return False
+            position = opening.end()
+        quoted = QUOTED.match(line, position)
+        if quoted is None:
+            return True
+        in_quotes, position = False, quoted.end()
 
 
 class _Parser(Protocol):
@@ -124,7 +150,7 @@ class _JsonLinesParser:
                 yield _too_long(line)
             elif record.strip():
                 try:
-                    yield Accepted(line, ImportRow.model_validate_json(record))
+                    yield Accepted(line, ImportRow.model_validate_json(_without_bom(line, record)))
                 except ValidationError as error:
                     yield Rejected(line, _reason(error))
 
@@ -135,32 +161,50 @@ class _CsvParser:
 
     def rows(self, records: Iterable[tuple[int, bytes | None]]) -> Iterator[Accepted | Rejected]:
         for line, record in records:
-            if record is None:
-                yield _too_long(line)
-            elif record.strip():
-                try:
-                    cells = self._cells(record)
-                except (UnicodeDecodeError, csv.Error) as error:
-                    yield Rejected(line, f"Not valid CSV in UTF-8: {error}")
-                    continue
-                if self.header:
-                    yield self._row(line, cells)
-                else:
-                    self.header = _header(cells)
-
-    def _cells(self, record: bytes) -> list[str]:
-        encoding = "utf-8" if self.header else "utf-8-sig"  # spreadsheets begin with a BOM
-        text = record.decode(encoding).removesuffix("\r")
-        return next(csv.reader(io.StringIO(text, newline=""), strict=True))
+            if record is not None and not record.strip():
+                continue
+            try:
+                cells = _cells(line, record)
+            except ValueError as error:
+                if not self.header:
+                    raise Unprocessable(f"The CSV header in line {line}: {error}") from None
+                yield Rejected(line, str(error))
+                continue
+            if self.header:
+                yield self._row(line, cells)
+            else:
+                self.header = _header(cells)
 
     def _row(self, line: int, cells: list[str]) -> Accepted | Rejected:
         if len(cells) != len(self.header):
             return Rejected(line, f"{len(cells)} cells, but the header has {len(self.header)}")
-        filled = {name: cell for name, cell in zip(self.header, cells, strict=True) if cell}
+        row = dict(zip(self.header, cells, strict=True))
+        # An empty cell is an absent value; but where there is a column external_id, an empty
+        # one does not mean that `id` should take its place.
+        filled = {name: cell or None for name, cell in row.items() if cell or name == "external_id"}
         try:
             return Accepted(line, ImportRowText.model_validate(filled))
         except ValidationError as error:
             return Rejected(line, _reason(error))
+
+
+def _cells(line: int, record: bytes | None) -> list[str]:
+    """
+    Raises:
+        ValueError: the record is too long, or not CSV in UTF-8.
+    """
+    if record is None:
+        raise ValueError(_too_long(line).detail)
+    try:
+        text = _without_bom(line, record).decode().removesuffix("\r")
+        return next(csv.reader(io.StringIO(text, newline=""), strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"Not valid CSV in UTF-8: {error}") from None
+
+
+def _without_bom(line: int, record: bytes) -> bytes:
+    """Spreadsheets and editors may begin a file with a byte order mark."""
+    return record.removeprefix(codecs.BOM_UTF8) if line == 1 else record
 
 
 def _header(cells: list[str]) -> Sequence[str]:

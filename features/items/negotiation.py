@@ -12,7 +12,6 @@ MEDIA_TYPES = {
     "application/x-ndjson": Format.JSON_LINES,
     "text/csv": Format.CSV,
 }
-WILDCARDS = {"*/*": Format.JSON_LINES, "application/*": Format.JSON_LINES, "text/*": Format.CSV}
 EXAMPLES = {
     Format.JSON_LINES: '{"external_id": "MUG-1", "title": "Enamel mug", "price": 12.5}\n',
     Format.CSV: "external_id,title,price\nMUG-1,Enamel mug,12.50\n",
@@ -50,26 +49,30 @@ def _import_encoding(request: Request) -> bool:
 
 
 def _export_format(request: Request) -> Format:
-    accepted = request.headers.get("accept", "*/*")
-    for media_type in _by_preference(accepted):
-        if format_ := MEDIA_TYPES.get(media_type) or WILDCARDS.get(media_type):
-            return format_
-    raise NotAcceptable(f"Items are exported as {', '.join(Format)}, not as {accepted}")
+    accepted = request.headers.get("accept") or "*/*"
+    qualities = _qualities(accepted)
+
+    def quality(media_type: str) -> float:
+        """Of the range that names it most exactly (RFC 9110, section 12.5.1)."""
+        ranges = (media_type, f"{media_type.partition('/')[0]}/*", "*/*")
+        return next((qualities[range_] for range_ in ranges if range_ in qualities), 0.0)
+
+    best = max(MEDIA_TYPES, key=quality)
+    if quality(best) == 0:
+        raise NotAcceptable(f"Items are exported as {', '.join(Format)}, not as {accepted}")
+    return MEDIA_TYPES[best]
 
 
-def _by_preference(accept: str) -> list[str]:
-    """The media types of an `Accept` header, the best first (RFC 9110, section 12.5.1)."""
-    weighted = []
+def _qualities(accept: str) -> dict[str, float]:
+    qualities = {}
     for entry in accept.lower().split(","):
-        media_type, *parameters = (part.strip() for part in entry.split(";"))
+        range_, *parameters = (part.strip() for part in entry.split(";"))
         quality = next((p.removeprefix("q=") for p in parameters if p.startswith("q=")), "1")
         try:
-            weight = float(quality)
+            qualities[range_] = float(quality)
         except ValueError:
-            weight = 0.0
-        if weight > 0:
-            weighted.append((-weight, media_type))
-    return [media_type for _, media_type in sorted(weighted, key=lambda entry: entry[0])]
+            qualities[range_] = 0.0
+    return qualities
 
 
 ImportFormat = Annotated[Format, Depends(_import_format)]

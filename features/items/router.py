@@ -1,4 +1,4 @@
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response, status
@@ -33,16 +33,21 @@ from shared.errors import (
 )
 from shared.idempotency import IdempotencyDep
 from shared.pagination import CursorCodec
-from shared.preconditions import IfMatch, IfNoneMatch, entity_tag, is_current
+from shared.preconditions import (
+    CREATED,
+    NOT_MODIFIED,
+    TAGGED,
+    IfMatch,
+    IfNoneMatch,
+    entity_tag,
+    is_current,
+)
 
 router = APIRouter(prefix="/items", tags=["items"])
 
 Reader = Annotated[Principal, requires("items:read")]
 Writer = Annotated[Principal, requires("items:write")]
 UNLIMITED = 1 << 50  # bytes: an import is read as it comes, and never held whole
-NOT_MODIFIED: dict[int | str, dict[str, Any]] = {
-    status.HTTP_304_NOT_MODIFIED: {"description": "Not Modified"}
-}
 
 
 @router.get("", responses=responses(BadRequest))
@@ -53,26 +58,16 @@ async def list_(
     cursors: CursorCodec,
 ) -> ItemPage:
     """Your items, a page at a time."""
-    listed = (
-        principal.user_id,
-        query.model_dump(mode="json", exclude={"cursor", "skip", "limit", "total"}),
-    )
-    after = cursors.read(query.cursor, *listed) if query.cursor else None
-    page = await handlers.list_items(session, principal.user_id, query, after)
-    return ItemPage(
-        items=[ItemPublic.model_validate(row) for row in page.rows],
-        total=page.total,
-        page=None if after else query.skip // query.limit + 1,
-        page_size=query.limit,
-        next_cursor=cursors.write(page.last, *listed) if page.last else None,
-    )
+    after = cursors.read(query, principal.user_id)
+    found = await handlers.list_items(session, principal.user_id, query, after)
+    return ItemPage.model_validate(cursors.page(found, query, principal.user_id))
 
 
 @router.post(
     "",
     status_code=status.HTTP_201_CREATED,
     response_model=ItemPublic,
-    responses=responses(Conflict),
+    responses={**responses(Conflict), **CREATED},
 )
 async def create(
     new: ItemCreate,
@@ -137,7 +132,9 @@ async def export(session: Snapshot, principal: Reader, format_: ExportFormat) ->
 
 
 @router.get(
-    "/{item_id}", response_model=ItemPublic, responses={**responses(NotFound), **NOT_MODIFIED}
+    "/{item_id:uuid}",
+    response_model=ItemPublic,
+    responses={**responses(NotFound), **TAGGED, **NOT_MODIFIED},
 )
 async def get(
     item_id: UUID,
@@ -155,7 +152,9 @@ async def get(
     return item
 
 
-@router.patch("/{item_id}", responses=responses(NotFound, Conflict, PreconditionFailed))
+@router.patch(
+    "/{item_id:uuid}", responses={**responses(NotFound, Conflict, PreconditionFailed), **TAGGED}
+)
 async def update(
     item_id: UUID,
     changes: ItemUpdate,
@@ -171,7 +170,7 @@ async def update(
 
 
 @router.delete(
-    "/{item_id}",
+    "/{item_id:uuid}",
     status_code=status.HTTP_204_NO_CONTENT,
     responses=responses(NotFound, PreconditionFailed),
 )

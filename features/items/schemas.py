@@ -1,6 +1,5 @@
 from datetime import datetime
 from decimal import Decimal
-from enum import StrEnum
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -13,10 +12,9 @@ from pydantic import (
     Field,
     PlainSerializer,
     WithJsonSchema,
-    model_validator,
 )
 
-from shared.pagination import MAX_CURSOR_LENGTH, MAX_LIMIT, MAX_SKIP
+from shared.pagination import Page, PageQuery, Sort
 from shared.schemas import Instant, Text
 
 MAX_PRICE = Decimal("9999999999.99")
@@ -44,6 +42,12 @@ Amount = Annotated[
 ]
 Price = Annotated[Amount, BeforeValidator(_a_number)]
 """Exact in the database, a JSON number on the wire."""
+
+PriceBound = Annotated[
+    Decimal,
+    Field(ge=0, le=MAX_PRICE),
+    WithJsonSchema({"type": "number", "minimum": 0, "maximum": float(MAX_PRICE)}),
+]
 
 ExternalId = Annotated[Text, Field(min_length=1, max_length=200)]
 Title = Annotated[Text, Field(min_length=1, max_length=500)]
@@ -86,7 +90,7 @@ class ItemPublic(BaseModel):
     updated_at: datetime
 
 
-class ItemSort(StrEnum):
+class ItemSort(Sort):
     """A column to sort by; `-` for descending."""
 
     CREATED_AT = "created_at"
@@ -98,57 +102,29 @@ class ItemSort(StrEnum):
     TITLE = "title"
     TITLE_DESC = "-title"
 
-    @property
-    def column(self) -> str:
-        return self.value.removeprefix("-")
-
-    @property
-    def descending(self) -> bool:
-        return self.value.startswith("-")
-
 
 class ItemFilters(BaseModel):
     """Which items are meant; the bounds are inclusive for prices, exclusive for times."""
 
     model_config = ConfigDict(extra="forbid")
 
-    min_price: Annotated[Decimal, Field(ge=0, le=MAX_PRICE)] | None = None
-    max_price: Annotated[Decimal, Field(ge=0, le=MAX_PRICE)] | None = None
+    min_price: PriceBound | None = None
+    max_price: PriceBound | None = None
     created_after: Instant | None = None
     created_before: Instant | None = None
 
 
-class ItemQuery(ItemFilters):
+class ItemQuery(PageQuery, ItemFilters):
     """A page of the list: by `skip` and `limit`, or by the `cursor` of the page before."""
 
     q: Annotated[
         Text | None, Field(min_length=1, max_length=200, description="Part of the title")
     ] = None
     sort: ItemSort = ItemSort.CREATED_AT_DESC
-    skip: Annotated[int, Field(ge=0, le=MAX_SKIP)] = 0
-    limit: Annotated[int, Field(ge=1, le=MAX_LIMIT)] = 20
-    cursor: Annotated[
-        str | None,
-        Field(
-            max_length=MAX_CURSOR_LENGTH,
-            description="`next_cursor` of the page before; sort and filters must be the same",
-        ),
-    ] = None
-    total: Annotated[bool, Field(description="Whether to count all that match")] = True
-
-    @model_validator(mode="after")
-    def one_way_to_page(self) -> "ItemQuery":
-        if self.cursor is not None and self.skip:
-            raise ValueError("skip and cursor cannot be combined")
-        return self
 
 
-class ItemPage(BaseModel):
-    items: list[ItemPublic]
-    total: int | None = Field(description="How many match; null where `total=false`")
-    page: int | None = Field(description="From 1; null where a cursor was given")
-    page_size: int
-    next_cursor: str | None = Field(description="null on the last page")
+class ItemPage(Page[ItemPublic]):
+    """A page of your items."""
 
 
 class ImportRow(BaseModel):

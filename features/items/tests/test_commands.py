@@ -1,0 +1,140 @@
+"""`python -m app import` and `export`, run as a user would."""
+
+import csv
+import gzip
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from app.cli import cli
+from shared.testing import SignUp
+
+ROOT = Path(__file__).parents[3]
+ROWS = [
+    {"id": "A", "title": "Mug", "price": 19.99, "description": None},
+    {"id": "B", "title": "Plate", "price": 5.0, "description": 'Blue, "deep"'},
+]
+
+
+@pytest.fixture
+def run(database_url: str) -> Iterator[Callable[..., Result]]:
+    """Runs `python -m app` with these arguments, in this process."""
+    environment = {"APP_DATABASE_URL": database_url, "APP_ENV": "test"}
+    handler = signal.getsignal(signal.SIGTERM)
+    yield lambda *arguments: CliRunner().invoke(cli, list(map(str, arguments)), env=environment)
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+async def ada(sign_up: SignUp) -> str:
+    """The email of an account."""
+    await sign_up("ada@example.com")
+    return "ada@example.com"
+
+
+def write(file: Path) -> Path:
+    """Writes the rows in the format of the file's name."""
+    if ".csv" in file.name:
+        with file.open("w", newline="") as text:
+            writer = csv.DictWriter(text, ROWS[0])
+            writer.writeheader()
+            writer.writerows(ROWS)
+    else:
+        file.write_text("".join(f"{json.dumps(row)}\n" for row in ROWS))
+    if file.suffix == ".gz":
+        file.write_bytes(gzip.compress(file.read_bytes()))
+    return file
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """The rows of an exported file, with their `id` as it was in the imported one."""
+    data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+    text = data.decode()
+    if ".csv" in file.name:
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    else:
+        rows = [json.loads(line) for line in text.splitlines()]
+    names = ("external_id", "title", "price", "description")
+    values = ([row[name] for name in names] for row in rows)
+    return [
+        {"id": key, "title": title, "price": float(price), "description": description or None}
+        for key, title, price, description in values
+    ]
+
+
+@pytest.mark.parametrize("name", ["jsonl", "ndjson", "csv", "jsonl.gz", "ndjson.gz", "csv.gz"])
+def test_what_is_imported_can_be_exported(
+    run: Callable[..., Result], ada: str, tmp_path: Path, name: str
+) -> None:
+    imported = run("import", write(tmp_path / f"in.{name}"), "--owner", ada.upper())
+    assert imported.stdout == "2 created, 0 updated, 0 unchanged, 0 rejected\n", imported.stderr
+    exported = run("export", tmp_path / f"out.{name}", "--owner", ada)
+    assert exported.stdout == "2 exported\n", exported.stderr
+    assert read(tmp_path / f"out.{name}") == ROWS
+    again = run("import", tmp_path / f"out.{name}", "--owner", ada)
+    assert again.stdout == "0 created, 0 updated, 2 unchanged, 0 rejected\n", again.stderr
+
+
+def test_a_dry_run_tells_bad_rows_and_changes_nothing(
+    run: Callable[..., Result], ada: str, tmp_path: Path
+) -> None:
+    file = write(tmp_path / "a.jsonl")
+    file.write_text('{"title": "", "price": 1}\n' + file.read_text())
+    done = run("import", file, "--owner", ada, "--dry-run")
+    assert done.stdout == "2 created, 0 updated, 0 unchanged, 1 rejected\n"
+    assert f"{file}:1: title: String should have at least 1 character" in done.stderr
+    assert run("export", tmp_path / "b.jsonl", "--owner", ada).stdout == "0 exported\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "owner", "message"),
+    [
+        ("import", "a.jsonl", "nobody@example.com", "There is no account nobody@example.com"),
+        ("export", "b.jsonl", "nobody@example.com", "There is no account nobody@example.com"),
+        ("import", "a.txt", "ada@example.com", "the name must end in .jsonl, .ndjson, .csv"),
+        ("export", "b.txt", "ada@example.com", "the name must end in .jsonl, .ndjson, .csv"),
+        ("import", "cut.jsonl.gz", "ada@example.com", "The gzip data ends too early"),
+        ("import", "missing.jsonl", "ada@example.com", "missing.jsonl"),
+        ("export", "missing/b.jsonl", "ada@example.com", "missing/b.jsonl"),
+    ],
+)
+def test_what_cannot_be_done_is_told_in_one_line(
+    run: Callable[..., Result],
+    ada: str,
+    tmp_path: Path,
+    command: str,
+    name: str,
+    owner: str,
+    message: str,
+) -> None:
+    (tmp_path / "a.txt").touch()
+    cut = write(tmp_path / "cut.jsonl.gz")
+    cut.write_bytes(cut.read_bytes()[:-9])
+    write(tmp_path / "a.jsonl")
+    done = run(command, tmp_path / name, "--owner", owner)
+    assert done.exit_code == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert message in line
+    assert "database" not in line
+    assert "Traceback" not in done.stderr
+
+
+def test_the_command_runs_as_a_process(database_url: str, ada: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "app", "import", write(tmp_path / "a.csv.gz"), "--owner", ada],
+        cwd=ROOT,
+        env={**os.environ, "APP_DATABASE_URL": database_url, "APP_ENV": "test"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "2 created, 0 updated, 0 unchanged, 0 rejected\n", done.stderr
+    assert done.returncode == 0

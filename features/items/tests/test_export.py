@@ -1,0 +1,142 @@
+"""Bulk export: everything of one owner, as of one moment, in the format asked for."""
+
+import csv
+import io
+import json
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from httpx import AsyncClient
+
+from features.items.handlers import export_items
+from features.items.schemas import ItemPublic
+from shared.database import database_of, snapshot
+
+ODD_ITEMS: list[dict[str, Any]] = [
+    {"title": "Mug", "price": 19.99, "description": "Blue", "external_id": "M-1"},
+    {"title": 'A "big", mug', "price": 0.01, "description": "two\r\nlines\n", "external_id": "M-2"},
+    {"title": "Ünïcödé 🫖 \u2028", "price": 9999999999.99, "description": None, "external_id": "ö"},
+]  # fmt: skip
+
+
+async def add(client: AsyncClient, *items: dict[str, Any]) -> list[dict[str, Any]]:
+    created = [await client.post("/items", json=item) for item in items]
+    assert {response.status_code for response in created} == {201}
+    return [response.json() for response in created]
+
+
+async def export(client: AsyncClient, accept: str = "*/*") -> bytes:
+    response = await client.get("/items/export", headers={"Accept": accept})
+    assert response.status_code == 200, response.text
+    return response.content
+
+
+async def import_(client: AsyncClient, content: bytes, media_type: str) -> dict[str, int]:
+    headers = {"Content-Type": media_type}
+    response = await client.post("/items/import", content=content, headers=headers)
+    assert response.status_code == 200, response.text
+    report: dict[str, int] = response.json()
+    assert not report.pop("errors")
+    return report
+
+
+async def test_json_lines_are_the_items_as_they_are_read(client: AsyncClient) -> None:
+    items = await add(client, *ODD_ITEMS, {"title": "No key", "price": 1})
+    lines = (await export(client)).split(b"\n")
+    assert lines.pop() == b""
+    assert [json.loads(line) for line in lines] == items
+
+
+async def test_csv_has_a_header_and_a_row_an_item(client: AsyncClient) -> None:
+    items = await add(client, *ODD_ITEMS)
+    text = (await export(client, "text/csv")).decode()
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    assert [row["title"] for row in rows] == [item["title"] for item in ODD_ITEMS]
+    assert [float(row["price"]) for row in rows] == [item["price"] for item in ODD_ITEMS]
+    assert [row["description"] for row in rows] == ["Blue", "two\r\nlines\n", ""]
+    assert list(rows[0]) == list(items[0])
+
+
+async def test_an_empty_catalogue(client: AsyncClient) -> None:
+    assert await export(client) == b""
+    assert (await export(client, "text/csv")).count(b"\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("accept", "media_type"),
+    [
+        ("*/*", "application/jsonl"),
+        ("", "application/jsonl"),
+        ("application/*", "application/jsonl"),
+        ("application/x-ndjson", "application/jsonl"),
+        ("text/*", "text/csv"),
+        ("text/csv", "text/csv"),
+        ("TEXT/CSV; header=present", "text/csv"),
+        ("text/html, text/csv;q=0.1", "text/csv"),
+        ("application/jsonl;q=0.5, text/csv", "text/csv"),
+        ("application/jsonl;q=0.5, text/csv;q=0.4", "application/jsonl"),
+        ("text/csv;q=0.2, */*;q=0.1", "text/csv"),
+        ("*/*, application/jsonl;q=0, application/x-ndjson;q=0", "text/csv"),
+    ],
+)
+async def test_the_format_is_the_one_preferred(
+    client: AsyncClient, accept: str, media_type: str
+) -> None:
+    response = await client.get("/items/export", headers={"Accept": accept})
+    assert response.status_code == 200
+    assert response.headers["content-type"].partition(";")[0] == media_type
+    suffix = "csv" if media_type == "text/csv" else "jsonl"
+    assert f'filename="items.{suffix}"' in response.headers["content-disposition"]
+
+
+@pytest.mark.parametrize("accept", ["application/json", "text/html", "text/csv;q=0", "image/*"])
+async def test_another_format_is_not_acceptable(client: AsyncClient, accept: str) -> None:
+    response = await client.get("/items/export", headers={"Accept": accept})
+    assert response.status_code == 406
+    assert "application/jsonl, text/csv" in response.json()["detail"]
+
+
+async def test_only_the_owners_items_are_exported(client: AsyncClient, other: AsyncClient) -> None:
+    await add(client, {"title": "Mine", "price": 1})
+    await add(other, {"title": "Theirs", "price": 1})
+    assert b"Theirs" not in await export(client)
+    assert b"Mine" not in await export(other, "text/csv")
+
+
+@pytest.mark.parametrize("media_type", ["application/jsonl", "text/csv"])
+async def test_an_export_can_be_imported(
+    client: AsyncClient, other: AsyncClient, media_type: str
+) -> None:
+    await add(client, *ODD_ITEMS)
+    exported = await export(client, media_type)
+    again = {"created": 0, "updated": 0, "unchanged": 3, "rejected": 0}
+    assert await import_(client, exported, media_type) == again
+    elsewhere = {"created": 3, "updated": 0, "unchanged": 0, "rejected": 0}
+    assert await import_(other, exported, media_type) == elsewhere
+    copies = (await other.get("/items", params={"sort": "created_at"})).json()["items"]
+    assert [{name: item[name] for name in ODD_ITEMS[0]} for item in copies] == ODD_ITEMS
+
+
+@pytest.mark.parametrize("media_type", ["application/jsonl", "text/csv"])
+async def test_an_item_without_a_key_gets_none_by_the_way(
+    client: AsyncClient, other: AsyncClient, media_type: str
+) -> None:
+    await add(client, {"title": "No key", "price": 1})
+    await import_(other, await export(client, media_type), media_type)
+    assert (await other.get("/items")).json()["items"][0]["external_id"] is None
+
+
+async def test_an_export_shows_one_moment(app: FastAPI, client: AsyncClient) -> None:
+    rows = b"".join(b'{"title": "Item %d", "price": 1}\n' % number for number in range(2_500))
+    await import_(client, rows, "application/jsonl")
+    owner_id = (await client.get("/users/me")).json()["id"]
+    exported: list[ItemPublic] = []
+    async with snapshot(database_of(app)) as session:
+        async for batch in export_items(session, owner_id):
+            if not exported:
+                for item in ((await client.get("/items")).json())["items"]:  # the newest
+                    await client.delete(f"/items/{item['id']}")
+                await client.post("/items", json={"title": "Too late", "price": 1})
+            exported += batch
+    assert [item.title for item in exported] == [f"Item {number}" for number in range(2_500)]

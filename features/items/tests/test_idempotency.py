@@ -1,0 +1,131 @@
+"""A request with an `Idempotency-Key` is done once, however often it is sent."""
+
+import asyncio
+
+import asyncpg
+from fastapi import FastAPI
+from httpx import AsyncClient, Response
+
+from shared.idempotency import forget_expired_keys
+
+KEY = {"Idempotency-Key": "8e03978e-40d5-43e8-bc93-6894a57f9324"}
+MUG = {"title": "Enamel mug", "price": 12.5}
+
+
+async def create(client: AsyncClient, key: dict[str, str] = KEY, **changes: object) -> Response:
+    return await client.post("/items", json=MUG | changes, headers=key)
+
+
+async def count(client: AsyncClient) -> int:
+    return int((await client.get("/items")).json()["total"])
+
+
+async def expire_keys(database_url: str) -> None:
+    connection = await asyncpg.connect(database_url)
+    await connection.execute("UPDATE idempotency_keys SET expires_at = now() - interval '1 second'")
+    await connection.close()
+
+
+async def test_the_same_request_is_answered_the_same(client: AsyncClient) -> None:
+    first, second = await create(client), await create(client)
+    assert (first.status_code, second.status_code) == (201, 201)
+    assert second.content == first.content
+    for name in ("content-type", "etag", "location"):
+        assert second.headers[name] == first.headers[name]
+    assert second.headers["idempotency-replayed"] == "true"
+    assert "idempotency-replayed" not in first.headers
+    assert await count(client) == 1
+
+
+async def test_an_answer_is_replayed_as_it_was(client: AsyncClient) -> None:
+    first = await create(client)
+    await client.patch(first.headers["location"], json={"price": 9.99})
+    assert (await create(client)).content == first.content
+
+
+async def test_another_request_cannot_have_the_key(client: AsyncClient) -> None:
+    await create(client)
+    refused = await create(client, price=13)
+    assert refused.status_code == 422
+    assert "different request" in refused.json()["detail"]
+    assert await count(client) == 1
+
+
+async def test_each_account_has_its_own_keys(client: AsyncClient, other: AsyncClient) -> None:
+    mine, others = await create(client), await create(other)
+    assert (mine.status_code, others.status_code) == (201, 201)
+    assert mine.json()["id"] != others.json()["id"]
+    assert await count(client) == await count(other) == 1
+
+
+async def test_without_a_key_each_request_is_done(client: AsyncClient) -> None:
+    assert (await create(client, {})).status_code == 201
+    assert (await create(client, {})).status_code == 201
+    assert await count(client) == 2
+
+
+async def test_an_expired_key_is_as_good_as_new(client: AsyncClient, database_url: str) -> None:
+    await create(client)
+    await expire_keys(database_url)
+    again = await create(client, price=13)
+    assert again.status_code == 201
+    assert "idempotency-replayed" not in again.headers
+    assert (await create(client, price=13)).headers["idempotency-replayed"] == "true"
+    assert await count(client) == 2
+
+
+async def test_expired_keys_are_forgotten(
+    app: FastAPI, client: AsyncClient, database_url: str
+) -> None:
+    await create(client, {"Idempotency-Key": "old"})
+    await expire_keys(database_url)
+    await create(client, {"Idempotency-Key": "new"})
+    await forget_expired_keys.drain(app)
+    connection = await asyncpg.connect(database_url)
+    assert await connection.fetchval("SELECT array_agg(key) FROM idempotency_keys") == ["new"]
+    await connection.close()
+
+
+async def test_a_request_that_fails_keeps_nothing(client: AsyncClient) -> None:
+    taken = await create(client, {}, external_id="MUG-1")
+    refused = await create(client, external_id="MUG-1")
+    assert refused.status_code == 409
+    await client.delete(taken.headers["location"])
+    again = await create(client, external_id="MUG-1")
+    assert again.status_code == 201
+    assert "idempotency-replayed" not in again.headers
+
+
+async def test_a_request_under_way_is_not_done_again(
+    client: AsyncClient, other: AsyncClient, database_url: str
+) -> None:
+    holder, observer = await asyncpg.connect(database_url), await asyncpg.connect(database_url)
+    async with holder.transaction():
+        await holder.execute("LOCK TABLE items IN SHARE MODE")  # nobody can insert
+        first = asyncio.create_task(create(client))
+        await until_somebody_waits(observer)
+        second = await create(client)
+        assert second.status_code == 409
+        assert "still being worked on" in second.json()["detail"]
+    assert (await first).status_code == 201
+    assert (await create(client)).headers["idempotency-replayed"] == "true"
+    assert await count(client) == 1
+    await holder.close()
+    await observer.close()
+
+
+async def until_somebody_waits(observer: "asyncpg.Connection[asyncpg.Record]") -> None:
+    waiting = "SELECT FROM pg_locks WHERE NOT granted AND relation = 'items'::regclass"
+    while not await observer.fetch(waiting):  # noqa: ASYNC110  # PostgreSQL sends no event
+        await asyncio.sleep(0.01)
+
+
+async def test_ten_at_once_are_done_once(client: AsyncClient) -> None:
+    for round_ in range(1, 21):
+        key = {"Idempotency-Key": f"round-{round_}"}
+        answers = await asyncio.gather(*(create(client, key) for _ in range(10)))
+        created = [answer for answer in answers if answer.status_code == 201]
+        assert {answer.status_code for answer in answers} <= {201, 409}
+        assert len({answer.json()["id"] for answer in created}) == 1
+        assert sum("idempotency-replayed" not in answer.headers for answer in created) == 1
+        assert await count(client) == round_

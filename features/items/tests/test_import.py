@@ -1,0 +1,394 @@
+"""Bulk import: what is good is taken, what is not is told by its line."""
+
+import asyncio
+import csv
+import gzip
+import io
+import json
+import tracemalloc
+from collections.abc import AsyncIterator, Awaitable, Iterable
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from httpx import AsyncClient, Response
+
+from features.items import formats
+from features.items.formats import MAX_RECORD_BYTES, Accepted, Format, Rejected, parse
+
+JSONL = "application/jsonl"
+CSV = "text/csv"
+NOTHING = {"created": 0, "updated": 0, "unchanged": 0, "rejected": 0, "errors": []}
+
+
+def json_lines(*rows: dict[str, Any]) -> bytes:
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+def row(key: int | str, price: float = 1.5, **more: Any) -> dict[str, Any]:
+    return {"external_id": str(key), "title": f"Item {key}", "price": price, **more}
+
+
+async def send(
+    client: AsyncClient,
+    content: bytes | AsyncIterator[bytes],
+    media_type: str = JSONL,
+    *,
+    encoding: str | None = None,
+    dry_run: bool = False,
+) -> Response:
+    headers = {"Content-Type": media_type} | ({"Content-Encoding": encoding} if encoding else {})
+    query = {"dry_run": dry_run}
+    return await client.post("/items/import", content=content, headers=headers, params=query)
+
+
+async def report(response: Awaitable[Response]) -> dict[str, Any]:
+    answer = await response
+    assert answer.status_code == 200, answer.text
+    body: dict[str, Any] = answer.json()
+    return body
+
+
+async def titles(client: AsyncClient) -> list[str]:
+    page = await client.get("/items", params={"limit": 100, "sort": "created_at"})
+    return [item["title"] for item in page.json()["items"]]
+
+
+async def in_pieces(data: bytes, size: int) -> AsyncIterator[bytes]:
+    for start in range(0, len(data), size):
+        yield data[start : start + size]
+
+
+async def parsed(data: bytes, format_: Format, size: int = 1 << 16) -> list[Accepted | Rejected]:
+    return [row async for batch in parse(in_pieces(data, size), format_) for row in batch]
+
+
+@pytest.mark.parametrize("media_type", [JSONL, "application/x-ndjson", "application/jsonl; a=b"])
+async def test_json_lines_are_taken(client: AsyncClient, media_type: str) -> None:
+    mug = {"external_id": "M", "title": "Mug", "price": 19.99, "description": "Blue"}
+    assert await report(send(client, json_lines(mug), media_type)) == NOTHING | {"created": 1}
+    (item,) = (await client.get("/items")).json()["items"]
+    assert item | mug == item
+
+
+async def test_csv_is_taken(client: AsyncClient) -> None:
+    data = b'Title, PRICE ,description,external_id,colour\r\nMug,19.99,"Blue, ""bright""",M,red\r\n'
+    assert await report(send(client, data, CSV)) == NOTHING | {"created": 1}
+    (item,) = (await client.get("/items")).json()["items"]
+    assert (item["title"], item["price"], item["external_id"]) == ("Mug", 19.99, "M")
+    assert item["description"] == 'Blue, "bright"'
+
+
+async def test_an_id_is_taken_for_the_external_id(client: AsyncClient) -> None:
+    rows = [{"id": 7, "title": "Seven", "price": 1}, row("own", id="ignored")]
+    await report(send(client, json_lines(*rows)))
+    await report(send(client, b"id,title,price\n8,Eight,1\n", CSV))
+    page = (await client.get("/items", params={"sort": "title"})).json()
+    assert [item["external_id"] for item in page["items"]] == ["8", "own", "7"]
+
+
+async def test_an_import_is_an_upsert(client: AsyncClient) -> None:
+    first = json_lines(row(1), row(2), row(3))
+    assert await report(send(client, first)) == NOTHING | {"created": 3}
+    assert await report(send(client, first)) == NOTHING | {"unchanged": 3}
+    second = json_lines(row(1), row(2, price=2.5), row(4))
+    expected = {"created": 1, "updated": 1, "unchanged": 1}
+    assert await report(send(client, second)) == NOTHING | expected
+    page = (await client.get("/items", params={"sort": "title"})).json()
+    assert [item["price"] for item in page["items"]] == [1.5, 2.5, 1.5, 1.5]
+
+
+async def test_an_upsert_changes_only_what_differs(client: AsyncClient) -> None:
+    await report(send(client, json_lines(row(1), row(2))))
+    before = (await client.get("/items", params={"sort": "title"})).json()["items"]
+    await report(send(client, json_lines(row(1), row(2, price=2.5))))
+    after = (await client.get("/items", params={"sort": "title"})).json()["items"]
+    assert after[0] == before[0]
+    assert after[1]["id"] == before[1]["id"]
+    assert after[1]["created_at"] == before[1]["created_at"]
+    assert after[1]["updated_at"] > before[1]["updated_at"]
+
+
+async def test_rows_without_a_key_are_always_new(client: AsyncClient) -> None:
+    rows = json_lines({"title": "Mug", "price": 1}, {"title": "Mug", "price": 1})
+    assert await report(send(client, rows)) == NOTHING | {"created": 2}
+    assert await report(send(client, rows)) == NOTHING | {"created": 2}
+
+
+async def test_each_account_has_its_own_keys(client: AsyncClient, other: AsyncClient) -> None:
+    assert await report(send(client, json_lines(row(1)))) == NOTHING | {"created": 1}
+    assert await report(send(other, json_lines(row(1, 9)))) == NOTHING | {"created": 1}
+    assert (await client.get("/items")).json()["items"][0]["price"] == 1.5
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+async def test_duplicates_in_a_file_count_as_applied_row_by_row(
+    client: AsyncClient, dry_run: bool
+) -> None:
+    await report(send(client, json_lines(row("old", 1), row("same", 1))))
+    rows = [
+        row("new", 1),
+        row("new", 2),
+        row("new", 2),
+        row("old", 2),
+        row("old", 1),
+        row("same", 1),
+    ]
+    answer = await report(send(client, json_lines(*rows), dry_run=dry_run))
+    assert answer == NOTHING | {"created": 1, "updated": 3, "unchanged": 2}
+    items = (await client.get("/items")).json()["items"]
+    prices = {item["external_id"]: item["price"] for item in items}
+    assert prices == {"old": 1, "same": 1} | ({} if dry_run else {"new": 2})
+
+
+async def test_a_dry_run_changes_nothing(client: AsyncClient) -> None:
+    await report(send(client, json_lines(row(1), row(2))))
+    before = (await client.get("/items")).json()
+    rows = json_lines(row(1, 9), row(2), row(3)) + b"{}\n"
+    trial = await report(send(client, rows, dry_run=True))
+    assert (await client.get("/items")).json() == before
+    assert await report(send(client, rows)) == trial
+    assert (trial["created"], trial["updated"], trial["unchanged"]) == (1, 1, 1)
+    assert trial["rejected"] == 1
+
+
+async def test_bad_rows_are_told_by_line_and_good_rows_are_kept(client: AsyncClient) -> None:
+    lines = [
+        json.dumps(row("good")).encode(),
+        b"not json",
+        b"",
+        b'{"title": "no price"}',
+        json.dumps(row("bad", price=-1)).encode(),
+        b'{"title": "\xff", "price": 1}',
+        b'{"title": "nul \\u0000", "price": 1}',
+        b'{"title": "\\ud800", "price": 1}',
+        b'["title", "price"]',
+        b"   ",
+        json.dumps(row("long", description="x" * 10_001)).encode(),
+        b'{"title": ' + b"[" * 100_000,
+        b'{"title": "' + b"x" * MAX_RECORD_BYTES + b'", "price": 1}',
+        b'{"title": "text", "price": "1"}',
+        json.dumps(row("also good")).encode(),
+    ]
+    answer = await report(send(client, b"\n".join(lines)))
+    assert (answer["created"], answer["rejected"]) == (2, 11)
+    assert await titles(client) == ["Item good", "Item also good"]
+    reasons = {error["line"]: error["detail"] for error in answer["errors"]}
+    assert list(reasons) == [2, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14]
+    assert reasons[4] == "price: Field required"
+    assert reasons[5] == "price: Input should be greater than 0"
+    assert reasons[7] == "title: String should not contain NUL characters"
+    assert reasons[11] == "description: String should have at most 10000 characters"
+    assert reasons[13] == "The row is longer than 1,000,000 bytes"
+
+
+async def test_bad_csv_rows_are_told_by_line_and_good_rows_are_kept(client: AsyncClient) -> None:
+    lines = [
+        b"\xef\xbb\xbfexternal_id,title,price,description",
+        b'1,"A title',
+        b'over three',
+        b'lines",1.5,',
+        b"",
+        b"2,too few cells",
+        b"3,,1,no title",
+        b"4,Not a price,cheap,",
+        b'5,"stray"quote,1,',
+        b'6,27" screen,1,quotes in a field that has none around it',
+        b"7,\xff,1,",
+        b'8,"' + b"x" * MAX_RECORD_BYTES,
+        b"9,After the long one,1,",
+        b'10,"never closed,1,',
+        b"11,swallowed,1,",
+    ]  # fmt: skip
+    answer = await report(send(client, b"\r\n".join(lines), CSV))
+    assert await titles(client) == [
+        "A title\r\nover three\r\nlines",
+        '27" screen',
+        "After the long one",
+    ]
+    reasons = {error["line"]: error["detail"] for error in answer["errors"]}
+    assert list(reasons) == [6, 7, 8, 9, 11, 12, 14]
+    assert reasons[6] == "2 cells, but the header has 4"
+    assert reasons[7] == "title: Field required"
+    assert reasons[8].startswith("price: ")
+    assert reasons[9] == "Not valid CSV in UTF-8: ',' expected after '\"'"
+    assert "UTF-8" in reasons[11]
+    assert reasons[12] == "The row is longer than 1,000,000 bytes"
+    assert reasons[14] == "Not valid CSV in UTF-8: unexpected end of data"
+
+
+async def test_the_report_stays_short(client: AsyncClient) -> None:
+    answer = await report(send(client, b"{}\n" * 1_500))
+    assert answer["rejected"] == 1_500
+    assert [error["line"] for error in answer["errors"]] == list(range(1, 1_001))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 64])
+@pytest.mark.parametrize(
+    ("format_", "data"),
+    [
+        (
+            Format.JSON_LINES,
+            '\ufeff{"title": "Ä 1", "price": 1}\r\n\r\n{"title": "2", "price": 2}\nbad\n'
+            '{"title": "3", "price": 3}',
+        ),
+        (
+            Format.CSV,
+            '\ufeff"title","price"\r\n"Ä ""1""\r\n\r\nand more",1\r\n\r\n27" screen,2\r\nbad\r\n'
+            '"a"",""b",3\r\n"open',
+        ),
+    ],
+)
+async def test_chunks_may_end_anywhere(format_: Format, data: str, size: int) -> None:
+    whole = await parsed(data.encode(), format_)
+    assert len(whole) >= 4
+    assert {type(row) for row in whole} == {Accepted, Rejected}
+    assert await parsed(data.encode(), format_, size) == whole
+
+
+async def test_csv_is_read_as_the_standard_library_reads_it() -> None:
+    fields = ["", "a", '"', '""', ",", "\n", "\r\n", 'a"b', '","', '"\n"', "x\n\ny", '27" screen']
+    rows = [[f"{title}.", "1", description] for title in fields for description in fields]
+    file = io.StringIO(newline="")
+    csv.writer(file).writerows([["title", "price", "description"], *rows])
+    found = await parsed(file.getvalue().encode(), Format.CSV, 5)
+    assert [
+        [found_row.row.title, "1", found_row.row.description or ""]
+        for found_row in found
+        if isinstance(found_row, Accepted)
+    ] == rows
+    starts = [1 + sum(_newlines(rows[:index])) for index in range(len(rows))]
+    assert [found_row.line for found_row in found] == [start + 1 for start in starts]
+
+
+def _newlines(rows: Iterable[list[str]]) -> Iterable[int]:
+    return (sum(cell.count("\n") for cell in cells) + 1 for cells in rows)
+
+
+async def test_a_quote_that_is_never_closed_ends_with_the_longest_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(formats, "MAX_RECORD_BYTES", 50_000)
+    found = await parsed(b'title,price\n"open' + b"\n" * 50_100 + b"Mug,1\n", Format.CSV)
+    assert found[0] == Rejected(2, "The row is longer than 50,000 bytes")
+    assert isinstance(found[1], Accepted)
+    assert found[1].line == 50_102
+
+
+@pytest.mark.parametrize(
+    ("data", "detail"),
+    [
+        (b"title,description\nMug,Blue\n", "has no column 'price'"),
+        (b"Mug,1\n", "has no column 'title'"),
+        (b"title,price,title\nMug,1,Mug\n", "names a column twice"),
+        (b"title,price,\xff\ntitle,price,colour\nMug,1,blue\n", "Not valid CSV in UTF-8"),
+    ],
+)
+async def test_a_csv_header_that_will_not_do(client: AsyncClient, data: bytes, detail: str) -> None:
+    response = await send(client, data, CSV)
+    assert response.status_code == 422
+    assert detail in response.json()["detail"]
+
+
+@pytest.mark.parametrize("media_type", [JSONL, CSV])
+async def test_an_empty_file_has_no_rows(client: AsyncClient, media_type: str) -> None:
+    assert await report(send(client, b"", media_type)) == NOTHING
+    assert await report(send(client, b"\n\r\n", media_type)) == NOTHING
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "GZIP"])
+async def test_gzip_is_taken(client: AsyncClient, encoding: str) -> None:
+    several = gzip.compress(json_lines(row(1), row(2))[:60]) + gzip.compress(
+        json_lines(row(1), row(2))[60:]
+    )
+    assert await report(send(client, several, encoding=encoding)) == NOTHING | {"created": 2}
+    in_bytes = in_pieces(gzip.compress(json_lines(row(3))), 1)
+    assert await report(send(client, in_bytes, encoding=encoding)) == NOTHING | {"created": 1}
+
+
+@pytest.mark.parametrize(
+    ("data", "detail"),
+    [
+        (gzip.compress(json_lines(row(1), row(2)))[:-9], "ends too early"),
+        (gzip.compress(json_lines(row(1))) + gzip.compress(b"\n")[:5], "ends too early"),
+        (json_lines(row(1)), "not valid gzip"),
+        (gzip.compress(json_lines(row(1))) + b"garbage", "not valid gzip"),
+    ],
+    ids=["cut off", "second member cut off", "not gzip", "garbage behind"],
+)
+async def test_gzip_that_is_broken_leaves_nothing(
+    client: AsyncClient, data: bytes, detail: str
+) -> None:
+    response = await send(client, data, encoding="gzip")
+    assert response.status_code == 400
+    assert detail in response.json()["detail"]
+    assert await titles(client) == []
+
+
+async def test_a_gzip_bomb_takes_no_memory(client: AsyncClient) -> None:
+    bomb = gzip.compress(b"x" * 100_000_000) + gzip.compress(b"\n" + json_lines(row(1)))
+    assert len(bomb) < 200_000
+    tracemalloc.start()
+    answer = await report(send(client, bomb, encoding="gzip"))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 15_000_000
+    assert (answer["created"], answer["rejected"]) == (1, 1)
+
+
+@pytest.mark.parametrize("media_type", ["application/json", "text/plain", "nonsense", ""])
+async def test_another_media_type_is_refused(client: AsyncClient, media_type: str) -> None:
+    response = await send(client, b"{}", media_type)
+    assert response.status_code == 415
+    assert "application/jsonl, application/x-ndjson, text/csv" in response.json()["detail"]
+
+
+async def test_another_encoding_is_refused(client: AsyncClient) -> None:
+    response = await send(client, b"{}", encoding="br")
+    assert response.status_code == 415
+    assert "must be gzip" in response.json()["detail"]
+
+
+async def test_an_upload_that_breaks_off_leaves_nothing(app: FastAPI, client: AsyncClient) -> None:
+    token = client.headers["Authorization"].encode()
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/items/import",
+        "query_string": b"",
+        "headers": [(b"authorization", token), (b"content-type", JSONL.encode())],
+    }
+    messages = [
+        {"type": "http.request", "body": json_lines(row(1), row(2)), "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return messages.pop(0)
+
+    async def send_(message: Any) -> None:
+        sent.append(message)
+
+    await app(scope, receive, send_)
+    assert not messages, "the import did not read to the end"
+    assert not any(message.get("status") == 200 for message in sent)
+    assert await titles(client) == []
+    assert await report(send(client, json_lines(row(1)))) == NOTHING | {"created": 1}
+
+
+async def test_two_imports_of_the_same_rows_at_once(client: AsyncClient) -> None:
+    data = json_lines(*(row(key) for key in range(200)))
+    answers = await asyncio.gather(*(report(send(client, data)) for _ in range(4)))
+    assert (await client.get("/items")).json()["total"] == 200
+    assert all(answer["rejected"] == 0 for answer in answers)
+
+
+async def test_tens_of_thousands_of_rows(client: AsyncClient) -> None:
+    data = json_lines(*(row(key, description="x" * 100) for key in range(20_000)))
+    pieces = in_pieces(data, 1 << 16)
+    assert await report(send(client, pieces)) == NOTHING | {"created": 20_000}
+    packed = gzip.compress(data, 1)
+    assert await report(send(client, packed, encoding="gzip")) == NOTHING | {"unchanged": 20_000}
+    exported = await client.get("/items/export")
+    assert len(exported.text.splitlines()) == 20_000

@@ -1,0 +1,38 @@
+"""How many statements each endpoint may send to the database."""
+
+from httpx import AsyncClient
+
+from features.items.schemas import ItemCreate
+from shared.testing import body, max_queries
+
+
+async def test_each_endpoint_keeps_its_budget_of_queries(client: AsyncClient) -> None:
+    for _ in range(3):
+        url = (await client.post("/items", json=body(ItemCreate))).headers["location"]
+    with max_queries(2):  # the page and the total
+        await client.get("/items")
+    with max_queries(1):
+        await client.get("/items", params={"total": "false"})
+    with max_queries(2):  # the insert, and the times that the database gave
+        await client.post("/items", json=body(ItemCreate))
+    with max_queries(5):  # also the lock on the key, the look for an answer, and keeping it
+        await client.post("/items", json=body(ItemCreate), headers={"Idempotency-Key": "once"})
+    with max_queries(2):
+        await client.post("/items", json=body(ItemCreate), headers={"Idempotency-Key": "once"})
+    with max_queries(1):
+        await client.get(url)
+    with max_queries(3):  # the lock, the update, and the new time
+        await client.patch(url, json={"title": "Changed"})
+    with max_queries(2):
+        await client.delete(url)
+    with max_queries(1):
+        await client.get("/items/export")
+
+
+async def test_an_import_takes_the_same_queries_whatever_its_length(client: AsyncClient) -> None:
+    headers = {"Content-Type": "application/jsonl"}
+    for rows in (1, 5_000):
+        lines = "".join(f'{{"title": "Mug {n}", "price": 1}}\n' for n in range(rows))
+        with max_queries(4):
+            answer = await client.post("/items/import", content=lines, headers=headers)
+        assert answer.json()["created"] == rows
