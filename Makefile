@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check fix bench lock migration openapi up down clean
+.PHONY: help setup run test check fix bench lock feature migration openapi up down clean
 
 PYTHON ?= python3
 PORT ?= 8000
@@ -23,18 +23,33 @@ $(VENV)/.ready: requirements-dev.lock
 run: setup ## The API on http://127.0.0.1:8000 (PORT=9000 for another), with database and demo
 	@PORT=$(PORT) exec $(BIN)/python -m app serve --until-parent-exits
 
-test: setup ## The whole suite, or one feature's alone: make test feature=items
+test: setup ## The whole suite, or one feature's alone: make test feature=items, or changed=origin/main
+ifdef changed
+	@affected=$$($(BIN)/python -m app affected $(changed)) || exit; \
+	echo "affected by the change since $(changed): $${affected:-nothing}"; \
+	if [ "$$affected" = all ]; then exec $(BIN)/python -m pytest -n 2 $(args); fi; \
+	for feature in $$affected; do \
+	  $(BIN)/python -m pytest -n 2 features/$$feature --feature=$$feature $(args) || exit; \
+	done
+else
 	@$(BIN)/python -m pytest -n 2 $(if $(feature),features/$(feature) --feature=$(feature)) $(args)
+endif
 
 check: setup ## Format, lint, types, slice boundaries
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy .
-	@$(BIN)/lint-imports
+	@$(BIN)/lint-imports --no-logo
 
 fix: setup ## Format, and mend what the linter can
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+bench: setup ## The benchmarks, as ratios against baselines run side by side
+	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m tests.benchmarks $(args)
+
+feature: setup ## A new feature with its tests and first migration: make feature name=orders
+	@$(BIN)/python -m app new-feature $(name) $(if $(singular),--singular $(singular))
 
 migration: setup ## A revision on a feature's branch: make migration feature=items message="add colour"
 	@$(BIN)/python -m app migration $(feature) "$(message)"
@@ -44,12 +59,18 @@ openapi: setup ## Write tests/openapi.json anew, after a wanted change of the AP
 
 lock: ## Pin all dependencies anew (needs uv)
 	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	  --no-annotate --custom-compile-command "make lock" --extra celery pyproject.toml -o requirements.lock
+	  --no-annotate --custom-compile-command "make lock" pyproject.toml -o requirements.lock
 	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	  --no-annotate --custom-compile-command "make lock" --all-extras --group dev pyproject.toml -o requirements-dev.lock
+	  --no-annotate --custom-compile-command "make lock" --group dev pyproject.toml -o requirements-dev.lock
 
-up: ## The compose stack: API, worker, PostgreSQL, Redis
-	@docker compose up --build --detach --wait
+up: ## The compose stack on http://127.0.0.1:8000: API, worker, PostgreSQL, Redis
+	@umask 077; for name in APP_SECRET_KEY POSTGRES_PASSWORD; do \
+	  printenv $$name >/dev/null || grep -qs "^$$name=" .env || { \
+	  $(PYTHON) -c "import secrets; print('\n# Made by make up\n$$name=' + secrets.token_urlsafe(48))" >> .env; \
+	  chmod 600 .env; }; \
+	done
+	@docker compose up --build --detach --quiet-pull --wait || { docker compose logs --tail 10 migrate api worker; exit 1; }
+	@echo "Tessera answers at http://127.0.0.1:$$(docker compose port api 8000 | sed 's/.*://')"
 
 down: ## Stop it (its volumes stay)
 	@docker compose down

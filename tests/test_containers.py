@@ -1,0 +1,176 @@
+"""The image and the compose stack, built and run for real where Docker answers."""
+
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("app", "features", "migrations", "shared")
+PASSWORD = "correct horse battery"
+FILES = (".dockerignore", "compose.yaml", "Dockerfile", "Makefile", "requirements.lock")
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The stack of a clone, under a project name and on a port of its own."""
+
+    folder: Path
+    environment: dict[str, str]
+
+    def run(self, *command: str, check: bool = True) -> str:
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
+        assert not check or done.returncode == 0, f"{command}:\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def compose(self, *command: str) -> str:
+        return self.run("docker", "compose", *command)
+
+    def state(self, service: str) -> Any:
+        container = self.compose("ps", "--all", "--quiet", service).strip()
+        return json.loads(self.run("docker", "inspect", container))[0]["State"]
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Iterator[Stack]:
+    for command in ("docker version", "docker compose version", "make --version"):
+        skip_unless_it_works(command)
+    make_private_clone(tmp_path)
+    ours = ("APP_", "COMPOSE_", "MAKE", "MFLAGS", "PORT", "POSTGRES_")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    (tmp_path / ".env").write_text(f"PORT={free_port()}")
+    project = f"tessera-test-{secrets.token_hex(4)}"
+    stack = Stack(tmp_path, inherited | {"COMPOSE_PROJECT_NAME": project})
+    try:
+        yield stack
+    finally:
+        stack.run("docker", "compose", "down", "--volumes", "--timeout", "1", check=False)
+        stack.run("docker", "image", "rm", "--force", project, check=False)
+
+
+def skip_unless_it_works(command: str) -> None:
+    try:
+        subprocess.run(command.split(), check=True, capture_output=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        pytest.skip(f"`{command}` does not work here")
+
+
+def make_private_clone(folder: Path) -> None:
+    for name in FOLDERS:
+        shutil.copytree(ROOT / name, folder / name)
+    for name in FILES:
+        shutil.copy(ROOT / name, folder / name)
+    for path in folder.rglob("*"):
+        path.chmod(0o700 if path.is_dir() else 0o600)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@pytest.mark.timeout(1200)  # the first build downloads every dependency
+def test_the_stack_from_make_up_to_make_down(stack: Stack) -> None:
+    """One test, so that one stack is built however many workers the suite has."""
+    address = up(stack)
+    every_service_is_healthy(stack)
+    an_account_can_make_an_item(address)
+    the_documentation_has_its_assets(address)
+    the_service_has_no_rights_that_it_does_not_need(stack)
+    the_image_has_neither_tests_nor_their_tools(stack)
+    the_log_is_one_json_object_a_line(stack)
+    a_stop_is_clean(stack)
+    the_secrets_are_private_and_written_once(stack)
+    stack.run("make", "down")
+    assert stack.compose("ps", "--all", "--quiet") == ""
+
+
+def up(stack: Stack) -> str:
+    """Where `make up` says the API answers."""
+    said = stack.run("make", "up")
+    match = re.search(r"answers at (http://127\.0\.0\.1:\d+)$", said, re.MULTILINE)
+    assert match, said
+    return match[1]
+
+
+def every_service_is_healthy(stack: Stack) -> None:
+    for service in ("api", "worker", "postgres", "redis"):
+        assert stack.state(service)["Health"]["Status"] == "healthy", service
+
+
+def an_account_can_make_an_item(address: str) -> None:
+    account = {"email": "ada@example.com", "password": PASSWORD}
+    form = {"grant_type": "password", "username": account["email"], "password": PASSWORD}
+    with httpx.Client(base_url=address, timeout=30) as client:
+        assert client.post("/users", json=account).status_code == 201
+        token = client.post("/auth/token", data=form).json()["access_token"]
+        client.headers["Authorization"] = f"Bearer {token}"
+        created = client.post("/items", json={"title": "Enamel mug", "price": 19.99})
+        assert created.status_code == 201
+        assert client.get(created.headers["Location"]).json() == created.json()
+
+
+def the_documentation_has_its_assets(address: str) -> None:
+    assets = re.findall(r'(?:src|href)="(/[^"]+)"', httpx.get(f"{address}/docs").text)
+    assert assets
+    for asset in assets:
+        assert httpx.get(address + asset).status_code == 200, asset
+
+
+def the_service_has_no_rights_that_it_does_not_need(stack: Stack) -> None:
+    for service in ("api", "worker"):
+        status = stack.compose("exec", "-T", service, "cat", "/proc/1/status")
+        assert re.search(r"^Uid:\s+10001\s", status, re.MULTILINE)
+        assert re.search(r"^CapEff:\s+0+$", status, re.MULTILINE)
+        write = 'touch /srv/x 2>/dev/null || touch /venv/x 2>/dev/null || echo "refused"'
+        assert stack.compose("exec", "-T", service, "sh", "-c", write) == "refused\n"
+
+
+def the_image_has_neither_tests_nor_their_tools(stack: Stack) -> None:
+    find = "find /srv /venv/bin -name tests -o -name 'testing*' -o -name 'pytest*' -o -name '.env*'"
+    assert stack.compose("exec", "-T", "api", "sh", "-c", find) == ""
+
+
+def the_log_is_one_json_object_a_line(stack: Stack) -> None:
+    for service in ("migrate", "api", "worker"):
+        log = stack.compose("logs", "--no-log-prefix", service)
+        lines = log.replace("\x1b[2K", "").splitlines()  # compose clears the line, tty or not
+        assert lines, service
+        assert [line for line in lines if not line.startswith('{"')] == []
+
+
+def a_stop_is_clean(stack: Stack) -> None:
+    stack.compose("stop", "api", "worker")
+    for service in ("api", "worker"):
+        assert stack.state(service)["ExitCode"] == 0, service
+
+
+def the_secrets_are_private_and_written_once(stack: Stack) -> None:
+    file = stack.folder / ".env"
+    written = file.read_text()
+    assert file.stat().st_mode & 0o777 == 0o600
+    names = re.findall(r"^(\w+)=\S{43,}$", written, re.MULTILINE)
+    assert names == ["APP_SECRET_KEY", "POSTGRES_PASSWORD"]
+
+    up(stack)
+
+    assert file.read_text() == written
