@@ -1,4 +1,7 @@
-"""A contract of import-linter's own kind: slices meet only through their `__init__`."""
+"""Contracts of import-linter's own kind: slices meet only through their `__init__`, and each
+touches only its own tables."""
+
+from pathlib import Path
 
 import grimp
 from importlinter import Contract, ContractCheck, fields, output
@@ -34,6 +37,28 @@ class SlicesContract(Contract):
                 f"{breach['importer']}:{breach['line_number']} imports {breach['imported']};"
                 f" import what you need from {slice_}, or have it exported there."
             )
+
+
+class TablesContract(Contract):
+    """What belongs to whom is derived from what is on disk; where no feature has a table, the
+    contract is broken. To find out, the features are imported: if that fails, so does this.
+    """
+
+    def check(self, graph: grimp.ImportGraph, verbose: bool) -> ContractCheck:
+        try:
+            from tests.ownership import check_tables  # it imports the kernel, which may be broken
+
+            checked, breaches = check_tables(graph, Path.cwd())
+        except Exception as error:  # the other contracts are to be heard too
+            checked, breaches = set(), [f"the features cannot be imported: {error}"]
+        kept = bool(checked) and not breaches
+        return ContractCheck(kept=kept, metadata={"checked": checked, "breaches": breaches})
+
+    def render_broken_contract(self, check: ContractCheck) -> None:
+        if not check.metadata["checked"]:
+            output.print_error("No table of a feature was checked.")
+        for breach in check.metadata["breaches"]:
+            output.print_error(breach)
 
 
 def _imports_from_outside(graph: grimp.ImportGraph, slice_: str) -> list[tuple[str, str]]:

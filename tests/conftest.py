@@ -1,0 +1,21 @@
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+import uvicorn
+
+from app.main import create_app
+from shared.settings import Settings
+
+
+@pytest.fixture
+def address(settings: Settings) -> Iterator[str]:
+    """The application with its background work, served over HTTP by this process."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), log_config=None))
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server.should_exit = True
+    thread.join()

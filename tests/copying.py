@@ -1,0 +1,47 @@
+"""A copy of the repository, to be changed and tried."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+CODE = ("app", "features", "migrations", "shared", "tests")
+FILES = ("Makefile", "conftest.py", "pyproject.toml", ".gitignore")
+
+
+def copy_repository(target: Path, *more: str) -> None:
+    """Copies what is needed to check and test, and more folders if there are such."""
+    ignored = shutil.ignore_patterns("__pycache__")
+    for folder in (*CODE, *more):
+        if (ROOT / folder).exists():
+            shutil.copytree(ROOT / folder, target / folder, ignore=ignored)
+    for file in FILES:
+        shutil.copy(ROOT / file, target / file)
+
+
+def run(
+    folder: Path, *command: str, database: str = "", **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command in a copy, with settings of its own and on the database that is given."""
+    environment = {name: value for name, value in os.environ.items() if name[:4] != "APP_"}
+    if database:
+        environment |= {"APP_TEST_DATABASE_URL": database, "APP_DATABASE_URL": database}
+    return subprocess.run(
+        command, cwd=folder, env=environment | variables, capture_output=True, text=True
+    )
+
+
+def run_app(
+    folder: Path, *arguments: str, database: str = "", **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs `python -m app …` in a copy."""
+    return run(folder, sys.executable, "-m", "app", *arguments, database=database, **variables)
+
+
+def make(folder: Path, *arguments: str, database: str) -> None:
+    """Runs a target of the Makefile, without its set-up; it must succeed."""
+    done = run(folder, "make", "--old-file=setup", f"BIN={BIN}", *arguments, database=database)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,156 @@
+"""Features touch only their own tables, as far as their code can tell.
+
+A table belongs to the feature whose models or migrations make it. A feature's code and its
+migrations write to no other table; they read, and refer to, tables of those features alone
+that it declares in `depends_on`. So too with imports.
+"""
+
+import ast
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import grimp
+from alembic.script import ScriptDirectory
+from sqlmodel.main import default_registry
+
+from shared.features import find_features
+from shared.migrations import alembic_config
+from shared.scaffold.linting import sql_of
+from shared.tables import owners
+
+SQL = re.compile(r"\b(?:SELECT|INSERT|UPDATE|DELETE|FROM|JOIN|INTO|TABLE|TRIGGER|INDEX)\b")
+LOWER_SQL = re.compile(r"^\s*(?:select|insert|update|delete|with|alter|drop|create|truncate)\s")
+CREATED = re.compile(r"\bCREATE\s+(?:UNLOGGED\s+)?TABLE\s+(?:IF\s+NOT\s+EXISTS\s+)?\"?(\w+)", re.I)
+WRITTEN = re.compile(
+    r"\b(?:INSERT\s+INTO|UPDATE|DELETE\s+FROM|MERGE\s+INTO|COPY|TRUNCATE|(?:ALTER|DROP|LOCK)\s+TABLE"
+    r"|CREATE\s+(?:UNIQUE\s+)?INDEX\s[^;(]*?\bON)(?:\s+(?:TABLE|ONLY|IF\s+EXISTS))*\s+\"?(\w+)",
+    re.I,
+)
+READ = re.compile(r"\b(?:FROM|JOIN|USING|REFERENCES|ON)(?:\s+ONLY)?\s+\"?(\w+)", re.I)
+WRITING_CALLS = frozenset({"insert", "update", "delete"})
+
+
+@dataclass(frozen=True)
+class Deed:
+    """What the code of a feature does to a table."""
+
+    feature: str
+    place: str
+    verb: str
+    table: str
+
+
+def check_tables(graph: grimp.ImportGraph, root: Path) -> tuple[set[str], list[str]]:
+    """The features that have tables, and a line for each reach into a neighbour."""
+    depends_on = {feature.name: set(feature.depends_on) for feature in find_features()}
+    migrations = dict(_migrations())
+    owner = {**owners(), **_created(migrations)}
+    deeds = [*_in_models(), *_in_migrations(migrations), *_in_code(root, depends_on)]
+    breaches = [
+        f"{deed.place} {deed.verb} {deed.table}, which belongs to {owner[deed.table]}"
+        for deed in deeds
+        if deed.table in owner and not _allowed(deed, owner[deed.table], depends_on)
+    ]
+    breaches += _undeclared_imports(graph, depends_on)
+    return depends_on.keys() & owner.values(), breaches
+
+
+def _allowed(deed: Deed, owner: str, depends_on: Mapping[str, set[str]]) -> bool:
+    reads = deed.verb != "writes to"
+    return owner == deed.feature or (reads and owner in depends_on.get(deed.feature, ()))
+
+
+def _migrations() -> Iterator[tuple[Path, str]]:
+    """Each revision with its SQL, there and back."""
+    for script in ScriptDirectory.from_config(alembic_config()).walk_revisions():
+        yield Path(script.path), sql_of(script, "upgrade") + sql_of(script, "downgrade")
+
+
+def _created(migrations: Mapping[Path, str]) -> dict[str, str]:
+    return {
+        table: path.parent.name
+        for path, sql in migrations.items()
+        for table in CREATED.findall(sql)
+    }
+
+
+def _in_models() -> Iterator[Deed]:
+    """The foreign keys."""
+    owner = owners()
+    for mapper in default_registry.mappers:
+        table = str(mapper.local_table)
+        place = f"{mapper.class_.__module__}.{mapper.class_.__name__}"
+        for key in mapper.local_table.foreign_keys:
+            yield Deed(owner[table], place, "refers to", key.target_fullname.split(".")[0])
+
+
+def _in_migrations(migrations: Mapping[Path, str]) -> Iterator[Deed]:
+    for path, sql in migrations.items():
+        yield from _in_sql(path.parent.name, f"migrations/{path.parent.name}/{path.name}", sql)
+
+
+def _in_code(root: Path, features: Mapping[str, set[str]]) -> Iterator[Deed]:
+    models = {
+        mapper.class_.__name__: str(mapper.local_table) for mapper in default_registry.mappers
+    }
+    for feature in features:
+        for path in sorted((root / "features" / feature).rglob("*.py")):
+            if "tests" not in path.parts:
+                tree, place = ast.parse(path.read_text()), str(path.relative_to(root))
+                for text in _strings(tree):
+                    if SQL.search(text) or LOWER_SQL.search(text):
+                        yield from _in_sql(feature, place, text)
+                for name in _written_models(tree):
+                    if name in models:
+                        yield Deed(feature, place, "writes to", models[name])
+
+
+def _in_sql(feature: str, place: str, sql: str) -> Iterator[Deed]:
+    written = set(WRITTEN.findall(sql))
+    for table in sorted(written):
+        yield Deed(feature, place, "writes to", table)
+    for table in sorted(set(READ.findall(sql)) - written):
+        yield Deed(feature, place, "reads", table)
+
+
+def _strings(tree: ast.AST) -> Iterator[str]:
+    """The strings of the code but its docstrings; a hole in an f-string is a question mark."""
+    passed_over: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.Expr(value=value):
+                passed_over.add(value)
+            case ast.JoinedStr(values=parts):
+                passed_over.update(parts)
+                yield "".join(str(p.value) if isinstance(p, ast.Constant) else "?" for p in parts)
+            case ast.Constant(value=str(text)) if node not in passed_over:
+                yield text
+
+
+def _written_models(tree: ast.AST) -> Iterator[str]:
+    """`Item` for `Item(…)`, `insert(Item)`, `update(Item)` and `delete(Item)`, if imported."""
+    imported: set[str] = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.ImportFrom(module=str(module), names=names) if module.startswith("features."):
+                imported.update(alias.asname or alias.name for alias in names)
+            case ast.Call(func=ast.Name(id=name)) if name in imported:
+                yield name
+            case ast.Call(func=ast.Name(id=verb), args=[ast.Name(id=name), *_]) if (
+                verb in WRITING_CALLS and name in imported
+            ):
+                yield name
+
+
+def _undeclared_imports(
+    graph: grimp.ImportGraph, depends_on: Mapping[str, set[str]]
+) -> Iterator[str]:
+    for feature, declared in depends_on.items():
+        package = f"features.{feature}"
+        for module in sorted({package, *graph.find_descendants(package)}):
+            for imported in sorted(graph.find_modules_directly_imported_by(module)):
+                other = imported.removeprefix("features.").split(".")[0]
+                if imported.startswith("features.") and other not in {feature, *declared}:
+                    yield f"{module} imports {imported}, but {feature} does not depend on {other}"

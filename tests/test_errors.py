@@ -1,0 +1,239 @@
+"""Every error is a problem (RFC 9457), says what is wrong, and nothing of the inside."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from fastapi import APIRouter, FastAPI
+from httpx import AsyncClient
+from sqlalchemy import text
+
+from shared.database import ReadSession
+from shared.errors import MEDIA_TYPE
+from shared.settings import Settings
+from shared.testing import connect
+from tests.probing import app_with, captured_log, problem
+
+JSON = {"Content-Type": "application/json"}
+SECRET = "the inside"
+
+probe = APIRouter(prefix="/probe", tags=["probe"])
+
+
+@probe.get("/unforeseen")
+async def unforeseen() -> None:
+    """Fails as only a bug can."""
+    password = SECRET  # a local variable, which a traceback may show
+    raise RuntimeError(f"a bug with {len(password)} letters")
+
+
+@probe.get("/bad-statement")
+async def bad_statement(session: ReadSession) -> None:
+    """Sends the database what it cannot take."""
+    await session.execute(text("SELECT :secret, CAST('no number' AS integer)"), {"secret": SECRET})
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(update={"log_format": "json"})
+
+
+@pytest.fixture
+async def app(settings: Settings) -> AsyncIterator[FastAPI]:
+    async with app_with(settings, probe) as running:
+        yield running
+
+
+async def in_pieces(body: bytes) -> AsyncIterator[bytes]:
+    """A body that is sent without its length."""
+    for start in range(0, len(body), 100_000):
+        yield body[start : start + 100_000]
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/items/", "/nothing/ä b", "/docs/assets/nothing"])
+async def test_nothing_there(anonymous: AsyncClient, path: str) -> None:
+    body = problem(await anonymous.get(path), 404)
+    assert body["title"] == "Not Found"
+    assert body["detail"] == f"There is nothing at {path}"
+
+
+async def test_what_a_handler_does_not_find(client: AsyncClient) -> None:
+    item_id = uuid4()
+    body = problem(await client.get(f"/items/{item_id}"), 404)
+    assert body["detail"] == f"Item {item_id} not found"
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/items", {"GET", "POST"}),
+        ("/items/0197b7de-97c5-7c5f-8a6e-8f1c86a1d2a4", {"GET", "PATCH", "DELETE"}),
+        ("/auth/token", {"POST"}),
+        ("/healthz", {"GET"}),
+    ],
+)
+async def test_a_method_that_is_not_allowed(
+    anonymous: AsyncClient, path: str, allowed: set[str]
+) -> None:
+    response = await anonymous.put(path)
+    assert problem(response, 405)["detail"] == "PUT is not allowed here"
+    assert set(response.headers["allow"].split(", ")) == allowed
+
+
+@pytest.mark.parametrize("path", ["/items", "/users", "/auth/token"])
+@pytest.mark.parametrize("declared", [True, False], ids=["declared length", "chunked"])
+async def test_a_body_that_is_too_large(client: AsyncClient, path: str, declared: bool) -> None:
+    form = path == "/auth/token"
+    media_type = "application/x-www-form-urlencoded" if form else "application/json"
+    body = b"x" * 1_000_001
+    content = body if declared else in_pieces(body)
+    response = await client.post(path, content=content, headers={"Content-Type": media_type})
+    assert problem(response, 413)["detail"] == "The body is larger than 1,000,000 bytes"
+    assert response.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize(
+    "media_type",
+    [
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data; boundary=x",
+        "application/xml",
+        "nonsense",
+        None,
+    ],
+)
+async def test_a_body_that_is_not_json(client: AsyncClient, media_type: str | None) -> None:
+    headers = {"Content-Type": media_type} if media_type else {}
+    item = b'{"title": "Mug", "price": 1}'
+    response = await client.post("/items", content=item, headers=headers)
+    sent = media_type or "untyped"
+    assert problem(response, 415)["detail"] == f"The body must be application/json, not {sent}"
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer", "detail"),
+    [
+        (b'{"title": "Mug",}', "", "Not valid JSON at character 16: Expecting property name"),
+        (b'{"title": "Mug"', "", "Not valid JSON at character 15"),
+        (b'{"title": "nul \x00", "price": 1}', "", "Not valid JSON at character 15"),
+        (b'{"title": "\xff", "price": 1}', "", "Not valid UTF-8 at byte 11"),
+        (b"[" * 100_000, "", "The JSON is nested too deeply"),
+        (b'{"title": ' * 90_000, "", "The JSON is nested too deeply"),
+        (b'{"title": "Mug", "price": ' + b"9" * 5_000 + b"}", "", "A number in the JSON has"),
+        (b"", "", "Field required"),
+        (b"null", "", "Input should be a valid dictionary"),
+        (b"[]", "", "Input should be a valid dictionary"),
+        (b'{"title": "nul \\u0000", "price": 1}', "/title", "String should not contain NUL"),
+        (b'{"title": "\\ud800", "price": 1}', "/title", "Input should be a valid string"),
+        (b'{"\\ud800": 1, "title": "Mug", "price": 1}', "", "Input should be a valid string"),
+        (b'{"title": [[]], "price": 1}', "/title", "Input should be a valid string"),
+        (b'{"title": "Mug", "price": NaN}', "/price", "Input should be a finite number"),
+        (b'{"title": "Mug", "price": 1e999}', "/price", "Input should be a finite number"),
+        (b'{"title": "Mug", "price": 1e-400}', "/price", "Input should be greater than 0"),
+        (b'{"title": "Mug", "price": 1e400000000}', "/price", "Input should be a finite number"),
+        (b'{"title": "Mug", "price": 1, "price": -1}', "/price", "Input should be greater than 0"),
+        (b'{"a/b~c": 1, "title": "Mug", "price": 1}', "/a~1b~0c", "Extra inputs are not permitted"),
+    ],
+)  # fmt: skip
+async def test_a_body_that_is_not_valid(
+    client: AsyncClient, body: bytes, pointer: str, detail: str
+) -> None:
+    found = problem(await client.post("/items", content=body, headers=JSON), 422)
+    (error,) = found["errors"]
+    assert (error["location"], error["pointer"]) == ("body", pointer)
+    assert error["detail"].startswith(detail)
+
+
+async def test_each_field_that_is_not_valid_is_pointed_at(client: AsyncClient) -> None:
+    found = problem(await client.post("/items", json={"title": "", "price": 0}), 422)
+    assert found["detail"] == "2 fields are not valid"
+    assert [error["pointer"] for error in found["errors"]] == ["/title", "/price"]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "q=%00",
+        "limit=" + "9" * 5_000,
+        "min_price=" + "9" * 5_000,
+        "created_after=" + "9" * 50,
+        "unknown=%ff",
+    ],
+)
+async def test_a_query_that_is_not_valid(client: AsyncClient, query: str) -> None:
+    found = problem(await client.get(f"/items?{query}"), 422)
+    (error,) = found["errors"]
+    assert (error["location"], error["pointer"]) == ("query", f"/{query.partition('=')[0]}")
+
+
+@pytest.mark.parametrize("item_id", ["%00", "%ff", "%2F", "0197", "9" * 5_000])
+async def test_an_id_that_is_none_finds_nothing(client: AsyncClient, item_id: str) -> None:
+    assert (await client.get(f"/items/{item_id}")).status_code in {404, 422}
+
+
+async def test_a_character_that_postgresql_cannot_hold(anonymous: AsyncClient) -> None:
+    form = {"grant_type": "password", "username": "nul \x00", "password": "a password"}
+    response = await anonymous.post("/auth/token", data=form)
+    assert 400 <= response.status_code < 500, response.text
+
+
+async def test_a_bug_stays_inside_and_the_log_has_it(anonymous: AsyncClient) -> None:
+    lines = captured_log()
+
+    response = await anonymous.get("/probe/unforeseen")
+
+    body = problem(response, 500)
+    assert body["detail"] == "Internal server error"
+    assert "RuntimeError" not in response.text + str(response.headers)
+    assert "letters" not in response.text + str(response.headers)
+    (line,) = [json.loads(line) for line in lines.getvalue().splitlines()]
+    assert (line["event"], line["request_id"]) == ("unhandled_error", body["request_id"])
+    (exception,) = line["exception"]
+    assert exception["exc_type"] == "RuntimeError"
+    assert exception["frames"][-1]["name"] == "unforeseen"
+    assert SECRET not in lines.getvalue(), "a traceback must not show local variables"
+
+
+async def test_what_a_bug_sends_to_the_database_is_not_logged(anonymous: AsyncClient) -> None:
+    lines = captured_log()
+    problem(await anonymous.get("/probe/bad-statement"), 500)
+    assert "invalid input syntax" in lines.getvalue()
+    assert SECRET not in lines.getvalue()
+
+
+def operations(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    return [
+        (f"{method.upper()} {path}", operation)
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    ]
+
+
+async def test_every_error_is_declared_as_a_problem(app: FastAPI) -> None:
+    document = app.openapi()
+    assert not {"HTTPValidationError", "ValidationError"} & set(document["components"]["schemas"])
+    assert "HTTPValidationError" not in json.dumps(document)
+    for name, operation in operations(document):
+        responses = operation["responses"]
+        assert {"500", "503"} <= set(responses), name
+        if "requestBody" in operation:
+            assert {"413", "415", "422"} <= set(responses), name
+        if "security" in operation:
+            assert {"401", "403"} <= set(responses), name
+        for status, response in responses.items():
+            if int(status) < 400 or (name, status) == ("POST /auth/token", "400"):  # RFC 6749
+                continue
+            assert list(response["content"]) == [MEDIA_TYPE], f"{name} {status}"
+            schema = response["content"][MEDIA_TYPE]["schema"]
+            assert schema == {"$ref": "#/components/schemas/ProblemDetails"}, f"{name} {status}"
+
+
+@pytest.mark.parametrize("path", ["/items", "/nothing", "/probe/unforeseen"])
+async def test_errors_carry_the_id_of_the_request(app: FastAPI, path: str) -> None:
+    async with connect(app, headers={"X-Request-ID": "given-by-the-client"}) as client:
+        response = await client.get(path)
+    assert response.json()["request_id"] == "given-by-the-client"
+    assert response.headers["x-request-id"] == "given-by-the-client"

@@ -1,0 +1,49 @@
+"""The probes tell the truth."""
+
+import asyncpg
+from httpx import AsyncClient
+
+
+async def test_a_migrated_database_is_ready(anonymous: AsyncClient) -> None:
+    assert (await anonymous.get("/readyz")).status_code == 200
+
+
+async def test_a_schema_behind_the_code_is_not_ready(
+    anonymous: AsyncClient, database_url: str
+) -> None:
+    connection = await asyncpg.connect(database_url)
+    await connection.execute("DELETE FROM alembic_version")
+    await connection.close()
+
+    response = await anonymous.get("/readyz")
+
+    assert response.status_code == 503
+    assert "users_" in response.json()["detail"]
+
+
+async def test_a_schema_ahead_of_the_code_is_ready(
+    anonymous: AsyncClient, database_url: str
+) -> None:
+    """In a rollout the old code serves on for a while, on the new schema."""
+    connection = await asyncpg.connect(database_url)
+    await connection.execute("DELETE FROM alembic_version")
+    await connection.execute("INSERT INTO alembic_version VALUES ('users_from_the_future')")
+    await connection.close()
+
+    assert (await anonymous.get("/readyz")).status_code == 200
+
+
+async def test_what_a_recorded_revision_depends_on_is_not_missed(
+    anonymous: AsyncClient, database_url: str
+) -> None:
+    """Alembic records no revision that a recorded one depends on."""
+    connection = await asyncpg.connect(database_url)
+    await connection.execute("DELETE FROM alembic_version")
+    await connection.execute("INSERT INTO alembic_version VALUES ('items_0001')")
+    await connection.close()
+
+    detail = (await anonymous.get("/readyz")).json()["detail"]
+
+    assert "users_0002" in detail
+    assert "items_0001" not in detail
+    assert "users_0001" not in detail

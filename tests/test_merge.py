@@ -1,0 +1,53 @@
+"""Two teams, each adding a feature and a migration on a branch of its own, merge at any time."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from shared.testing import Server
+from tests.copying import BIN, copy_repository, run, run_app
+
+IDENTITY = ("-c", "user.name=Ada", "-c", "user.email=ada@example.com")
+TEAMS = ("orders", "invoices")
+
+
+def git(folder: Path, *arguments: str) -> str:
+    done = run(folder, "git", *IDENTITY, *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def merged(tmp_path: Path) -> Path:
+    """A repository in which two features were made beside each other, and merged."""
+    copy_repository(tmp_path)
+    git(tmp_path, "init", "--quiet", "--initial-branch=main")
+    git(tmp_path, "add", "--all")
+    git(tmp_path, "commit", "--quiet", "--message=What there is")
+    for team in TEAMS:
+        git(tmp_path, "switch", "--quiet", "--create", team, "main")
+        assert run_app(tmp_path, "new-feature", team).returncode == 0
+        git(tmp_path, "add", "--all")
+        git(tmp_path, "commit", "--quiet", f"--message=Add {team}")
+    git(tmp_path, "switch", "--quiet", "main")
+    for team in TEAMS:
+        git(tmp_path, "merge", "--quiet", "--no-ff", "--message=Merge", team)
+    return tmp_path
+
+
+@pytest.mark.timeout(300)
+def test_two_features_merge_without_conflict(merged: Path, server: Server) -> None:
+    assert git(merged, "status", "--porcelain") == ""
+    changed = git(merged, "diff", "--name-only", "HEAD^1^1", "HEAD").split()
+    assert {tuple(path.split("/")[:2]) for path in changed} == {
+        (folder, team) for folder in ("features", "migrations") for team in TEAMS
+    }
+    document = json.loads(run_app(merged, "openapi").stdout)
+    assert {"/orders", "/invoices"} <= document["paths"].keys()
+    for command in (
+        (str(BIN / "lint-imports"),),
+        (str(BIN / "python"), "-m", "pytest", "-q", *(f"features/{team}" for team in TEAMS)),
+    ):
+        done = run(merged, *command, database=server.admin_url)
+        assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,72 @@
+"""Every revision can run while the service does: squawk finds what would lock or break a table."""
+
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import pytest
+from alembic.script import Script
+
+from shared.migrations import ROOT, load_revisions
+from shared.scaffold.linting import unsafe_operations
+
+REVISIONS = {script.revision: script for script in load_revisions().walk_revisions()}
+
+
+@pytest.mark.parametrize("revision", REVISIONS)
+def test_a_revision_is_safe_on_a_live_table(revision: str) -> None:
+    assert unsafe_operations(REVISIONS[revision]) == []
+
+
+def test_every_file_is_a_revision_of_its_own() -> None:
+    assert len(REVISIONS) == len(list(ROOT.glob("[a-z]*/[0-9]*.py"))) > 0
+
+
+def revision(folder: Path, upgrade: str, accepted: str = "()") -> Script:
+    path = folder / "0001_change.py"
+    path.write_text(
+        "import sqlalchemy as sa\nfrom alembic import op\n"
+        "revision = 'change'\ndown_revision = None\n"
+        f"ACCEPTED = {accepted}\ndef upgrade():\n"
+        f"    op.execute(\"SET LOCAL lock_timeout = '5s'\")\n{upgrade}\n"
+    )
+    spec = spec_from_file_location("change", path)
+    assert spec
+    assert spec.loader
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return Script(module, "change", str(path))
+
+
+@pytest.mark.parametrize(
+    ("upgrade", "rule"),
+    [
+        (
+            'op.add_column("items", sa.Column("size", sa.Integer(), nullable=False))',
+            "adding-required",
+        ),
+        ('op.create_index("ix", "items", ["title"])', "require-concurrent-index"),
+        ('op.drop_column("items", "title")', "ban-drop-column"),
+        ('op.alter_column("items", "title", new_column_name="name")', "renaming-column"),
+        ('op.alter_column("items", "description", nullable=False)', "adding-not-nullable"),
+        ('op.execute("ALTER TABLE items ALTER price TYPE text")', "changing-column-type"),
+        ('op.drop_index("ix")', "require-concurrent-index-deletion"),
+    ],
+)
+def test_what_would_hurt_a_live_table_is_named(tmp_path: Path, upgrade: str, rule: str) -> None:
+    (found,) = unsafe_operations(revision(tmp_path, f"    {upgrade}"))
+    assert found.startswith("0001_change.py: ")
+    assert f"\n  {rule}" in found
+
+
+def test_what_is_accepted_in_the_revision_is_passed_over(tmp_path: Path) -> None:
+    drop = '    op.drop_column("items", "title")'
+    assert unsafe_operations(revision(tmp_path, drop, '("ban-drop-column",)')) == []
+
+
+def test_the_safe_way_to_add_an_index_is_passed_over(tmp_path: Path) -> None:
+    safe = (
+        "    with op.get_context().autocommit_block():\n"
+        "        op.execute(\"SET lock_timeout = '5s'\")\n"
+        '        op.create_index("ix", "items", ["title"], postgresql_concurrently=True)'
+    )
+    assert unsafe_operations(revision(tmp_path, safe)) == []

@@ -1,0 +1,172 @@
+"""Each feature's migrations make what its models say, alone and together, up and down."""
+
+import asyncio
+import multiprocessing
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+from alembic import command
+from alembic.script import ScriptDirectory
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlmodel import SQLModel
+
+from shared import migrations
+from shared.features import find_features, with_dependencies
+from shared.migrations import alembic_config, load_revisions, pending, upgrade
+from shared.tables import owners
+from shared.testing import Server
+
+BRANCHES = ["shared", *(feature.name for feature in find_features())]
+OBJECTS = """
+SELECT relkind::text || ' ' || relname FROM pg_class
+WHERE relnamespace = 'public'::regnamespace AND relname NOT LIKE 'alembic_version%'
+  AND NOT EXISTS (SELECT FROM pg_depend WHERE objid = pg_class.oid AND deptype = 'e')
+UNION ALL
+SELECT 'function ' || proname FROM pg_proc
+WHERE pronamespace = 'public'::regnamespace
+  AND NOT EXISTS (SELECT FROM pg_depend WHERE objid = pg_proc.oid AND deptype = 'e')
+UNION ALL
+SELECT 'text search configuration ' || cfgname FROM pg_ts_config
+WHERE cfgnamespace = 'public'::regnamespace
+ORDER BY 1
+"""
+
+
+@pytest.fixture
+def url(server: Server) -> Iterator[str]:
+    """A database with nothing in it."""
+    name = f"test_{secrets.token_hex(8)}"
+    query(server.admin_url, f'CREATE DATABASE "{name}"')
+    yield server.url(name)
+    query(server.admin_url, f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+def query(url: str, statement: str) -> list[Any]:
+    async def run() -> list[Any]:
+        connection = await asyncpg.connect(url)
+        try:
+            return [row[0] for row in await connection.fetch(statement)]
+        finally:
+            await connection.close()
+
+    return asyncio.run(run())
+
+
+def needed_by(branch: str) -> list[str]:
+    """The branch and all that it depends on, dependencies first."""
+    if branch == "shared":
+        return ["shared"]
+    return ["shared", *(feature.name for feature in with_dependencies(find_features(), branch))]
+
+
+def check_models(url: str, branch: str) -> None:
+    """Fails where the tables of the branch are not as its models say, or nobody's."""
+    owner = owners()
+
+    def include(_object: Any, name: str | None, kind: str, *_: Any) -> bool:
+        return kind != "table" or owner.get(str(name), branch) == branch
+
+    config = alembic_config(url, needed_by(branch))
+    config.attributes["autogenerate"] = {"include_object": include}
+    command.check(config)
+
+
+@pytest.mark.parametrize("branch", BRANCHES)
+def test_a_branch_stands_alone_and_its_models_equal_its_migrations(url: str, branch: str) -> None:
+    """With the revisions of its dependencies on disk, and no others."""
+    command.upgrade(alembic_config(url, needed_by(branch)), "heads")
+    check_models(url, branch)
+    tables = set(query(url, "SELECT relname FROM pg_class WHERE relkind = 'r'"))
+    assert {table for table, owner in owners().items() if owner == branch} <= tables
+
+
+@pytest.mark.parametrize("branch", BRANCHES)
+def test_the_branches_that_are_named_are_migrated_and_no_others(url: str, branch: str) -> None:
+    upgrade(url, needed_by(branch))
+    created = set(query(url, OBJECTS))
+    for table, owner in owners().items():
+        assert (f"r {table}" in created) == (owner in needed_by(branch)), table
+
+
+def test_everything_goes_up_and_down_and_up_again(url: str) -> None:
+    upgrade(url)
+    up = query(url, OBJECTS)
+    assert {f"r {table.name}" for table in SQLModel.metadata.sorted_tables} <= set(up)
+    command.downgrade(alembic_config(url), "base")
+    assert query(url, OBJECTS) == []
+    upgrade(url)
+    assert query(url, OBJECTS) == up
+
+
+def test_migrating_again_changes_nothing(url: str) -> None:
+    upgrade(url)
+    revisions = query(url, "SELECT version_num FROM alembic_version ORDER BY 1")
+    upgrade(url)
+    assert query(url, "SELECT version_num FROM alembic_version ORDER BY 1") == revisions
+
+
+def test_ten_may_migrate_at_once(url: str) -> None:
+    with multiprocessing.get_context("fork").Pool(10) as pool:
+        pool.map(upgrade, [url] * 10, chunksize=1)
+    assert pending_in(url) == []
+
+
+def test_every_revision_gives_up_soon_where_a_lock_is_held() -> None:
+    for script in load_revisions().walk_revisions():
+        text = Path(script.path).read_text()
+        for function in ("upgrade", "downgrade"):
+            body = text.split(f"def {function}()")[1].split("\ndef ")[0]
+            assert "lock_timeout" in body, f"{script.path}: {function} sets no lock_timeout"
+
+
+@pytest.mark.parametrize("branch", BRANCHES)
+def test_what_is_missing_is_pending(url: str, branch: str) -> None:
+    """Everything is migrated, but for one branch and what depends on it."""
+    without = [other for other in BRANCHES if branch not in needed_by(other)]
+    if without:
+        command.upgrade(alembic_config(url, without), "heads")
+    heads = {head for head in load_revisions().get_heads() if branch in needed_by(branch_of(head))}
+    assert set(pending_in(url)) == heads
+
+
+@pytest.mark.parametrize("branch", BRANCHES)
+def test_a_branch_that_is_ahead_of_this_code_is_not_pending(
+    url: str, branch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a rollout: the new code has migrated, and the old code still serves."""
+    old = load_revisions()
+    newer = tmp_path / "migrations"
+    shutil.copytree(migrations.ROOT, newer)
+    (head,) = (head for head in old.get_heads() if branch_of(head) == branch)
+    (newer / branch / "9999_newer.py").write_text(
+        f"revision, down_revision = '{branch}_9999', '{head}'\n"
+        "branch_labels = depends_on = None\n"
+        "def upgrade(): pass\n"
+    )
+    monkeypatch.setattr(migrations, "ROOT", newer)
+    upgrade(url)
+    assert f"{branch}_9999" in query(url, "SELECT version_num FROM alembic_version")
+    assert pending_in(url, old) == []
+
+
+def branch_of(revision: str) -> str:
+    return revision.rsplit("_", 1)[0]
+
+
+def pending_in(url: str, revisions: ScriptDirectory | None = None) -> list[str]:
+    """What `/readyz` asks, of the database at this URL."""
+    return asyncio.run(_pending(url, revisions or load_revisions()))
+
+
+async def _pending(url: str, revisions: ScriptDirectory) -> list[str]:
+    engine = create_async_engine(make_url(url).set(drivername="postgresql+asyncpg"))
+    async with engine.connect() as connection:
+        found = await connection.run_sync(pending, revisions)
+    await engine.dispose()
+    return found

@@ -1,0 +1,81 @@
+"""The OpenAPI document is exact, and changes only on purpose."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema_rs
+import pytest
+from fastapi import FastAPI
+
+KEPT = Path(__file__).with_name("openapi.json")
+OPERATION_ID = re.compile(r"[a-z]+(_[a-z0-9]+)+")
+
+
+@pytest.fixture
+def document(app: FastAPI) -> dict[str, Any]:
+    return app.openapi()
+
+
+def operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            yield f"{method.upper()} {path}", operation
+
+
+def test_the_document_changes_only_on_purpose(document: dict[str, Any]) -> None:
+    kept = json.loads(KEPT.read_text())
+    assert document == kept, "the API has changed; if you mean it: make openapi"
+
+
+def test_operations_have_names_for_clients(document: dict[str, Any]) -> None:
+    names = Counter(operation["operationId"] for _, operation in operations(document))
+    assert [name for name, times in names.items() if times > 1] == []
+    for name, operation in operations(document):
+        tag = operation["tags"][0].replace("-", "_")
+        assert operation["operationId"].startswith(f"{tag}_"), name
+        assert OPERATION_ID.fullmatch(operation["operationId"]), name
+
+
+def test_operations_say_what_they_do(document: dict[str, Any]) -> None:
+    for name, operation in operations(document):
+        assert operation["summary"], name
+        assert operation.get("description", "").strip().endswith("."), f"{name} has no docstring"
+
+
+def test_successes_have_a_shape(document: dict[str, Any]) -> None:
+    for name, operation in operations(document):
+        successes = {k: v for k, v in operation["responses"].items() if k[0] in "23"}
+        assert successes, name
+        for status, response in successes.items():
+            for media_type, body in response.get("content", {}).items():
+                assert body["schema"] or status == "202", f"{name} {status} {media_type}"
+
+
+def test_examples_are_valid(document: dict[str, Any]) -> None:
+    found = list(examples(document, "#"))
+    assert len(found) > 20
+    for where, schema, example in found:
+        whole = {**schema, "components": document["components"]}
+        validator = jsonschema_rs.validator_for(whole, validate_formats=True)
+        errors = [error.message for error in validator.iter_errors(example)]
+        assert errors == [], f"{where}: {example!r}"
+
+
+def examples(node: Any, where: str) -> Iterator[tuple[str, dict[str, Any], Any]]:
+    """Every example in the document, with the schema that it is an example of."""
+    if isinstance(node, list):
+        for index, child in enumerate(node):
+            yield from examples(child, f"{where}/{index}")
+    elif isinstance(node, dict):
+        if isinstance(node.get("examples"), list):
+            for example in node["examples"]:
+                yield where, node, example
+        if "schema" in node and "example" in node:
+            yield where, node["schema"], node["example"]
+        for key, child in node.items():
+            if key not in {"example", "examples"}:
+                yield from examples(child, f"{where}/{key}")

@@ -1,0 +1,210 @@
+"""An account cannot learn that another's things exist: every route is tried, old and new."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from fastapi import FastAPI
+from fastapi.routing import iter_route_contexts
+from httpx import AsyncClient, Response
+
+from shared.tasks import drain
+from shared.testing import SignUp
+
+MARK = "zyzzyva"  # in all that the first account writes
+ITEM = {
+    "title": f"{MARK} lamp",
+    "price": 19.99,
+    "description": f"A {MARK}",
+    "external_id": f"{MARK}-1",
+}
+
+
+async def _item(client: AsyncClient) -> str:
+    return str((await client.post("/items", json=ITEM)).json()["id"])
+
+
+async def _user(client: AsyncClient) -> str:
+    return str((await client.get("/users/me")).json()["id"])
+
+
+async def _session(client: AsyncClient) -> str:
+    return str((await client.get("/auth/sessions")).json()["items"][0]["id"])
+
+
+async def _api_key(client: AsyncClient) -> str:
+    key = {"name": f"{MARK} key", "scopes": ["items:read"]}
+    return str((await client.post("/users/me/api-keys", json=key)).json()["id"])
+
+
+OWNED: dict[str, Callable[[AsyncClient], Awaitable[str]]] = {
+    "item_id": _item,
+    "user_id": _user,
+    "session_id": _session,
+    "key_id": _api_key,
+}
+"""For each parameter in a path that names something of an account: how to have one."""
+
+NOT_OWNED = {"provider": "nobody", "identity_id": str(uuid4())}
+"""Parameters in paths that name nothing of an account, or what only a provider gives one (the
+suite of users has that), with any value."""
+
+OPEN = {"POST /users", "GET /healthz", "GET /readyz", "GET /metrics"}
+OPEN_FOLDERS = ("/auth/", "/.well-known/")
+"""What needs no account, because it is how one gets in."""
+
+HIDDEN = ("/docs", "/openapi.json")
+"""What is not in the OpenAPI document."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """An operation of the OpenAPI document."""
+
+    method: str
+    path: str
+    operation: dict[str, Any]
+    schemas: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return f"{self.method} {self.path}"
+
+    @property
+    def parameters(self) -> list[str]:
+        declared = self.operation.get("parameters", ())
+        return [parameter["name"] for parameter in declared if parameter["in"] == "path"]
+
+    async def call(self, client: AsyncClient, ids: dict[str, str]) -> Response:
+        """Sends a request that is valid, as far as the document tells how."""
+        declared = self.operation.get("parameters", ())
+        asked = {"q": MARK} if any(parameter["name"] == "q" for parameter in declared) else {}
+        return await client.request(
+            self.method, self.path.format(**ids), params=asked, json=self._example()
+        )
+
+    def _example(self) -> Any:
+        content = self.operation.get("requestBody", {}).get("content", {})
+        schema = content.get("application/json", {}).get("schema", {})
+        schema = self.schemas[schema["$ref"].rsplit("/", 1)[1]] if "$ref" in schema else schema
+        return schema.get("examples", [None])[0]
+
+
+def routes_of(app: FastAPI) -> list[Route]:
+    document = app.openapi()
+    return [
+        Route(method.upper(), path, operation, document["components"]["schemas"])
+        for path, operations in document["paths"].items()
+        for method, operation in operations.items()
+    ]
+
+
+@pytest.fixture
+def names(app: FastAPI) -> set[str]:
+    """The parameters of all paths, each of which these tests must be able to fill."""
+    found = {name: route.name for route in routes_of(app) for name in route.parameters}
+    for name, route in found.items():
+        assert name in OWNED | NOT_OWNED, (
+            f"{route} has a parameter {{{name}}} that this test cannot fill: say in OWNED how an"
+            " account gets one, or in NOT_OWNED that it is nobody's"
+        )
+    return set(found)
+
+
+@pytest.fixture
+async def owner(sign_up: SignUp) -> AsyncClient:
+    return await sign_up(f"{MARK}@example.com")
+
+
+@pytest.fixture
+async def ids(app: FastAPI, owner: AsyncClient, names: set[str]) -> dict[str, str]:
+    """Values for the parameters of all paths: the owner has something of everything."""
+    owned = {name: await OWNED[name](owner) for name in sorted(names) if name in OWNED}
+    await embed_all(app)
+    return owned | NOT_OWNED
+
+
+async def embed_all(app: FastAPI) -> None:
+    """Does the background work of all features: what is found by meaning is found now."""
+    for feature in app.state.features:
+        for task in feature.tasks:
+            await drain(app, task)
+
+
+def told(response: Response, ids: dict[str, str]) -> tuple[int, str]:
+    """What an answer tells, but for the ids that were asked for and that of the request."""
+    text = response.text.replace(response.headers["x-request-id"], "")
+    for value in ids.values():
+        text = text.replace(value, "…")
+    return response.status_code, text
+
+
+async def test_the_ids_of_another_are_as_unknown_as_any(
+    app: FastAPI, owner: AsyncClient, sign_up: SignUp, ids: dict[str, str]
+) -> None:
+    unknown = {name: str(uuid4()) if name in OWNED else value for name, value in ids.items()}
+    tried = 0
+    for route in routes_of(app):
+        if not set(route.parameters) & set(OWNED):
+            continue
+        stranger = await sign_up()
+        response = await route.call(stranger, ids)
+        assert response.status_code != 422, f"{route.name} needs an example in its schema"
+        challenge = response.headers.get("www-authenticate", "")
+        assert response.status_code == 404 or "insufficient_scope" in challenge, route.name
+        assert MARK not in response.text + str(response.headers), route.name
+        assert told(response, ids) == told(await route.call(stranger, unknown), unknown), route.name
+        tried += 1
+    assert tried >= 3
+    for name, value in ids.items():  # and nothing has happened to what the owner has
+        if name == "item_id":
+            item = (await owner.get(f"/items/{value}")).json()
+            assert item | ITEM == item
+
+
+async def test_nothing_of_another_is_listed_found_or_exported(
+    app: FastAPI, sign_up: SignUp, ids: dict[str, str]
+) -> None:
+    for route in routes_of(app):
+        if route.parameters or route.method == "DELETE":
+            continue
+        stranger = await sign_up()
+        response = await route.call(stranger, {})
+        assert MARK not in response.text + str(response.headers), route.name
+        for value in ids.values():
+            assert value not in response.text or value in NOT_OWNED.values(), route.name
+
+
+async def test_the_owner_finds_what_strangers_do_not(
+    owner: AsyncClient, ids: dict[str, str]
+) -> None:
+    """The tests above would see it."""
+    for path in ("/items", "/items/export", f"/items/{ids['item_id']}"):
+        assert MARK in (await owner.get(path)).text
+
+
+async def test_without_an_account_everything_private_is_closed(
+    app: FastAPI, anonymous: AsyncClient, names: set[str]
+) -> None:
+    unknown = {name: str(uuid4()) for name in names} | NOT_OWNED
+    for route in routes_of(app):
+        if "security" in route.operation:
+            response = await route.call(anonymous, unknown)
+            assert response.status_code == 401, route.name
+            assert response.headers["www-authenticate"].startswith("Bearer"), route.name
+        else:
+            assert route.name in OPEN or route.path.startswith(OPEN_FOLDERS), (
+                f"{route.name} needs no account: have it require a principal, or add it to OPEN"
+            )
+
+
+def test_every_route_is_in_the_document(app: FastAPI) -> None:
+    documented = set(app.openapi()["paths"])
+    for route in iter_route_contexts(app.routes):
+        path = getattr(route, "path_format", None)
+        assert path is not None
+        assert path in documented or path.startswith(HIDDEN), (
+            f"{path} is not in the OpenAPI document, and so escapes these tests"
+        )

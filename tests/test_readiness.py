@@ -1,0 +1,90 @@
+"""The probes tell the truth of a PostgreSQL that dies, freezes and comes back."""
+
+import asyncio
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+from httpx import AsyncClient
+
+from shared.embedded import (
+    EmbeddedServer,
+    embedded_postgres,
+    ensure_database,
+    processes,
+)
+from shared.migrations import upgrade
+
+SMALL = {"shared_buffers": "16MB"}  # and durable: what is committed survives a kill
+LIMIT_SECONDS = 2.0  # for a probe to tell the truth
+
+
+class Postgres:
+    """A server of the test's own, always on the same data and port."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._running = ExitStack()
+
+    def start(self) -> EmbeddedServer:
+        return self._running.enter_context(embedded_postgres(self.folder, SMALL))
+
+    def stop(self) -> None:
+        self.send(signal.SIGCONT)
+        self._running.close()
+
+    def send(self, number: signal.Signals) -> None:
+        """Sends a signal to all of its processes."""
+        pid = int((self.folder / "data" / "postmaster.pid").read_text().splitlines()[0])
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        for process in (pid, *map(int, children)):
+            with suppress(ProcessLookupError):
+                os.kill(process, number)
+
+
+@pytest.fixture
+def postgres(monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int) -> Iterator[Postgres]:
+    monkeypatch.setattr(processes, "_free_port", lambda: unused_tcp_port)
+    with tempfile.TemporaryDirectory(prefix="tessera-test-") as folder:
+        Path(folder).chmod(0o755)
+        yield Postgres(Path(folder))
+
+
+@pytest.fixture
+def database_url(postgres: Postgres) -> Iterator[str]:
+    url = asyncio.run(ensure_database(postgres.start(), "tessera"))
+    upgrade(url)
+    yield url
+    with suppress(FileNotFoundError):
+        postgres.stop()
+
+
+async def status(client: AsyncClient, path: str) -> int:
+    async with asyncio.timeout(LIMIT_SECONDS):
+        return (await client.get(path)).status_code
+
+
+async def test_a_server_that_is_killed_and_started_again(
+    anonymous: AsyncClient, postgres: Postgres
+) -> None:
+    assert await status(anonymous, "/readyz") == 200
+    postgres.send(signal.SIGKILL)
+    assert await status(anonymous, "/readyz") == 503
+    assert await status(anonymous, "/healthz") == 200
+    postgres.start()
+    assert await status(anonymous, "/readyz") == 200
+    assert await status(anonymous, "/nothing") == 404
+
+
+async def test_a_server_that_is_frozen(anonymous: AsyncClient, postgres: Postgres) -> None:
+    assert await status(anonymous, "/readyz") == 200
+    postgres.send(signal.SIGSTOP)
+    for _ in range(3):
+        assert await status(anonymous, "/readyz") == 503
+        assert await status(anonymous, "/healthz") == 200
+    postgres.send(signal.SIGCONT)
+    assert await status(anonymous, "/readyz") == 200

@@ -1,0 +1,151 @@
+"""Every setting is documented, and a wrong one stops the start with one line."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fastapi import APIRouter
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from app.main import create_app
+from shared.features import Feature, find_features
+from shared.settings import ConfigurationError, Settings, load_settings
+from shared.testing import Server
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = [
+    pytest.param(ROOT / ".env.example", Settings, id="kernel"),
+    *(
+        pytest.param(ROOT / f"features/{f.name}/.env.example", f.settings, id=f.name)
+        for f in find_features()
+        if f.settings
+    ),
+]
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [name for name in os.environ if name.startswith("APP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)  # out of reach of a developer's .env
+
+
+def documented(example: Path) -> dict[str, str]:
+    return dict(re.findall(r"^#(APP_\w+)=(.*)$", example.read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize(("example", "settings"), EXAMPLES)
+def test_an_example_file_documents_exactly_the_settings_there_are(
+    example: Path, settings: type[BaseSettings]
+) -> None:
+    assert set(documented(example)) == {f"APP_{name}".upper() for name in settings.model_fields}
+
+
+@pytest.mark.parametrize(("example", "settings"), EXAMPLES)
+def test_an_example_file_shows_valid_values_and_the_true_defaults(
+    example: Path, settings: type[BaseSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = {name: value for name, value in documented(example).items() if value}
+    for name, value in shown.items():
+        monkeypatch.setenv(name, value)
+
+    loaded = load_settings(settings)
+
+    for name, field in settings.model_fields.items():
+        if f"APP_{name}".upper() in shown and field.default:
+            assert getattr(loaded, name) == field.default
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"APP_LOG_LEVEL": "loud"}, "APP_LOG_LEVEL: Input should be 'debug', 'info', "),
+        ({"APP_DATABASE_URL": "mysql://host/db"}, "APP_DATABASE_URL: must be a URL like postgres"),
+        ({"APP_CORS_ORIGINS": "https://a.example"}, "APP_CORS_ORIGINS: must be JSON"),
+        ({"APP_SECRET_KEY": "short"}, "APP_SECRET_KEY must have at least 32 bytes"),
+        ({"APP_ENV": "prod"}, "APP_DATABASE_URL is required when APP_ENV=prod"),
+        (
+            {"APP_ENV": "prod", "APP_DATABASE_URL": "postgresql://host/db", "APP_SECRET_KEY": ""},
+            "APP_SECRET_KEY is required when APP_ENV=prod",
+        ),
+    ],
+)
+def test_a_wrong_value_is_told_in_one_line_that_names_the_variable(
+    variables: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+    with pytest.raises(ConfigurationError) as raised:
+        load_settings(Settings)
+
+    assert str(raised.value).startswith(message)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_blank_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.setenv(f"APP_{name}".upper(), "")
+
+    assert load_settings(Settings) == Settings(_env_file=None)
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("redis://cache", "redis://cache:6379"),
+        ("rediss://:secret@cache/2", "rediss://:secret@cache:6379/2"),
+        ("redis://[::1]:7000/0", "redis://[::1]:7000/0"),
+        ("unix:///run/redis.sock", "unix:///run/redis.sock"),
+    ],
+)
+def test_a_redis_url_may_leave_out_the_port(
+    given: str, read: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("APP_REDIS_URL", given)
+    assert load_settings(Settings).redis_url == read
+
+
+def test_a_wrong_value_of_a_feature_stops_the_start_too(
+    monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    class OrderSettings(BaseSettings):
+        model_config = SettingsConfigDict(env_prefix="APP_")
+        order_limit: int = 5
+
+    orders = Feature(name="orders", router=APIRouter(), settings=OrderSettings)
+    monkeypatch.setenv("APP_ORDER_LIMIT", "many")
+
+    with pytest.raises(ConfigurationError, match="APP_ORDER_LIMIT: Input should be a valid int"):
+        create_app(settings, [orders])
+
+
+def run(command: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "app", command],
+        cwd=ROOT,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize("command", ["serve", "worker", "migrate"])
+def test_a_command_with_a_wrong_value_ends_with_one_line(command: str) -> None:
+    ended = run(command, APP_DATABASE_POOL_SIZE="many")
+
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: APP_DATABASE_POOL_SIZE: Input should be a valid int")
+    assert ended.stderr.count("\n") == 1
+
+
+def test_a_migration_without_its_database_ends_with_one_line(server: Server) -> None:
+    ended = run("migrate", APP_DATABASE_URL=server.url("no_such_database"))
+
+    assert ended.returncode == 1
+    assert ended.stderr.startswith('error: the database cannot be used: database "no_such_data')
+    assert ended.stderr.count("\n") == 1
