@@ -1,0 +1,137 @@
+"""`python -m app doctor`: the slices as a table, and what is wrong with the installation."""
+
+import asyncio
+import platform
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import typer
+from fastapi import FastAPI
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy import text
+
+from app.main import create_app
+from shared.commands import plain_errors, running_database
+from shared.database import database_of, open_database, reading
+from shared.errors import Unavailable
+from shared.features import Feature
+from shared.migrations import load_revisions, pending
+from shared.settings import Settings, load_settings
+from shared.tables import owners
+
+TIMEOUT_SECONDS = 3.0
+OLDEST_POSTGRES = 17
+
+PGVECTOR = text("SELECT extversion FROM pg_extension WHERE extname = 'vector'")
+
+commands = typer.Typer()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: how it is, and whether that is well."""
+
+    subject: str
+    state: str
+    well: bool = True
+
+
+@commands.command()
+def doctor() -> None:
+    """Show the slices, and what is wrong with this installation; exit status 1 if anything is."""
+    console = Console()
+    with plain_errors():
+        settings = load_settings(Settings)
+        app = create_app(settings, run_tasks=False)
+        console.print(slices(app.state.features))
+        with running_database(settings) as ready:
+            findings = asyncio.run(_examine(create_app(ready, run_tasks=False), ready))
+    for finding in findings:
+        mark = "[green]ok[/]   " if finding.well else "[red]wrong[/]"
+        console.print(f"{mark} {finding.subject}: {finding.state}", highlight=False, soft_wrap=True)
+    raise typer.Exit(not all(finding.well for finding in findings))
+
+
+def slices(features: Sequence[Feature]) -> Table:
+    """Each feature with what it depends on and what it brings along."""
+    table = Table(show_lines=True)
+    for heading in ("feature", "depends on", "tables", "routes", "settings", "migrations"):
+        table.add_column(heading)
+    revisions, owner_of = load_revisions(), owners()
+    for feature in features:
+        own = sorted(name for name, owner in owner_of.items() if owner == feature.name)
+        head = revisions.get_revision(f"{feature.name}@head")
+        cells = [feature.depends_on, own, _routes(feature), _settings(feature), [head.revision]]
+        table.add_row(feature.name, *("\n".join(cell) for cell in cells))
+    return table
+
+
+def _routes(feature: Feature) -> list[str]:
+    alone = FastAPI()
+    alone.include_router(feature.router)
+    paths = alone.openapi()["paths"]
+    return [f"{method.upper()} {path}" for path in paths for method in paths[path]]
+
+
+def _settings(feature: Feature) -> list[str]:
+    if feature.settings is None:
+        return []
+    prefix = feature.settings.model_config.get("env_prefix", "")
+    return [f"{prefix}{name}".upper() for name in feature.settings.model_fields]
+
+
+async def _examine(app: FastAPI, settings: Settings) -> list[Finding]:
+    assert settings.database_url
+    app.state.database = database = open_database(settings.database_url, settings)
+    app.state.revisions = load_revisions()
+    findings = [Finding("Python", platform.python_version()), *await _redis(settings)]
+    try:
+        findings += await _database(app)
+        if all(finding.well for finding in findings):
+            findings += [await _start(app, feature) for feature in app.state.features]
+    finally:
+        await database.dispose()
+    return findings
+
+
+async def _database(app: FastAPI) -> list[Finding]:
+    try:
+        async with reading(database_of(app)) as session:
+            version = (await session.execute(text("SHOW server_version"))).scalar_one()
+            vector = (await session.execute(PGVECTOR)).scalar_one_or_none()
+            behind = await session.run_sync(pending, app.state.revisions)
+    except Unavailable as error:
+        return [Finding("database", error.detail, well=False)]
+    recent = int(version.split(".")[0]) >= OLDEST_POSTGRES
+    wanted = "" if recent else f", but {OLDEST_POSTGRES} is the oldest that is tested"
+    return [
+        Finding("database", f"PostgreSQL {version}{wanted}", recent),
+        Finding("pgvector", vector or "not installed in the database", vector is not None),
+        Finding("migrations", f"pending: {', '.join(behind)}" if behind else "done", not behind),
+    ]
+
+
+async def _start(app: FastAPI, feature: Feature) -> Finding:
+    """Whether what the feature opens at start, like a model, can be opened."""
+    try:
+        async with feature.lifespan(app) if feature.lifespan else nullcontext():
+            return Finding(feature.name, "starts")
+    except Exception as error:  # of whatever kind: this is what is looked for
+        return Finding(feature.name, f"does not start: {type(error).__name__}: {error}", well=False)
+
+
+async def _redis(settings: Settings) -> list[Finding]:
+    if settings.redis_url is None:
+        return [Finding("Redis", "not set: the cache is in each process")]
+    client = Redis.from_url(
+        settings.redis_url, socket_timeout=TIMEOUT_SECONDS, socket_connect_timeout=TIMEOUT_SECONDS
+    )
+    try:
+        async with client:
+            return [Finding("Redis", str((await client.info("server"))["redis_version"]))]
+    except RedisError as error:
+        return [Finding("Redis", f"does not answer: {error}", well=False)]

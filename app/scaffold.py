@@ -1,0 +1,57 @@
+"""The commands for those who build: a new feature, and a change of its tables."""
+
+from typing import Annotated
+
+import typer
+
+from app.main import create_app
+from shared.affected import affected_by, changed_files
+from shared.commands import plain_errors, running_database
+from shared.features import find_features
+from shared.settings import Settings, load_settings
+
+commands = typer.Typer()
+
+
+@commands.command("new-feature")
+def new_feature(
+    name: Annotated[str, typer.Argument(help="Many of them, like orders")],
+    singular: Annotated[str | None, typer.Option(help="One of them, where it is not plain")] = None,
+) -> None:
+    """Write a new feature: a private resource with its tests and its first migration."""
+    from shared.scaffold.generating import write_feature  # its libraries are for development only
+
+    with plain_errors():
+        files = write_feature(create_app(load_settings(Settings)), name, singular)
+    for path in files:
+        typer.echo(path)
+    typer.echo(f"Now: make test feature={files[0].parts[1]}")
+
+
+@commands.command()
+def affected(
+    base: Annotated[str, typer.Argument(help="What the change is to be compared with")],
+) -> None:
+    """Print the features whose suites a change can affect, or `all`, or nothing."""
+    with plain_errors():
+        names = affected_by(changed_files(base), find_features())
+    typer.echo("all" if names is None else " ".join(names))
+
+
+@commands.command()
+def migration(
+    feature: Annotated[str, typer.Argument(help="The feature whose tables have changed")],
+    message: Annotated[str, typer.Argument(help='What changes, like "add colour"')],
+) -> None:
+    """Write a revision on a feature's branch, and say what is unsafe in it on a live table."""
+    from shared.scaffold.linting import unsafe_operations
+    from shared.scaffold.revising import write_revision
+
+    with plain_errors(), running_database(load_settings(Settings)) as settings:
+        assert settings.database_url
+        unsafe = unsafe_operations(write_revision(settings.database_url, feature, message))
+    if unsafe:
+        typer.echo(
+            "\n".join([*unsafe, "Mend it, or accept it there: ACCEPTED = (…,)  # why"]), err=True
+        )
+        raise typer.Exit(1)

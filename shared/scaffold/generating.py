@@ -1,0 +1,93 @@
+"""Renders the templates, and refuses a name that would clash with something."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+from fastapi import FastAPI
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from sqlmodel import SQLModel
+from starlette.routing import Match
+
+from shared.scaffold.formatting import format_code
+from shared.scaffold.naming import FORBIDDEN, NameRefused, Names, names_of
+
+ROOT = Path(__file__).resolve().parents[2]
+TEMPLATES = Path(__file__).parent / "templates"
+PLACEHOLDER = Names("placeholders", "placeholder")
+
+
+def write_feature(app: FastAPI, name: str, singular: str | None = None) -> list[Path]:
+    """Writes `features/<name>` and `migrations/<name>` beside those of `app`; returns the files.
+
+    Raises:
+        NameRefused: the name is none, or it is taken. Nothing has been written.
+    """
+    files = plan_feature(app, name, singular)
+    for path, text in files.items():
+        (ROOT / path).parent.mkdir(parents=True, exist_ok=True)
+        (ROOT / path).write_text(text)
+    format_code([ROOT / path for path in files])
+    return list(files)
+
+
+def plan_feature(app: FastAPI, name: str, singular: str | None = None) -> dict[Path, str]:
+    """What `write_feature` writes: the text of each file.
+
+    Raises:
+        NameRefused: the name is none, or it is taken.
+    """
+    names = names_of(name, singular)
+    _refuse_taken(names, app)
+    _refuse_ambiguous(names)
+    return dict(_render(names))
+
+
+def _render(names: Names) -> Iterator[tuple[Path, str]]:
+    templates = Environment(  # noqa: S701  # it writes Python, where nothing is escaped as HTML
+        loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    values = {key: getattr(names, key) for key in ("cls", "words", "word", "a_word", "path")}
+    for name in templates.list_templates(extensions=["jinja"]):
+        path = Path(name.replace("__feature__", names.feature).removesuffix(".jinja"))
+        text = templates.get_template(name)
+        yield path, text.render(feature=names.feature, singular=names.singular, **values)
+
+
+def _refuse_taken(names: Names, app: FastAPI) -> None:
+    for folder in (f"features/{names.feature}", f"migrations/{names.feature}"):
+        if (ROOT / folder).exists():
+            raise NameRefused(f"there is {folder} already")
+    if names.feature in SQLModel.metadata.tables:
+        raise NameRefused(f"there is a table {names.feature!r} already")
+    for path in (names.path, f"{names.path}/id"):
+        scope = {"type": "http", "method": "GET", "path": path, "root_path": "", "headers": []}
+        if any(route.matches(scope)[0] is not Match.NONE for route in app.routes):
+            raise NameRefused(f"the path {path} is served already")
+
+
+def _refuse_ambiguous(names: Names) -> None:
+    """Refuses a name that the generated code uses for something else, like `responses`."""
+    in_use: set[str] = set()
+    wanted: set[str] = set()
+    for _, text in _render(PLACEHOLDER):
+        for identifier in _identifiers(ast.parse(text)):
+            own = identifier.replace(PLACEHOLDER.feature, names.feature)
+            own = own.replace(PLACEHOLDER.singular, names.singular)
+            own = own.replace(PLACEHOLDER.cls, names.cls)
+            (in_use if own == identifier else wanted).add(own)
+    if clash := sorted(wanted & (in_use | FORBIDDEN)):
+        raise NameRefused(
+            f"{clash[0]!r} means something else in the code of a feature; choose another"
+        )
+
+
+def _identifiers(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=name) | ast.arg(arg=name) | ast.alias(asname=None, name=name):
+                yield name
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                yield name
+            case ast.ClassDef(name=name):
+                yield name

@@ -1,0 +1,94 @@
+"""The name of a new feature, in every form that the code needs, or why it cannot be had."""
+
+import builtins
+import keyword
+import re
+from dataclasses import dataclass
+
+import inflect
+from sqlalchemy.dialects.postgresql.base import RESERVED_WORDS
+
+from shared.features import FeatureError
+
+MAX_LENGTH = 27  # `<name>_0001` goes into alembic_version.version_num, a varchar(32)
+FORBIDDEN = {*keyword.kwlist, *keyword.softkwlist, *dir(builtins)}
+WELL_FORMED = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
+
+
+class NameRefused(FeatureError):
+    """The name cannot be used. The message is one line that says why."""
+
+
+@dataclass(frozen=True)
+class Names:
+    """`feature` is the folder, the table, the tag and the branch (order_items); `singular` is
+    what one of them is called (order_item)."""
+
+    feature: str
+    singular: str
+
+    @property
+    def cls(self) -> str:
+        return "".join(word.capitalize() for word in self.singular.split("_"))
+
+    @property
+    def words(self) -> str:
+        return self.feature.replace("_", " ")
+
+    @property
+    def word(self) -> str:
+        return self.singular.replace("_", " ")
+
+    @property
+    def a_word(self) -> str:
+        return str(inflect.engine().a(self.word))
+
+    @property
+    def path(self) -> str:
+        return "/" + self.feature.replace("_", "-")
+
+
+def names_of(name: str, singular: str | None = None) -> Names:
+    """Takes a plural as people write it.
+
+    >>> names_of("OrderItems")
+    Names(feature='order_items', singular='order_item')
+    >>> names_of("media", "medium").cls
+    'Medium'
+
+    Raises:
+        NameRefused: it is not a name for a folder, a table and a class.
+    """
+    feature = _word(name)
+    one = _word(singular) if singular else _word(_singular(feature))
+    if feature == one:
+        raise NameRefused(f"say what one of the {feature!r} is called with --singular")
+    if feature in RESERVED_WORDS:
+        raise NameRefused(f"{feature!r} is a reserved word of SQL; choose another")
+    if len(feature) > MAX_LENGTH:
+        raise NameRefused(f"{feature!r} is longer than {MAX_LENGTH} characters")
+    return Names(feature, one)
+
+
+def _word(name: str) -> str:
+    """The name in snake case."""
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.strip())
+    word = re.sub(r"[\s-]+", "_", spaced).lower()
+    if not WELL_FORMED.fullmatch(word):
+        raise NameRefused(f"{name!r} is not a name: use letters, digits and underscores")
+    if word in FORBIDDEN:
+        raise NameRefused(f"{word!r} is a word of Python's own; choose another")
+    return word
+
+
+def _singular(feature: str) -> str:
+    words = inflect.engine()
+    *head, last = feature.split("_")
+    one = words.singular_noun(last)
+    if one:
+        return "_".join([*head, str(one)])
+    plural = "_".join([*head, str(words.plural_noun(last))])
+    raise NameRefused(
+        f"a feature has the name of many, like its path: {plural!r}, not {feature!r}"
+        " (if it is a plural, say what one is called with --singular)"
+    )

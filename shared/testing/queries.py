@@ -1,0 +1,90 @@
+"""How many statements a request sends to the database: budgets for tests, and a table of all.
+
+Counted is what SQLAlchemy executes; BEGIN, COMMIT and COPY are not.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from sqlalchemy import Engine, event
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+Endpoint = tuple[str, str]
+"""A method, and the path of a route."""
+
+
+@contextmanager
+def recorded_queries() -> Iterator[list[str]]:
+    """The statements that are executed within the block, by anybody in this process."""
+    statements: list[str] = []
+
+    def record(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        statements.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", record)
+    try:
+        yield statements
+    finally:
+        event.remove(Engine, "before_cursor_execute", record)
+
+
+@contextmanager
+def max_queries(limit: int) -> Iterator[None]:
+    """Fails if more statements than `limit` are executed within the block: a query budget.
+
+    with max_queries(2):
+        await client.get("/items")
+    """
+    with recorded_queries() as statements:
+        yield
+    listed = "\n\n".join(statements)
+    assert len(statements) <= limit, f"{len(statements)} queries instead of {limit}:\n\n{listed}"
+
+
+_current: ContextVar[list[str]] = ContextVar("statements of the current request")
+
+
+class QueryCounts:
+    """How many statements requests took, by endpoint: counted by a middleware."""
+
+    def __init__(self) -> None:
+        self.seen: dict[Endpoint, set[int]] = defaultdict(set)
+        event.listen(Engine, "before_cursor_execute", self._record)
+
+    def middleware(self, app: ASGIApp) -> ASGIApp:
+        async def counting(scope: Scope, receive: Receive, send: Send) -> None:
+            token = _current.set([])
+            try:
+                await app(scope, receive, send)
+            finally:
+                if route := scope.get("route"):
+                    self.seen[scope["method"], route.path_format].add(len(_current.get()))
+                _current.reset(token)
+
+        return counting
+
+    @staticmethod
+    def _record(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if (statements := _current.get(None)) is not None:
+            statements.append(statement)
+
+    def as_rows(self) -> list[tuple[Endpoint, list[int]]]:
+        """What was counted, in types that can be sent to another process."""
+        return [(endpoint, sorted(counts)) for endpoint, counts in self.seen.items()]
+
+    def add_rows(self, rows: Iterable[tuple[Endpoint, list[int]]]) -> None:
+        for (method, path), counts in rows:
+            self.seen[method, path].update(counts)
+
+    def as_table(self) -> list[str]:
+        """A line for each endpoint: the fewest and the most statements of a request."""
+        width = max((len(path) for _, path in self.seen), default=0)
+        return [
+            f"{method:7}{path:{width}} {min(counts):4} to {max(counts)}"
+            for (method, path), counts in sorted(
+                self.seen.items(), key=lambda entry: entry[0][::-1]
+            )
+        ]
