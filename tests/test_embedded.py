@@ -25,8 +25,9 @@ from shared.embedded import (
 
 ROOT = Path(__file__).parent.parent
 STARTER = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores, and a child inherits that
 from shared.embedded import DISPOSABLE, embedded_postgres
 with embedded_postgres(Path(sys.argv[1]), DISPOSABLE) as server:
     print(server.url(), flush=True)

@@ -75,7 +75,7 @@ def initialise(home: Home, *, durable: bool) -> None:
             )
         return
     password = home.folder / "password"
-    if not password.exists():
+    if not password.exists() or not password.read_text():  # empty: killed before it was written
         password.touch(mode=0o600)
         password.write_text(secrets.token_urlsafe(24))
     unfinished = Path(tempfile.mkdtemp(dir=home.folder, prefix="init-"))
