@@ -19,6 +19,7 @@ from uuid import UUID
 import structlog
 from asyncpg import Connection
 
+from features.users.tokens import LEEWAY_SECONDS
 from shared.database import CONNECT_ERRORS, Database, listening
 
 CHANNEL = "access"
@@ -116,6 +117,6 @@ class Revocations:
         await self.on_keys(news["keys"])
 
     def _forget(self, now: float) -> None:
-        oldest = now - self.lifetime.total_seconds()
+        oldest = now - self.lifetime.total_seconds() - 2 * LEEWAY_SECONDS
         while self._ended and (first := next(iter(self._ended.items())))[1] < oldest:
             del self._ended[first[0]]

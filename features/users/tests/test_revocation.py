@@ -1,12 +1,15 @@
 """What has ended is refused by every process within a second, without a query per request."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
+from uuid import uuid4
 
 import asyncpg
 import pytest
 from fastapi import FastAPI
 from httpx import AsyncClient
 
+from features.users.revocation import Revocations
 from features.users.state import state_of
 from features.users.tests.conftest import (
     Execute,
@@ -17,6 +20,7 @@ from features.users.tests.conftest import (
     tokens_of,
 )
 from features.users.tests.processes import api_process
+from features.users.tokens import LEEWAY_SECONDS
 from shared.testing import PASSWORD
 from shared.testing.queries import recorded_queries
 
@@ -152,3 +156,16 @@ async def test_authentication_asks_the_database_nothing(
             assert await status_with(anonymous, signed_in.header) == 200
         assert [s for s in statements if "sessions" in s or "signing_keys" in s] == []
         assert len(statements) == 1, "the account itself, for the answer"
+
+
+async def test_what_has_ended_is_remembered_until_the_last_token_has_expired() -> None:
+    async def on_keys(_: Sequence[str]) -> None: ...
+
+    lifetime, now = timedelta(minutes=15), 10_000.0
+    revocations = Revocations(None, lifetime, on_keys)  # type: ignore[arg-type]  # asked nothing
+    last_valid, later = (now - (lifetime.total_seconds() + LEEWAY_SECONDS) + 1, now - 2_000)
+    ids = [uuid4(), uuid4()]
+    revocations._ended = {ids[0]: later, ids[1]: last_valid}
+    revocations._forget(now)
+    assert ids[0] not in revocations
+    assert ids[1] in revocations
