@@ -27,6 +27,7 @@ from shared.telemetry import configure_sentry
 VERSION = "0.1.0"
 EXPOSED_HEADERS = (
     "ETag",
+    "Idempotency-Replayed",
     "Location",
     "RateLimit",
     "RateLimit-Policy",
@@ -80,7 +81,7 @@ def create_app(
         allow_origins=settings.cors_origins,
         allow_methods=["*"],
         allow_headers=["*"],
-        expose_headers=["ETag", "Idempotency-Replayed", "Location", "Retry-After", "X-Request-ID"],
+        expose_headers=EXPOSED_HEADERS,
     )
     app.add_middleware(RequestMiddleware)
     if settings.trusted_proxies:
