@@ -10,6 +10,7 @@ import typer
 from fastapi import FastAPI
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy import text
@@ -58,15 +59,23 @@ def doctor() -> None:
 
 def slices(features: Sequence[Feature]) -> Table:
     """Each feature with what it depends on and what it brings along."""
-    table = Table(show_lines=True)
-    for heading in ("feature", "depends on", "tables", "routes", "settings", "migrations"):
-        table.add_column(heading)
+    table = Table("feature", "", "", box=SIMPLE_HEAD)
     revisions, owner_of = load_revisions(), owners()
     for feature in features:
         own = sorted(name for name, owner in owner_of.items() if owner == feature.name)
         head = revisions.get_revision(f"{feature.name}@head")
-        cells = [feature.depends_on, own, _routes(feature), _settings(feature), [head.revision]]
-        table.add_row(feature.name, *("\n".join(cell) for cell in cells))
+        name = feature.name
+        for kind, names in {
+            "depends on": ", ".join(feature.depends_on),
+            "tables": ", ".join(own),
+            "routes": "\n".join(_routes(feature)),
+            "settings": ", ".join(_settings(feature)),
+            "migrations": head.revision,
+        }.items():
+            if names:
+                table.add_row(name, kind, names)
+                name = ""
+        table.add_section()
     return table
 
 
@@ -74,7 +83,7 @@ def _routes(feature: Feature) -> list[str]:
     alone = FastAPI()
     alone.include_router(feature.router)
     paths = alone.openapi()["paths"]
-    return [f"{method.upper()} {path}" for path in paths for method in paths[path]]
+    return [f"{path}  {' '.join(method.upper() for method in paths[path])}" for path in paths]
 
 
 def _settings(feature: Feature) -> list[str]:

@@ -5,10 +5,10 @@ from tests.copying import ROOT, run_app
 
 
 def test_a_sound_installation_is_shown(database_url: str) -> None:
-    done = run_app(ROOT, "doctor", database=database_url, COLUMNS="200")
+    done = run_app(ROOT, "doctor", database=database_url, COLUMNS="80")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "wrong" not in done.stdout
-    for shown in ("items", "users", "GET /items/{item_id}", "items_0001", "ok    pgvector: "):
+    for shown in ("items", "users", "/items/{item_id}  GET", "items_0001", "ok    pgvector: "):
         assert shown in done.stdout
 
 
