@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from shared import health
+from shared import health, metrics
 from shared.database import open_database
 from shared.docs import mount_docs, operation_id
 from shared.errors import install_error_handlers
@@ -22,7 +22,7 @@ from shared.pagination import new_cursors
 from shared.requests import LastResortMiddleware, RequestMiddleware
 from shared.settings import ConfigurationError, Settings, load_settings
 from shared.tasks import Task, running
-from shared.telemetry import configure_sentry
+from shared.telemetry import configure_sentry, trace_calls, tracing
 
 VERSION = "0.1.0"
 EXPOSED_HEADERS = (
@@ -67,10 +67,12 @@ def create_app(
         redirect_slashes=False,
         generate_unique_id_function=operation_id,
         lifespan=_lifespan,
+        telemetry=tracing(),
     )
     app.state.settings = settings
     app.state.features = features
-    app.state.tasks = background_tasks(features) if run_tasks else []
+    app.state.tasks = background_tasks(features)
+    app.state.runs_tasks = run_tasks
     app.state.cursors = new_cursors(settings.secret())
     app.state.limiter = Limiter(settings.redis_url, enabled=settings.limits_rates)
     app.state.authenticator = next((f.authenticator for f in features if f.authenticator), None)
@@ -86,7 +88,7 @@ def create_app(
     app.add_middleware(RequestMiddleware)
     if settings.trusted_proxies:
         app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=list(settings.trusted_proxies))
-    for router in (health.router, *(feature.router for feature in features)):
+    for router in (health.router, metrics.router, *(feature.router for feature in features)):
         app.include_router(router, max_body_size=settings.max_body_size)
     mount_docs(app)
     return app
@@ -103,13 +105,15 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         )
     database = open_database(settings.database_url, settings)
     app.state.database = database
+    trace_calls(database)
     app.state.revisions = load_revisions()
     async with AsyncExitStack() as stack:
         stack.push_async_callback(database.dispose)
         for feature in features:
             if feature.lifespan:
                 await stack.enter_async_context(feature.lifespan(app))
-        await stack.enter_async_context(running(app, app.state.tasks))
+        if app.state.runs_tasks:
+            await stack.enter_async_context(running(app, app.state.tasks))
         yield
 
 

@@ -15,10 +15,12 @@ from limits import RateLimitItem, parse
 from limits.aio.storage import MemoryStorage, RedisStorage, Storage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from limits.errors import StorageError
+from prometheus_client import Counter
 
 from shared.errors import TooManyRequests
 
 REDIS_TIMEOUT_SECONDS = 0.25
+RATE_LIMITED = Counter("tessera_rate_limited_total", "Requests refused by a limit", ("limit",))
 
 log = structlog.get_logger(__name__)
 
@@ -84,6 +86,7 @@ async def _hit(
     }
     if allowed:
         return headers
+    RATE_LIMITED.labels(limit.name).inc()
     log.warning("rate_limited", limit=limit.name)
     raise TooManyRequests(
         f"Too many requests; please try again in {wait} s",

@@ -12,6 +12,7 @@ from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from shared.settings import Settings
+from shared.telemetry import add_trace, report_error, traces
 
 REDACTED = "[redacted]"
 SECRET_WORDS = ("password", "secret", "token", "authorization", "api_key", "cookie")
@@ -38,6 +39,10 @@ def configure_logging(settings: Settings) -> None:
         final: list[Processor] = [ExceptionRenderer(tracebacks), _json_renderer()]
     else:
         final = [structlog.dev.ConsoleRenderer(exception_formatter=plain_traceback)]
+    if settings.sentry_dsn:
+        final.insert(0, report_error)
+    if traces():
+        common.append(add_trace)
     level = getattr(logging, settings.log_level.upper())
     structlog.configure(
         processors=[*common, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],

@@ -114,4 +114,10 @@ def _postpone(mail: OutgoingMail, error: Exception) -> None:
     tell("mail_parked" if parked else "mail_postponed", mail_id=str(mail.id), error=mail.error)
 
 
-deliver_mail = Task(name="deliver_mail", drain=_deliver, every=5, channel=CHANNEL)
+BACKLOG = """
+SELECT count(next_attempt_at), count(*) - count(next_attempt_at),
+    greatest(0, extract(epoch FROM clock_timestamp() - min(next_attempt_at)))
+FROM outgoing_mail
+"""
+
+deliver_mail = Task(name="deliver_mail", drain=_deliver, every=5, channel=CHANNEL, backlog=BACKLOG)

@@ -14,12 +14,18 @@ from typing import Any
 
 import structlog
 from fastapi import FastAPI
+from prometheus_client import Counter
 
 from shared.database import CONNECT_ERRORS, database_of, listening
+from shared.telemetry import tracer
 
 log = structlog.get_logger(__name__)
 
 RECONNECT_SECONDS = 1.0
+ROWS = Counter("tessera_task_rows_total", "Rows that a background task has done", ("task",))
+FAILURES = Counter(
+    "tessera_task_failures_total", "Batches of a background task that failed", ("task",)
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,13 +34,15 @@ class Task:
 
     `drain` does one batch in its own transaction and returns how many rows it did; it is
     called again until it returns 0. Then it waits for a `NOTIFY` on `channel`, or for
-    `every` seconds.
+    `every` seconds. `backlog` is a query of how many rows wait, how many were given up, and
+    for how many seconds the oldest has been due: for the metrics.
     """
 
     name: str
     drain: Callable[[FastAPI], Awaitable[int]]
     every: float
     channel: str | None = None
+    backlog: str | None = None
 
 
 @asynccontextmanager
@@ -54,9 +62,15 @@ async def running(app: FastAPI, tasks: Sequence[Task]) -> AsyncIterator[None]:
 async def drain(app: FastAPI, task: Task) -> int:
     """Runs one task until nothing is left, and returns how many rows it did."""
     total = 0
-    while done := await task.drain(app):
+    while done := await _batch(app, task):
+        ROWS.labels(task.name).inc(done)
         total += done
     return total
+
+
+async def _batch(app: FastAPI, task: Task) -> int:
+    with tracer.start_as_current_span(f"task {task.name}"):
+        return await task.drain(app)
 
 
 async def _work(app: FastAPI, task: Task, wake: asyncio.Event) -> None:
@@ -65,6 +79,7 @@ async def _work(app: FastAPI, task: Task, wake: asyncio.Event) -> None:
         try:
             await drain(app, task)
         except Exception:
+            FAILURES.labels(task.name).inc()
             log.exception("task_failed", task=task.name)
             await asyncio.sleep(RECONNECT_SECONDS)
         with suppress(TimeoutError):

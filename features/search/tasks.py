@@ -9,6 +9,12 @@ from shared.tasks import Task
 
 CHANNEL = "search"
 SWEEP_SECONDS = 5.0
+BACKLOG = """
+SELECT count(*) FILTER (WHERE NOT parked), count(*) FILTER (WHERE parked),
+    greatest(0, extract(epoch FROM
+        clock_timestamp() - min(next_attempt_at) FILTER (WHERE NOT parked)))
+FROM search_queue
+"""
 
 
 async def _fold(app: FastAPI) -> int:
@@ -21,4 +27,10 @@ async def _embed(app: FastAPI) -> int:
 
 
 fold = Task(name="search_statistics", drain=_fold, every=SWEEP_SECONDS, channel=CHANNEL)
-embed = Task(name="search_embeddings", drain=_embed, every=SWEEP_SECONDS, channel=CHANNEL)
+embed = Task(
+    name="search_embeddings",
+    drain=_embed,
+    every=SWEEP_SECONDS,
+    channel=CHANNEL,
+    backlog=BACKLOG,
+)

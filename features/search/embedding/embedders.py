@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 from cashews import Cache
+from prometheus_client import Histogram
 
 from features.search.embedding.base import (
     Embedder,
@@ -19,6 +20,9 @@ from features.search.settings import SearchSettings
 
 CACHE_SECONDS = 86_400
 PAUSE_SECONDS = 5.0
+EMBEDDING = Histogram(
+    "tessera_embedding_seconds", "How long the model took for a query that was not cached"
+)
 
 
 class Embedders:
@@ -64,7 +68,8 @@ class Embedders:
         if time.monotonic() < self._paused_until:
             raise EmbeddingUnavailable(f"{model.name} did not answer a moment ago")
         try:
-            vector = await embedder.embed_query(text)
+            with EMBEDDING.time():
+                vector = await embedder.embed_query(text)
         except EmbeddingRefused as error:
             raise EmbeddingUnavailable(f"{model.name} did not embed the query") from error
         except EmbeddingUnavailable:

@@ -1,0 +1,300 @@
+"""Signals, as they arrive where they are sent: Sentry's envelopes, OTLP's spans, Prometheus' text.
+
+The process under test has one route and one background task more, both with a bug.
+"""
+
+import gzip
+import json
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from httpx import AsyncClient
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from prometheus_client import REGISTRY
+from prometheus_client.parser import text_string_to_metric_families
+
+from app.main import create_app
+from shared.settings import Settings
+from shared.testing import PASSWORD, connect
+from tests.serving import ROOT, environment
+
+SECRET = "correct-horse-battery"
+WITHIN_SECONDS = 20.0
+OBSERVABILITY = ROOT / "app" / "observability"
+SUFFIXES = ("", "_total", "_bucket", "_count", "_sum")
+PROGRAM = f"""
+import socket, sys
+from fastapi import APIRouter
+from app.main import create_app
+from app.server import serve
+from shared.auth import Principal, requires
+from shared.features import Feature, find_features
+from shared.tasks import Task
+
+router = APIRouter()
+
+@router.post("/probe")
+async def fail(body: dict[str, str], principal: Principal = requires("users:self")) -> None:
+    password = "{SECRET}"
+    raise RuntimeError("a bug in a route")
+
+failures = iter([RuntimeError("a bug in a task")])
+
+async def drain(app) -> int:
+    for failure in failures:
+        raise failure
+    return 0
+
+tasks = [Task(name="probe", drain=drain, every=60)]
+probe = Feature(name="probe", router=router, tasks=tasks)
+listener = socket.create_server(("127.0.0.1", 0))
+port = listener.getsockname()[1]
+serve(create_app(features=[*find_features(), probe]), listener, lambda: print(port, flush=True))
+"""
+
+
+@dataclass
+class Collector:
+    """A server that keeps what is sent to it: bodies by path, as they came."""
+
+    address: str = ""
+    received: list[tuple[str, bytes]] = field(default_factory=list)
+
+    def events(self) -> list[dict[str, Any]]:
+        """Sentry's error events (https://develop.sentry.dev/sdk/data-model/envelopes/)."""
+        found = []
+        for path, body in self.received:
+            if path == "/api/1/envelope/":
+                lines = [json.loads(line) for line in body.splitlines() if line]
+                pairs = zip(lines[1::2], lines[2::2], strict=False)
+                found += [item for header, item in pairs if header["type"] == "event"]
+        return found
+
+    def spans(self) -> list[Span]:
+        found = []
+        for path, body in self.received:
+            if path == "/v1/traces":
+                request = ExportTraceServiceRequest.FromString(body)
+                for resource in request.resource_spans:
+                    for scope in resource.scope_spans:
+                        found += scope.spans
+        return found
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    kept = Collector()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:  # the name that http.server calls
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.headers["Content-Encoding"] == "gzip":
+                body = gzip.decompress(body)
+            kept.received.append((self.path, body))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    kept.address = f"127.0.0.1:{server.server_port}"
+    yield kept
+    server.shutdown()
+    server.server_close()
+
+
+@dataclass(frozen=True)
+class Probed:
+    client: httpx.Client
+    user_id: str
+    log: Path
+
+    def lines(self, request_id: str) -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in self.log.read_text().splitlines()]
+        return [line for line in lines if line.get("request_id") == request_id]
+
+
+@pytest.fixture
+def probed(collector: Collector, settings: Settings, tmp_path: Path) -> Iterator[Probed]:
+    """The application in a process that sends its signals to the collector."""
+    wanted = {
+        "env": "test",
+        "database_url": settings.database_url or "",
+        "secret_key": settings.secret(),
+        "log_format": "json",
+        "sentry_dsn": f"http://key@{collector.address}/1",
+    }
+    variables = environment(wanted) | {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{collector.address}",
+        "OTEL_BSP_SCHEDULE_DELAY": "100",
+    }
+    log = tmp_path / "log"
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM],
+            cwd=ROOT,
+            env=variables,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+        )
+    try:
+        assert process.stdout
+        port = process.stdout.readline().decode().strip()
+        assert port, log.read_text()
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            body = {"email": "ada@example.com", "password": PASSWORD}
+            user_id = client.post("/users", json=body).json()["id"]
+            form = {"grant_type": "password", "username": body["email"], "password": PASSWORD}
+            token = client.post("/auth/token", data=form).json()["access_token"]
+            client.headers["Authorization"] = f"Bearer {token}"
+            yield Probed(client, user_id, log)
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def eventually(look: Callable[[], list[Any]]) -> list[Any]:
+    """What `look` finds, once it finds anything."""
+    deadline = time.monotonic() + WITHIN_SECONDS
+    while not (found := look()):
+        assert time.monotonic() < deadline, "nothing arrived"
+        time.sleep(0.05)
+    return found
+
+
+def test_one_request_id_joins_answer_log_event_and_trace(
+    collector: Collector, probed: Probed
+) -> None:
+    answer = probed.client.post("/probe?code=" + SECRET, json={"secret": SECRET})
+    assert answer.status_code == 500
+    request_id = answer.json()["request_id"]
+
+    def event_of_the_request() -> list[dict[str, Any]]:
+        events = collector.events()
+        return [e for e in events if e.get("tags", {}).get("request_id") == request_id]
+
+    (event,) = eventually(event_of_the_request)
+    (error,) = event["exception"]["values"]
+    assert (error["type"], error["value"]) == ("RuntimeError", "a bug in a route")
+    assert error["stacktrace"]["frames"][-1]["function"] == "fail"
+    assert event["user"] == {"id": probed.user_id}
+    assert (event["environment"], event["release"]) == ("test", "tessera@0.1.0")
+    assert SECRET not in json.dumps(collector.events())
+
+    span = eventually(lambda: spans_with(collector, "request.id", request_id))[0]
+    lines = probed.lines(request_id)
+    assert [line["event"] for line in lines] == ["unhandled_error", "request"]
+    assert {line["trace_id"] for line in lines} == {span.trace_id.hex()}
+
+
+def test_an_error_of_a_background_task_is_sent_and_what_clients_do_wrong_is_not(
+    collector: Collector, probed: Probed
+) -> None:
+    client = probed.client
+    for method, path in (("GET", "/nowhere"), ("PUT", "/items"), ("POST", "/items")):
+        assert 400 <= client.request(method, path).status_code < 500
+    assert client.get("/users").status_code == 403
+    assert client.get("/items", headers={"Authorization": "Bearer x"}).status_code == 401
+    eventually(collector.events)
+    assert client.post("/probe", json={}).status_code == 500
+    events = eventually(lambda: found if len(found := collector.events()) > 1 else [])
+    values = [event["exception"]["values"][-1]["value"] for event in events]
+    assert sorted(values) == ["a bug in a route", "a bug in a task"]
+
+
+def test_queries_are_parts_of_the_trace_and_probes_are_none(
+    collector: Collector, probed: Probed
+) -> None:
+    assert probed.client.get("/readyz").status_code == 200
+    answer = probed.client.get("/items")
+    request_id = answer.headers["x-request-id"]
+    (span,) = eventually(lambda: spans_with(collector, "request.id", request_id))
+    assert span.name == "GET /items"
+
+    def queries() -> list[Span]:
+        inside = [s for s in collector.spans() if s.parent_span_id == span.span_id]
+        return [s for s in inside if s.name.startswith("SELECT")]
+
+    assert {s.trace_id for s in eventually(queries)} == {span.trace_id}
+    assert not [s for s in collector.spans() if "readyz" in s.name]
+
+
+def spans_with(collector: Collector, name: str, value: str) -> list[Span]:
+    return [
+        span
+        for span in collector.spans()
+        for attribute in span.attributes
+        if (attribute.key, attribute.value.string_value) == (name, value)
+    ]
+
+
+async def numbers(client: AsyncClient) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """Each sample at /metrics, by its name and labels."""
+    answer = await client.get("/metrics")
+    assert answer.status_code == 200, answer.text
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+    }
+
+
+def sample(name: str, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
+    return name, frozenset(labels.items())
+
+
+async def test_requests_are_counted_by_the_template_of_their_route(client: AsyncClient) -> None:
+    found = sample(
+        "http_request_duration_seconds_count", method="GET", route="/items/{item_id}", status="404"
+    )
+    lost = sample("http_request_duration_seconds_count", method="other", route="none", status="404")
+    before = await numbers(client)
+    for number in range(3):
+        await client.get(f"/items/00000000-0000-7000-8000-00000000000{number}")
+        await client.request(f"FETCH{number}", f"/nowhere/{number}")
+    after = await numbers(client)
+    assert after[found] - before.get(found, 0) == 3
+    assert after[lost] - before.get(lost, 0) == 3
+    assert not [name for name, labels in after if "nowhere" in str(labels)]
+
+
+async def test_what_waits_is_shown(client: AsyncClient) -> None:
+    await client.post("/items", json={"title": "Mug", "price": 1})
+    shown = await numbers(client)
+    assert shown[sample("tessera_backlog_rows", task="deliver_mail", state="waiting")] == 1
+    assert shown[sample("tessera_backlog_rows", task="deliver_mail", state="parked")] == 0
+    assert shown[sample("tessera_backlog_age_seconds", task="deliver_mail")] > 0
+    assert shown[sample("tessera_database_connections_max", pool="write")] == 10
+
+
+async def test_dashboard_and_alerts_ask_for_what_there_is(client: AsyncClient) -> None:
+    await client.get("/items")
+    shown = {name for name, _ in await numbers(client)}
+    declared = {f"{metric.name}{suffix}" for metric in REGISTRY.collect() for suffix in SUFFIXES}
+    for file in ("dashboard.json", "alerts.yaml"):
+        asked = set(
+            re.findall(r"\b(?:http|tessera|process)_[a-z_]+", (OBSERVABILITY / file).read_text())
+        )
+        assert asked
+        assert asked <= shown | declared, file
+
+
+async def test_a_database_that_is_gone_fails_no_scrape(settings: Settings) -> None:
+    gone = settings.model_copy(update={"database_replica_url": "postgresql://127.0.0.1:1/gone"})
+    app = create_app(gone, run_tasks=False)
+    async with app.router.lifespan_context(app), connect(app) as client:
+        shown = await numbers(client)
+    assert sample("tessera_database_connections_max", pool="read") in shown
+    assert not [name for name, _ in shown if name.startswith("tessera_backlog")]
