@@ -59,7 +59,7 @@ openapi: setup ## Write tests/openapi.json anew, after a wanted change of the AP
 
 lock: ## Pin all dependencies anew (needs uv)
 	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	  --no-annotate --custom-compile-command "make lock" pyproject.toml -o requirements.lock
+	  --no-annotate --custom-compile-command "make lock" --extra celery pyproject.toml -o requirements.lock
 	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-annotate --custom-compile-command "make lock" --group dev pyproject.toml -o requirements-dev.lock
 

@@ -21,7 +21,7 @@ from shared.migrations import load_revisions
 from shared.pagination import new_cursors
 from shared.requests import LastResortMiddleware, RequestMiddleware
 from shared.settings import ConfigurationError, Settings, load_settings
-from shared.tasks import Task, running
+from shared.tasks import Perform, Task, drain, running
 from shared.telemetry import configure_sentry, trace_calls, tracing
 
 VERSION = "0.1.0"
@@ -113,8 +113,17 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             if feature.lifespan:
                 await stack.enter_async_context(feature.lifespan(app))
         if app.state.runs_tasks:
-            await stack.enter_async_context(running(app, app.state.tasks))
+            perform = _performer(settings)
+            await stack.enter_async_context(running(app, app.state.tasks, perform))
         yield
+
+
+def _performer(settings: Settings) -> Perform:
+    if settings.task_queue == "inline":
+        return drain
+    from app.worker import send  # and with it Celery, which nobody else has to have
+
+    return send
 
 
 def background_tasks(features: Sequence[Feature]) -> list[Task]:

@@ -1,6 +1,7 @@
 """Configuration from the environment: variables with the prefix `APP_`, or `.env`."""
 
 import secrets
+from importlib.util import find_spec
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -71,7 +72,7 @@ class Settings(BaseSettings):
     database_statement_timeout: float = Field(default=10.0, gt=0, le=3600)
     database_lock_timeout: float = Field(default=3.0, gt=0, le=3600)
     redis_url: RedisUrl | None = None
-    task_queue: Literal["inline"] = "inline"
+    task_queue: Literal["inline", "celery"] = "inline"
     secret_key: SecretStr | None = None
     sentry_dsn: str | None = None
     smtp_url: SmtpUrl | None = None
@@ -96,6 +97,15 @@ class Settings(BaseSettings):
             raise ValueError(
                 "APP_SMTP_URL is required when APP_ENV=prod; `log:` writes mails to the log"
             )
+        return self
+
+    @model_validator(mode="after")
+    def queue_at_hand(self) -> "Settings":
+        if self.task_queue == "celery":
+            if self.redis_url is None:
+                raise ValueError("APP_TASK_QUEUE=celery needs APP_REDIS_URL")
+            if find_spec("celery") is None:
+                raise ValueError("APP_TASK_QUEUE=celery needs Celery: pip install 'celery[redis]'")
         return self
 
     @model_validator(mode="after")

@@ -45,11 +45,15 @@ class Task:
     backlog: str | None = None
 
 
+Perform = Callable[[FastAPI, Task], Awaitable[object]]
+"""What is done when a task is due: `drain` does its work here, a queue has it done elsewhere."""
+
+
 @asynccontextmanager
-async def running(app: FastAPI, tasks: Sequence[Task]) -> AsyncIterator[None]:
-    """Runs the tasks until the block ends; a batch under way is cancelled and rolled back."""
+async def running(app: FastAPI, tasks: Sequence[Task], perform: Perform) -> AsyncIterator[None]:
+    """Performs the tasks until the block ends; a batch under way is cancelled and rolled back."""
     wake = {task.name: asyncio.Event() for task in tasks}
-    workers = [asyncio.create_task(_work(app, task, wake[task.name])) for task in tasks]
+    workers = [asyncio.create_task(_work(app, task, perform, wake[task.name])) for task in tasks]
     workers.append(asyncio.create_task(_listen(app, tasks, wake)))
     try:
         yield
@@ -73,11 +77,11 @@ async def _batch(app: FastAPI, task: Task) -> int:
         return await task.drain(app)
 
 
-async def _work(app: FastAPI, task: Task, wake: asyncio.Event) -> None:
+async def _work(app: FastAPI, task: Task, perform: Perform, wake: asyncio.Event) -> None:
     while True:
         wake.clear()
         try:
-            await drain(app, task)
+            await perform(app, task)
         except Exception:
             FAILURES.labels(task.name).inc()
             log.exception("task_failed", task=task.name)

@@ -14,7 +14,9 @@ from fastapi.telemetry import TelemetryConfig
 from opentelemetry import trace
 from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
 from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
+from sentry_sdk.integrations.fastapi import FastApiIntegration
 from sentry_sdk.integrations.logging import LoggingIntegration
+from sentry_sdk.integrations.starlette import StarletteIntegration
 from sentry_sdk.types import Event, Hint
 from structlog.typing import EventDict, WrappedLogger
 
@@ -42,6 +44,8 @@ def configure_sentry(settings: Settings, release: str) -> None:
         max_request_body_size="never",
         include_local_variables=False,  # where passwords are, under any name
         before_send=_join,
+        auto_enabling_integrations=False,  # they would import what is only installed
+        integrations=[StarletteIntegration(), FastApiIntegration()],
         disabled_integrations=[LoggingIntegration()],  # `report_error` knows more
     )
 

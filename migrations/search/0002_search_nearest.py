@@ -19,7 +19,7 @@ CREATE FUNCTION search_nearest(
 ) RETURNS TABLE (item_id uuid, similarity double precision, plan text)
 LANGUAGE plpgsql STABLE ROWS 200
 SET hnsw.iterative_scan = 'relaxed_order'
-SET hnsw.ef_search = 400
+SET hnsw.ef_search = 1000
 SET hnsw.max_scan_tuples = 100000
 SET hnsw.scan_mem_multiplier = 8
 SET plan_cache_mode = 'force_custom_plan'

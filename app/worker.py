@@ -1,0 +1,84 @@
+"""Background work on Celery, with `APP_TASK_QUEUE=celery`: `celery -A app.worker worker`.
+
+What is to be done stands in PostgreSQL; a message only says which task to look at. The API's
+processes, and `python -m app worker`, send one when a NOTIFY says so and every so often anyway:
+a Redis that loses every message delays work, and loses none. Any number of workers may run.
+"""
+
+import asyncio
+from contextlib import ExitStack
+
+import structlog
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from celery import Celery
+from celery.signals import setup_logging, worker_process_init, worker_process_shutdown
+from fastapi import FastAPI
+from kombu.exceptions import OperationalError
+
+from app.main import create_app
+from shared.settings import Settings, load_settings
+from shared.tasks import Task, drain
+
+PAUSE_SECONDS = 0.2  # between two messages of a process for one task, however much is written
+REDIS_TIMEOUT_SECONDS = 1.0
+
+log = structlog.get_logger(__name__)
+celery = Celery(
+    "tessera",
+    broker=load_settings(Settings).redis_url,
+    broker_connection_retry_on_startup=True,
+    broker_transport_options={
+        "socket_timeout": REDIS_TIMEOUT_SECONDS,
+        "socket_connect_timeout": REDIS_TIMEOUT_SECONDS,
+    },
+    task_ignore_result=True,
+    worker_prefetch_multiplier=1,
+)
+
+
+async def send(_app: FastAPI, task: Task) -> None:
+    """Has some worker look at a task; if none does within its period, the next message will."""
+    try:
+        await asyncio.to_thread(
+            celery.send_task, "drain", (task.name,), expires=task.every, retry=False
+        )
+    except OperationalError as error:
+        log.warning("message_not_sent", task=task.name, error=str(error))
+    await asyncio.sleep(PAUSE_SECONDS)
+
+
+class WorkerProcess:
+    """The application of one worker process, on an event loop in a thread of its own."""
+
+    app: FastAPI
+    portal: BlockingPortal
+
+    def __init__(self) -> None:
+        self._opened = ExitStack()
+
+    def start(self, **_: object) -> None:
+        self.app = create_app(run_tasks=False)
+        self.portal = self._opened.enter_context(start_blocking_portal("asyncio"))
+        lifespan = self.app.router.lifespan_context(self.app)
+        self._opened.enter_context(self.portal.wrap_async_context_manager(lifespan))
+
+    def stop(self, **_: object) -> None:
+        self._opened.close()
+
+
+def drain_by_name(name: str) -> None:
+    """Drains what waits for one task; nothing, if this version does not know it."""
+    for task in process.app.state.tasks:
+        if task.name == name:
+            process.portal.call(drain, process.app, task)
+
+
+def keep_logging(**_: object) -> None:
+    """Celery leaves logging alone where somebody listens to this: `create_app` sets it up."""
+
+
+process = WorkerProcess()
+celery.task(drain_by_name, name="drain")
+setup_logging.connect(keep_logging)
+worker_process_init.connect(process.start, weak=False)
+worker_process_shutdown.connect(process.stop, weak=False)

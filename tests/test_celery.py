@@ -1,0 +1,175 @@
+"""The background work on Celery: a real Redis, a real worker, and what happens without either."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from shared.settings import Settings
+from shared.testing import PASSWORD
+from tests.copying import BIN
+from tests.serving import ROOT, environment, serving
+
+WITHIN_SECONDS = 60.0
+INLINE = """
+import sys
+from app.main import create_app
+from shared.settings import Settings
+settings = Settings(_env_file=None, env="test", sentry_dsn="http://key@127.0.0.1/1",
+    database_url="postgresql://127.0.0.1/none", secret_key="a secret for tests, 32 bytes or more")
+create_app(settings)
+print(*[name for name in sys.modules if name.partition(".")[0] in ("celery", "kombu")])
+"""
+
+
+def test_inline_imports_nothing_of_celery() -> None:
+    said = subprocess.run([sys.executable, "-c", INLINE], cwd=ROOT, capture_output=True, check=True)
+    assert said.stdout.strip() == b""
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@dataclass
+class Redis:
+    """A Redis that can be killed and started again, empty, at the same address."""
+
+    port: int
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = ["redis-server", "--port", str(self.port), "--save", "", "--dir", "/"]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        eventually(self._listens)
+
+    def _listens(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def kill(self) -> None:
+        assert self.process
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def redis() -> Iterator[Redis]:
+    if shutil.which("redis-server") is None:
+        pytest.skip("there is no redis-server")
+    server = Redis(free_port())
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def variables(settings: Settings, redis: Redis) -> dict[str, str]:
+    return {
+        "env": "test",
+        "database_url": settings.database_url or "",
+        "secret_key": settings.secret(),
+        "redis_url": f"redis://127.0.0.1:{redis.port}/0",
+        "task_queue": "celery",
+    }
+
+
+@contextmanager
+def celery_worker(variables: dict[str, str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """`celery -A app.worker worker` with two processes, as long as the block."""
+    with (folder / "celery.log").open("wb") as log:
+        process = subprocess.Popen(
+            [BIN / "celery", "-A", "app.worker", "worker", "--concurrency", "2"],
+            cwd=ROOT,
+            env=environment(variables),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WITHIN_SECONDS
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def client(variables: dict[str, str], tmp_path: Path) -> Iterator[httpx.Client]:
+    """Signed in at an API process that leaves its background work to Celery."""
+    with (
+        serving(tmp_path, free_port(), variables) as served,
+        httpx.Client(base_url=served.address, timeout=30) as client,
+    ):
+        body = {"email": "ada@example.com", "password": PASSWORD}
+        client.post("/users", json=body).raise_for_status()
+        form = {"grant_type": "password", "username": body["email"], "password": PASSWORD}
+        granted = client.post("/auth/token", data=form).raise_for_status()
+        client.headers["Authorization"] = f"Bearer {granted.json()['access_token']}"
+        yield client
+
+
+def add(client: httpx.Client, count: int) -> None:
+    for number in range(count):
+        item = {"title": f"Mug {number}", "price": 1}
+        client.post("/items", json=item).raise_for_status()
+
+
+def status(client: httpx.Client) -> tuple[int, int]:
+    """How many items are indexed, and how many wait."""
+    found = client.get("/search/status").raise_for_status().json()
+    return found["indexed"], found["pending"]
+
+
+def children(process: subprocess.Popen[bytes]) -> list[int]:
+    found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    return [int(pid) for pid in found.split()]
+
+
+@pytest.mark.timeout(240)
+def test_work_goes_on_whatever_is_killed(
+    client: httpx.Client, variables: dict[str, str], redis: Redis, tmp_path: Path
+) -> None:
+    add(client, 5)
+    assert status(client) == (0, 5), "nobody works but Celery"
+
+    with celery_worker(variables, tmp_path) as worker:
+        eventually(lambda: status(client) == (5, 0))
+
+        redis.kill()  # and with it every message
+        add(client, 5)
+        assert status(client) == (5, 5)
+        redis.start()
+        eventually(lambda: status(client) == (10, 0))
+
+        add(client, 100)
+        for pid in children(worker):  # in mid-batch, or soon before
+            os.kill(pid, signal.SIGKILL)
+        eventually(lambda: status(client) == (110, 0))
+
+    add(client, 3)
+    assert status(client) == (110, 3)
+    with celery_worker(variables, tmp_path):
+        eventually(lambda: status(client) == (113, 0))
+
+
+def test_celery_needs_redis() -> None:
+    with pytest.raises(ValueError, match="APP_TASK_QUEUE=celery needs APP_REDIS_URL"):
+        Settings(_env_file=None, task_queue="celery")
