@@ -102,7 +102,9 @@ class Listing:
 
 
 @cache
-def _page(listing: Listing, filters: frozenset[str], sort: Sort, *, resumed: bool) -> Select[Any]:
+def page_statement(
+    listing: Listing, filters: frozenset[str], sort: Sort, *, resumed: bool
+) -> Select[Any]:
     columns, descending = listing.rows.selected_columns, sort.descending
     order = (columns[sort.column], columns.id)
     page = _matching(listing, filters)
@@ -114,7 +116,7 @@ def _page(listing: Listing, filters: frozenset[str], sort: Sort, *, resumed: boo
 
 
 @cache
-def _count(listing: Listing, filters: frozenset[str]) -> Select[Any]:
+def count_statement(listing: Listing, filters: frozenset[str]) -> Select[Any]:
     matching = _matching(listing, filters)
     return matching.with_only_columns(func.count(), maintain_column_froms=True)
 
@@ -143,14 +145,14 @@ async def fetch_page(
     given = {name: getattr(query, name) for name in listing.filters}
     filters = {name: value for name, value in given.items() if value is not None} | owner
     names = frozenset(filters) - frozenset(owner)
-    page = _page(listing, names, query.sort, resumed=after is not None)
+    page = page_statement(listing, names, query.sort, resumed=after is not None)
     place: dict[str, Any] = {"skip": query.skip, "rows": query.limit + 1}
     if after:
         place |= {"last_value": after.value, "last_id": after.id}
     found = (await session.execute(page, filters | place)).all()
     total: int | None = None
     if query.total:
-        total = (await session.execute(_count(listing, names), filters)).scalar_one()
+        total = (await session.execute(count_statement(listing, names), filters)).scalar_one()
     rows, more = found[: query.limit], len(found) > query.limit
     return Rows(rows, total, _keyset(rows[-1], query.sort.column) if more else None)
 

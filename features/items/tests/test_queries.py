@@ -36,3 +36,10 @@ async def test_an_import_takes_the_same_queries_whatever_its_length(client: Asyn
         with max_queries(4):
             answer = await client.post("/items/import", content=lines, headers=headers)
         assert answer.json()["created"] == rows
+
+
+async def test_answers_stay_small(client: AsyncClient) -> None:
+    for number in range(20):
+        made = await client.post("/items", json={"title": f"Mug {number:02}", "price": 9.99})
+    assert len((await client.get(made.headers["location"])).content) < 230
+    assert len((await client.get("/items")).content) < 20 * 230 + 100
