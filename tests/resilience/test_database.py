@@ -45,6 +45,19 @@ async def test_a_postgresql_that_was_frozen_is_used_again(stack: Stack, report: 
     report(f"PostgreSQL frozen for {FROZEN_SECONDS:.0f} s", load)
 
 
+@pytest.mark.skipif(not LONG, reason="FAULTS=long: it waits for the grace of requests to end")
+async def test_an_api_ends_although_postgresql_is_frozen(stack: Stack) -> None:
+    api = await stack.start_api()
+    async with under_load(api.address):
+        stack.postgres.signal(signal.SIGSTOP)
+        try:
+            await asyncio.to_thread(api.stop)  # within 30 s
+        finally:
+            stack.postgres.signal(signal.SIGCONT)
+            api.process.kill()
+            api.process.wait()
+
+
 async def test_postgresql_without_a_free_connection_is_an_outage_that_ends(
     stack: Stack, report: Report
 ) -> None:
