@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from fastapi import FastAPI
 
 from app import doctor, scaffold
 from app.main import create_app
-from app.server import listen, serve
+from app.server import listen, serve, serve_with_workers
 from shared.commands import plain_errors, running_database
 from shared.demo import load_demo, welcome
 from shared.features import find_features
@@ -41,6 +42,7 @@ def prepare_process() -> None:
 def serve_command(
     host: Annotated[str, typer.Option(envvar="HOST")] = "127.0.0.1",
     port: Port = 8000,
+    workers: Annotated[int, typer.Option(envvar="WEB_CONCURRENCY", min=1, max=64)] = 1,
     until_parent_exits: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Serve the API. In development this also brings up PostgreSQL, migrates and loads a demo."""
@@ -52,10 +54,17 @@ def serve_command(
         listener = listen(host, port)
         with running_database(settings) as ready:
             app = create_app(ready)
-            address = f"http://{host}:{port}"
             if ready.env == "dev":
                 _prepare(ready)
-            serve(app, listener, on_ready=lambda: _announce(ready, address))
+
+            def announce() -> None:
+                _announce(ready, f"http://{host}:{port}")
+
+            if workers == 1:
+                serve(app, listener, announce)
+            else:
+                os.environ["APP_DATABASE_URL"] = str(ready.database_url)
+                serve_with_workers(listener, workers, announce)
 
 
 def _prepare(settings: Settings) -> None:

@@ -1,12 +1,19 @@
-"""The HTTP server of one process: a listening socket, uvicorn, and a word when it is ready."""
+"""The HTTP server: a listening socket, uvicorn in one process or several, a word when ready."""
 
 import socket
 from collections.abc import Callable
+from multiprocessing import parent_process
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.supervisors import Multiprocess
 
+from app.main import create_app
 from shared.settings import ConfigurationError
+from shared.supervision import exit_with_parent
+
+START_TIMEOUT_SECONDS = 60.0
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -26,10 +33,13 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+OnReady = Callable[[], None]
+
+
 class Server(uvicorn.Server):
     """A uvicorn server that says when it is ready to answer."""
 
-    on_ready: Callable[[], None] = staticmethod(lambda: None)
+    on_ready: OnReady
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -37,9 +47,34 @@ class Server(uvicorn.Server):
             self.on_ready()
 
 
-def serve(app: FastAPI, listener: socket.socket, on_ready: Callable[[], None]) -> None:
+class Workers(Multiprocess):
+    """Several processes that answer on one socket; one that dies is replaced, and SIGHUP replaces
+    each in turn."""
+
+    on_ready: OnReady
+
+    def init_processes(self) -> None:
+        super().init_processes()
+        if all(process.wait_until_ready(START_TIMEOUT_SECONDS) for process in self.processes):
+            self.on_ready()
+
+
+def serve(app: FastAPI, listener: socket.socket, on_ready: OnReady) -> None:
     """Serves until SIGINT or SIGTERM; requests under way are finished first."""
-    config = uvicorn.Config(
+    server = Server(_config(app))
+    server.on_ready = on_ready
+    server.run(sockets=[listener])
+
+
+def serve_with_workers(listener: socket.socket, workers: int, on_ready: OnReady) -> None:
+    """Serves with so many processes, whose settings come from the environment."""
+    supervisor = Workers(_config("app.server:worker", factory=True, workers=workers), [listener])
+    supervisor.on_ready = on_ready
+    supervisor.run()
+
+
+def _config(app: FastAPI | str, **options: Any) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
         loop="uvloop",
         http="httptools",
@@ -48,7 +83,12 @@ def serve(app: FastAPI, listener: socket.socket, on_ready: Callable[[], None]) -
         server_header=False,
         proxy_headers=False,  # the application believes the proxies that its settings name
         timeout_graceful_shutdown=10,
+        **options,
     )
-    server = Server(config)
-    server.on_ready = on_ready
-    server.run(sockets=[listener])
+
+
+def worker() -> FastAPI:
+    """The application of one process of several, which must not outlive the first."""
+    parent = parent_process()
+    exit_with_parent(parent.pid if parent else None)
+    return create_app()

@@ -1,17 +1,18 @@
 """Pages of a list: by offset, or by keyset, along cursors that are opaque and signed."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from functools import cache
 from typing import Annotated, Any, Generic, TypeVar
 
 import orjson
 from fastapi import Depends, Request
 from itsdangerous import BadSignature, URLSafeSerializer
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from sqlalchemy import ColumnElement, Row, Select, String, Tuple, cast, func, literal, tuple_
+from sqlalchemy import ColumnElement, Row, Select, String, bindparam, cast, func, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from shared.errors import BadRequest
@@ -88,33 +89,72 @@ class Rows:
     last: Keyset | None
 
 
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """What a list is of: the rows that may be seen, with their id and the columns that can be
+    sorted by, and a condition for each filter of the query, by the name of its field.
+
+    Values are bind parameters, so that each statement is built once and not in each request.
+    """
+
+    rows: Select[Any]
+    filters: Mapping[str, ColumnElement[bool]]
+
+
+@cache
+def page_statement(
+    listing: Listing, filters: frozenset[str], sort: Sort, *, resumed: bool
+) -> Select[Any]:
+    columns, descending = listing.rows.selected_columns, sort.descending
+    order = (columns[sort.column], columns.id)
+    page = _matching(listing, filters)
+    if resumed:
+        last = tuple_(*map(_from_text, ("last_value", "last_id"), order))
+        page = page.where(tuple_(*order) < last if descending else tuple_(*order) > last)
+    page = page.order_by(*(column.desc() if descending else column.asc() for column in order))
+    return page.offset(bindparam("skip")).limit(bindparam("rows"))
+
+
+@cache
+def count_statement(listing: Listing, filters: frozenset[str]) -> Select[Any]:
+    matching = _matching(listing, filters)
+    return matching.with_only_columns(func.count(), maintain_column_froms=True)
+
+
+def _matching(listing: Listing, filters: frozenset[str]) -> Select[Any]:
+    return listing.rows.where(*(listing.filters[name] for name in sorted(filters)))
+
+
+def _from_text(name: str, column: ColumnElement[Any]) -> ColumnElement[Any]:
+    """A value of a cursor: PostgreSQL itself reads the text as the column's type."""
+    return cast(bindparam(name, type_=String), column.type)
+
+
 async def fetch_page(
-    session: AsyncConnection, matching: Select[Any], query: PageQuery, after: Keyset | None = None
+    session: AsyncConnection,
+    listing: Listing,
+    query: PageQuery,
+    after: Keyset | None = None,
+    **owner: Any,
 ) -> Rows:
     """The page of the rows that match, in the order asked for; ties are broken by id.
 
-    `matching` selects the id and the columns that can be sorted by. With `after`, the page
-    begins behind that row, wherever rows were added meanwhile.
+    With `after`, the page begins behind that row, wherever rows were added meanwhile. `owner`
+    has the values of what parameters the rows of the listing have themselves.
     """
-    columns, descending = matching.selected_columns, query.sort.descending
-    order = (columns[query.sort.column], columns.id)
-    statement = matching.order_by(*(c.desc() if descending else c.asc() for c in order))
+    given = {name: getattr(query, name) for name in listing.filters}
+    filters = {name: value for name, value in given.items() if value is not None} | owner
+    names = frozenset(filters) - frozenset(owner)
+    page = page_statement(listing, names, query.sort, resumed=after is not None)
+    place: dict[str, Any] = {"skip": query.skip, "rows": query.limit + 1}
     if after:
-        row, last = tuple_(*order), _values(after, order)
-        statement = statement.where(row < last if descending else row > last)
-    rows = (await session.execute(statement.offset(query.skip).limit(query.limit + 1))).all()
+        place |= {"last_value": after.value, "last_id": after.id}
+    found = (await session.execute(page, filters | place)).all()
     total: int | None = None
     if query.total:
-        count = matching.with_only_columns(func.count(), maintain_column_froms=True)
-        total = (await session.execute(count)).scalar_one()
-    page, more = rows[: query.limit], len(rows) > query.limit
-    return Rows(page, total, _keyset(page[-1], query.sort.column) if more else None)
-
-
-def _values(keyset: Keyset, order: Sequence[ColumnElement[Any]]) -> Tuple:
-    """The keyset as a row of the columns' types: PostgreSQL itself reads the text."""
-    texts = (literal(keyset.value, String), literal(keyset.id, String))
-    return tuple_(*(cast(text, column.type) for text, column in zip(texts, order, strict=True)))
+        total = (await session.execute(count_statement(listing, names), filters)).scalar_one()
+    rows, more = found[: query.limit], len(found) > query.limit
+    return Rows(rows, total, _keyset(rows[-1], query.sort.column) if more else None)
 
 
 def _keyset(row: Row[Any], column: str) -> Keyset:
@@ -164,7 +204,7 @@ def _digest(query: PageQuery, owner: Any) -> str:
     return hashlib.sha256(orjson.dumps([owner, same], default=str)).hexdigest()[:16]
 
 
-def _cursors(request: Request) -> Cursors:
+async def _cursors(request: Request) -> Cursors:
     cursors: Cursors = request.app.state.cursors
     return cursors
 

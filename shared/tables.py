@@ -1,6 +1,8 @@
 """What every table shares: names for constraints, and ids in the order of creation."""
 
+from collections.abc import Mapping
 from datetime import datetime
+from typing import Any, ClassVar
 from uuid import UUID
 
 from sqlalchemy import func
@@ -33,7 +35,10 @@ def new_id() -> UUID:
 
 
 class Timestamped(SQLModel):
-    """When a row was made and last changed, by the clock of the database."""
+    """When a row was made and last changed, by the clock of the database, which tells it with the
+    same statement (RETURNING)."""
+
+    __mapper_args__: ClassVar[Mapping[str, Any]] = {"eager_defaults": True}
 
     created_at: datetime = Field(
         default=None,

@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from prometheus_client import Counter
 
 from shared.database import CONNECT_ERRORS, database_of, listening
+from shared.errors import Unavailable
 from shared.telemetry import tracer
 
 log = structlog.get_logger(__name__)
@@ -82,12 +83,23 @@ async def _work(app: FastAPI, task: Task, perform: Perform, wake: asyncio.Event)
         wake.clear()
         try:
             await perform(app, task)
-        except Exception:
+        except Exception as error:
             FAILURES.labels(task.name).inc()
-            log.exception("task_failed", task=task.name)
+            if isinstance(error, Unavailable):
+                log.warning("task_postponed", task=task.name, reason=error.detail)
+            else:
+                log.exception("task_failed", task=task.name)
+            if _cancelled():
+                return
             await asyncio.sleep(RECONNECT_SECONDS)
         with suppress(TimeoutError):
             await asyncio.wait_for(wake.wait(), timeout=task.every)
+
+
+def _cancelled() -> bool:
+    """Whether this asyncio task was cancelled, although another error took the place of that."""
+    current = asyncio.current_task()
+    return current is not None and current.cancelling() > 0
 
 
 async def _listen(app: FastAPI, tasks: Sequence[Task], wake: dict[str, asyncio.Event]) -> None:

@@ -39,7 +39,7 @@ def environment(settings: Mapping[str, str]) -> dict[str, str]:
 
 @contextmanager
 def serving(
-    folder: Path, port: int, settings: Mapping[str, str], code: Path = ROOT
+    folder: Path, port: int, settings: Mapping[str, str], code: Path = ROOT, workers: int = 1
 ) -> Iterator[Served]:
     """Runs `python -m app serve`, from when it answers until the block ends.
 
@@ -49,7 +49,7 @@ def serving(
     output, log = folder / "output", folder / "log"
     with output.open("wb") as stdout, log.open("wb") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-m", "app", "serve", "--port", str(port)],
+            [sys.executable, "-m", "app", "serve", f"--port={port}", f"--workers={workers}"],
             cwd=code,
             env=environment(settings),
             stdin=subprocess.DEVNULL,

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -102,6 +102,39 @@ def test_after_a_kill_nothing_is_left_and_the_next_start_works(clone: Path) -> N
     with run(clone) as served:
         found = httpx.get(served.address + created.headers["location"], headers=sign_in(served))
         assert found.json()["title"] == "Kept"
+
+
+def children(pid: int) -> set[int]:
+    """The worker processes, without multiprocessing's own helper."""
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return {int(child) for child in found if b"spawn_main" in cmdline(child)}
+
+
+def cmdline(pid: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + GONE_TIMEOUT_SECONDS
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_worker_that_dies_is_replaced_and_none_outlives_the_first(clone: Path) -> None:
+    with serving(clone, free_port(), {}, code=clone, workers=2) as served:
+        before = children(served.process.pid)
+        assert len(before) == 2
+        os.kill(before.pop(), signal.SIGKILL)
+        wait_until(lambda: len(children(served.process.pid) - before) == 1)
+        assert httpx.get(f"{served.address}/readyz").status_code == 200
+        after = children(served.process.pid)
+        assert served.stop(signal.SIGKILL) == -signal.SIGKILL
+    wait_until(lambda: not any(b"spawn_main" in cmdline(str(pid)) for pid in after))
+    wait_until_gone(clone)
 
 
 def sign_in(served: Served) -> dict[str, str]:

@@ -32,7 +32,7 @@ EXPORT_OPENAPI: dict[int | str, dict[str, Any]] = {
 }
 
 
-def _import_format(request: Request) -> Format:
+async def _import_format(request: Request) -> Format:
     sent = request.headers.get("content-type", "")
     format_ = MEDIA_TYPES.get(sent.partition(";")[0].strip().lower())
     if format_ is None:
@@ -41,14 +41,14 @@ def _import_format(request: Request) -> Format:
     return format_
 
 
-def _import_encoding(request: Request) -> bool:
+async def _import_encoding(request: Request) -> bool:
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in {"identity", "gzip", "x-gzip"}:
         raise UnsupportedMediaType(f"Content-Encoding must be gzip or absent, not {encoding}")
     return encoding != "identity"
 
 
-def _export_format(request: Request) -> Format:
+async def _export_format(request: Request) -> Format:
     accepted = request.headers.get("accept") or "*/*"
     qualities = _qualities(accepted)
 

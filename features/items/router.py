@@ -1,7 +1,7 @@
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Request, Response, status
+from fastapi import Query, Request, Response, status
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from features.items import handlers
@@ -42,8 +42,9 @@ from shared.preconditions import (
     entity_tag,
     is_current,
 )
+from shared.routing import Router
 
-router = APIRouter(prefix="/items", tags=["items"])
+router = Router(prefix="/items", tags=["items"])
 
 Reader = Annotated[Principal, requires("items:read")]
 Writer = Annotated[Principal, requires("items:write")]

@@ -87,7 +87,7 @@ def engine_of(app: FastAPI) -> Engine:
     return engine
 
 
-def _engine(request: Request) -> Engine:
+async def _engine(request: Request) -> Engine:
     return engine_of(request.app)
 
 

@@ -1,7 +1,7 @@
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 
 from features.search import handlers
 from features.search.engine import EngineDep
@@ -15,8 +15,9 @@ from features.search.schemas import (
 from shared.auth import Principal, requires
 from shared.database import ReadSession
 from shared.errors import NotFound, Unavailable, responses
+from shared.routing import Router
 
-router = APIRouter(tags=["search"])
+router = Router(tags=["search"])
 
 Searcher = Annotated[Principal, requires("search:read")]
 

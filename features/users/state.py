@@ -99,11 +99,11 @@ def state_of(app: FastAPI) -> UsersState:
     return state
 
 
-def _state(request: Request) -> UsersState:
+async def _state(request: Request) -> UsersState:
     return state_of(request.app)
 
 
-def _caller(request: Request) -> Caller:
+async def _caller(request: Request) -> Caller:
     return Caller(
         address=_printable(client_address(request), MAX_ADDRESS),
         user_agent=_printable(request.headers.get("user-agent", ""), MAX_USER_AGENT),

@@ -13,7 +13,8 @@ from shared.embedded import DURABLE, embedded_postgres, ensure_database
 from shared.migrations import upgrade
 from shared.settings import Settings
 
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT.parent / "shared" / "data"
 """Judged collections beside the project; benchmarks that need one say so where it is missing."""
 
 

@@ -3,6 +3,7 @@
 from uuid import UUID
 
 import sqlalchemy
+from sqlalchemy import bindparam
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -15,13 +16,15 @@ from shared.preconditions import check_if_match, entity_tag
 PUBLIC = sqlalchemy.select(*(getattr(Item, name) for name in ItemPublic.model_fields))
 """The columns that the owner sees."""
 
+OWNED = PUBLIC.where(col(Item.owner_id) == bindparam("owner_id"))
+ONE = OWNED.where(col(Item.id) == bindparam("id"))
+
 
 async def create_item(session: AsyncSession, owner_id: UUID, new: ItemCreate) -> Item:
     """Adds an item. A taken `external_id` violates `uq_items_owner_id_external_id`."""
     item = Item(owner_id=owner_id, **new.model_dump())
     session.add(item)
     await session.flush()
-    await session.refresh(item)
     return item
 
 
@@ -30,10 +33,8 @@ async def get_item(session: AsyncConnection, owner_id: UUID, item_id: UUID) -> I
     Raises:
         NotFound: there is no such item, or it is somebody else's.
     """
-    found = await session.execute(
-        PUBLIC.where(col(Item.id) == item_id, col(Item.owner_id) == owner_id)
-    )
-    row = found.one_or_none()
+    key = {"id": item_id, "owner_id": owner_id}
+    row = (await session.execute(ONE, key)).one_or_none()
     if row is None:
         raise _not_found(item_id)
     return ItemPublic.model_validate(row)
@@ -54,7 +55,6 @@ async def update_item(
     item = await _lock_item(session, owner_id, item_id, if_match)
     item.sqlmodel_update(changes.model_dump(exclude_unset=True))
     await session.flush()
-    await session.refresh(item)
     return item
 
 

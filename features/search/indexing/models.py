@@ -120,12 +120,13 @@ async def add_model(database: Database, model: Model) -> KnownModel:
 def hnsw_index(model_id: int, model: Model) -> str:
     """The definition of a model's vector index (Malkov & Yashunin 2018), behind CREATE INDEX.
 
-    Twice the `ef_construction` that pgvector suggests: measured, recall@10 is 0.99 instead of 0.96.
+    More edges than pgvector's defaults: where an owner has many items that are nearly the same, a
+    graph of fewer strands some searches (recall@10 of 0.94 with m = 16, and 0.99 with 24).
     """
     return (
         f"ix_search_embeddings_model_{model_id:d} ON search_embeddings "
         f"USING hnsw ((embedding::halfvec({model.dimension:d})) halfvec_cosine_ops) "
-        f"WITH (m = 16, ef_construction = 200) WHERE model_id = {model_id:d}"
+        f"WITH (m = 24, ef_construction = 200) WHERE model_id = {model_id:d}"
     )
 
 

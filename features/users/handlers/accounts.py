@@ -43,7 +43,6 @@ async def add_user(
     )
     session.add(user)
     await session.flush()
-    await session.refresh(user)
     return user
 
 
@@ -67,7 +66,6 @@ async def update_user(session: AsyncSession, user_id: UUID, changes: UserUpdate)
     user = await get_user(session, user_id)
     user.sqlmodel_update(changes.model_dump(exclude_unset=True))
     await session.flush()
-    await session.refresh(user)
     return user
 
 

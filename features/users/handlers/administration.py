@@ -2,7 +2,7 @@
 
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -14,24 +14,24 @@ from features.users.handlers.sessions import end_sessions
 from features.users.schemas import UserAdminUpdate, UserPublic, UserQuery
 from features.users.tables import EventKind, Role, User
 from shared.errors import NotFound
-from shared.pagination import Keyset, Rows, fetch_page
+from shared.pagination import Keyset, Listing, Rows, fetch_page
 
-PUBLIC = select(*(getattr(User, name) for name in UserPublic.model_fields))
+Q = func.lower(bindparam("q"))
+USERS = Listing(
+    select(*(getattr(User, name) for name in UserPublic.model_fields)),
+    {
+        "q": (func.strpos(User.email, Q) > 0) | (func.strpos(func.lower(User.name), Q) > 0),
+        "role": col(User.role) == bindparam("role"),
+        "is_active": col(User.is_active) == bindparam("is_active"),
+    },
+)
 
 
 async def list_users(
     session: AsyncConnection, query: UserQuery, after: Keyset | None = None
 ) -> Rows:
     """A page of the accounts that match."""
-    matching = PUBLIC
-    if query.q:
-        found = col(User.email).contains(query.q.lower(), autoescape=True)
-        matching = matching.where(found | col(User.name).icontains(query.q, autoescape=True))
-    if query.role is not None:
-        matching = matching.where(col(User.role) == query.role)
-    if query.is_active is not None:
-        matching = matching.where(col(User.is_active) == query.is_active)
-    return await fetch_page(session, matching, query, after)
+    return await fetch_page(session, USERS, query, after)
 
 
 async def get_account(session: AsyncSession, user_id: UUID, *, lock: bool = False) -> User:
@@ -61,7 +61,6 @@ async def update_account(
     old_role, was_active = user.role, user.is_active
     user.sqlmodel_update(given)
     await session.flush()
-    await session.refresh(user)
     if user.role != old_role:
         detail = f"{old_role} → {user.role}"
         await record(session, EventKind.ROLE_CHANGED, user_id, caller, detail)

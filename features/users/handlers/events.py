@@ -2,7 +2,7 @@
 
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -10,9 +10,13 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from features.users.access import Caller
 from features.users.schemas import EventPublic, EventQuery
 from features.users.tables import Event, EventKind
-from shared.pagination import Keyset, Rows, fetch_page
+from shared.pagination import Keyset, Listing, Rows, fetch_page
 
 PUBLIC = select(*(getattr(Event, name) for name in EventPublic.model_fields))
+EVENTS = Listing(
+    PUBLIC.where(col(Event.user_id) == bindparam("user_id")),
+    {"kind": col(Event.kind) == bindparam("kind")},
+)
 
 
 async def record(
@@ -38,7 +42,4 @@ async def list_events(
     session: AsyncConnection, user_id: UUID, query: EventQuery, after: Keyset | None = None
 ) -> Rows:
     """A page of what happened to an account."""
-    matching = PUBLIC.where(col(Event.user_id) == user_id)
-    if query.kind is not None:
-        matching = matching.where(col(Event.kind) == query.kind)
-    return await fetch_page(session, matching, query, after)
+    return await fetch_page(session, EVENTS, query, after, user_id=user_id)

@@ -1,7 +1,5 @@
 """The routes of accounts."""
 
-from fastapi import APIRouter
-
 from features.users.router import (
     accounts,
     administration,
@@ -13,8 +11,9 @@ from features.users.router import (
     tokens,
 )
 from features.users.state import CatchUp
+from shared.routing import Router
 
-router = APIRouter(dependencies=[CatchUp])
+router = Router(dependencies=[CatchUp])
 for part in (
     accounts,
     passwords,

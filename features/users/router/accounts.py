@@ -1,4 +1,4 @@
-from fastapi import APIRouter, status
+from fastapi import status
 
 from features.users.handlers import accounts, verification
 from features.users.router.identity import Self
@@ -6,8 +6,9 @@ from features.users.schemas import EmailVerification, UserCreate, UserPublic, Us
 from features.users.state import CallerDep, StateDep
 from shared.database import WriteSession
 from shared.errors import BadRequest, Conflict, TooManyRequests, responses
+from shared.routing import Router
 
-router = APIRouter(tags=["users"])
+router = Router(tags=["users"])
 
 
 @router.post(

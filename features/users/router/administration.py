@@ -1,7 +1,7 @@
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Query, status
+from fastapi import Query, status
 
 from features.users.handlers import administration
 from features.users.router.identity import Admin
@@ -10,8 +10,9 @@ from features.users.state import CallerDep
 from shared.database import ReadSession, WriteSession
 from shared.errors import BadRequest, Conflict, NotFound, responses
 from shared.pagination import CursorCodec
+from shared.routing import Router
 
-router = APIRouter(prefix="/users", tags=["users"])
+router = Router(prefix="/users", tags=["users"])
 
 
 @router.get("", responses=responses(BadRequest))

@@ -1,7 +1,7 @@
 from typing import Any
 from uuid import UUID
 
-from fastapi import APIRouter, status
+from fastapi import status
 
 from features.users.access import read_scope
 from features.users.handlers import api_keys
@@ -11,8 +11,9 @@ from features.users.state import CallerDep
 from features.users.tables import ApiKey
 from shared.database import WriteSession
 from shared.errors import Conflict, NotFound, responses
+from shared.routing import Router
 
-router = APIRouter(prefix="/users/me/api-keys", tags=["api_keys"])
+router = Router(prefix="/users/me/api-keys", tags=["api_keys"])
 
 
 @router.post("", status_code=status.HTTP_201_CREATED, responses=responses(Conflict))

@@ -1,6 +1,6 @@
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 
 from features.users.handlers.events import list_events
 from features.users.router.identity import Self
@@ -8,8 +8,9 @@ from features.users.schemas import EventPage, EventQuery
 from shared.database import ReadSession
 from shared.errors import BadRequest, responses
 from shared.pagination import CursorCodec
+from shared.routing import Router
 
-router = APIRouter(prefix="/users/me/events", tags=["events"])
+router = Router(prefix="/users/me/events", tags=["events"])
 
 
 @router.get("", responses=responses(BadRequest))

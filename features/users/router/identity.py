@@ -22,7 +22,7 @@ class SignedIn:
     scopes: frozenset[str]
 
 
-def _signed_in(principal: Self) -> SignedIn:
+async def _signed_in(principal: Self) -> SignedIn:
     if principal.session_id is None:
         raise Forbidden("An API key cannot do this: it takes a session, so sign in")
     return SignedIn(principal.user_id, principal.session_id, principal.scopes)

@@ -1,4 +1,4 @@
-from fastapi import APIRouter, status
+from fastapi import status
 
 from features.users.handlers import passwords
 from features.users.router.identity import Person
@@ -6,8 +6,9 @@ from features.users.schemas import PasswordChange, PasswordForgotten, PasswordRe
 from features.users.state import CallerDep, StateDep
 from shared.database import WriteSession
 from shared.errors import BadRequest, Conflict, TooManyRequests, responses
+from shared.routing import Router
 
-router = APIRouter(tags=["passwords"])
+router = Router(tags=["passwords"])
 
 
 @router.put(

@@ -1,6 +1,6 @@
 from uuid import UUID
 
-from fastapi import APIRouter, status
+from fastapi import status
 
 from features.users.handlers import sessions
 from features.users.router.identity import Person
@@ -8,8 +8,9 @@ from features.users.schemas import SessionList, SessionPublic
 from features.users.state import CallerDep
 from shared.database import WriteSession
 from shared.errors import NotFound, responses
+from shared.routing import Router
 
-router = APIRouter(prefix="/auth", tags=["sessions"])
+router = Router(prefix="/auth", tags=["sessions"])
 
 
 @router.post("/logout", status_code=status.HTTP_204_NO_CONTENT, responses=responses(NotFound))

@@ -4,7 +4,7 @@ from typing import Annotated
 from uuid import UUID
 
 from cryptography.fernet import InvalidToken
-from fastapi import APIRouter, Path, Query, Request, Response, status
+from fastapi import Path, Query, Request, Response, status
 from fastapi.responses import JSONResponse, RedirectResponse
 
 from features.users.handlers import single_sign_on
@@ -25,8 +25,9 @@ from shared.errors import (
     Unavailable,
     responses,
 )
+from shared.routing import Router
 
-router = APIRouter(tags=["identities"])
+router = Router(tags=["identities"])
 
 ATTEMPT_SECONDS = 600
 ERROR_CODE = re.compile(r"[a-z_]{1,50}")

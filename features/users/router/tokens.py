@@ -1,7 +1,7 @@
 from datetime import timedelta
 from typing import Annotated
 
-from fastapi import APIRouter, Form, Response
+from fastapi import Form, Response
 from fastapi.responses import JSONResponse
 
 from features.users.access import Caller, write_scope
@@ -14,8 +14,9 @@ from features.users.state import CallerDep, StateDep, UsersState
 from shared.auth import Principal
 from shared.database import transaction
 from shared.errors import TooManyRequests, responses
+from shared.routing import Router
 
-router = APIRouter(tags=["auth"])
+router = Router(tags=["auth"])
 
 NO_STORE = {"Cache-Control": "no-store", "Pragma": "no-cache"}
 GRANT_TYPES = ("password", "refresh_token")

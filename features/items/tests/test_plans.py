@@ -1,0 +1,92 @@
+"""Each hot query reads its index, and no more rows than it answers with."""
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import pytest
+from sqlalchemy import Select
+from sqlalchemy.dialects.postgresql.asyncpg import dialect
+
+from features.items.handlers.listing import ITEMS
+from features.items.handlers.single import ONE
+from features.items.schemas import ItemSort
+from shared.pagination import count_statement, page_statement
+
+OWNERS = 20
+ITEMS_EACH = 500
+FILL = f"""
+WITH owners AS (
+    INSERT INTO users (id, email)
+    SELECT gen_random_uuid(), n || '@example.com' FROM generate_series(1, {OWNERS}) AS n
+    RETURNING id
+)
+INSERT INTO items (id, owner_id, title, price)
+SELECT gen_random_uuid(), id, 'Mug ' || n, 1 + n
+FROM owners, generate_series(1, {ITEMS_EACH}) AS n
+"""
+
+
+@pytest.fixture
+async def connection(database_url: str) -> AsyncIterator["asyncpg.Connection[Any]"]:
+    """To a database with the items of many owners."""
+    connection = await asyncpg.connect(database_url)
+    await connection.execute(FILL)
+    await connection.execute("ANALYZE")
+    yield connection
+    await connection.close()
+
+
+async def plan(
+    connection: "asyncpg.Connection[Any]", statement: Select[Any], **values: Any
+) -> list[dict[str, Any]]:
+    """The nodes of the plan that PostgreSQL chooses, as it was executed."""
+    compiled = statement.compile(dialect=dialect())  # type: ignore[no-untyped-call]
+    row = await connection.fetchrow("SELECT id, owner_id FROM items LIMIT 1")
+    assert row
+    known = {"id": row["id"], "owner_id": row["owner_id"], "skip": 0, "rows": 21} | values
+    given = [known[name] for name in compiled.positiontup or []]
+    explain = f"EXPLAIN (ANALYZE, FORMAT JSON) {compiled.string}"
+    return list(_nodes(json.loads(await connection.fetchval(explain, *given))[0]["Plan"]))
+
+
+def _nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield node
+    for child in node.get("Plans", []):
+        yield from _nodes(child)
+
+
+def middle(sort: ItemSort) -> str:
+    """A value in the sort column with many rows behind it."""
+    if sort.column.endswith("_at"):
+        return "2100-01-01 00:00:00+00" if sort.descending else "2020-01-01 00:00:00+00"
+    return {"price": "250", "title": "Mug 3"}[sort.column]
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+async def test_a_page_reads_its_rows_from_the_index_of_its_order(
+    connection: "asyncpg.Connection[Any]", resumed: bool
+) -> None:
+    for sort in ItemSort:
+        statement = page_statement(ITEMS, frozenset(), sort, resumed=resumed)
+        place = {"last_value": middle(sort), "last_id": str(UUID(int=0))}
+        nodes = await plan(connection, statement, **place)
+        (scan,) = [node for node in nodes if "Scan" in node["Node Type"]]
+        assert scan["Index Name"] == f"ix_items_owner_id_{sort.column}", sort
+        assert scan["Actual Rows"] <= 21, sort
+        assert "Sort" not in {node["Node Type"] for node in nodes}, sort
+
+
+async def test_one_item_is_read_by_its_key(connection: "asyncpg.Connection[Any]") -> None:
+    assert [node.get("Index Name") for node in await plan(connection, ONE)] == ["pk_items"]
+
+
+async def test_the_total_reads_only_its_owners_rows(
+    connection: "asyncpg.Connection[Any]",
+) -> None:
+    nodes = await plan(connection, count_statement(ITEMS, frozenset()))
+    (scan,) = [node for node in nodes if "Index Name" in node]
+    assert "_items_owner_id_" in scan["Index Name"]
+    assert scan["Actual Rows"] == ITEMS_EACH

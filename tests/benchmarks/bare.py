@@ -1,0 +1,180 @@
+"""The least that answers the same: Starlette, an asyncpg pool, orjson; the token is verified.
+
+Run by `tests.benchmarks.endpoints`, never by itself.
+"""
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import orjson
+from joserfc.jwk import OKPKey
+from sqlalchemy.dialects.postgresql.asyncpg import dialect
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from features.search.embedding import as_text
+from features.search.embedding.local import LocalEmbedder
+from features.search.highlighting import BRACKETS, MARKERS, SPECIAL
+from features.search.parsing import parse_query
+from features.search.schemas import Mode
+from features.search.statements import CANDIDATES, search_statement
+from features.users.tokens import TokenReader
+from shared.auth import Principal
+from shared.tables import new_id
+
+COLUMNS = "id, external_id, title, description, price, created_at, updated_at"
+GET = f"SELECT {COLUMNS} FROM items WHERE id = $1 AND owner_id = $2"
+LIST = f"SELECT {COLUMNS} FROM items WHERE owner_id = $1 ORDER BY created_at DESC, id DESC LIMIT 21"
+COUNT = "SELECT count(*) FROM items WHERE owner_id = $1"
+CREATE = (
+    f"INSERT INTO items (id, owner_id, title, price) VALUES ($1, $2, $3, $4) RETURNING {COLUMNS}"
+)
+LOCK = f"SELECT {COLUMNS} FROM items WHERE id = $1 AND owner_id = $2 FOR UPDATE"
+UPDATE = f"""
+UPDATE items SET price = $3, updated_at = clock_timestamp()
+WHERE id = $1 AND owner_id = $2 RETURNING {COLUMNS}
+"""
+
+Handler = Callable[[Request, Principal], Awaitable[Response]]
+pool: "asyncpg.Pool[Any]"
+reader: TokenReader
+embedder = LocalEmbedder(None, 2)
+vectors: dict[str, str] = {}
+statements = {mode: search_statement(mode, frozenset()) for mode in Mode}
+compiled = {mode: statements[mode].text.compile(dialect=dialect()) for mode in Mode}  # type: ignore[no-untyped-call]
+
+
+def signed_in(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        token = request.headers["authorization"].removeprefix("Bearer ")
+        return await handler(request, reader.read(token))
+
+    return endpoint
+
+
+def shown(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {**row, "price": float(row["price"])}
+
+
+def tag(row: Mapping[str, Any]) -> str:
+    return f'"{int(row["updated_at"].timestamp() * 1_000_000):x}"'
+
+
+def answer(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    content = orjson.dumps(
+        body, default=str, option=orjson.OPT_UTC_Z
+    )  # asyncpg has a UUID of its own
+    return Response(content, status, headers, media_type="application/json")
+
+
+async def get(request: Request, principal: Principal) -> Response:
+    row = await pool.fetchrow(GET, UUID(request.path_params["id"]), principal.user_id)
+    if row is None:
+        return answer({"detail": "not found"}, 404)
+    if request.headers.get("if-none-match") == tag(row):
+        return Response(status_code=304, headers={"ETag": tag(row)})
+    return answer(shown(row), headers={"ETag": tag(row)})
+
+
+async def list_(request: Request, principal: Principal) -> Response:
+    async with pool.acquire() as connection:
+        rows = await connection.fetch(LIST, principal.user_id)
+        total = None
+        if request.query_params.get("total") != "false":
+            total = await connection.fetchval(COUNT, principal.user_id)
+    items = [shown(row) for row in rows[:20]]
+    return answer({"items": items, "total": total, "page": 1, "page_size": 20})
+
+
+async def create(request: Request, principal: Principal) -> Response:
+    body = orjson.loads(await request.body())
+    async with pool.acquire() as connection, connection.transaction():
+        row = await connection.fetchrow(
+            CREATE, new_id(), principal.user_id, body["title"], Decimal(str(body["price"]))
+        )
+    assert row
+    headers = {"ETag": tag(row), "Location": f"/items/{row['id']}"}
+    return answer(shown(row), 201, headers)
+
+
+async def update(request: Request, principal: Principal) -> Response:
+    item_id, body = UUID(request.path_params["id"]), orjson.loads(await request.body())
+    async with pool.acquire() as connection, connection.transaction():
+        await connection.fetchrow(LOCK, item_id, principal.user_id)
+        price = Decimal(str(body["price"]))
+        row = await connection.fetchrow(UPDATE, item_id, principal.user_id, price)
+    assert row
+    return answer(shown(row), headers={"ETag": tag(row)})
+
+
+async def search(request: Request, principal: Principal) -> Response:
+    mode, parsed = Mode(request.query_params["mode"]), parse_query(request.query_params["q"])
+    if mode is Mode.HYBRID and parsed.meaning not in vectors:
+        vectors[parsed.meaning] = as_text(await embedder.embed_query(parsed.meaning))
+    values = {
+        "owner": principal.user_id,
+        "q": parsed.text,
+        "words": parsed.words,
+        "required": parsed.required,
+        "last": len(parsed.words) if parsed.unfinished else 0,
+        "few": 10,
+        "enough": 20_000,
+        "depth": 20 if mode is Mode.LEXICAL else CANDIDATES,
+        "limit": 20,
+        "offset": 0,
+        "special": SPECIAL,
+        "brackets": BRACKETS,
+        "markers": MARKERS,
+        "model": 1,
+        "vector": vectors.get(parsed.meaning),
+        **dict.fromkeys(("min_price", "max_price", "created_after", "created_before")),
+    }
+    names = compiled[mode].positiontup or []
+    rows = await pool.fetch(compiled[mode].string, *(values[name] for name in names))
+    hits = [
+        {
+            "item": {name: row[name] for name in COLUMNS.split(", ")}
+            | {"price": float(row["price"])},
+            "score": row["score"],
+            "lexical_rank": row["lexical_rank"],
+            "semantic_rank": row["semantic_rank"],
+            "highlights": {"title": row["marked_title"], "description": row["marked_description"]},
+        }
+        for row in rows
+        if row["id"]
+    ]
+    return answer({"hits": hits, "total": rows[0]["total"], "mode": mode})
+
+
+async def alive(_request: Request) -> Response:
+    return answer({"status": "ok"})
+
+
+@asynccontextmanager
+async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+    global pool, reader  # the least there can be
+    async with asyncpg.create_pool(os.environ["APP_DATABASE_URL"], min_size=10) as pool:
+        keys = await pool.fetch("SELECT id, public_jwk FROM signing_keys")
+        public = {row["id"]: OKPKey.import_key(orjson.loads(row["public_jwk"])) for row in keys}
+        reader = TokenReader("http://127.0.0.1:8000", public)
+        yield
+
+
+app = Starlette(
+    routes=[
+        Route("/healthz", alive),
+        Route("/items", signed_in(list_)),
+        Route("/items", signed_in(create), methods=["POST"]),
+        Route("/items/{id}", signed_in(get)),
+        Route("/items/{id}", signed_in(update), methods=["PATCH"]),
+        Route("/search", signed_in(search)),
+    ],
+    lifespan=lifespan,
+)

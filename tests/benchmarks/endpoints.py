@@ -1,0 +1,243 @@
+"""Requests per second of each endpoint, beside a bare one and the textbook layering.
+
+python -m tests.benchmarks.endpoints [SECONDS [ROUNDS]]
+
+Each server is a process of its own with one worker on the same database; wrk puts the load on
+one after the other, round by round, so that what else the machine does hits all of them.
+"""
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+
+from app.main import create_app
+from shared.settings import Settings
+from shared.tasks import drain
+from shared.testing import PASSWORD, connect, sign_in
+from tests.benchmarks.common import ROOT, migrated_database
+
+CONNECTIONS = 16
+ITEMS = 2_000
+TICKS = os.sysconf("SC_CLK_TCK")
+OURS, BARE, GUIDELINE = "tessera", "bare", "guideline"
+SERVERS = {OURS: "tests.benchmarks.endpoints:without_tasks", BARE: "tests.benchmarks.bare:app"} | {
+    GUIDELINE: "tests.benchmarks.guideline:app"
+}
+RESULTS = ROOT / "bench-results" / "endpoints.json"
+WRK = """
+wrk.method = "{method}"
+wrk.body = {body}
+wrk.headers["Content-Type"] = "application/json"
+wrk.headers["Authorization"] = "Bearer {token}"
+{more}
+"""
+
+
+def without_tasks() -> FastAPI:
+    """Ours, with its background work left to workers, as nobody else here has any."""
+    return create_app(run_tasks=False)
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    name: str
+    path: str
+    method: str = "GET"
+    body: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    guideline: bool = True
+
+
+@dataclass
+class Server:
+    """A server, and by endpoint what each round measured: requests/s, CPU µs a request."""
+
+    name: str
+    address: str
+    process: subprocess.Popen[bytes]
+    seconds_to_start: float
+    rates: dict[str, list[float]] = field(default_factory=dict)
+    cpu: dict[str, list[float]] = field(default_factory=dict)
+
+    def cpu_seconds(self) -> float:
+        """User and system time until now, by the kernel's accounting (proc(5))."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / TICKS
+
+    def megabytes(self) -> float:
+        (rss,) = re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{self.process.pid}/status").read_text())
+        return int(rss) / 1024
+
+
+@contextmanager
+def served(name: str, settings: Settings, port: int) -> Iterator[Server]:
+    assert settings.database_url
+    environment = os.environ | {
+        "APP_ENV": "dev",
+        "APP_DATABASE_URL": settings.database_url,
+        "APP_SECRET_KEY": settings.secret(),
+        "APP_LOG_FORMAT": "json",
+        "APP_RATE_LIMITING": "false",
+    }
+    command = [sys.executable, "-m", "uvicorn", SERVERS[name], "--port", str(port)]
+    command += ["--loop", "uvloop", "--http", "httptools", "--no-server-header"]
+    command += ["--factory", "--no-access-log"] if name == OURS else []
+    command += ["--no-access-log", "--log-level", "warning"] if name == BARE else []
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        while True:
+            assert process.poll() is None, f"{name} does not start"
+            try:
+                httpx.get(f"{address}/healthz")
+                break
+            except httpx.TransportError:
+                time.sleep(0.02)
+        yield Server(name, address, process, time.perf_counter() - started)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def load(server: Server, endpoint: Endpoint, token: str, seconds: float) -> None:
+    """One round: what wrk and the kernel say."""
+    more = "".join(f'wrk.headers["{n}"] = {json.dumps(v)}\n' for n, v in endpoint.headers.items())
+    body = json.dumps(endpoint.body) if endpoint.body else "nil"
+    script = WRK.format(method=endpoint.method, body=body, token=token, more=more)
+    with tempfile.NamedTemporaryFile("w", suffix=".lua") as file:
+        file.write(script)
+        file.flush()
+        command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "-s", file.name]
+        before = server.cpu_seconds()
+        done = subprocess.run(
+            [*command, server.address + endpoint.path], capture_output=True, text=True, check=True
+        )
+    assert "Non-2xx" not in done.stdout, (server.name, endpoint.name, done.stdout)
+    requests = int(re.search(r"(\d+) requests in", done.stdout)[1])  # type: ignore[index]
+    rate = float(re.search(r"Requests/sec:\s+([\d.]+)", done.stdout)[1])  # type: ignore[index]
+    server.rates.setdefault(endpoint.name, []).append(rate)
+    microseconds = (server.cpu_seconds() - before) / max(1, requests) * 1e6
+    server.cpu.setdefault(endpoint.name, []).append(microseconds)
+
+
+async def prepare(settings: Settings) -> tuple[str, list[Endpoint]]:
+    """An account with items, all embedded: a token, and what to ask."""
+    app = create_app(settings, run_tasks=False)
+    async with app.router.lifespan_context(app), connect(app, timeout=600) as client:
+        await sign_in(client, "bench@example.com")
+        demo = [json.loads(line) for line in DEMO.read_text().splitlines()]
+        rows = [
+            demo[n % len(demo)] | {"external_id": str(n), "price": 1 + n % 500}
+            for n in range(ITEMS)
+        ]
+        lines = "\n".join(json.dumps(row) for row in rows)
+        headers = {"Content-Type": "application/jsonl"}
+        report = await client.post("/items/import", content=lines, headers=headers)
+        assert report.json()["created"] == ITEMS, report.text
+        for task in app.state.tasks:
+            await drain(app, task)
+        item = (await client.get("/items?limit=1")).json()["items"][0]["id"]
+        tag = (await client.get(f"/items/{item}")).headers["etag"]
+        form = {"grant_type": "password", "username": "bench@example.com", "password": PASSWORD}
+        token = (await client.post("/auth/token", data=form)).json()["access_token"]
+    create = '{"title": "Enamel mug", "price": 12.5}'
+    return token, [
+        Endpoint("GET /items/{id}", f"/items/{item}"),
+        Endpoint(
+            "… If-None-Match", f"/items/{item}", headers={"If-None-Match": tag}, guideline=False
+        ),
+        Endpoint("GET /items?limit=20", "/items?limit=20"),
+        Endpoint("… total=false", "/items?limit=20&total=false", guideline=False),
+        Endpoint("GET /search lexical", "/search?q=enamel+mug&mode=lexical", guideline=False),
+        Endpoint("GET /search hybrid", "/search?q=enamel+mug&mode=hybrid", guideline=False),
+        Endpoint("PATCH /items/{id}", f"/items/{item}", "PATCH", '{"price": 9.5}'),
+        Endpoint("POST /items", "/items", "POST", create),
+    ]
+
+
+DEMO = ROOT / "features" / "items" / "demo.jsonl"
+
+
+def measure(settings: Settings, seconds: float, rounds: int) -> tuple[list[Endpoint], list[Server]]:
+    token, endpoints = asyncio.run(prepare(settings))
+    with ExitStack() as stack:
+        servers = [
+            stack.enter_context(served(name, settings, 18_600 + n))
+            for n, name in enumerate(SERVERS)
+        ]
+        for endpoint in endpoints:
+            asked = [s for s in servers if endpoint.guideline or s.name != GUIDELINE]
+            for round_ in range(rounds + 1):
+                for server in asked:
+                    load(server, endpoint, token, seconds)
+                    if round_ == 0:  # to warm up
+                        server.rates[endpoint.name].clear()
+                        server.cpu[endpoint.name].clear()
+        memory = {server.name: server.megabytes() for server in servers}
+    show(endpoints, servers, memory)
+    return endpoints, servers
+
+
+def ratios(ours: list[float], theirs: list[float]) -> str:
+    """The median of the rounds' ratios, and the least and the most."""
+    each = sorted(a / b for a, b in zip(ours, theirs, strict=True))
+    return f"{statistics.median(each):.2f} ({each[0]:.2f} to {each[-1]:.2f})"
+
+
+def show(endpoints: list[Endpoint], servers: list[Server], memory: Mapping[str, float]) -> None:
+    by_name = {server.name: server for server in servers}
+    ours, bare, guideline = (by_name[name] for name in SERVERS)
+    print("| endpoint | requests/s | of bare | of guideline | CPU µs: ours, bare, guideline |")
+    print("|---|---|---|---|---|")
+    found: dict[str, Any] = {}
+    for endpoint in endpoints:
+        name = endpoint.name
+        of_bare = ratios(ours.rates[name], bare.rates[name])
+        textbook = name in guideline.rates
+        of_guideline = ratios(ours.rates[name], guideline.rates[name]) if textbook else ""
+        cpu = [f"{statistics.median(s.cpu[name]):,.0f}" for s in servers if name in s.cpu]
+        rate = statistics.median(ours.rates[name])
+        print(f"| `{name}` | {rate:,.0f} | {of_bare} | {of_guideline} | {', '.join(cpu)} |")
+        found[name] = {
+            s.name: {"rates": s.rates.get(name), "cpu": s.cpu.get(name)} for s in servers
+        }
+    print("\n| | " + " | ".join(SERVERS) + " |\n|---|---|---|---|")
+    print("| memory, MB | " + " | ".join(f"{memory[s.name]:.0f}" for s in servers) + " |")
+    starts = (f"{server.seconds_to_start:.1f}" for server in servers)
+    print("| s to the first answer | " + " | ".join(starts) + " |")
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(found, indent=1))
+
+
+def main(seconds: float = 2, rounds: int = 5) -> None:
+    if shutil.which("wrk") is None:
+        print("endpoints: there is no wrk (apt-get install wrk)")
+        return
+    with migrated_database() as settings:
+        measure(settings, seconds, rounds)
+
+
+if __name__ == "__main__":
+    main(*(int(argument) for argument in sys.argv[1:3]))
