@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check fix bench lock feature migration openapi up down clean
+.PHONY: help setup run test check fix bench faults lock feature migration openapi up down clean
 
 PYTHON ?= python3
 PORT ?= 8000
@@ -47,6 +47,9 @@ fix: setup ## Format, and mend what the linter can
 
 bench: setup ## The benchmarks, as ratios against baselines run side by side
 	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m tests.benchmarks $(args)
+
+faults: setup ## Kill, freeze and fill what the service stands on, at length, and print the table
+	@FAULTS=long $(BIN)/python -m pytest tests/resilience $(args)
 
 feature: setup ## A new feature with its tests and first migration: make feature name=orders
 	@$(BIN)/python -m app new-feature $(name) $(if $(singular),--singular $(singular))

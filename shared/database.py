@@ -6,8 +6,9 @@ session* has no transaction at all: every statement sees the newest snapshot, an
 server refuses writes. It goes to the replica where one is set.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -23,6 +24,7 @@ from shared.errors import Unavailable
 from shared.settings import Settings
 
 CONNECT_TIMEOUT_SECONDS = 3.0
+CLOSE_TIMEOUT_SECONDS = 2.0
 # What asyncpg raises while it connects; SQLAlchemy wraps only what comes later.
 CONNECT_ERRORS = (OSError, TimeoutError, PostgresError, InterfaceError)
 
@@ -36,8 +38,11 @@ class Database:
     read: AsyncEngine
 
     async def dispose(self) -> None:
-        await self.write.dispose()
-        await self.read.dispose()
+        """Closes all connections; a server that does not answer is not waited for."""
+        for engine in (self.write, self.read):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
+                    await engine.dispose()
 
 
 def open_database(url: str, settings: Settings) -> Database:

@@ -1,0 +1,131 @@
+"""One stack for all faults: PostgreSQL behind a proxy, Redis, an embedding endpoint, the API."""
+
+import asyncio
+import os
+import shutil
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from shared.embedded import EmbeddedPostgresError
+from shared.migrations import upgrade
+from tests.resilience.endpoint import DIMENSION, Endpoint, running_endpoint
+from tests.resilience.load import Load
+from tests.resilience.servers import (
+    Postgres,
+    Proxy,
+    Redis,
+    database_of,
+    free_port,
+    postgres_folder,
+)
+from tests.serving import Served, serving
+
+LONG = os.environ.get("FAULTS") == "long"
+TABLE = pytest.StashKey[list[str]]()
+
+
+@dataclass
+class Stack:
+    """What the tests break. `postgres_runs` and `api_runs` stop it, and start it again."""
+
+    postgres: Postgres
+    proxy: Proxy
+    endpoint: Endpoint
+    redis: Redis
+    folder: Path
+    settings: dict[str, str] = field(default_factory=dict)
+    postgres_runs: ExitStack = field(default_factory=ExitStack)
+    apis: list[Served] = field(default_factory=list)
+    api_runs: ExitStack = field(default_factory=ExitStack)
+
+    @property
+    def address(self) -> str:
+        return self.apis[0].address
+
+    @property
+    def database_url(self) -> str:
+        return self.settings["database_url"]
+
+    async def start_postgres(self) -> None:
+        """Starts it, at another port than before, and leads the proxy there."""
+        await asyncio.to_thread(self.postgres_runs.enter_context, self.postgres.running())
+        self.proxy.target = self.postgres.server.port
+
+    async def start_api(self, port: int | None = None) -> Served:
+        folder = self.folder / str(len(list(self.folder.iterdir())))
+        folder.mkdir()
+        runs = serving(folder, port or free_port(), self.settings)
+        return await asyncio.to_thread(self.api_runs.enter_context, runs)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+    if sys.platform != "linux":
+        pytest.skip("processes are found and frozen by way of /proc")
+    if shutil.which("redis-server") is None:
+        pytest.skip("there is no redis-server")
+    async with AsyncExitStack() as cleanup:
+        folder = cleanup.enter_context(postgres_folder())
+        proxy, redis = Proxy(), Redis()
+        listener = await proxy.start()
+        cleanup.callback(listener.close)
+        cleanup.callback(proxy.hang_up)
+        redis.start()
+        cleanup.callback(redis.kill)
+        endpoint = await cleanup.enter_async_context(running_endpoint())
+        broken = Stack(Postgres(folder), proxy, endpoint, redis, tmp_path_factory.mktemp("api"))
+        cleanup.callback(broken.postgres_runs.close)
+        try:
+            await broken.start_postgres()
+        except EmbeddedPostgresError as error:
+            pytest.skip(f"the embedded PostgreSQL does not start: {error}")
+        url = await database_of(broken.postgres, proxy)
+        await asyncio.to_thread(upgrade, url)
+        broken.settings = {
+            "env": "test",
+            "database_url": url,
+            "redis_url": f"redis://127.0.0.1:{redis.port}",
+            "secret_key": "a secret for tests, 32 bytes or more",
+            "log_level": "warning",
+            "embedding_provider": "openai",
+            "embedding_url": endpoint.url,
+            "embedding_model": "test",
+            "embedding_dim": str(DIMENSION),
+            "embedding_timeout": "1",
+        }
+        cleanup.push_async_callback(asyncio.to_thread, broken.api_runs.close)
+        broken.apis.append(await broken.start_api())
+        yield broken
+
+
+Report = Callable[[str, Load], None]
+
+
+@pytest.fixture
+def report(pytestconfig: pytest.Config) -> Report:
+    """Adds a line to the table of faults: `report("PostgreSQL killed", load)`."""
+
+    def add(fault: str, load: Load) -> None:
+        total = load.answers.total()
+        recovery = f"{load.recovery:.1f} s" if load.healed else "none needed"
+        pytestconfig.stash.setdefault(TABLE, []).append(
+            f"| {fault} | {total / load.seconds:.0f}/s | {load.failed} of {total} "
+            f"| {recovery} | 0 |"
+        )
+
+    return add
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if lines := terminalreporter.config.stash.get(TABLE, []):
+        terminalreporter.section("faults")
+        terminalreporter.line("| fault | load held | requests failed | recovery | writes lost |")
+        terminalreporter.line("|---|---|---|---|---|")
+        for line in sorted(lines):
+            terminalreporter.line(line)

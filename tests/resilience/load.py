@@ -1,0 +1,199 @@
+"""Clients that write and search all the while, and remember what they were told."""
+
+import asyncio
+import json
+import secrets
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import asyncpg
+import httpx
+
+from shared.testing import PASSWORD
+
+CLIENTS = 6
+ROWS_OF_IMPORT = 5
+PAUSE_SECONDS = 0.02
+CLIENT_TIMEOUT_SECONDS = 15.0
+WITHIN_SECONDS = 60.0
+
+STORED = """
+SELECT item.title, embedding.item_id IS NOT NULL AND queued.item_id IS NULL AS indexed
+FROM items AS item JOIN users ON users.id = item.owner_id
+LEFT JOIN search_documents AS document ON document.item_id = item.id
+LEFT JOIN search_embeddings AS embedding
+    ON embedding.item_id = item.id AND embedding.text_hash = document.text_hash
+LEFT JOIN search_queue AS queued ON queued.item_id = item.id
+WHERE users.email = $1
+"""
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Returns when other tasks or processes have made it true.
+
+    Raises:
+        TimeoutError: they have not within a minute.
+    """
+    async with asyncio.timeout(WITHIN_SECONDS):
+        while not condition():  # noqa: ASYNC110  # nobody there to set an event
+            await asyncio.sleep(0.01)
+
+
+@dataclass
+class Load:
+    """What the clients of one account saw. A write is one title, or those of one import."""
+
+    addresses: Sequence[str]
+    email: str = field(default_factory=lambda: f"{secrets.token_hex(6)}@example.com")
+    headers: dict[str, str] = field(default_factory=dict)
+    attempted: list[tuple[str, ...]] = field(default_factory=list)
+    acknowledged: list[tuple[str, ...]] = field(default_factory=list)
+    answers: Counter[int] = field(default_factory=Counter)
+    """By status; 0 where there was none."""
+    degraded: int = 0
+    latencies: list[float] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+    seconds: float = 0
+    healed: float = 0
+    recovery: float = 0
+
+    @property
+    def failed(self) -> int:
+        return sum(count for status, count in self.answers.items() if not 200 <= status < 300)
+
+    async def sign_up(self) -> None:
+        account = {"email": self.email, "password": PASSWORD}
+        form = {"grant_type": "password", "username": self.email, "password": PASSWORD}
+        async with httpx.AsyncClient(base_url=self.addresses[0], timeout=30) as client:
+            assert (await client.post("/users", json=account)).status_code == 201
+            granted = await client.post("/auth/token", data=form)
+        self.headers["Authorization"] = f"Bearer {granted.json()['access_token']}"
+
+    def heal(self) -> None:
+        """Says that the fault is over: from now on it is recovery."""
+        self.healed, self.recovery = time.monotonic(), 0
+
+    async def goes_on(self, writes: int = 30) -> None:
+        """Returns when so many further writes have been acknowledged."""
+        goal = len(self.acknowledged) + writes
+        await until(lambda: len(self.acknowledged) >= goal)
+
+    async def fails(self) -> None:
+        """Returns when the clients have begun to feel the fault."""
+        before = self.failed
+        await until(lambda: self.failed > before)
+
+    async def run(self, number: int) -> None:
+        """One client: it writes, searches, and sends again, by the same key, what failed."""
+        turn = number
+        async with httpx.AsyncClient(
+            headers=self.headers, timeout=CLIENT_TIMEOUT_SECONDS
+        ) as client:
+            while True:
+                turn += 1
+                if turn % 3 == 0:
+                    await self._search(client, turn)
+                else:
+                    await self._write(client, turn)
+                await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _write(self, client: httpx.AsyncClient, turn: int) -> None:
+        name = secrets.token_hex(8)
+        importing = turn % 5 == 0
+        titles = tuple(f"{name}-{n}" for n in range(ROWS_OF_IMPORT)) if importing else (name,)
+        self.attempted.append(titles)
+        while not await (self._import if importing else self._post)(client, turn, titles):
+            turn += 1
+            await asyncio.sleep(0.1)
+        self.acknowledged.append(titles)
+        if self.healed and not self.recovery:
+            self.recovery = time.monotonic() - self.healed
+
+    async def _post(self, client: httpx.AsyncClient, turn: int, titles: tuple[str, ...]) -> bool:
+        body = json.dumps({"title": titles[0], "price": 5})
+        headers = {"Idempotency-Key": titles[0], "Content-Type": "application/json"}
+        answer = await self._send(client, turn, "POST", "/items", body, headers)
+        return answer is not None and answer.is_success
+
+    async def _import(self, client: httpx.AsyncClient, turn: int, titles: tuple[str, ...]) -> bool:
+        rows = ({"external_id": title, "title": title, "price": 5} for title in titles)
+        body = "\n".join(map(json.dumps, rows))
+        headers = {"Content-Type": "application/jsonl"}
+        answer = await self._send(client, turn, "POST", "/items/import", body, headers)
+        return answer is not None and answer.is_success
+
+    async def _search(self, client: httpx.AsyncClient, turn: int) -> None:
+        path = f"/search?q=kettle+{secrets.token_hex(4)}"
+        answer = await self._send(client, turn, "GET", path, None, {})
+        if answer is not None and answer.is_success:
+            self.degraded += answer.json()["degraded"] is True
+
+    async def _send(
+        self,
+        client: httpx.AsyncClient,
+        turn: int,
+        method: str,
+        path: str,
+        body: str | None,
+        headers: dict[str, str],
+    ) -> httpx.Response | None:
+        address = self.addresses[turn % len(self.addresses)]
+        started = time.monotonic()
+        try:
+            answer = await client.request(method, address + path, content=body, headers=headers)
+        except httpx.TransportError:
+            self.answers[0] += 1
+            return None
+        self.answers[answer.status_code] += 1
+        if answer.is_success:
+            self.latencies.append(time.monotonic() - started)
+        return answer
+
+
+@asynccontextmanager
+async def under_load(*addresses: str, clients: int = CLIENTS) -> AsyncIterator[Load]:
+    """Load of a new account until the block ends; it has begun when the block does."""
+    load = Load(addresses)
+    await load.sign_up()
+    load.started = time.monotonic()
+    running = [asyncio.create_task(load.run(number)) for number in range(clients)]
+    try:
+        await load.goes_on()
+        yield load
+        for task in running:
+            assert not task.done(), task.exception()
+    finally:
+        load.seconds = time.monotonic() - load.started
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+async def audit(load: Load, database_url: str) -> None:
+    """Every acknowledged write is there once; an import is there whole or not; all is indexed."""
+    acknowledged = {title for titles in load.acknowledged for title in titles}
+    attempted = {title for titles in load.attempted for title in titles}
+    rows = await _once_indexed(load.email, database_url)
+    stored = Counter(str(row["title"]) for row in rows)
+    assert acknowledged <= stored.keys(), f"{len(acknowledged - stored.keys())} writes are lost"
+    assert stored.keys() <= attempted, "there is what nobody has written"
+    assert max(stored.values()) == 1, "a write was done twice"
+    for titles in load.attempted:
+        assert len(stored.keys() & set(titles)) in {0, len(titles)}, "an import was half done"
+    assert load.answers[500] == 0, load.answers
+
+
+async def _once_indexed(email: str, database_url: str) -> list[asyncpg.Record]:
+    connection = await asyncpg.connect(database_url)
+    try:
+        async with asyncio.timeout(WITHIN_SECONDS):
+            while True:
+                rows = await connection.fetch(STORED, email)
+                if all(row["indexed"] for row in rows):
+                    return rows
+                await asyncio.sleep(0.1)
+    finally:
+        await connection.close()

@@ -1,0 +1,27 @@
+"""The embedding endpoint fails in every way: search degrades, and nothing is lost."""
+
+import pytest
+
+from tests.resilience.conftest import Report, Stack
+from tests.resilience.load import audit, under_load, until
+
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
+
+
+@pytest.mark.parametrize("fault", ["slow", "429", "500", "dimension", "truncated", "hang"])
+async def test_a_failing_embedding_endpoint_degrades_search_and_nothing_else(
+    stack: Stack, report: Report, fault: str
+) -> None:
+    async with under_load(stack.address) as load:
+        stack.endpoint.fault = fault
+        try:
+            await load.goes_on()
+            if fault != "slow":
+                await until(lambda: load.degraded > 0)
+        finally:
+            stack.endpoint.fault = None
+        load.heal()
+        await load.goes_on()
+    await audit(load, stack.database_url)
+    assert load.failed == 0, load.answers
+    report(f"Embedding endpoint: {fault}", load)

@@ -1,0 +1,92 @@
+"""API processes, workers and Redis are killed while clients write."""
+
+import asyncio
+import secrets
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.resilience.conftest import LONG, Report, Stack
+from tests.resilience.load import audit, under_load, until
+from tests.serving import ROOT, environment
+
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
+KILLS = 10 if LONG else 2
+FROZEN_SECONDS = 10.0 if LONG else 2.0
+
+
+async def test_two_of_three_killed_replicas_lose_no_acknowledged_write(
+    stack: Stack, report: Report
+) -> None:
+    others = [await stack.start_api(), await stack.start_api()]
+    try:
+        async with under_load(*(api.address for api in (*stack.apis, *others))) as load:
+            for killed in (stack.apis[0], others[0]):
+                killed.process.kill()
+                killed.process.wait()
+            await load.goes_on()  # what is left carries the load
+            stack.apis[0] = await stack.start_api(int(stack.address.rsplit(":", 1)[1]))
+            load.heal()
+            await load.goes_on()
+    finally:
+        for api in others:
+            api.process.kill()
+            api.process.wait()
+    await audit(load, stack.database_url)
+    report("API: two of three replicas killed", load)
+
+
+async def test_workers_killed_in_mid_batch_leave_every_item_indexed(
+    stack: Stack, report: Report
+) -> None:
+    stack.endpoint.fault = "slow"  # long enough to be killed in
+    try:
+        async with under_load(stack.address) as load:
+            for _ in range(KILLS):
+                await _killed_in_mid_batch(stack)
+            load.heal()
+            await load.goes_on()
+    finally:
+        stack.endpoint.fault = None
+    await audit(load, stack.database_url)
+    report(f"Worker killed in mid-batch, {KILLS} times", load)
+
+
+async def _killed_in_mid_batch(stack: Stack) -> None:
+    key = secrets.token_hex(8)  # by which the endpoint knows this worker
+    settings = stack.settings | {"embedding_api_key": key}
+    worker = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "app", "worker", cwd=ROOT, env=environment(settings)
+    )
+    try:
+        await until(lambda: f"Bearer {key}" in stack.endpoint.callers)
+    finally:
+        worker.kill()
+        await worker.wait()
+
+
+@pytest.mark.parametrize("fault", ["killed", "frozen", "flushed"])
+async def test_redis_is_not_missed(stack: Stack, report: Report, fault: str) -> None:
+    async with under_load(stack.address) as load:
+        match fault:
+            case "killed":
+                stack.redis.kill()
+                await load.goes_on()
+                stack.redis.start()
+            case "frozen":
+                stack.redis.signal(signal.SIGSTOP)
+                try:
+                    await asyncio.sleep(FROZEN_SECONDS)
+                    await load.goes_on()
+                finally:
+                    stack.redis.signal(signal.SIGCONT)
+            case "flushed":
+                flush = ["redis-cli", "-p", str(stack.redis.port), "FLUSHALL"]
+                await asyncio.to_thread(subprocess.run, flush, check=True, capture_output=True)
+        load.heal()
+        await load.goes_on()
+    await audit(load, stack.database_url)
+    assert load.failed == 0, load.answers
+    report(f"Redis {fault}", load)
