@@ -6,6 +6,7 @@ a Redis that loses every message delays work, and loses none. Any number of work
 """
 
 import asyncio
+import logging
 from contextlib import ExitStack
 
 import structlog
@@ -16,11 +17,13 @@ from fastapi import FastAPI
 from kombu.exceptions import OperationalError
 
 from app.main import create_app
+from shared.logging import configure_logging
 from shared.settings import Settings, load_settings
 from shared.tasks import Task, drain
 
 PAUSE_SECONDS = 0.2  # between two messages of a process for one task, however much is written
 REDIS_TIMEOUT_SECONDS = 1.0
+START_SECONDS = 60.0  # for a process to start; 4 would be Celery's own choice, for far less
 
 log = structlog.get_logger(__name__)
 celery = Celery(
@@ -28,11 +31,15 @@ celery = Celery(
     broker=load_settings(Settings).redis_url,
     broker_connection_retry_on_startup=True,
     broker_transport_options={
+        # A message is a hint, so none is acknowledged; and a worker that holds some when Redis
+        # goes away would die on putting them back (kombu 5.7).
+        "ack_emulation": False,
         "socket_timeout": REDIS_TIMEOUT_SECONDS,
         "socket_connect_timeout": REDIS_TIMEOUT_SECONDS,
     },
     task_ignore_result=True,
-    worker_prefetch_multiplier=1,
+    worker_disable_prefetch=True,
+    worker_proc_alive_timeout=START_SECONDS,
 )
 
 
@@ -73,12 +80,15 @@ def drain_by_name(name: str) -> None:
             process.portal.call(drain, process.app, task)
 
 
-def keep_logging(**_: object) -> None:
-    """Celery leaves logging alone where somebody listens to this: `create_app` sets it up."""
+def set_up_logging(**_: object) -> None:
+    """Celery leaves logging alone where somebody listens to its signal."""
+    configure_logging(load_settings(Settings))
+    for per_message in ("celery.worker.strategy", "celery.app.trace"):
+        logging.getLogger(per_message).setLevel(logging.WARNING)
 
 
 process = WorkerProcess()
 celery.task(drain_by_name, name="drain")
-setup_logging.connect(keep_logging)
+setup_logging.connect(set_up_logging)
 worker_process_init.connect(process.start, weak=False)
 worker_process_shutdown.connect(process.stop, weak=False)
