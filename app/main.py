@@ -73,6 +73,7 @@ def create_app(
     app.state.features = features
     app.state.tasks = background_tasks(features)
     app.state.runs_tasks = run_tasks
+    app.state.draining = False
     app.state.cursors = new_cursors(settings.secret())
     app.state.limiter = Limiter(settings.redis_url, enabled=settings.limits_rates)
     app.state.authenticator = next((f.authenticator for f in features if f.authenticator), None)

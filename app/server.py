@@ -1,8 +1,11 @@
 """The HTTP server: a listening socket, uvicorn in one process or several, a word when ready."""
 
+import asyncio
+import signal
 import socket
 from collections.abc import Callable
 from multiprocessing import parent_process
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -14,6 +17,7 @@ from shared.settings import ConfigurationError
 from shared.supervision import exit_with_parent
 
 START_TIMEOUT_SECONDS = 60.0
+LINGER_SECONDS = 1.0
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -37,14 +41,25 @@ OnReady = Callable[[], None]
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that says when it is ready to answer."""
+    """A uvicorn server that says when it is ready to answer, and hears everybody out."""
 
+    app: FastAPI
     on_ready: OnReady
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
+            drain_on_sigterm(self.app)
             self.on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        # What was sent on a connection that was accepted last has not been read yet, and
+        # uvicorn would close it as idle: a proxy may not send a POST again.
+        if self.server_state.connections:
+            await asyncio.sleep(LINGER_SECONDS)
+        await super().shutdown(sockets)
 
 
 class Workers(Multiprocess):
@@ -62,7 +77,7 @@ class Workers(Multiprocess):
 def serve(app: FastAPI, listener: socket.socket, on_ready: OnReady) -> None:
     """Serves until SIGINT or SIGTERM; requests under way are finished first."""
     server = Server(_config(app))
-    server.on_ready = on_ready
+    server.app, server.on_ready = app, on_ready
     server.run(sockets=[listener])
 
 
@@ -91,4 +106,22 @@ def worker() -> FastAPI:
     """The application of one process of several, which must not outlive the first."""
     parent = parent_process()
     exit_with_parent(parent.pid if parent else None)
-    return create_app()
+    app = create_app()
+    drain_on_sigterm(app)
+    return app
+
+
+def drain_on_sigterm(app: FastAPI) -> None:
+    """From SIGTERM on `/readyz` answers 503, and everything else is served for as long as
+    `APP_SHUTDOWN_DELAY` says: so long load balancers may take to look elsewhere. Then the
+    handler that was there before, uvicorn's, gets the signal."""
+    loop = asyncio.get_running_loop()
+    stop = signal.getsignal(signal.SIGTERM)
+    delay: float = app.state.settings.shutdown_delay
+
+    def drain(number: int, frame: FrameType | None) -> None:
+        app.state.draining = True
+        if callable(stop):
+            loop.call_soon_threadsafe(loop.call_later, delay, stop, number, frame)
+
+    signal.signal(signal.SIGTERM, drain)

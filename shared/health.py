@@ -34,7 +34,10 @@ async def alive() -> Health:
 
 @router.get("/readyz", responses=responses(Unavailable))
 async def ready(request: Request) -> Health:
-    """Whether the database answers within 1.5 s and its schema is not behind the code."""
+    """Whether the database answers within 1.5 s and its schema is not behind the code, and the
+    process is not about to stop."""
+    if request.app.state.draining:
+        raise Unavailable("This process is about to stop")
     await check(request.app)
     return Health()
 

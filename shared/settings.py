@@ -82,6 +82,7 @@ class Settings(BaseSettings):
     trusted_proxies: Networks = ()
     rate_limiting: bool | None = None
     max_body_size: int = Field(default=1_000_000, ge=1_000)
+    shutdown_delay: float = Field(default=0.0, ge=0, le=300)
     log_format: Literal["console", "json"] | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

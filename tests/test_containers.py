@@ -1,5 +1,6 @@
 """The image and the compose stack, built and run for real where Docker answers."""
 
+import asyncio
 import json
 import os
 import re
@@ -14,6 +15,8 @@ from typing import Any
 
 import httpx
 import pytest
+
+from tests.resilience.load import Load, under_load
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("app", "features", "migrations", "shared")
@@ -43,9 +46,10 @@ class Stack:
     def compose(self, *command: str) -> str:
         return self.run("docker", "compose", *command)
 
-    def state(self, service: str) -> Any:
-        container = self.compose("ps", "--all", "--quiet", service).strip()
-        return json.loads(self.run("docker", "inspect", container))[0]["State"]
+    def states(self, service: str) -> list[Any]:
+        """One of each container."""
+        containers = self.compose("ps", "--all", "--quiet", service).split()
+        return [found["State"] for found in json.loads(self.run("docker", "inspect", *containers))]
 
 
 @pytest.fixture
@@ -62,7 +66,7 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
         yield stack
     finally:
         stack.run("docker", "compose", "down", "--volumes", "--timeout", "1", check=False)
-        stack.run("docker", "image", "rm", "--force", project, check=False)
+        stack.run("docker", "image", "rm", "--force", project, f"{project}-proxy", check=False)
 
 
 def skip_unless_it_works(command: str) -> None:
@@ -91,10 +95,12 @@ def free_port() -> int:
 @pytest.mark.timeout(1200)  # the first build downloads every dependency
 def test_the_stack_from_make_up_to_make_down(stack: Stack) -> None:
     """One test, so that one stack is built however many workers the suite has."""
-    address = up(stack)
+    address = up(stack, "--scale api=2 --scale worker=2")
     every_service_is_healthy(stack)
     an_account_can_make_an_item(address)
     the_documentation_has_its_assets(address)
+    the_metrics_are_not_for_everybody(address)
+    a_deploy_fails_no_request(stack, address)
     the_service_has_no_rights_that_it_does_not_need(stack)
     the_image_has_neither_tests_nor_their_tools(stack)
     the_log_is_one_json_object_a_line(stack)
@@ -104,17 +110,18 @@ def test_the_stack_from_make_up_to_make_down(stack: Stack) -> None:
     assert stack.compose("ps", "--all", "--quiet") == ""
 
 
-def up(stack: Stack) -> str:
+def up(stack: Stack, args: str = "") -> str:
     """Where `make up` says the API answers."""
-    said = stack.run("make", "up")
+    said = stack.run("make", "up", f"args={args}")
     match = re.search(r"answers at (http://127\.0\.0\.1:\d+)$", said, re.MULTILINE)
     assert match, said
     return match[1]
 
 
 def every_service_is_healthy(stack: Stack) -> None:
-    for service in ("api", "worker", "postgres", "redis"):
-        assert stack.state(service)["Health"]["Status"] == "healthy", service
+    for service, count in {"proxy": 1, "api": 2, "worker": 2, "postgres": 1, "redis": 1}.items():
+        found = [state["Health"]["Status"] for state in stack.states(service)]
+        assert found == ["healthy"] * count, service
 
 
 def an_account_can_make_an_item(address: str) -> None:
@@ -134,6 +141,30 @@ def the_documentation_has_its_assets(address: str) -> None:
     assert assets
     for asset in assets:
         assert httpx.get(address + asset).status_code == 200, asset
+
+
+def the_metrics_are_not_for_everybody(address: str) -> None:
+    assert httpx.get(f"{address}/metrics").status_code == 404
+
+
+def a_deploy_fails_no_request(stack: Stack, address: str) -> None:
+    """Both replicas are replaced, one after the other, while clients write and search."""
+    before = {state["StartedAt"] for state in stack.states("api")}
+
+    async def deploy() -> Load:
+        async with under_load(address) as load:
+            await asyncio.to_thread(stack.run, "make", "deploy")
+            await load.goes_on()
+        return load
+
+    load = asyncio.run(deploy())
+
+    assert load.failed == 0, load.answers
+    assert before.isdisjoint(state["StartedAt"] for state in stack.states("api"))
+    exported = httpx.get(f"{address}/items/export", headers=load.headers, timeout=30)
+    stored = [json.loads(line)["title"] for line in exported.text.splitlines()]
+    assert len(stored) == len(set(stored))
+    assert {title for titles in load.acknowledged for title in titles} <= set(stored)
 
 
 def the_service_has_no_rights_that_it_does_not_need(stack: Stack) -> None:
@@ -161,7 +192,7 @@ def the_log_is_one_json_object_a_line(stack: Stack) -> None:
 def a_stop_is_clean(stack: Stack) -> None:
     stack.compose("stop", "api", "worker")
     for service in ("api", "worker"):
-        assert stack.state(service)["ExitCode"] == 0, service
+        assert {state["ExitCode"] for state in stack.states(service)} == {0}, service
 
 
 def the_secrets_are_private_and_written_once(stack: Stack) -> None:
