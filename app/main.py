@@ -9,6 +9,7 @@ from starlette.middleware.cors import CORSMiddleware
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from shared import health, metrics
+from shared.bounds import BoundsMiddleware
 from shared.database import open_database
 from shared.docs import mount_docs, operation_id
 from shared.errors import install_error_handlers
@@ -78,6 +79,9 @@ def create_app(
     app.state.limiter = Limiter(settings.redis_url, enabled=settings.limits_rates)
     app.state.authenticator = next((f.authenticator for f in features if f.authenticator), None)
     install_error_handlers(app, dict(chain(*(f.constraints.items() for f in features))))
+    app.add_middleware(
+        BoundsMiddleware, concurrency=settings.max_concurrency, seconds=settings.request_timeout
+    )
     app.add_middleware(LastResortMiddleware)
     if settings.cors_origins:
         app.add_middleware(

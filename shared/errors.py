@@ -164,6 +164,11 @@ def problem_response(
     )
 
 
+def problem(request: Request, error: Problem) -> Response:
+    """The answer to a request that ends in this error, for who cannot raise it."""
+    return problem_response(request, error.status, error.detail, error.headers, error.errors)
+
+
 def internal_error(request: Request) -> Response:
     """The answer to a failure nobody foresaw: it says nothing of the inside."""
     return problem_response(request, 500, "Internal server error")
@@ -189,10 +194,8 @@ def message_of(error: Mapping[str, Any]) -> str:
     return str(error["msg"]).removeprefix("Value error, ")
 
 
-async def _on_problem(request: Request, problem: Problem) -> Response:
-    return problem_response(
-        request, problem.status, problem.detail, problem.headers, problem.errors
-    )
+async def _on_problem(request: Request, error: Problem) -> Response:
+    return problem(request, error)
 
 
 async def _on_http_exception(request: Request, error: HTTPException) -> Response:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import structlog
+from asyncpg import Connection
 from fastapi import FastAPI
 from prometheus_client import Counter
 
@@ -23,6 +24,9 @@ from shared.telemetry import tracer
 log = structlog.get_logger(__name__)
 
 RECONNECT_SECONDS = 1.0
+BATCH_SECONDS = 300.0  # more than any takes, unless what it waits for never answers
+PING_SECONDS = 30.0
+PING_TIMEOUT_SECONDS = 5.0
 ROWS = Counter("tessera_task_rows_total", "Rows that a background task has done", ("task",))
 FAILURES = Counter(
     "tessera_task_failures_total", "Batches of a background task that failed", ("task",)
@@ -75,7 +79,8 @@ async def drain(app: FastAPI, task: Task) -> int:
 
 async def _batch(app: FastAPI, task: Task) -> int:
     with tracer.start_as_current_span(f"task {task.name}"):
-        return await task.drain(app)
+        async with asyncio.timeout(BATCH_SECONDS):
+            return await task.drain(app)
 
 
 async def _work(app: FastAPI, task: Task, perform: Perform, wake: asyncio.Event) -> None:
@@ -116,11 +121,24 @@ async def _listen(app: FastAPI, tasks: Sequence[Task], wake: dict[str, asyncio.E
     while channels:
         with suppress(*CONNECT_ERRORS):
             async with listening(database_of(app)) as connection:
-                closed = asyncio.Event()
-                connection.add_termination_listener(lambda _, closed=closed: closed.set())
                 for channel in channels:
                     await connection.add_listener(channel, on_notify)
                 for event in wake.values():
                     event.set()
-                await closed.wait()
+                await _lost(connection)
         await asyncio.sleep(RECONNECT_SECONDS)
+
+
+async def _lost(connection: "Connection[Any]") -> None:
+    """Returns when the connection is closed.
+
+    Raises:
+        TimeoutError: it does not answer any more.
+    """
+    closed = asyncio.Event()
+    connection.add_termination_listener(lambda _: closed.set())
+    while not closed.is_set():
+        with suppress(TimeoutError):
+            await asyncio.wait_for(closed.wait(), timeout=PING_SECONDS)
+        if not closed.is_set():
+            await connection.execute("SELECT 1", timeout=PING_TIMEOUT_SECONDS)

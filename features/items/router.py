@@ -22,6 +22,7 @@ from features.items.schemas import (
     ItemUpdate,
 )
 from shared.auth import Principal, requires
+from shared.bounds import NoDeadline
 from shared.database import ReadSession, Snapshot, WriteSession
 from shared.errors import (
     BadRequest,
@@ -104,6 +105,7 @@ async def import_(
     principal: Writer,
     format_: ImportFormat,
     gzipped: ImportEncoding,
+    _: NoDeadline,
     dry_run: Annotated[bool, Query(description="Report what would happen, change nothing")] = False,
 ) -> ImportReport:
     """Adds or replaces items from JSON Lines or CSV, by `external_id`.

@@ -57,10 +57,10 @@ class Stack:
         await asyncio.to_thread(self.postgres_runs.enter_context, self.postgres.running())
         self.proxy.target = self.postgres.server.port
 
-    async def start_api(self, port: int | None = None) -> Served:
+    async def start_api(self, port: int | None = None, **settings: str) -> Served:
         folder = self.folder / str(len(list(self.folder.iterdir())))
         folder.mkdir()
-        runs = serving(folder, port or free_port(), self.settings)
+        runs = serving(folder, port or free_port(), self.settings | settings)
         return await asyncio.to_thread(self.api_runs.enter_context, runs)
 
 

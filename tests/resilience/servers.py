@@ -63,6 +63,7 @@ class Proxy:
     port: int = 0
     target: int = 0
     _streams: set[asyncio.StreamWriter] = field(default_factory=set)
+    _silent: set[asyncio.StreamWriter] = field(default_factory=set)
 
     async def start(self) -> asyncio.Server:
         server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -81,10 +82,16 @@ class Proxy:
         self._streams.add(sink)
         with suppress(OSError):
             while data := await source.read(65_536):
-                sink.write(data)
-                await sink.drain()
+                if sink not in self._silent:
+                    sink.write(data)
+                    await sink.drain()
         sink.close()
         self._streams.discard(sink)
+        self._silent.discard(sink)
+
+    def fall_silent(self) -> None:
+        """From now on nothing passes on the connections there are, which stay open."""
+        self._silent |= self._streams
 
     def hang_up(self) -> None:
         """Resets all connections."""

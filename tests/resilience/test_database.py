@@ -14,6 +14,7 @@ import pytest
 
 from tests.resilience.conftest import LONG, Report, Stack
 from tests.resilience.load import audit, under_load
+from tests.resilience.servers import Proxy
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
 FROZEN_SECONDS = 10.0 if LONG else 3.0
@@ -56,6 +57,29 @@ async def test_an_api_ends_although_postgresql_is_frozen(stack: Stack) -> None:
             stack.postgres.signal(signal.SIGCONT)
             api.process.kill()
             api.process.wait()
+
+
+async def test_a_postgresql_that_vanishes_without_a_word_is_given_up(
+    stack: Stack, report: Report
+) -> None:
+    """Its machine loses power, and another takes its address: no connection is ever closed."""
+    way = Proxy(target=stack.proxy.target)
+    listener = await way.start()
+    url = stack.database_url.replace(f":{stack.proxy.port}/", f":{way.port}/")
+    api = await stack.start_api(database_url=url, request_timeout="2")
+    try:
+        async with under_load(api.address) as load:
+            way.fall_silent()
+            load.heal()
+            await load.fails()
+            await load.goes_on()
+    finally:
+        api.process.kill()
+        api.process.wait()
+        way.hang_up()
+        listener.close()
+    await audit(load, stack.database_url)
+    report("PostgreSQL vanished, with requests given up after 2 s", load)
 
 
 async def test_postgresql_without_a_free_connection_is_an_outage_that_ends(

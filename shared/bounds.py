@@ -1,0 +1,65 @@
+"""How much may be under way at once, and for how long."""
+
+import asyncio
+from typing import Annotated
+
+import structlog
+from fastapi import Depends, Request
+from prometheus_client import Counter
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from shared.errors import Unavailable, problem
+from shared.telemetry import PROBES
+
+log = structlog.get_logger(__name__)
+SHED = Counter("tessera_requests_shed_total", "Requests that were refused: too many were under way")
+EXPIRED = Counter("tessera_requests_expired_total", "Requests given up at their deadline")
+
+
+class BoundsMiddleware:
+    """Refuses at once what could only wait, so that the rest stays fast; and gives up, with
+    503, what has no answer within `seconds`. An answer that has begun may take its time."""
+
+    def __init__(self, app: ASGIApp, concurrency: int, seconds: float) -> None:
+        self.app, self.concurrency, self.seconds = app, concurrency, seconds
+        self.under_way = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in PROBES:
+            await self.app(scope, receive, send)
+            return
+        if self.under_way >= self.concurrency:
+            SHED.inc()
+            busy = Unavailable("The service is busy; please try again")
+            await problem(Request(scope), busy)(scope, receive, send)
+            return
+        self.under_way += 1
+        try:
+            await self._in_time(scope, receive, send)
+        finally:
+            self.under_way -= 1
+
+    async def _in_time(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_at_leisure(message: Message) -> None:
+            deadline.reschedule(None)
+            await send(message)
+
+        try:
+            async with asyncio.timeout(self.seconds) as deadline:
+                scope.setdefault("state", {})["deadline"] = deadline
+                await self.app(scope, receive, send_at_leisure)
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            EXPIRED.inc()
+            log.warning("deadline_passed")
+            late = Unavailable(f"There was no answer within {self.seconds:g} s; please try again")
+            await problem(Request(scope), late)(scope, receive, send)
+
+
+async def _lift_deadline(request: Request) -> None:
+    request.state.deadline.reschedule(None)
+
+
+NoDeadline = Annotated[None, Depends(_lift_deadline)]
+"""For a route whose request is a stream of any length."""

@@ -1,0 +1,89 @@
+"""What no request may do: wait for ever, or join more than can be served."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.responses import StreamingResponse
+from httpx import AsyncClient, Response
+from sqlalchemy import text
+
+from shared.bounds import NoDeadline
+from shared.database import ReadSession
+from shared.settings import Settings
+from tests.probing import app_with, problem
+
+SECONDS = 0.5
+probe = APIRouter(prefix="/probe", tags=["probe"])
+
+
+@probe.get("/asleep")
+async def asleep(session: ReadSession) -> None:
+    await session.execute(text("SELECT pg_sleep(60)"))
+
+
+@probe.get("/slow-and-may-be")
+async def slow(_: NoDeadline) -> None:
+    await asyncio.sleep(2 * SECONDS)
+
+
+@probe.get("/stream")
+async def stream() -> StreamingResponse:
+    async def lines() -> AsyncIterator[str]:
+        yield "begun\n"
+        await asyncio.sleep(2 * SECONDS)
+        yield "ended\n"
+
+    return StreamingResponse(lines())
+
+
+@probe.get("/held")
+async def held(request: Request, _: NoDeadline) -> None:
+    request.app.state.held.release()
+    await request.app.state.gate.wait()
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    update = {"request_timeout": SECONDS, "max_concurrency": 2, "database_pool_size": 1}
+    return settings.model_copy(update=update)
+
+
+@pytest.fixture
+async def app(settings: Settings) -> AsyncIterator[FastAPI]:
+    async with app_with(settings, probe) as running:
+        running.state.held, running.state.gate = asyncio.Semaphore(0), asyncio.Event()
+        yield running
+
+
+def unavailable(response: Response) -> str:
+    assert response.headers["retry-after"] == "1"
+    return str(problem(response, 503)["detail"])
+
+
+async def test_a_request_without_an_answer_is_given_up(anonymous: AsyncClient) -> None:
+    for _ in range(3):  # and gives back the only connection
+        assert "within 0.5 s" in unavailable(await anonymous.get("/probe/asleep"))
+
+
+async def test_an_answer_that_has_begun_may_take_its_time(anonymous: AsyncClient) -> None:
+    assert (await anonymous.get("/probe/stream")).text == "begun\nended\n"
+
+
+async def test_a_route_may_lift_the_deadline(anonymous: AsyncClient) -> None:
+    assert (await anonymous.get("/probe/slow-and-may-be")).status_code == 200
+
+
+async def test_more_than_can_be_served_is_refused_at_once(
+    anonymous: AsyncClient, app: FastAPI
+) -> None:
+    holders = [asyncio.create_task(anonymous.get("/probe/held")) for _ in range(2)]
+    for _ in holders:
+        await app.state.held.acquire()
+    refused = await anonymous.get("/items")
+    assert "busy" in unavailable(refused)
+    assert (await anonymous.get("/readyz")).status_code == 200
+    app.state.gate.set()
+    assert [(await holder).status_code for holder in holders] == [200, 200]
+    assert (await anonymous.get("/items")).status_code == 401
