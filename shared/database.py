@@ -3,11 +3,12 @@
 A *write session* is one transaction: it commits once, after the handler has returned and
 before the first byte of the response leaves, so that a 2xx means committed. A *read
 session* has no transaction at all: every statement sees the newest snapshot, and the
-server refuses writes. It goes to the replica where one is set.
+server refuses writes. It goes to the replica where one is set, but for clients who have
+just written: they read what they wrote, from the primary.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -21,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from shared.errors import Unavailable
+from shared.replica import RecentWriters
 from shared.settings import Settings
 
 CONNECT_TIMEOUT_SECONDS = 3.0
@@ -31,28 +33,48 @@ CONNECT_ERRORS = (OSError, TimeoutError, PostgresError, InterfaceError)
 
 @dataclass(frozen=True)
 class Database:
-    """The engines of one process. `url` is a libpq URL, for what speaks asyncpg itself."""
+    """The engines of one process. `url` is a libpq URL, for what speaks asyncpg itself.
+
+    `read` is the replica's, where one is set; `writers` then go to `read_primary`.
+    """
 
     url: str
     write: AsyncEngine
     read: AsyncEngine
+    read_primary: AsyncEngine
+    writers: RecentWriters | None
+
+    @property
+    def engines(self) -> Mapping[str, AsyncEngine]:
+        """By name, each once."""
+        found = {"write": self.write, "read": self.read}
+        return found | ({"read_primary": self.read_primary} if self.writers else {})
 
     async def dispose(self) -> None:
         """Closes all connections; a server that does not answer is not waited for."""
-        for engine in (self.write, self.read):
+        for engine in self.engines.values():
             with suppress(TimeoutError):
                 async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
                     await engine.dispose()
+        if self.writers:
+            await self.writers.close()
 
 
 def open_database(url: str, settings: Settings) -> Database:
     """Makes the engines. Connects to nothing: that happens when a session first needs it."""
-    reads = {"default_transaction_read_only": "on"}
-    replica = settings.database_replica_url or url
+
+    def readers(url: str) -> AsyncEngine:
+        server = {"default_transaction_read_only": "on"}
+        return _engine(url, settings, server, isolation_level="AUTOCOMMIT")
+
+    replica, lag = settings.database_replica_url, settings.database_replica_lag
+    primary = readers(url)
     return Database(
         url=url,
         write=_engine(url, settings, {}),
-        read=_engine(replica, settings, reads, isolation_level="AUTOCOMMIT"),
+        read=readers(replica) if replica else primary,
+        read_primary=primary,
+        writers=RecentWriters(settings.redis_url, lag) if replica else None,
     )
 
 
@@ -110,14 +132,19 @@ async def transaction(database: Database) -> AsyncIterator[AsyncSession]:
 
 
 @asynccontextmanager
-async def reading(database: Database) -> AsyncIterator[AsyncConnection]:
-    """A read session outside a request.
+async def reading(
+    database: Database, request: Request | None = None
+) -> AsyncIterator[AsyncConnection]:
+    """A read session, of a request or outside of any.
 
     Raises:
         Unavailable: when no connection can be made.
     """
+    engine = database.read
+    if request and database.writers and await database.writers.include(request):
+        engine = database.read_primary
     try:
-        connection = await database.read.connect()
+        connection = await engine.connect()
     except CONNECT_ERRORS as error:
         raise Unavailable("The database cannot be reached; please try again") from error
     try:
@@ -127,9 +154,11 @@ async def reading(database: Database) -> AsyncIterator[AsyncConnection]:
 
 
 @asynccontextmanager
-async def snapshot(database: Database) -> AsyncIterator[AsyncConnection]:
+async def snapshot(
+    database: Database, request: Request | None = None
+) -> AsyncIterator[AsyncConnection]:
     """A read session whose statements all see one snapshot, and which may have cursors."""
-    async with reading(database) as connection:
+    async with reading(database, request) as connection:
         await connection.execution_options(isolation_level="REPEATABLE READ")
         yield connection
 
@@ -145,17 +174,20 @@ async def listening(database: Database) -> AsyncIterator["Connection[Any]"]:
 
 
 async def _write_session(request: Request) -> AsyncIterator[AsyncSession]:
-    async with transaction(database_of(request.app)) as session:
+    database = database_of(request.app)
+    async with transaction(database) as session:
         yield session
+    if database.writers:
+        await database.writers.add(request)
 
 
 async def _read_session(request: Request) -> AsyncIterator[AsyncConnection]:
-    async with reading(database_of(request.app)) as connection:
+    async with reading(database_of(request.app), request) as connection:
         yield connection
 
 
 async def _snapshot(request: Request) -> AsyncIterator[AsyncConnection]:
-    async with snapshot(database_of(request.app)) as connection:
+    async with snapshot(database_of(request.app), request) as connection:
         yield connection
 
 

@@ -42,8 +42,7 @@ async def metrics(request: Request) -> Response:
 
 
 def _read_pools(app: FastAPI) -> None:
-    database = database_of(app)
-    for name, engine in (("write", database.write), ("read", database.read)):
+    for name, engine in database_of(app).engines.items():
         CONNECTIONS.labels(name).set(engine.pool.checkedout())  # type: ignore[attr-defined]  # a QueuePool
         CONNECTIONS_MAX.labels(name).set(engine.pool.size())  # type: ignore[attr-defined]
 

@@ -97,7 +97,7 @@ def tracing() -> TelemetryConfig:
 def trace_calls(database: Database) -> None:
     """Makes queries and calls of other services parts of the trace."""
     if traces():
-        engines = [database.write.sync_engine, database.read.sync_engine]
+        engines = [engine.sync_engine for engine in database.engines.values()]
         # It names SQLAlchemy below 2.1 and works with 2.1: tests/test_signals.py shows it.
         SQLAlchemyInstrumentor().instrument(engines=engines, skip_dep_check=True)
         HTTPXClientInstrumentor().instrument()

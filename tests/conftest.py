@@ -1,3 +1,4 @@
+import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ import uvicorn
 
 from app.main import create_app
 from shared.settings import Settings
+from tests.serving import Redis
 
 
 @pytest.fixture
@@ -19,3 +21,13 @@ def address(settings: Settings) -> Iterator[str]:
     yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     server.should_exit = True
     thread.join()
+
+
+@pytest.fixture
+def redis() -> Iterator[Redis]:
+    if shutil.which("redis-server") is None:
+        pytest.skip("there is no redis-server")
+    server = Redis()
+    server.start()
+    yield server
+    server.kill()

@@ -1,15 +1,12 @@
 """The background work on Celery: a real Redis, a real worker, and what happens without either."""
 
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -18,7 +15,7 @@ import pytest
 from shared.settings import Settings
 from shared.testing import PASSWORD
 from tests.copying import BIN
-from tests.serving import ROOT, environment, serving
+from tests.serving import ROOT, Redis, environment, free_port, serving
 
 WITHIN_SECONDS = 60.0
 STOP_SECONDS = 60.0  # a process of the pool waits up to 30 for its last result to be read
@@ -38,51 +35,13 @@ def test_inline_imports_nothing_of_celery() -> None:
     assert said.stdout.strip() == b""
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
-
-
-@dataclass
-class Redis:
-    """A Redis that can be killed and started again, empty, at the same address."""
-
-    port: int
-    process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = ["redis-server", "--port", str(self.port), "--save", "", "--dir", "/"]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        eventually(self._listens)
-
-    def _listens(self) -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
-
-    def kill(self) -> None:
-        assert self.process
-        self.process.kill()
-        self.process.wait()
-
-
-@pytest.fixture
-def redis() -> Iterator[Redis]:
-    if shutil.which("redis-server") is None:
-        pytest.skip("there is no redis-server")
-    server = Redis(free_port())
-    server.start()
-    yield server
-    server.kill()
-
-
 @pytest.fixture
 def variables(settings: Settings, redis: Redis) -> dict[str, str]:
     return {
         "env": "test",
         "database_url": settings.database_url or "",
         "secret_key": settings.secret(),
-        "redis_url": f"redis://127.0.0.1:{redis.port}/0",
+        "redis_url": redis.url,
         "task_queue": "celery",
     }
 

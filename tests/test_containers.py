@@ -6,7 +6,6 @@ import os
 import re
 import secrets
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import httpx
 import pytest
 
 from tests.resilience.load import Load, under_load
+from tests.serving import free_port
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("app", "features", "migrations", "shared")
@@ -83,13 +83,6 @@ def make_private_clone(folder: Path) -> None:
         shutil.copy(ROOT / name, folder / name)
     for path in folder.rglob("*"):
         path.chmod(0o700 if path.is_dir() else 0o600)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 @pytest.mark.timeout(1200)  # the first build downloads every dependency

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.serving import ROOT, Served, environment, serving
+from tests.serving import ROOT, Served, environment, free_port, serving
 
 CODE = ("app", "features", "migrations", "shared")
 GONE_TIMEOUT_SECONDS = 30.0
@@ -37,13 +37,6 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def run(clone: Path, port: int | None = None) -> Iterator[Served]:
     with serving(clone, port or free_port(), {}, code=clone) as served:
         yield served
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def postgres_of(clone: Path) -> list[int]:

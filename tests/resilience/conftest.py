@@ -19,12 +19,10 @@ from tests.resilience.load import Load
 from tests.resilience.servers import (
     Postgres,
     Proxy,
-    Redis,
     database_of,
-    free_port,
     postgres_folder,
 )
-from tests.serving import Served, serving
+from tests.serving import Redis, Served, free_port, serving
 
 LONG = os.environ.get("FAULTS") == "long"
 TABLE = pytest.StashKey[list[str]]()

@@ -1,10 +1,8 @@
-"""Servers that a test may kill, freeze and move: PostgreSQL, the way to it, and Redis."""
+"""Servers that a test may kill, freeze and move: PostgreSQL, and the way to it."""
 
 import asyncio
 import os
 import signal
-import socket
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,12 +13,6 @@ from shared.embedded import EmbeddedServer, embedded_postgres, ensure_database
 
 # A killed process loses nothing that it handed to the kernel, so what is durable stays durable.
 SETTINGS = {"shared_buffers": "64MB", "max_connections": "60", "full_page_writes": "off"}
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @dataclass
@@ -97,27 +89,6 @@ class Proxy:
         """Resets all connections."""
         for stream in self._streams:
             stream.transport.abort()
-
-
-@dataclass
-class Redis:
-    """A Redis without persistence: started again, it is empty."""
-
-    port: int = field(default_factory=free_port)
-    process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = ["redis-server", "--port", str(self.port), "--save", "", "--dir", "/"]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-
-    def signal(self, number: signal.Signals) -> None:
-        if self.process:
-            self.process.send_signal(number)
-
-    def kill(self) -> None:
-        if self.process:
-            self.process.kill()
-            self.process.wait()
 
 
 async def database_of(postgres: Postgres, proxy: Proxy) -> str:

@@ -1,0 +1,122 @@
+"""Reads go to a replica that streams from the primary, but for what the client has just written."""
+
+import asyncio
+import os
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from pathlib import Path
+
+import asyncpg
+import pytest
+from httpx import AsyncClient
+
+from app.main import create_app
+from shared.embedded import EmbeddedServer, embedded_postgres, ensure_database
+from shared.embedded.home import find_home, run_program
+from shared.migrations import upgrade
+from shared.settings import Settings
+from shared.testing import connect, sign_in
+from tests.serving import Redis
+
+SMALL = {"shared_buffers": "16MB", "fsync": "off"}
+WITHIN_SECONDS = 30.0
+CAUGHT_UP = "SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn"
+
+
+@contextmanager
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="tessera-test-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@contextmanager
+def replica_of(primary: EmbeddedServer) -> Iterator[EmbeddedServer]:
+    with folder() as root:
+        home = find_home(root)
+        home.data.mkdir(mode=0o700)
+        if home.account:
+            os.chown(home.data, home.account["user"], home.account["group"])
+        options = [f"--pgdata={home.data}", f"--dbname={primary.url()}", "--write-recovery-conf"]
+        run_program(home, "pg_basebackup", *options, "--checkpoint=fast", "--no-sync")
+        (home.folder / "password").write_text(primary.password)
+        with embedded_postgres(root, SMALL) as server:
+            yield server
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[tuple[EmbeddedServer, EmbeddedServer]]:
+    with (
+        folder() as root,
+        embedded_postgres(root, SMALL) as primary,
+        replica_of(primary) as replica,
+    ):
+        upgrade(asyncio.run(ensure_database(primary, "tessera")))
+        yield primary, replica
+
+
+@pytest.fixture
+def database_url(servers: tuple[EmbeddedServer, EmbeddedServer]) -> str:
+    return servers[0].url("tessera")
+
+
+@pytest.fixture
+def settings(settings: Settings, servers: tuple[EmbeddedServer, EmbeddedServer]) -> Settings:
+    update = {"database_replica_url": servers[1].url("tessera"), "database_replica_lag": 60.0}
+    return settings.model_copy(update=update)
+
+
+@pytest.fixture
+async def replica(
+    servers: tuple[EmbeddedServer, EmbeddedServer],
+) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+    connection = await asyncpg.connect(servers[1].url())
+    yield connection
+    await connection.execute("SELECT pg_wal_replay_resume()")
+    await connection.close()
+
+
+async def caught_up(primary_url: str, replica: "asyncpg.Connection[asyncpg.Record]") -> None:
+    primary = await asyncpg.connect(primary_url)
+    now = await primary.fetchval("SELECT pg_current_wal_lsn()::text")
+    await primary.close()
+    async with asyncio.timeout(WITHIN_SECONDS):
+        while not await replica.fetchval(CAUGHT_UP, now):  # noqa: ASYNC110  # another server
+            await asyncio.sleep(0.02)
+
+
+async def client_of(settings: Settings, stack: AsyncExitStack) -> AsyncClient:
+    """Of a process of its own, as far as the database and what it remembers are concerned."""
+    app = create_app(settings, run_tasks=False)
+    await stack.enter_async_context(app.router.lifespan_context(app))
+    return await stack.enter_async_context(connect(app))
+
+
+@pytest.mark.parametrize(("shared", "elsewhere"), [(False, 404), (True, 200)])
+async def test_what_a_client_wrote_it_reads_although_the_replica_lags(
+    settings: Settings,
+    database_url: str,
+    replica: "asyncpg.Connection[asyncpg.Record]",
+    redis: Redis,
+    shared: bool,
+    elsewhere: int,
+) -> None:
+    if shared:
+        settings = settings.model_copy(update={"redis_url": redis.url})
+    async with AsyncExitStack() as stack:
+        here, there = [await client_of(settings, stack) for _ in range(2)]
+        await sign_in(here, f"{shared}@example.com")
+        there.headers["Authorization"] = here.headers["Authorization"]
+        await caught_up(database_url, replica)
+        await replica.execute("SELECT pg_wal_replay_pause()")
+
+        created = await here.post("/items", json={"title": "Kettle", "price": 20})
+        item = created.headers["location"]
+        assert (await here.get(item)).json()["title"] == "Kettle"
+        assert (await here.get("/items/export")).text.count("Kettle") == 1
+        assert (await there.get(item)).status_code == elsewhere
+
+        await replica.execute("SELECT pg_wal_replay_resume()")
+        await caught_up(database_url, replica)
+        assert (await there.get(item)).status_code == 200
