@@ -16,7 +16,7 @@ from joserfc.jwk import OKPKey
 from sqlalchemy.dialects.postgresql.asyncpg import dialect
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from features.search.embedding import as_text
@@ -36,12 +36,14 @@ COUNT = "SELECT count(*) FROM items WHERE owner_id = $1"
 CREATE = (
     f"INSERT INTO items (id, owner_id, title, price) VALUES ($1, $2, $3, $4) RETURNING {COLUMNS}"
 )
+EXPORT = f"SELECT {COLUMNS} FROM items WHERE owner_id = $1 ORDER BY created_at, id"
 LOCK = f"SELECT {COLUMNS} FROM items WHERE id = $1 AND owner_id = $2 FOR UPDATE"
 UPDATE = f"""
 UPDATE items SET price = $3, updated_at = clock_timestamp()
 WHERE id = $1 AND owner_id = $2 RETURNING {COLUMNS}
 """
 
+OPTIONS = orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE
 Handler = Callable[[Request, Principal], Awaitable[Response]]
 pool: "asyncpg.Pool[Any]"
 reader: TokenReader
@@ -68,9 +70,7 @@ def tag(row: Mapping[str, Any]) -> str:
 
 
 def answer(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    content = orjson.dumps(
-        body, default=str, option=orjson.OPT_UTC_Z
-    )  # asyncpg has a UUID of its own
+    content = orjson.dumps(body, str, orjson.OPT_UTC_Z)  # asyncpg has a UUID of its own
     return Response(content, status, headers, media_type="application/json")
 
 
@@ -102,6 +102,16 @@ async def create(request: Request, principal: Principal) -> Response:
     assert row
     headers = {"ETag": tag(row), "Location": f"/items/{row['id']}"}
     return answer(shown(row), 201, headers)
+
+
+async def export(request: Request, principal: Principal) -> Response:
+    async def lines() -> AsyncIterator[bytes]:
+        async with pool.acquire() as connection, connection.transaction(readonly=True):
+            cursor = await connection.cursor(EXPORT, principal.user_id)
+            while rows := await cursor.fetch(1_000):
+                yield b"".join(orjson.dumps(shown(row), str, OPTIONS) for row in rows)
+
+    return StreamingResponse(lines(), media_type="application/jsonl")
 
 
 async def update(request: Request, principal: Principal) -> Response:
@@ -172,6 +182,7 @@ app = Starlette(
         Route("/healthz", alive),
         Route("/items", signed_in(list_)),
         Route("/items", signed_in(create), methods=["POST"]),
+        Route("/items/export", signed_in(export)),
         Route("/items/{id}", signed_in(get)),
         Route("/items/{id}", signed_in(update), methods=["PATCH"]),
         Route("/search", signed_in(search)),

@@ -85,7 +85,7 @@ class Server:
 
 
 @contextmanager
-def served(name: str, settings: Settings, port: int) -> Iterator[Server]:
+def served(name: str, settings: Settings, port: int, workers: int = 1) -> Iterator[Server]:
     assert settings.database_url
     environment = os.environ | {
         "APP_ENV": "dev",
@@ -96,6 +96,7 @@ def served(name: str, settings: Settings, port: int) -> Iterator[Server]:
     }
     command = [sys.executable, "-m", "uvicorn", SERVERS[name], "--port", str(port)]
     command += ["--loop", "uvloop", "--http", "httptools", "--no-server-header"]
+    command += ["--workers", str(workers)]
     command += ["--factory", "--no-access-log"] if name == OURS else []
     command += ["--no-access-log", "--log-level", "warning"] if name == BARE else []
     started = time.perf_counter()
@@ -121,7 +122,13 @@ def served(name: str, settings: Settings, port: int) -> Iterator[Server]:
         process.wait()
 
 
-def load(server: Server, endpoint: Endpoint, token: str, seconds: float) -> None:
+def load(
+    server: Server,
+    endpoint: Endpoint,
+    token: str,
+    seconds: float,
+    connections: int = CONNECTIONS,
+) -> None:
     """One round: what wrk and the kernel say."""
     more = "".join(f'wrk.headers["{n}"] = {json.dumps(v)}\n' for n, v in endpoint.headers.items())
     body = json.dumps(endpoint.body) if endpoint.body else "nil"
@@ -129,7 +136,7 @@ def load(server: Server, endpoint: Endpoint, token: str, seconds: float) -> None
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as file:
         file.write(script)
         file.flush()
-        command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "-s", file.name]
+        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", file.name]
         before = server.cpu_seconds()
         done = subprocess.run(
             [*command, server.address + endpoint.path], capture_output=True, text=True, check=True
@@ -172,6 +179,7 @@ async def prepare(settings: Settings) -> tuple[str, list[Endpoint]]:
         Endpoint("… total=false", "/items?limit=20&total=false", guideline=False),
         Endpoint("GET /search lexical", "/search?q=enamel+mug&mode=lexical", guideline=False),
         Endpoint("GET /search hybrid", "/search?q=enamel+mug&mode=hybrid", guideline=False),
+        Endpoint("GET /items/export, 2,000 items", "/items/export", guideline=False),
         Endpoint("PATCH /items/{id}", f"/items/{item}", "PATCH", '{"price": 9.5}'),
         Endpoint("POST /items", "/items", "POST", create),
     ]
