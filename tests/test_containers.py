@@ -152,7 +152,7 @@ def a_deploy_fails_no_request(stack: Stack, address: str) -> None:
 
     load = asyncio.run(deploy())
 
-    assert load.failed == 0, load.answers
+    assert load.failed == 0, load.refusals
     assert before.isdisjoint(state["StartedAt"] for state in stack.states("api"))
     exported = httpx.get(f"{address}/items/export", headers=load.headers, timeout=30)
     stored = [json.loads(line)["title"] for line in exported.text.splitlines()]

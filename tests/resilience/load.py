@@ -53,6 +53,8 @@ class Load:
     acknowledged: list[tuple[str, ...]] = field(default_factory=list)
     answers: Counter[int] = field(default_factory=Counter)
     """By status; 0 where there was none."""
+    refusals: list[str] = field(default_factory=list)
+    """What was said instead of a 2xx."""
     degraded: int = 0
     latencies: list[float] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
@@ -144,12 +146,15 @@ class Load:
         started = time.monotonic()
         try:
             answer = await client.request(method, address + path, content=body, headers=headers)
-        except httpx.TransportError:
+        except httpx.TransportError as error:
             self.answers[0] += 1
+            self.refusals.append(f"{method} {path}: {error!r}")
             return None
         self.answers[answer.status_code] += 1
         if answer.is_success:
             self.latencies.append(time.monotonic() - started)
+        else:
+            self.refusals.append(f"{method} {path}: {answer.text}")
         return answer
 
 
