@@ -7,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 feature ?=
 args ?=
+unexport PYTHONDONTWRITEBYTECODE  # every start would compile everything
 
 help: ## Say what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 22
@@ -46,7 +47,7 @@ fix: setup ## Format, and mend what the linter can
 	@$(BIN)/ruff check --fix .
 
 bench: setup ## The benchmarks, as ratios against baselines run side by side
-	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m tests.benchmarks $(args)
+	@$(BIN)/python -m tests.benchmarks $(args)
 
 faults: setup ## Kill, freeze and fill what the service stands on, at length, and print the table
 	@FAULTS=long $(BIN)/python -m pytest tests/resilience $(args)

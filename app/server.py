@@ -1,15 +1,22 @@
-"""The HTTP server: a listening socket, uvicorn in one process or several, a word when ready."""
+"""The HTTP server: a listening socket, uvicorn in one process or several, a word when ready.
+
+A process that stops hears out everybody whose connection the kernel has made: a proxy that has
+sent a POST on one may not send it again.
+"""
 
 import asyncio
 import signal
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing import parent_process
 from types import FrameType
 from typing import Any
 
 import uvicorn
+import uvloop
 from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.supervisors import Multiprocess
 
 from app.main import create_app
@@ -40,8 +47,63 @@ def listen(host: str, port: int) -> socket.socket:
 OnReady = Callable[[], None]
 
 
+class Connection(HttpToolsProtocol):
+    """A connection that is closed a while after the process began to stop, and not at once:
+    what was sent on it may not have been read yet."""
+
+    def shutdown(self) -> None:
+        self.loop.call_later(LINGER_SECONDS, super().shutdown)
+
+
+class LastCall:
+    """A listening server of asyncio that, before it closes, accepts who waits to be accepted:
+    the kernel would reset them."""
+
+    def __init__(
+        self,
+        server: asyncio.AbstractServer,
+        listener: socket.socket,
+        connect: Callable[[], Connection],
+    ) -> None:
+        self.server, self.listener, self.connect = server, listener, connect
+        self.accepting: list[asyncio.Task[Any]] = []
+
+    def close(self) -> None:
+        waiting = _accept_all(self.listener)
+        self.server.close()
+        loop = self.server.get_loop()
+        for each in waiting:
+            accepted = loop.connect_accepted_socket(self._connect_late, each)
+            self.accepting.append(loop.create_task(accepted))
+
+    def _connect_late(self) -> Connection:
+        connection = self.connect()
+        connection.loop.call_later(LINGER_SECONDS, connection.shutdown)
+        return connection
+
+    async def wait_closed(self) -> None:
+        await asyncio.gather(*self.accepting, return_exceptions=True)
+        await self.server.wait_closed()
+
+
+def _accept_all(listener: socket.socket) -> list[socket.socket]:
+    accepted = []
+    with suppress(BlockingIOError):
+        while True:
+            accepted.append(listener.accept()[0])
+    return accepted
+
+
+class Loop(uvloop.Loop):
+    """uvloop, whose servers give everybody a last call."""
+
+    async def create_server(self, connect: Any, *, sock: Any, **options: Any) -> Any:  # type: ignore[override]
+        server = await super().create_server(connect, sock=sock, **options)
+        return LastCall(server, sock, connect)
+
+
 class Server(uvicorn.Server):
-    """A uvicorn server that says when it is ready to answer, and hears everybody out."""
+    """A uvicorn server that says when it is ready to answer."""
 
     app: FastAPI
     on_ready: OnReady
@@ -51,15 +113,6 @@ class Server(uvicorn.Server):
         if self.started:
             drain_on_sigterm(self.app)
             self.on_ready()
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        for server in self.servers:
-            server.close()
-        # What was sent on a connection that was accepted last has not been read yet, and
-        # uvicorn would close it as idle: a proxy may not send a POST again.
-        if self.server_state.connections:
-            await asyncio.sleep(LINGER_SECONDS)
-        await super().shutdown(sockets)
 
 
 class Workers(Multiprocess):
@@ -72,6 +125,12 @@ class Workers(Multiprocess):
         super().init_processes()
         if all(process.wait_until_ready(START_TIMEOUT_SECONDS) for process in self.processes):
             self.on_ready()
+
+    def terminate_all(self) -> None:
+        # As long as one process has it, the kernel goes on making connections for all of them.
+        for listener in self.sockets:
+            listener.close()
+        super().terminate_all()
 
 
 def serve(app: FastAPI, listener: socket.socket, on_ready: OnReady) -> None:
@@ -91,8 +150,8 @@ def serve_with_workers(listener: socket.socket, workers: int, on_ready: OnReady)
 def _config(app: FastAPI | str, **options: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        loop="uvloop",
-        http="httptools",
+        loop="app.server:Loop",
+        http=Connection,
         log_config=None,
         access_log=False,
         server_header=False,
