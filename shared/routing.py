@@ -19,7 +19,9 @@ class Router(APIRouter):
         super().__init__(*args, **options)
 
     def add_api_route(self, path: str, *args: Any, **options: Any) -> None:
-        self.beginnings.add(_first_segment(self.prefix + path))
+        beginning = _first_segment(self.prefix + path)
+        assert not beginning.startswith("{"), f"{path} begins with a parameter"
+        self.beginnings.add(beginning)
         super().add_api_route(path, *args, **options)
 
     def include_router(self, router: APIRouter, **options: Any) -> None:
@@ -35,6 +37,4 @@ class Router(APIRouter):
 
 
 def _first_segment(path: str) -> str:
-    segment = path.split("/", 2)[1]
-    assert not segment.startswith("{"), f"{path} begins with a parameter"
-    return segment
+    return path.removeprefix("/").partition("/")[0]

@@ -9,6 +9,7 @@ import pytest
 from fastapi import APIRouter, FastAPI
 from httpx import AsyncClient
 from sqlalchemy import text
+from starlette.types import Message
 
 from shared.database import ReadSession
 from shared.errors import MEDIA_TYPE
@@ -52,11 +53,28 @@ async def in_pieces(body: bytes) -> AsyncIterator[bytes]:
         yield body[start : start + 100_000]
 
 
-@pytest.mark.parametrize("path", ["/nothing", "/items/", "/nothing/ä b", "/docs/assets/nothing"])
+@pytest.mark.parametrize(
+    "path", ["/nothing", "/items/", "/nothing/ä b", "/docs/assets/nothing", "/{item_id}", "/{"]
+)
 async def test_nothing_there(anonymous: AsyncClient, path: str) -> None:
     body = problem(await anonymous.get(path), 404)
     assert body["title"] == "Not Found"
     assert body["detail"] == f"There is nothing at {path}"
+
+
+async def test_a_path_that_does_not_begin_with_a_slash(app: FastAPI) -> None:
+    """`OPTIONS *` is a request for the server as a whole (RFC 9110, section 9.3.7)."""
+    statuses = []
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b""}
+
+    async def send(message: Message) -> None:
+        statuses.append(message.get("status"))
+
+    scope = {"type": "http", "method": "OPTIONS", "path": "*", "headers": [], "query_string": b""}
+    await app(scope | {"server": ("localhost", 80)}, receive, send)
+    assert statuses[0] == 404
 
 
 async def test_what_a_handler_does_not_find(client: AsyncClient) -> None:
