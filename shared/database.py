@@ -17,7 +17,7 @@ from asyncpg import Connection, InterfaceError, PostgresError, connect
 from fastapi import Depends, FastAPI, Request
 from sqlalchemy import event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.exc import DisconnectionError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -27,8 +27,9 @@ from shared.settings import Settings
 
 CONNECT_TIMEOUT_SECONDS = 3.0
 CLOSE_TIMEOUT_SECONDS = 2.0
-# What asyncpg raises while it connects; SQLAlchemy wraps only what comes later.
-CONNECT_ERRORS = (OSError, TimeoutError, PostgresError, InterfaceError)
+# What asyncpg raises while it connects; SQLAlchemy wraps only what comes later. It gives up with
+# an InvalidRequestError where a new connection has ended before it could be used.
+CONNECT_ERRORS = (OSError, TimeoutError, PostgresError, InterfaceError, InvalidRequestError)
 
 
 @dataclass(frozen=True)

@@ -259,35 +259,38 @@ def _unsupported_body(request: Request, invalid: RequestValidationError) -> Prob
 
 
 async def _on_integrity_error(request: Request, error: IntegrityError) -> Response:
-    constraint = getattr(_postgres_error(error), "constraint_name", None)
+    constraint = getattr(_cause(error), "constraint_name", None)
     problem = request.app.state.constraints.get(constraint)
     if problem is None:
         raise error
     return await _on_problem(request, problem)
 
 
-async def _on_database_error(request: Request, error: DBAPIError) -> Response:
+async def _on_database_error(request: Request, error: DBAPIError | PostgresError) -> Response:
     problem = database_problem(error)
     if problem is None:
         raise error
-    log.warning("database_problem", error=str(error.orig), problem=problem.detail)
+    log.warning("database_problem", error=str(_cause(error)), problem=problem.detail)
     return await _on_problem(request, problem)
 
 
-def _postgres_error(error: DBAPIError) -> BaseException | None:
-    return error.orig.__cause__ if error.orig else None
+def _cause(error: DBAPIError | PostgresError) -> BaseException | None:
+    """What asyncpg raised; SQLAlchemy wraps it, unless its connection was used past it."""
+    if isinstance(error, DBAPIError):
+        return error.orig.__cause__ if error.orig else None
+    return error
 
 
-def database_problem(error: DBAPIError) -> Problem | None:
+def database_problem(error: DBAPIError | PostgresError) -> Problem | None:
     """What a database error means to the client, or None for a bug of ours.
 
     By SQLSTATE (PostgreSQL, appendix A): cancelled by a timeout, lock not available,
     deadlock and serialization failure; no connection, not admitted, no such database, too
     many connections, shutting down; data that PostgreSQL cannot hold.
     """
-    if error.connection_invalidated:
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
         return Unavailable("The database connection was lost; please try again")
-    cause = _postgres_error(error)
+    cause = _cause(error)
     if isinstance(cause, OSError):
         return Unavailable("The database cannot be reached; please try again")
     state = cause.sqlstate if isinstance(cause, PostgresError) else None
@@ -318,6 +321,7 @@ def install_error_handlers(app: FastAPI, constraints: Mapping[str, Problem]) -> 
         RequestValidationError: _on_invalid_request,
         IntegrityError: _on_integrity_error,
         DBAPIError: _on_database_error,
+        PostgresError: _on_database_error,
         PoolTimeoutError: _on_pool_timeout,
     }
     for exception, handler in handlers.items():

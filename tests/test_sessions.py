@@ -2,14 +2,15 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import asyncpg
 import pytest
 from fastapi import APIRouter, FastAPI, HTTPException
 from httpx import AsyncClient, Response
-from sqlalchemy import text
+from sqlalchemy import event, text
 
-from shared.database import ReadSession, Snapshot, WriteSession
+from shared.database import ReadSession, Snapshot, WriteSession, database_of
 from shared.errors import Conflict
 from shared.settings import Settings
 from shared.testing import Server, SignUp, connect
@@ -57,6 +58,14 @@ async def insert_in_snapshot(session: Snapshot) -> None:
 async def slow(session: ReadSession) -> None:
     """Takes longer than any statement may."""
     await session.execute(text("SELECT pg_sleep(60)"))
+
+
+@probe.post("/slow-driver")
+async def slow_driver(session: WriteSession) -> None:
+    """Takes longer than any statement may, past SQLAlchemy, as COPY does."""
+    raw = await (await session.connection()).get_raw_connection()
+    assert raw.driver_connection
+    await raw.driver_connection.execute("SELECT pg_sleep(60)")
 
 
 @probe.post("/suicide")
@@ -193,6 +202,7 @@ async def test_a_lock_that_others_hold_is_not_waited_for(
 
 async def test_a_statement_that_takes_too_long_is_cut_off(anonymous: AsyncClient) -> None:
     assert "too long" in unavailable(await anonymous.get("/probe/slow"))
+    assert "too long" in unavailable(await anonymous.post("/probe/slow-driver"))
 
 
 @pytest.mark.parametrize("kind", ["write", "read"])
@@ -227,6 +237,24 @@ async def test_connections_that_the_server_has_closed_cost_no_request(
     for _ in range(3):
         assert (await client.get("/items")).status_code == 200
         assert (await client.post("/items", json=item)).status_code == 201
+
+
+async def test_connections_that_end_as_soon_as_they_are_made(
+    app: FastAPI, anonymous: AsyncClient
+) -> None:
+    """As those to a server that is dying."""
+
+    def end(connection: Any, _record: object) -> None:
+        connection.driver_connection.terminate()
+
+    for engine in database_of(app).engines.values():
+        await engine.dispose()
+        event.listen(engine.sync_engine, "connect", end)
+    for send in (anonymous.get("/probe/held-read"), anonymous.post("/probe/rows/mapped")):
+        assert "cannot be reached" in unavailable(await send)
+    for engine in database_of(app).engines.values():
+        event.remove(engine.sync_engine, "connect", end)
+    assert (await anonymous.post("/probe/rows/mapped")).status_code == 201
 
 
 async def test_a_connection_lost_before_the_commit_is_no_success(
