@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from asyncpg import Connection, InterfaceError, PostgresError, connect
 from fastapi import Depends, FastAPI, Request
 from sqlalchemy import event
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import ExceptionContext, make_url
 from sqlalchemy.exc import DisconnectionError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -96,6 +96,7 @@ def _engine(url: str, settings: Settings, server: dict[str, str], **options: Any
         **options,
     )
     event.listen(engine.sync_engine, "checkout", _refuse_closed)
+    event.listen(engine.sync_engine, "handle_error", _part_if_stuck)
     return engine
 
 
@@ -108,6 +109,14 @@ def _refuse_closed(connection: Any, record: Any, proxy: Any) -> None:
     # failed request, and a checkout costs no round trip as `pool_pre_ping` would.
     if connection.driver_connection.is_closed():
         raise DisconnectionError
+
+
+def _part_if_stuck(context: ExceptionContext) -> None:
+    # A server that ends says so, and then closes the connection. A COPY between the two leaves
+    # asyncpg amid an operation for ever: then there is no statement that fails, but the rollback.
+    original: BaseException = context.original_exception
+    if context.statement is None and isinstance(original.__cause__, InterfaceError):
+        context.is_disconnect = True
 
 
 def database_of(app: FastAPI) -> Database:

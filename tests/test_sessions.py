@@ -1,6 +1,7 @@
 """The unit of work of a request: a 2xx means committed, and trouble is told, not waited out."""
 
 import asyncio
+import io
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -9,12 +10,14 @@ import pytest
 from fastapi import APIRouter, FastAPI, HTTPException
 from httpx import AsyncClient, Response
 from sqlalchemy import event, text
+from sqlalchemy.engine import make_url
 
 from shared.database import ReadSession, Snapshot, WriteSession, database_of
 from shared.errors import Conflict
 from shared.settings import Settings
 from shared.testing import Server, SignUp, connect
 from tests.probing import app_with, problem
+from tests.resilience.servers import Proxy
 
 TABLES = """
 CREATE TABLE mapped (
@@ -63,18 +66,21 @@ async def slow(session: ReadSession) -> None:
 @probe.post("/slow-driver")
 async def slow_driver(session: WriteSession) -> None:
     """Takes longer than any statement may, past SQLAlchemy, as COPY does."""
-    raw = await (await session.connection()).get_raw_connection()
-    assert raw.driver_connection
-    await raw.driver_connection.execute("SELECT pg_sleep(60)")
+    driver: Any = (await (await session.connection()).get_raw_connection()).driver_connection
+    await driver.execute("SELECT pg_sleep(60)")
 
 
 @probe.post("/suicide")
-async def suicide(session: WriteSession, url: str) -> str:
+async def suicide(session: WriteSession, url: str, *, copy: bool = False) -> str:
     """Loses its connection after the last statement and before the commit."""
     connection = await session.connection()
     pid = (await connection.execute(text("SELECT pg_backend_pid()"))).scalar_one()
     await connection.execute(text("INSERT INTO mapped VALUES (1)"))
     await execute(url, f"SELECT pg_terminate_backend({pid}, 10000)")
+    await asyncio.sleep(0.1)  # the more likely asyncpg has read what the server said
+    if copy:
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        await driver.copy_to_table("mapped", source=io.BytesIO(b"2\n"))
     return "added"
 
 
@@ -263,6 +269,27 @@ async def test_a_connection_lost_before_the_commit_is_no_success(
     response = await anonymous.post("/probe/suicide", params={"url": database_url})
     assert "connection was lost" in unavailable(response)
     assert await count(database_url) == 0
+
+
+async def test_a_copy_to_a_server_that_has_said_goodbye(
+    settings: Settings, app: FastAPI, database_url: str
+) -> None:
+    """Its last words have come, but not yet the end of the connection: asyncpg can then neither
+    copy nor roll back."""
+    url = make_url(database_url)
+    assert url.port
+    proxy = Proxy(target=url.port, holds=True)
+    listener = await proxy.start()
+    way = url.set(port=proxy.port).render_as_string(hide_password=False)
+    behind = app_with(settings.model_copy(update={"database_url": way}), probe)
+    async with behind as held, connect(held) as client:
+        asked = {"url": database_url, "copy": True}
+        response = await client.post("/probe/suicide", params=asked)
+        assert "connection was lost" in unavailable(response)
+        assert await count(database_url) == 0
+        assert (await client.post("/probe/rows/mapped")).status_code == 201
+        proxy.hang_up()
+    listener.close()
 
 
 async def test_a_database_that_is_gone(sign_up: SignUp, server: Server, database_url: str) -> None:

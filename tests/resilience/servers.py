@@ -50,10 +50,13 @@ def postgres_folder() -> Iterator[Path]:
 
 @dataclass
 class Proxy:
-    """A fixed address before a server that moves: what a load balancer or a DNS name is."""
+    """A fixed address before a server that moves: what a load balancer or a DNS name is.
+
+    With `holds`, it does not tell that one side has closed a connection."""
 
     port: int = 0
     target: int = 0
+    holds: bool = False
     _streams: set[asyncio.StreamWriter] = field(default_factory=set)
     _silent: set[asyncio.StreamWriter] = field(default_factory=set)
 
@@ -77,7 +80,8 @@ class Proxy:
                 if sink not in self._silent:
                     sink.write(data)
                     await sink.drain()
-        sink.close()
+        if not self.holds:
+            sink.close()
         self._streams.discard(sink)
         self._silent.discard(sink)
 
