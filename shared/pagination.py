@@ -19,7 +19,7 @@ from shared.errors import BadRequest
 
 MAX_LIMIT = 100
 MAX_SKIP = 1_000_000
-MAX_CURSOR_LENGTH = 2_000
+MAX_CURSOR_LENGTH = 4_000
 
 Entry = TypeVar("Entry")
 

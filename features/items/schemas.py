@@ -5,6 +5,7 @@ from uuid import UUID
 
 from pydantic import (
     MISSING,
+    AfterValidator,
     AliasChoices,
     BaseModel,
     BeforeValidator,
@@ -45,7 +46,8 @@ Price = Annotated[Amount, BeforeValidator(_a_number)]
 
 PriceBound = Annotated[
     Decimal,
-    Field(ge=0, le=MAX_PRICE),
+    Field(ge=0, le=MAX_PRICE, decimal_places=10),
+    AfterValidator(Decimal.normalize),  # PostgreSQL cannot hold 0e-999999
     WithJsonSchema({"type": "number", "minimum": 0, "maximum": float(MAX_PRICE)}),
 ]
 

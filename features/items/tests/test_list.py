@@ -73,6 +73,13 @@ async def test_cursors_visit_each_item_once_in_order(client: AsyncClient, sort: 
     assert items == ordered
 
 
+async def test_a_cursor_of_the_longest_title_is_taken_back(client: AsyncClient) -> None:
+    for first in range(2):  # characters that JSON escapes in twelve, and that do not compress
+        title = "".join(chr(0x10000 + (first + n * 7919) % 0xFFFFF) for n in range(500))
+        await add(client, 1, title=title)
+    assert len(await walk(client, sort="title", limit=1)) == 2
+
+
 async def test_cursors_are_stable_while_items_are_added(client: AsyncClient) -> None:
     before = await add(client, 1, 2, 3, 4)
     first = (await client.get("/items", params={"limit": 2})).json()
@@ -117,6 +124,7 @@ async def test_filters(client: AsyncClient) -> None:
     assert await prices(min_price=20) == [20, 30, 40]
     assert await prices(max_price=20) == [10, 20]
     assert await prices(min_price=15, max_price="30.00") == [20, 30]
+    assert await prices(min_price="0e-999999", max_price="10.0000000000") == [10]
     assert await prices(created_after=items[1]["created_at"]) == [30, 40]
     assert await prices(created_before=items[1]["created_at"]) == [10]
     assert await prices(q="enamel") == [40]
@@ -138,6 +146,7 @@ async def test_filters(client: AsyncClient) -> None:
         {"min_price": "NaN"},
         {"min_price": "-1"},
         {"max_price": "1e400"},
+        {"min_price": "1e-20000"},
         {"created_after": "yesterday"},
         {"created_after": "2026-01-01T00:00:00"},
         {"created_after": "0001-01-01T00:00:00+14:00"},
