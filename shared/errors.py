@@ -158,7 +158,7 @@ def problem_response(
     )
     return JSONResponse(
         body.model_dump(exclude_none=True),
-        status_code=status,
+        status_code=int(status),  # an HTTPStatus would be logged by its name
         headers=dict(headers or {}),
         media_type=MEDIA_TYPE,
     )

@@ -31,6 +31,7 @@ async def app_with(
 def problem(response: Response, status: int) -> dict[str, Any]:
     """The problem details of an error, which must be whole."""
     assert response.status_code == status, response.text
+    assert type(response.status_code) is int, "an HTTPStatus is logged by its name"
     assert response.headers["content-type"] == MEDIA_TYPE
     body: dict[str, Any] = response.json()
     assert set(body) - {"errors"} == {
