@@ -4,9 +4,9 @@ import asyncio
 
 from alembic import context
 from sqlalchemy import Connection, text
-from sqlalchemy.ext.asyncio import create_async_engine
 from sqlmodel import SQLModel
 
+from shared.database import new_engine
 from shared.features import find_features
 from shared.migrations import ADVISORY_LOCK
 
@@ -27,7 +27,7 @@ def migrate(connection: Connection) -> None:
 
 
 async def run() -> None:
-    engine = create_async_engine(context.config.attributes["url"])
+    engine = new_engine(context.config.attributes["url"], {})
     async with engine.connect() as connection:
         await connection.execute(text(f"SELECT pg_advisory_lock({ADVISORY_LOCK})"))
         await connection.commit()  # the lock belongs to the session and outlives this

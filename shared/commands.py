@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import NoReturn, TypeVar
 
 import typer
-from asyncpg import PostgresError
+from asyncpg import PostgresError, UndefinedTableError
 from sqlalchemy.exc import DBAPIError
 
 from shared.database import Database, open_database
@@ -31,6 +31,8 @@ def plain_errors() -> Iterator[None]:
         file = getattr(error, "filename", None)
         _fail(str(error) if file else f"the database cannot be used: {error}")
     except DBAPIError as error:
+        if error.orig and isinstance(error.orig.__cause__, UndefinedTableError):
+            _fail("the database has no tables; run `python -m app migrate`")
         if type(error) is not DBAPIError:  # its subclasses are bugs of ours, and need a traceback
             raise
         _fail(f"the database cannot be used: {error.orig}")

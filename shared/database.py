@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 from asyncpg import Connection, InterfaceError, PostgresError, connect
@@ -86,18 +87,24 @@ def _engine(url: str, settings: Settings, server: dict[str, str], **options: Any
         "lock_timeout": _milliseconds(settings.database_lock_timeout),
         **server,
     }
-    engine = create_async_engine(
-        make_url(url).set(drivername="postgresql+asyncpg"),
+    engine = new_engine(
+        url,
+        {"timeout": CONNECT_TIMEOUT_SECONDS, "server_settings": server_settings},
         pool_size=settings.database_pool_size,
         max_overflow=0,
         hide_parameters=True,  # in error messages, which are logged
         pool_timeout=settings.database_pool_timeout,
-        connect_args={"timeout": CONNECT_TIMEOUT_SECONDS, "server_settings": server_settings},
         **options,
     )
     event.listen(engine.sync_engine, "checkout", _refuse_closed)
     event.listen(engine.sync_engine, "handle_error", _part_if_stuck)
     return engine
+
+
+def new_engine(url: str, connecting: Mapping[str, Any], **options: Any) -> AsyncEngine:
+    """An engine for a libpq URL, which asyncpg itself reads: it knows `sslmode` and the like."""
+    shown = make_url(url).set(drivername="postgresql+asyncpg", query={})
+    return create_async_engine(shown, async_creator=partial(connect, url, **connecting), **options)
 
 
 def _milliseconds(seconds: float) -> str:

@@ -8,7 +8,6 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
-from sqlalchemy.engine import make_url
 
 ROOT = Path(__file__).resolve().parent.parent / "migrations"
 ADVISORY_LOCK = 7_265_001  # one migrator at a time, whoever starts
@@ -24,7 +23,7 @@ def alembic_config(url: str = "", branches: Iterable[str] = ()) -> Config:
     config.set_main_option("script_location", str(ROOT))
     config.set_main_option("path_separator", "newline")
     config.set_main_option("version_locations", "\n".join(map(str, folders)))
-    config.attributes["url"] = make_url(url).set(drivername="postgresql+asyncpg") if url else None
+    config.attributes["url"] = url
     return config
 
 

@@ -1,6 +1,7 @@
 """Configuration from the environment: variables with the prefix `APP_`, or `.env`."""
 
 import secrets
+from contextlib import suppress
 from importlib.util import find_spec
 from ipaddress import ip_network
 from pathlib import Path
@@ -9,6 +10,9 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, HttpUrl, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from sentry_sdk.utils import BadDsn, Dsn
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 DATA = Path(__file__).resolve().parent.parent / ".data"
 MIN_SECRET_BYTES = 32
@@ -21,9 +25,10 @@ class ConfigurationError(RuntimeError):
 
 
 def _postgres_url(url: str) -> str:
-    if urlsplit(url).scheme not in {"postgresql", "postgres"}:
-        raise ValueError("must be a URL like postgresql://user:password@host:5432/database")
-    return url
+    with suppress(ArgumentError, ValueError):
+        if make_url(url).drivername in {"postgresql", "postgres"}:
+            return url
+    raise ValueError("must be a URL like postgresql://user:password@host:5432/database")
 
 
 def _redis_url(url: str) -> str:
@@ -37,9 +42,18 @@ def _redis_url(url: str) -> str:
 
 def _smtp_url(url: str) -> str:
     parts = urlsplit(url)
-    if url != "log:" and (parts.scheme not in {"smtp", "smtps"} or not parts.hostname):
+    valid = parts.scheme in {"smtp", "smtps"} and parts.hostname and parts.port != 0
+    if url != "log:" and not valid:
         raise ValueError("must be a URL like smtps://user:password@host:465, or log:")
     return url
+
+
+def _sentry_dsn(dsn: str) -> str:
+    try:
+        Dsn(dsn)
+    except BadDsn:
+        raise ValueError("must be a URL like https://key@host/1") from None
+    return dsn
 
 
 def _networks(addresses: tuple[str, ...]) -> tuple[str, ...]:
@@ -50,6 +64,7 @@ def _networks(addresses: tuple[str, ...]) -> tuple[str, ...]:
 
 PostgresUrl = Annotated[str, AfterValidator(_postgres_url)]
 RedisUrl = Annotated[str, AfterValidator(_redis_url)]
+SentryDsn = Annotated[str, AfterValidator(_sentry_dsn)]
 SmtpUrl = Annotated[str, AfterValidator(_smtp_url)]
 Networks = Annotated[tuple[str, ...], AfterValidator(_networks)]
 
@@ -75,7 +90,7 @@ class Settings(BaseSettings):
     redis_url: RedisUrl | None = None
     task_queue: Literal["inline", "celery"] = "inline"
     secret_key: SecretStr | None = None
-    sentry_dsn: str | None = None
+    sentry_dsn: SentryDsn | None = None
     smtp_url: SmtpUrl | None = None
     mail_from: str = "Tessera <no-reply@localhost>"
     cors_origins: tuple[str, ...] = ()

@@ -4,6 +4,7 @@ import asyncio
 import io
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import quote
 
 import asyncpg
 import pytest
@@ -283,8 +284,7 @@ async def test_a_copy_to_a_server_that_has_said_goodbye(
     way = url.set(port=proxy.port).render_as_string(hide_password=False)
     behind = app_with(settings.model_copy(update={"database_url": way}), probe)
     async with behind as held, connect(held) as client:
-        asked = {"url": database_url, "copy": True}
-        response = await client.post("/probe/suicide", params=asked)
+        response = await client.post(f"/probe/suicide?copy=true&url={quote(database_url)}")
         assert "connection was lost" in unavailable(response)
         assert await count(database_url) == 0
         assert (await client.post("/probe/rows/mapped")).status_code == 201

@@ -64,6 +64,10 @@ def test_an_example_file_shows_valid_values_and_the_true_defaults(
     [
         ({"APP_LOG_LEVEL": "loud"}, "APP_LOG_LEVEL: Input should be 'debug', 'info', "),
         ({"APP_DATABASE_URL": "mysql://host/db"}, "APP_DATABASE_URL: must be a URL like postgres"),
+        ({"APP_DATABASE_URL": "postgresql://h:x/db"}, "APP_DATABASE_URL: must be a URL like post"),
+        ({"APP_REDIS_URL": "redis://h:x"}, "APP_REDIS_URL: Port could not be cast"),
+        ({"APP_SMTP_URL": "smtp://h:x"}, "APP_SMTP_URL: Port could not be cast"),
+        ({"APP_SENTRY_DSN": "nonsense"}, "APP_SENTRY_DSN: must be a URL like https://key@"),
         ({"APP_CORS_ORIGINS": "https://a.example"}, "APP_CORS_ORIGINS: must be JSON"),
         ({"APP_SECRET_KEY": "short"}, "APP_SECRET_KEY must have at least 32 bytes"),
         ({"APP_ENV": "prod"}, "APP_DATABASE_URL is required when APP_ENV=prod"),
@@ -123,9 +127,9 @@ def test_a_wrong_value_of_a_feature_stops_the_start_too(
         create_app(settings, [orders])
 
 
-def run(command: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+def run(*command: str, **variables: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "app", command],
+        [sys.executable, "-m", "app", *command],
         cwd=ROOT,
         env={**os.environ, **variables},
         capture_output=True,
@@ -148,4 +152,33 @@ def test_a_migration_without_its_database_ends_with_one_line(server: Server) -> 
 
     assert ended.returncode == 1
     assert ended.stderr.startswith('error: the database cannot be used: database "no_such_data')
+    assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("mode", ["disable", "prefer"])
+def test_a_database_url_may_have_what_libpq_knows(
+    server: Server, database_url: str, tmp_path: Path, mode: str
+) -> None:
+    with_mode = f"{database_url}?sslmode={mode}&application_name=mine"
+    file = tmp_path / "items.jsonl"
+    file.touch()
+
+    migrated = run("migrate", APP_DATABASE_URL=with_mode)
+    imported = run("import", str(file), "--owner", "x@example.com", APP_DATABASE_URL=with_mode)
+
+    assert migrated.returncode == 0, migrated.stderr
+    assert imported.stderr == "error: There is no account x@example.com\n"
+
+
+def test_an_import_into_a_database_without_tables_ends_with_one_line(
+    server: Server, tmp_path: Path
+) -> None:
+    file = tmp_path / "items.jsonl"
+    file.touch()
+    empty = server.admin_url
+
+    ended = run("import", str(file), "--owner", "x@example.com", APP_DATABASE_URL=empty)
+
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: the database has no tables; run `python -m app migrate`")
     assert ended.stderr.count("\n") == 1
