@@ -8,7 +8,7 @@ from features.users.router import router
 from features.users.settings import UsersSettings
 from features.users.state import lifespan
 from features.users.tasks import ended_access, reset_requests
-from shared.errors import Conflict
+from shared.errors import Conflict, Unauthorized
 from shared.features import Feature
 
 __all__ = ["feature", "find_user_id"]
@@ -24,6 +24,11 @@ feature = Feature(
     constraints={
         "uq_users_email": Conflict("An account with this email already exists"),
         "uq_identities_issuer_subject": Conflict("This identity is linked already"),
+        # Whoever is deleted while a request of theirs is under way:
+        "fk_account_events_user_id": Unauthorized("User not found"),
+        "fk_api_keys_user_id": Unauthorized("User not found"),
+        "fk_identities_user_id": Unauthorized("User not found"),
+        "fk_sessions_user_id": Unauthorized("User not found"),
     },
     settings=UsersSettings,
     lifespan=lifespan,

@@ -2,6 +2,9 @@
 
 from uuid import UUID
 
+import sqlalchemy
+from sqlalchemy import bindparam
+from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -10,10 +13,15 @@ from features.users.handlers.events import record
 from features.users.handlers.verification import send_verification
 from features.users.links import Links
 from features.users.passwords import Passwords
-from features.users.schemas import UserCreate, UserUpdate
+from features.users.schemas import UserCreate, UserPublic, UserUpdate
 from features.users.tables import EventKind, Role, User
 from shared.database import Database, transaction
 from shared.errors import Conflict, Unauthorized
+
+PUBLIC = sqlalchemy.select(*(getattr(User, name) for name in UserPublic.model_fields))
+"""The columns that the account sees."""
+
+ONE = PUBLIC.where(col(User.id) == bindparam("id"))
 
 
 async def register(
@@ -51,6 +59,17 @@ async def find_user_id(session: AsyncSession, email: str) -> UUID | None:
     return (await session.exec(select(User.id).where(User.email == email.lower()))).one_or_none()
 
 
+async def read_user(session: AsyncConnection, user_id: UUID) -> UserPublic:
+    """
+    Raises:
+        Unauthorized: the account is gone, although somebody still holds a token of it.
+    """
+    row = (await session.execute(ONE, {"id": user_id})).one_or_none()
+    if row is None:
+        raise Unauthorized("User not found")
+    return UserPublic.model_validate(row)
+
+
 async def get_user(session: AsyncSession, user_id: UUID, *, lock: bool = False) -> User:
     """
     Raises:
@@ -63,7 +82,7 @@ async def get_user(session: AsyncSession, user_id: UUID, *, lock: bool = False) 
 
 
 async def update_user(session: AsyncSession, user_id: UUID, changes: UserUpdate) -> User:
-    user = await get_user(session, user_id)
+    user = await get_user(session, user_id, lock=True)
     user.sqlmodel_update(changes.model_dump(exclude_unset=True))
     await session.flush()
     return user

@@ -2,23 +2,23 @@
 
 from uuid import UUID
 
-from sqlalchemy import bindparam, func, select
+from sqlalchemy import bindparam, func
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from features.users.access import Caller
-from features.users.handlers.accounts import keep_an_administrator
+from features.users.handlers.accounts import PUBLIC, keep_an_administrator
 from features.users.handlers.events import record
 from features.users.handlers.sessions import end_sessions
-from features.users.schemas import UserAdminUpdate, UserPublic, UserQuery
+from features.users.schemas import UserAdminUpdate, UserQuery
 from features.users.tables import EventKind, Role, User
 from shared.errors import NotFound
 from shared.pagination import Keyset, Listing, Rows, fetch_page
 
 Q = func.lower(bindparam("q"))
 USERS = Listing(
-    select(*(getattr(User, name) for name in UserPublic.model_fields)),
+    PUBLIC,
     {
         "q": (func.strpos(User.email, Q) > 0) | (func.strpos(func.lower(User.name), Q) > 0),
         "role": col(User.role) == bindparam("role"),

@@ -4,7 +4,7 @@ from features.users.handlers import accounts, verification
 from features.users.router.identity import Self
 from features.users.schemas import EmailVerification, UserCreate, UserPublic, UserUpdate
 from features.users.state import CallerDep, StateDep
-from shared.database import WriteSession
+from shared.database import ReadSession, WriteSession
 from shared.errors import BadRequest, Conflict, TooManyRequests, responses
 from shared.routing import Router
 
@@ -24,20 +24,20 @@ async def create(new: UserCreate, state: StateDep, caller: CallerDep) -> UserPub
 
 
 @router.get("/users/me")
-async def get_me(session: WriteSession, principal: Self) -> UserPublic:
+async def get_me(principal: Self, session: ReadSession) -> UserPublic:
     """The account that is asking."""
-    return UserPublic.model_validate(await accounts.get_user(session, principal.user_id))
+    return await accounts.read_user(session, principal.user_id)
 
 
 @router.patch("/users/me")
-async def update_me(changes: UserUpdate, session: WriteSession, principal: Self) -> UserPublic:
+async def update_me(changes: UserUpdate, principal: Self, session: WriteSession) -> UserPublic:
     """Changes the account that is asking."""
     user = await accounts.update_user(session, principal.user_id, changes)
     return UserPublic.model_validate(user)
 
 
 @router.delete("/users/me", status_code=status.HTTP_204_NO_CONTENT, responses=responses(Conflict))
-async def delete_me(session: WriteSession, principal: Self) -> None:
+async def delete_me(principal: Self, session: WriteSession) -> None:
     """Deletes the account that is asking, and everything it owns."""
     await accounts.delete_user(session, principal.user_id)
 
@@ -61,7 +61,7 @@ async def verify_email(
     responses=responses(TooManyRequests),
 )
 async def send_verification(
-    state: StateDep, caller: CallerDep, session: WriteSession, principal: Self
+    state: StateDep, caller: CallerDep, principal: Self, session: WriteSession
 ) -> None:
     """Mails the token that verifies the address once more, unless that is done."""
     user = await accounts.get_user(session, principal.user_id)
