@@ -1,6 +1,7 @@
 """An account cannot learn that another's things exist: every route is tried, old and new."""
 
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -10,6 +11,7 @@ from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 from httpx import AsyncClient, Response
 
+from shared.database import database_of
 from shared.tasks import drain
 from shared.testing import SignUp
 
@@ -198,6 +200,23 @@ async def test_without_an_account_everything_private_is_closed(
             assert route.name in OPEN or route.path.startswith(OPEN_FOLDERS), (
                 f"{route.name} needs no account: have it require a principal, or add it to OPEN"
             )
+
+
+async def test_who_has_no_account_needs_no_connection(
+    app: FastAPI, anonymous: AsyncClient, names: set[str]
+) -> None:
+    unknown = {name: str(uuid4()) for name in names} | NOT_OWNED
+    async with AsyncExitStack() as held:
+        for engine in database_of(app).engines.values():
+            for _ in range(app.state.settings.database_pool_size):
+                await held.enter_async_context(engine.connect())
+        for route in routes_of(app):
+            if "security" in route.operation:
+                response = await route.call(anonymous, unknown)
+                assert response.status_code == 401, (
+                    f"{route.name} opens its session before it knows who asks: declare the"
+                    " principal first"
+                )
 
 
 def test_every_route_is_in_the_document(app: FastAPI) -> None:

@@ -55,8 +55,8 @@ UNLIMITED = 1 << 50  # bytes: an import is read as it comes, and never held whol
 @router.get("", responses=responses(BadRequest))
 async def list_(
     query: Annotated[ItemQuery, Query()],
-    session: ReadSession,
     principal: Reader,
+    session: ReadSession,
     cursors: CursorCodec,
 ) -> ItemPage:
     """Your items, a page at a time."""
@@ -74,8 +74,8 @@ async def list_(
 async def create(
     new: ItemCreate,
     request: Request,
-    session: WriteSession,
     principal: Writer,
+    session: WriteSession,
     idempotency: IdempotencyDep,
 ) -> Response:
     """Adds an item."""
@@ -101,8 +101,8 @@ async def create(
 )
 async def import_(
     request: Request,
-    session: WriteSession,
     principal: Writer,
+    session: WriteSession,
     format_: ImportFormat,
     gzipped: ImportEncoding,
     _: NoDeadline,
@@ -123,7 +123,7 @@ async def import_(
     response_class=StreamingResponse,
     responses={**responses(NotAcceptable), **EXPORT_OPENAPI},
 )
-async def export(session: Snapshot, principal: Reader, format_: ExportFormat) -> StreamingResponse:
+async def export(principal: Reader, session: Snapshot, format_: ExportFormat) -> StreamingResponse:
     """All your items as a stream, oldest first: JSON Lines, or CSV if `Accept` says so."""
     batches = handlers.export_items(session, principal.user_id)
     suffix = "csv" if format_ is Format.CSV else "jsonl"
@@ -142,8 +142,8 @@ async def export(session: Snapshot, principal: Reader, format_: ExportFormat) ->
 async def get(
     item_id: UUID,
     response: Response,
-    session: ReadSession,
     principal: Reader,
+    session: ReadSession,
     if_none_match: IfNoneMatch = None,
 ) -> ItemPublic | Response:
     """One item."""
@@ -162,8 +162,8 @@ async def update(
     item_id: UUID,
     changes: ItemUpdate,
     response: Response,
-    session: WriteSession,
     principal: Writer,
+    session: WriteSession,
     if_match: IfMatch = None,
 ) -> ItemPublic:
     """Changes what is given, and leaves the rest."""
@@ -178,7 +178,7 @@ async def update(
     responses=responses(NotFound, PreconditionFailed),
 )
 async def delete(
-    item_id: UUID, session: WriteSession, principal: Writer, if_match: IfMatch = None
+    item_id: UUID, principal: Writer, session: WriteSession, if_match: IfMatch = None
 ) -> None:
     """Deletes an item."""
     await handlers.delete_item(session, principal.user_id, item_id, if_match)

@@ -25,8 +25,8 @@ Searcher = Annotated[Principal, requires("search:read")]
 @router.get("/search", responses=responses(Unavailable))
 async def search(
     query: Annotated[SearchQuery, Query()],
-    session: ReadSession,
     principal: Searcher,
+    session: ReadSession,
     engine: EngineDep,
 ) -> SearchResults:
     """Your items that answer a query best, by their words and by their meaning."""
@@ -35,14 +35,14 @@ async def search(
 
 @router.post("/search/vector", responses=responses(Unavailable))
 async def search_by_vector(
-    query: VectorQuery, session: ReadSession, principal: Searcher, engine: EngineDep
+    query: VectorQuery, principal: Searcher, session: ReadSession, engine: EngineDep
 ) -> SearchResults:
     """Your items that are nearest to an embedding of your own making."""
     return await handlers.search_by_vector(session, engine, principal.user_id, query)
 
 
 @router.get("/search/status")
-async def status(session: ReadSession, principal: Searcher) -> SearchStatus:
+async def status(principal: Searcher, session: ReadSession) -> SearchStatus:
     """How far your items are embedded."""
     return await handlers.index_status(session, principal.user_id)
 
@@ -51,8 +51,8 @@ async def status(session: ReadSession, principal: Searcher) -> SearchStatus:
 async def similar(
     item_id: UUID,
     query: Annotated[SimilarQuery, Query()],
-    session: ReadSession,
     principal: Searcher,
+    session: ReadSession,
     engine: EngineDep,
 ) -> SearchResults:
     """Your items that are nearest in meaning to one of them."""

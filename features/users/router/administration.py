@@ -18,8 +18,8 @@ router = Router(prefix="/users", tags=["users"])
 @router.get("", responses=responses(BadRequest))
 async def list_(
     query: Annotated[UserQuery, Query()],
-    session: ReadSession,
     admin: Admin,
+    session: ReadSession,
     cursors: CursorCodec,
 ) -> UserPage:
     """All accounts, a page at a time."""
@@ -28,7 +28,7 @@ async def list_(
 
 
 @router.get("/{user_id:uuid}", responses=responses(NotFound))
-async def get(user_id: UUID, session: WriteSession, admin: Admin) -> UserPublic:
+async def get(user_id: UUID, admin: Admin, session: WriteSession) -> UserPublic:
     """One account."""
     return UserPublic.model_validate(await administration.get_account(session, user_id))
 
@@ -37,8 +37,8 @@ async def get(user_id: UUID, session: WriteSession, admin: Admin) -> UserPublic:
 async def update(
     user_id: UUID,
     changes: UserAdminUpdate,
-    session: WriteSession,
     admin: Admin,
+    session: WriteSession,
     caller: CallerDep,
 ) -> UserPublic:
     """Changes an account. A change of role, and deactivation, end its sessions."""
@@ -51,6 +51,6 @@ async def update(
     status_code=status.HTTP_204_NO_CONTENT,
     responses=responses(NotFound, Conflict),
 )
-async def delete(user_id: UUID, session: WriteSession, admin: Admin) -> None:
+async def delete(user_id: UUID, admin: Admin, session: WriteSession) -> None:
     """Deletes an account, and everything it owns."""
     await administration.delete_account(session, user_id)

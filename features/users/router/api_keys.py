@@ -18,7 +18,7 @@ router = Router(prefix="/users/me/api-keys", tags=["api_keys"])
 
 @router.post("", status_code=status.HTTP_201_CREATED, responses=responses(Conflict))
 async def create(
-    new: ApiKeyCreate, session: WriteSession, person: Person, caller: CallerDep
+    new: ApiKeyCreate, person: Person, session: WriteSession, caller: CallerDep
 ) -> ApiKeyCreated:
     """Makes a key for a machine. The key itself is in this answer, and nowhere else."""
     row, key = await api_keys.create_api_key(session, person.user_id, person.scopes, new, caller)
@@ -26,7 +26,7 @@ async def create(
 
 
 @router.get("")
-async def list_(session: WriteSession, person: Person) -> ApiKeyList:
+async def list_(person: Person, session: WriteSession) -> ApiKeyList:
     """Your keys, the newest first."""
     rows = await api_keys.list_api_keys(session, person.user_id)
     return ApiKeyList(items=[ApiKeyPublic.model_validate(_public(row)) for row in rows])
@@ -35,7 +35,7 @@ async def list_(session: WriteSession, person: Person) -> ApiKeyList:
 @router.delete(
     "/{key_id:uuid}", status_code=status.HTTP_204_NO_CONTENT, responses=responses(NotFound)
 )
-async def delete(key_id: UUID, session: WriteSession, person: Person, caller: CallerDep) -> None:
+async def delete(key_id: UUID, person: Person, session: WriteSession, caller: CallerDep) -> None:
     """Deletes a key: it is refused everywhere within a second."""
     await api_keys.delete_api_key(session, person.user_id, key_id, caller)
 

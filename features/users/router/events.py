@@ -16,8 +16,8 @@ router = Router(prefix="/users/me/events", tags=["events"])
 @router.get("", responses=responses(BadRequest))
 async def list_(
     query: Annotated[EventQuery, Query()],
-    session: ReadSession,
     principal: Self,
+    session: ReadSession,
     cursors: CursorCodec,
 ) -> EventPage:
     """What happened to your account, and from where."""

@@ -14,13 +14,13 @@ router = Router(prefix="/auth", tags=["sessions"])
 
 
 @router.post("/logout", status_code=status.HTTP_204_NO_CONTENT, responses=responses(NotFound))
-async def logout(session: WriteSession, person: Person, caller: CallerDep) -> None:
+async def logout(person: Person, session: WriteSession, caller: CallerDep) -> None:
     """Ends the session that asks: its access token and its refresh tokens, everywhere."""
     await sessions.end_session(session, person.user_id, person.session_id, caller)
 
 
 @router.get("/sessions")
-async def list_(session: WriteSession, person: Person) -> SessionList:
+async def list_(person: Person, session: WriteSession) -> SessionList:
     """Where the account is signed in, the last used first."""
     found = await sessions.list_sessions(session, person.user_id)
     items = [SessionPublic.model_validate(row) for row in found]
@@ -30,7 +30,7 @@ async def list_(session: WriteSession, person: Person) -> SessionList:
 
 
 @router.delete("/sessions", status_code=status.HTTP_204_NO_CONTENT)
-async def delete_all(session: WriteSession, person: Person, caller: CallerDep) -> None:
+async def delete_all(person: Person, session: WriteSession, caller: CallerDep) -> None:
     """Ends all sessions but the one that asks."""
     await sessions.end_other_sessions(session, person.user_id, person.session_id, caller)
 
@@ -41,7 +41,7 @@ async def delete_all(session: WriteSession, person: Person, caller: CallerDep) -
     responses=responses(NotFound),
 )
 async def delete(
-    session_id: UUID, session: WriteSession, person: Person, caller: CallerDep
+    session_id: UUID, person: Person, session: WriteSession, caller: CallerDep
 ) -> None:
     """Ends one session."""
     await sessions.end_session(session, person.user_id, session_id, caller)

@@ -109,7 +109,7 @@ async def callback(
 
 
 @router.get("/users/me/identities")
-async def list_(session: WriteSession, person: Person) -> IdentityList:
+async def list_(person: Person, session: WriteSession) -> IdentityList:
     """Who may sign in to the account at a provider."""
     found = await single_sign_on.list_identities(session, person.user_id)
     return IdentityList(items=[IdentityPublic.model_validate(row) for row in found])
@@ -121,7 +121,7 @@ async def list_(session: WriteSession, person: Person) -> IdentityList:
     responses=responses(NotFound, Conflict),
 )
 async def delete(
-    identity_id: UUID, session: WriteSession, person: Person, caller: CallerDep
+    identity_id: UUID, person: Person, session: WriteSession, caller: CallerDep
 ) -> None:
     """Ends that somebody at a provider may sign in to the account."""
     await single_sign_on.unlink(session, person.user_id, identity_id, caller)
