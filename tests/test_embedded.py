@@ -137,6 +137,35 @@ def test_after_a_kill_of_postgres_the_next_start_recovers(folder: Path) -> None:
             assert run(again.url(), "SELECT n FROM kept") == 1
 
 
+async def compute_forever(url: str) -> int:
+    """The pid of a backend that is too busy to see who has gone."""
+    busy, observer = await asyncpg.connect(url), await asyncpg.connect(url)
+    pid: int = busy.get_server_pid()
+    computing = asyncio.create_task(busy.execute("DO $$ BEGIN LOOP END LOOP; END $$"))
+    active = "SELECT FROM pg_stat_activity WHERE pid = $1 AND state = 'active'"
+    while not await observer.fetch(active, pid):  # noqa: ASYNC110  # PostgreSQL sends no event
+        await asyncio.sleep(0.01)
+    busy.terminate()
+    await asyncio.gather(computing, return_exceptions=True)
+    await observer.close()
+    return pid
+
+
+def test_after_a_kill_the_next_start_ends_who_still_computes(folder: Path) -> None:
+    with embedded_postgres(folder, DISPOSABLE) as server:
+        orphan = asyncio.run(compute_forever(server.url()))
+        try:
+            pid = postmaster(folder)
+            os.kill(pid, signal.SIGKILL)
+            wait_until_gone(pid)
+            with embedded_postgres(folder, DISPOSABLE) as again:
+                assert run(again.url(), "SELECT 1") == 1
+                assert not is_running(orphan)
+        finally:
+            if is_running(orphan):
+                os.kill(orphan, signal.SIGKILL)
+
+
 def test_a_stale_pid_file_that_names_another_process_is_passed_over(folder: Path) -> None:
     with embedded_postgres(folder, DISPOSABLE):
         stale = (folder / "data" / "postmaster.pid").read_text()

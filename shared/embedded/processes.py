@@ -121,6 +121,8 @@ class Process:
 
 
 def start(home: Home, settings: Mapping[str, str]) -> tuple[Process, int]:
+    """Starts a server on data that nobody runs on: that is for the caller to know."""
+    _end_orphans(home)
     for _ in range(5):
         port = _free_port()
         process, log = _spawn(home, {**settings, "port": str(port)})
@@ -130,6 +132,30 @@ def start(home: Home, settings: Mapping[str, str]) -> tuple[Process, int]:
         if "Address already in use" not in log():
             raise EmbeddedPostgresError(f"PostgreSQL did not start: {_last_fatal(log())}")
     raise EmbeddedPostgresError("PostgreSQL found no free port")
+
+
+def _end_orphans(home: Home) -> None:
+    """Kills the children of a killed server: those that compute see only later that it has gone,
+    and until then no other can start."""
+    deadline = time.monotonic() + START_TIMEOUT_SECONDS
+    while (orphans := _children(home)) and time.monotonic() < deadline:
+        for pid in orphans:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(POLL_SECONDS)
+
+
+def _children(home: Home) -> list[int]:
+    """The children of any server on this data: known by their titles, and by where they work."""
+    data = home.data.resolve()
+
+    def is_child(process: Path) -> bool:
+        with suppress(OSError):  # it has ended, or is none of our business
+            title = (process / "cmdline").read_bytes()
+            return title.startswith(b"postgres: ") and (process / "cwd").readlink() == data
+        return False
+
+    return [int(process.name) for process in Path("/proc").glob("[0-9]*") if is_child(process)]
 
 
 def _spawn(home: Home, settings: Mapping[str, str]) -> tuple[Process, Callable[[], str]]:
