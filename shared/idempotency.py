@@ -12,7 +12,7 @@ from uuid import UUID
 
 from fastapi import Depends, FastAPI, Header, Request
 from fastapi.responses import Response
-from sqlalchemy import LargeBinary, delete, func, select
+from sqlalchemy import LargeBinary, delete, func, select, tuple_
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlmodel import Field, SQLModel, col
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -25,6 +25,7 @@ from shared.tables import new_id
 from shared.tasks import Task
 
 LIFETIME = timedelta(hours=24)
+BATCH_ROWS = 1_000
 REPLAYED = "Idempotency-Replayed"
 KEPT_HEADERS = ("content-type", "location", "etag")
 
@@ -124,10 +125,13 @@ IdempotencyDep = Annotated[Idempotency, Depends(_idempotency)]
 
 
 async def _forget_expired(app: FastAPI) -> int:
+    key = (col(IdempotencyKey.user_id), col(IdempotencyKey.key))
+    expired = select(*key).where(col(IdempotencyKey.expires_at) < func.now()).limit(BATCH_ROWS)
+    forget = delete(IdempotencyKey).where(
+        tuple_(*key).in_(expired.with_for_update(skip_locked=True))
+    )
     async with transaction(database_of(app)) as session:
-        expired = delete(IdempotencyKey).where(col(IdempotencyKey.expires_at) < func.now())
-        await session.exec(expired)
-    return 0
+        return (await (await session.connection()).execute(forget)).rowcount
 
 
 forget_expired_keys = Task(name="forget_expired_keys", drain=_forget_expired, every=3600)
