@@ -7,6 +7,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from features.users.access import Caller
 from features.users.handlers.events import record
+from features.users.handlers.sessions import end_sessions
 from features.users.handlers.verification import send_verification
 from features.users.links import Links
 from features.users.passwords import Passwords
@@ -14,6 +15,8 @@ from features.users.schemas import UserCreate, UserUpdate
 from features.users.tables import EventKind, Role, User
 from shared.database import Database, transaction
 from shared.errors import Conflict, Unauthorized
+
+NO_KEY_UPDATE = {"key_share": True}  # SELECT … FOR NO KEY UPDATE
 
 
 async def register(
@@ -51,12 +54,18 @@ async def find_user_id(session: AsyncSession, email: str) -> UUID | None:
     return (await session.exec(select(User.id).where(User.email == email.lower()))).one_or_none()
 
 
+async def find_user(session: AsyncSession, user_id: UUID, *, lock: bool = False) -> User | None:
+    """The account with this id. While it is locked others may refer to it: a request that has ended
+    a session, and records that, would else wait for one that ends sessions, and the reverse."""
+    return await session.get(User, user_id, with_for_update=NO_KEY_UPDATE if lock else None)
+
+
 async def get_user(session: AsyncSession, user_id: UUID, *, lock: bool = False) -> User:
     """
     Raises:
         Unauthorized: the account is gone, although somebody still holds a token of it.
     """
-    user = await session.get(User, user_id, with_for_update=lock or None)
+    user = await find_user(session, user_id, lock=lock)
     if user is None:
         raise Unauthorized("User not found")
     return user
@@ -76,7 +85,9 @@ async def delete_user(session: AsyncSession, user_id: UUID) -> None:
         Conflict: it is the last administrator.
     """
     await keep_an_administrator(session, user_id)
-    await session.delete(await get_user(session, user_id))
+    user = await get_user(session, user_id, lock=True)
+    await end_sessions(session, user_id)
+    await session.delete(user)
 
 
 async def keep_an_administrator(session: AsyncSession, leaving: UUID) -> None:
@@ -88,7 +99,7 @@ async def keep_an_administrator(session: AsyncSession, leaving: UUID) -> None:
         select(User.id)
         .where(User.role == Role.ADMIN, col(User.is_active))
         .order_by(col(User.id))
-        .with_for_update()
+        .with_for_update(key_share=True)
     )
     if list((await session.exec(admins)).all()) == [leaving]:
         raise Conflict("This is the last administrator: make somebody else one first")

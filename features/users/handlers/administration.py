@@ -8,7 +8,7 @@ from sqlmodel import col
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from features.users.access import Caller
-from features.users.handlers.accounts import keep_an_administrator
+from features.users.handlers.accounts import find_user, keep_an_administrator
 from features.users.handlers.events import record
 from features.users.handlers.sessions import end_sessions
 from features.users.schemas import UserAdminUpdate, UserPublic, UserQuery
@@ -39,7 +39,7 @@ async def get_account(session: AsyncSession, user_id: UUID, *, lock: bool = Fals
     Raises:
         NotFound: there is no such account.
     """
-    user = await session.get(User, user_id, with_for_update=lock or None)
+    user = await find_user(session, user_id, lock=lock)
     if user is None:
         raise NotFound(f"User {user_id} not found")
     return user
@@ -80,4 +80,6 @@ async def delete_account(session: AsyncSession, user_id: UUID) -> None:
         Conflict: it is the last administrator.
     """
     await keep_an_administrator(session, user_id)
-    await session.delete(await get_account(session, user_id))
+    user = await get_account(session, user_id, lock=True)
+    await end_sessions(session, user_id)
+    await session.delete(user)

@@ -7,7 +7,7 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from features.users.access import Caller
-from features.users.handlers.accounts import get_user
+from features.users.handlers.accounts import find_user, get_user
 from features.users.handlers.events import record
 from features.users.handlers.sessions import end_sessions
 from features.users.links import Links
@@ -101,7 +101,7 @@ async def reset_password(
     user_id, bound_to = links.read_reset(token)
     password_hash = await passwords.hash(new)
     async with transaction(database) as session:
-        user = await session.get(User, user_id, with_for_update=True)
+        user = await find_user(session, user_id, lock=True)
         if user is None or not user.is_active or fingerprint(user.password_hash) != bound_to:
             raise BadRequest("This reset token is not valid, or no longer")
         if not user.email_verified:

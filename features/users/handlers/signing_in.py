@@ -59,4 +59,6 @@ async def sign_in(
 
 async def _find(session: AsyncSession, email: str, *, lock: bool = False) -> User | None:
     known = select(User).where(User.email == email.lower())
-    return (await session.exec(known.with_for_update(read=True) if lock else known)).one_or_none()
+    if lock:
+        known = known.with_for_update(key_share=True)
+    return (await session.exec(known)).one_or_none()

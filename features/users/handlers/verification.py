@@ -22,7 +22,7 @@ async def verify_email(session: AsyncSession, links: Links, token: str, caller: 
         BadRequest: the token is not valid, or was for an address that is no longer this account's.
     """
     user_id, email = links.read_verification(token)
-    user = await session.get(User, user_id, with_for_update=True)
+    user = await session.get(User, user_id, with_for_update={"key_share": True})
     if user is None or user.email != email:
         raise BadRequest("This verification token is not valid, or no longer")
     if not user.email_verified:

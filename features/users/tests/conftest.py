@@ -5,7 +5,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from httpx import AsyncClient, Response
 
 from features.users.tasks import reset_requests
+from features.users.tests.races import Race
 from shared.tasks import drain
 from shared.testing import PASSWORD, SignUp
 
@@ -112,6 +113,14 @@ async def execute(database_url: str) -> Execute:
             await connection.close()
 
     return run
+
+
+@pytest.fixture
+async def race(database_url: str) -> AsyncIterator[Race]:
+    """Begins requests, each as soon as the one before waits for a lock."""
+    observer = await asyncpg.connect(database_url)
+    yield Race(observer)
+    await observer.close()
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ from features.users.tests.conftest import (
     tokens_of,
 )
 from features.users.tests.processes import free_port
+from features.users.tests.races import LOCK_USER, Race, holding
 from shared.settings import Settings
 from shared.testing import connect
 
@@ -306,6 +307,39 @@ async def test_a_deactivated_account_stays_out(
     assert refused.status_code == 403
     kinds = await execute("SELECT kind FROM account_events ORDER BY created_at DESC LIMIT 1")
     assert kinds[0]["kind"] == "sign_in_failed"
+
+
+async def test_a_deactivation_under_way_is_waited_for(
+    anonymous: AsyncClient, provider: IdentityProvider, race: Race, database_url: str
+) -> None:
+    tokens_of(await sign_in(anonymous, provider))
+    back = await provider.sign_in(await begin(anonymous), "ada", **ADA)
+    async with holding(database_url, "UPDATE users SET is_active = false"):
+        await race.begin(anonymous.get(back))
+    assert await race.answers() == [403]
+
+
+async def test_an_identity_that_is_being_unlinked_opens_no_session(
+    anonymous: AsyncClient, provider: IdentityProvider, race: Race, database_url: str
+) -> None:
+    tokens_of(await sign_in(anonymous, provider))
+    back = await provider.sign_in(await begin(anonymous), "ada", **ADA)
+    async with holding(database_url, LOCK_USER, "DELETE FROM identities"):
+        await race.begin(anonymous.get(back))
+    assert await race.answers() == [409]
+
+
+async def test_no_identity_is_linked_from_a_session_that_is_ending(
+    anonymous: AsyncClient,
+    provider: IdentityProvider,
+    signed_in: Tokens,
+    race: Race,
+    database_url: str,
+) -> None:
+    back = await provider.sign_in(await begin_link(anonymous, signed_in), "ada", **ADA)
+    async with holding(database_url, LOCK_USER, "DELETE FROM sessions"):
+        await race.begin(anonymous.get(back))
+    assert await race.answers() == [401]
 
 
 async def test_a_refusal_at_the_provider_is_told(
