@@ -164,8 +164,8 @@ class EventPublic(BaseModel):
 
     id: UUID
     kind: EventKind
-    address: str
-    user_agent: str
+    address: str | None = Field(description="Null where an administrator did it")
+    user_agent: str | None
     detail: str | None
     created_at: datetime
 

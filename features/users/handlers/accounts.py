@@ -78,16 +78,20 @@ async def update_user(session: AsyncSession, user_id: UUID, changes: UserUpdate)
     return user
 
 
-async def delete_user(session: AsyncSession, user_id: UUID) -> None:
-    """Deletes the account and, by the foreign keys of other features, all it owns.
+async def delete_user(session: AsyncSession, user_id: UUID, actor_id: UUID, caller: Caller) -> None:
+    """Deletes the account and, by the foreign keys of other features, all it owns. What is left
+    is that this id was deleted, by whom, and an administrator's address.
 
     Raises:
+        Unauthorized: it is gone already.
         Conflict: it is the last administrator.
     """
     await keep_an_administrator(session, user_id)
     user = await get_user(session, user_id, lock=True)
     await end_sessions(session, user_id)
     await session.delete(user)
+    seen = caller if actor_id != user_id else Caller("", "")
+    await record(session, EventKind.DELETED, None, seen, str(user_id), actor_id=actor_id)
 
 
 async def keep_an_administrator(session: AsyncSession, leaving: UUID) -> None:

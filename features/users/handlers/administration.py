@@ -8,9 +8,8 @@ from sqlmodel import col
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from features.users.access import Caller
-from features.users.handlers.accounts import find_user, keep_an_administrator
+from features.users.handlers.accounts import delete_user, find_user, keep_an_administrator
 from features.users.handlers.events import record
-from features.users.handlers.sessions import end_sessions
 from features.users.schemas import UserAdminUpdate, UserPublic, UserQuery
 from features.users.tables import EventKind, Role, User
 from shared.errors import NotFound
@@ -46,9 +45,9 @@ async def get_account(session: AsyncSession, user_id: UUID, *, lock: bool = Fals
 
 
 async def update_account(
-    session: AsyncSession, user_id: UUID, changes: UserAdminUpdate, caller: Caller
+    session: AsyncSession, user_id: UUID, changes: UserAdminUpdate, actor_id: UUID, caller: Caller
 ) -> User:
-    """Changes an account. A change of role, and deactivation, end its sessions.
+    """Changes an account. A change of role, and deactivation, end its sessions (by a trigger).
 
     Raises:
         NotFound: there is no such account.
@@ -63,23 +62,21 @@ async def update_account(
     await session.flush()
     if user.role != old_role:
         detail = f"{old_role} → {user.role}"
-        await record(session, EventKind.ROLE_CHANGED, user_id, caller, detail)
+        await record(session, EventKind.ROLE_CHANGED, user_id, caller, detail, actor_id=actor_id)
     if user.is_active != was_active:
         kind = EventKind.ACTIVATED if user.is_active else EventKind.DEACTIVATED
-        await record(session, kind, user_id, caller)
-    if user.role != old_role or not user.is_active:
-        await end_sessions(session, user_id)
+        await record(session, kind, user_id, caller, actor_id=actor_id)
     return user
 
 
-async def delete_account(session: AsyncSession, user_id: UUID) -> None:
+async def delete_account(
+    session: AsyncSession, user_id: UUID, actor_id: UUID, caller: Caller
+) -> None:
     """Deletes the account and, by the foreign keys of other features, all it owns.
 
     Raises:
         NotFound: there is no such account.
         Conflict: it is the last administrator.
     """
-    await keep_an_administrator(session, user_id)
-    user = await get_account(session, user_id, lock=True)
-    await end_sessions(session, user_id)
-    await session.delete(user)
+    await get_account(session, user_id)
+    await delete_user(session, user_id, actor_id, caller)

@@ -104,15 +104,16 @@ async def reset_password(
         user = await find_user(session, user_id, lock=True)
         if user is None or not user.is_active or fingerprint(user.password_hash) != bound_to:
             raise BadRequest("This reset token is not valid, or no longer")
-        if not user.email_verified:
-            await _forget_unproven(session, user_id)
-        user.password_hash, user.email_verified = password_hash, True
-        await end_sessions(session, user_id)
+        await hand_over(session, user, password_hash)
         await record(session, EventKind.PASSWORD_RESET, user_id, caller)
         await send_mail(session, user.email, *CHANGED)
 
 
-async def _forget_unproven(session: AsyncSession, user_id: UUID) -> None:
-    """Whoever registered an address without proving it may not keep another way in."""
-    await session.exec(delete(ApiKey).where(col(ApiKey.user_id) == user_id))
-    await session.exec(delete(Identity).where(col(Identity.user_id) == user_id))
+async def hand_over(session: AsyncSession, user: User, password_hash: str) -> None:
+    """Sets the password for who owns the address, and ends every session. Whoever registered an
+    address without proving it may not keep another way in."""
+    if not user.email_verified:
+        await session.exec(delete(ApiKey).where(col(ApiKey.user_id) == user.id))
+        await session.exec(delete(Identity).where(col(Identity.user_id) == user.id))
+    user.password_hash, user.email_verified = password_hash, True
+    await end_sessions(session, user.id)
