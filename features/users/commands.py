@@ -15,11 +15,11 @@ from features.users.handlers.passwords import hand_over
 from features.users.keyring import PUBLISHED_BEFORE, add_key, remove_keys
 from features.users.passwords import Passwords
 from features.users.schemas import Email, NewPassword, UserAdminUpdate
-from features.users.sealing import sealer
 from features.users.tables import EventKind, Role, User
 from shared.commands import plain_errors, run_with_database
 from shared.database import Database, transaction
 from shared.errors import Conflict, Unprocessable, message_of
+from shared.sealing import sealer
 from shared.settings import Settings, load_settings
 
 commands = typer.Typer()

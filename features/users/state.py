@@ -18,11 +18,12 @@ from features.users.links import Links
 from features.users.oidc import Provider
 from features.users.passwords import Passwords
 from features.users.revocation import Revocations
-from features.users.sealing import sealer
 from features.users.settings import UsersSettings
 from shared.database import Database, database_of
 from shared.errors import Unavailable
 from shared.limits import client_address
+from shared.mail import Outbox
+from shared.sealing import sealer
 from shared.settings import Settings, load_settings
 
 MAX_USER_AGENT = 200
@@ -71,7 +72,7 @@ def open_state(app: FastAPI, settings: UsersSettings) -> UsersState:
         keyring=keyring,
         revocations=Revocations(database, settings.access_lifetime, on_keys),
         known_keys=KnownKeys(),
-        links=Links(secret, settings),
+        links=Links(secret, settings, Outbox(secret)),
         limits=Limits(app.state.limiter, settings),
         providers={
             name: Provider(name, provider, kernel.base_url)

@@ -15,7 +15,7 @@ from features.users.passwords import Passwords, fingerprint
 from features.users.tables import ApiKey, EventKind, Identity, ResetRequest, User
 from shared.database import Database, transaction
 from shared.errors import BadRequest, Conflict, Forbidden
-from shared.mail import send_mail
+from shared.mail import Outbox
 
 RESET_CHANNEL = "reset_requests"
 RESET_BATCH = 20
@@ -29,6 +29,7 @@ CHANGED = (
 async def change_password(
     database: Database,
     passwords: Passwords,
+    outbox: Outbox,
     user_id: UUID,
     session_id: UUID,
     current: str,
@@ -58,7 +59,7 @@ async def change_password(
         user.password_hash = password_hash
         await end_sessions(session, user_id, but=session_id)
         await record(session, EventKind.PASSWORD_CHANGED, user_id, caller)
-        await send_mail(session, user.email, *CHANGED)
+        await outbox.put(session, user.email, *CHANGED)
 
 
 async def request_reset(session: AsyncSession, email: str, caller: Caller) -> None:
@@ -83,7 +84,7 @@ async def answer_reset_requests(session: AsyncSession, links: Links) -> int:
         known = select(User).where(User.email == request.email, col(User.is_active))
         if user := (await session.exec(known)).one_or_none():
             mail = links.reset_mail(user.id, fingerprint(user.password_hash))
-            await send_mail(session, user.email, *mail)
+            await links.outbox.put(session, user.email, *mail)
             caller = Caller(request.address, request.user_agent)
             await record(session, EventKind.PASSWORD_RESET_REQUESTED, user.id, caller)
     return len(requests)
@@ -106,7 +107,7 @@ async def reset_password(
             raise BadRequest("This reset token is not valid, or no longer")
         await hand_over(session, user, password_hash)
         await record(session, EventKind.PASSWORD_RESET, user_id, caller)
-        await send_mail(session, user.email, *CHANGED)
+        await links.outbox.put(session, user.email, *CHANGED)
 
 
 async def hand_over(session: AsyncSession, user: User, password_hash: str) -> None:

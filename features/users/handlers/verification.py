@@ -7,13 +7,13 @@ from features.users.handlers.events import record
 from features.users.links import Links
 from features.users.tables import EventKind, User
 from shared.errors import BadRequest
-from shared.mail import send_mail
 
 
 async def send_verification(session: AsyncSession, links: Links, user: User) -> None:
     """Mails a token that proves the address; nothing to do where that is done."""
     if not user.email_verified:
-        await send_mail(session, user.email, *links.verification_mail(user.id, user.email))
+        mail = links.verification_mail(user.id, user.email)
+        await links.outbox.put(session, user.email, *mail)
 
 
 async def verify_email(session: AsyncSession, links: Links, token: str, caller: Caller) -> None:

@@ -6,6 +6,7 @@ import re
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +15,12 @@ import pytest
 from fastapi import FastAPI
 from httpx import AsyncClient, Response
 
+from app.main import create_app
 from features.users.tasks import reset_requests
 from features.users.tests.races import Race
+from shared.settings import Settings
 from shared.tasks import drain
-from shared.testing import PASSWORD, SignUp
+from shared.testing import PASSWORD, Mails, SignUp, connect
 
 EMAIL = "ada@example.com"
 SECRET_KEY = "a secret for tests, 32 bytes or more"  # that of the fixture `settings`
@@ -91,6 +94,14 @@ async def eventually(holds: Callable[[], Awaitable[bool]]) -> float:
             await asyncio.sleep(0.01)
 
 
+@asynccontextmanager
+async def started(settings: Settings) -> AsyncIterator[tuple[FastAPI, AsyncClient]]:
+    """Another application with these settings, and a client of it."""
+    application = create_app(settings, run_tasks=False)
+    async with application.router.lifespan_context(application), connect(application) as client:
+        yield application, client
+
+
 @pytest.fixture
 async def signed_in(anonymous: AsyncClient) -> Tokens:
     """A session of the account of Ada."""
@@ -138,19 +149,14 @@ MailedToken = Callable[[str, str], Awaitable[str]]
 
 
 @pytest.fixture
-def mailed_token(app: FastAPI, execute: Execute) -> MailedToken:
+def mailed_token(app: FastAPI, mails: Mails) -> MailedToken:
     """The token in the newest mail to an address with these words in its subject."""
 
     async def newest(email: str, subject: str) -> str:
         await drain(app, reset_requests)
-        mails = await execute(
-            "SELECT body FROM outgoing_mail WHERE recipient = $1 AND subject ILIKE $2"
-            " ORDER BY id DESC",
-            email,
-            f"%{subject}%",
-        )
-        found = MAILED_TOKEN.search(mails[0]["body"])
-        assert found
-        return found.group()
+        found = [mail for mail in await mails(email) if subject in mail["subject"].lower()]
+        token = MAILED_TOKEN.search(found[-1]["body"])
+        assert token
+        return token.group()
 
     return newest
