@@ -8,13 +8,14 @@ from pydantic import TypeAdapter, ValidationError
 from sqlmodel import col, select
 
 from features.users.access import Caller
+from features.users.emails import ADDRESS
 from features.users.handlers.accounts import add_user, find_user_id, get_user
 from features.users.handlers.administration import update_account
 from features.users.handlers.events import record
 from features.users.handlers.passwords import hand_over
 from features.users.keyring import PUBLISHED_BEFORE, add_key, remove_keys
 from features.users.passwords import Passwords
-from features.users.schemas import Email, NewPassword, UserAdminUpdate
+from features.users.schemas import NewPassword, UserAdminUpdate
 from features.users.tables import EventKind, Role, User
 from shared.commands import plain_errors, run_with_database
 from shared.database import Database, transaction
@@ -24,7 +25,6 @@ from shared.settings import Settings, load_settings
 
 commands = typer.Typer()
 
-EMAIL: TypeAdapter[str] = TypeAdapter(Email)
 PASSWORD: TypeAdapter[str] = TypeAdapter(NewPassword)
 CONSOLE = Caller(address="", user_agent="python -m app create-admin")
 
@@ -34,7 +34,7 @@ def create_admin(email: Annotated[str, typer.Argument(help="Of the account")]) -
     """Make an account an administrator's. Where there is none, or whoever made it never proved
     that the address is theirs, ask for a password, and end every other way in."""
     with plain_errors():
-        address = _valid(EMAIL, email)
+        address = _valid(ADDRESS, email)
     password = None
     if not run_with_database(lambda database: _is_proven(database, address)):
         typed = typer.prompt("New password", hide_input=True, confirmation_prompt=True)

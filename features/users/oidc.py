@@ -17,6 +17,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import KeySet
 from pydantic import BaseModel, Field
 
+from features.users.emails import normal_email
 from features.users.opaque import chance
 from features.users.settings import OidcProvider
 from shared.errors import BadRequest, Unavailable
@@ -107,7 +108,7 @@ class Provider:
         return ProvenIdentity(
             issuer=self._issuer,
             subject=claims["sub"],
-            email=str(claims["email"]).lower() if verified and claims.get("email") else None,
+            email=normal_email(str(claims["email"])) if verified and claims.get("email") else None,
             name=claims.get("name"),
         )
 

@@ -6,6 +6,7 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from features.users.access import Caller
+from features.users.emails import normal_email
 from features.users.handlers.events import record
 from features.users.handlers.sessions import end_sessions
 from features.users.handlers.verification import send_verification
@@ -50,8 +51,9 @@ async def add_user(
 
 
 async def find_user_id(session: AsyncSession, email: str) -> UUID | None:
-    """The id of the account with this email, whatever its case."""
-    return (await session.exec(select(User.id).where(User.email == email.lower()))).one_or_none()
+    """The id of the account with this email, however it is spelled."""
+    known = select(User.id).where(User.email == normal_email(email))
+    return (await session.exec(known)).one_or_none()
 
 
 async def find_user(session: AsyncSession, user_id: UUID, *, lock: bool = False) -> User | None:

@@ -8,6 +8,7 @@ from sqlmodel import col
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from features.users.access import Caller
+from features.users.emails import normal_email
 from features.users.handlers.accounts import delete_user, find_user, keep_an_administrator
 from features.users.handlers.events import record
 from features.users.schemas import UserAdminUpdate, UserPublic, UserQuery
@@ -29,7 +30,9 @@ USERS = Listing(
 async def list_users(
     session: AsyncConnection, query: UserQuery, after: Keyset | None = None
 ) -> Rows:
-    """A page of the accounts that match."""
+    """A page of the accounts that match; a whole address is found however it is spelled."""
+    if query.q:
+        query = query.model_copy(update={"q": normal_email(query.q)})
     return await fetch_page(session, USERS, query, after)
 
 
