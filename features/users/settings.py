@@ -5,8 +5,10 @@ from datetime import timedelta
 from typing import Annotated
 
 from limits import parse
-from pydantic import AfterValidator, BaseModel, Field, HttpUrl, SecretStr
+from pydantic import AfterValidator, BaseModel, Field, HttpUrl, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from shared.settings import Settings, load_settings
 
 
 def _rate(rate: str) -> str:
@@ -61,6 +63,19 @@ class UsersSettings(BaseSettings):
     rate_reset_per_address: Rate = "20/hour"
     rate_reset_per_account: Rate = "5/hour"
     rate_api_key: Rate = "1200/minute"
+
+    @model_validator(mode="after")
+    def encrypted_in_production(self) -> "UsersSettings":
+        """What a provider sends back and forth signs people in."""
+        kernel = load_settings(Settings)
+        if kernel.env != "prod" or not self.oidc_providers:
+            return self
+        if not kernel.base_url.startswith("https:"):
+            raise ValueError("APP_PUBLIC_URL must be https where APP_OIDC_PROVIDERS is set")
+        for name, provider in self.oidc_providers.items():
+            if provider.issuer.scheme != "https":
+                raise ValueError(f"APP_OIDC_PROVIDERS: the issuer of {name} must be https")
+        return self
 
     @property
     def access_lifetime(self) -> timedelta:
