@@ -10,6 +10,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from shared.settings import Settings, load_settings
 
+MAX_ACCESS_SECONDS = 3600
+MAX_ACCESS_LIFETIME = timedelta(seconds=MAX_ACCESS_SECONDS)
+"""The longest that any token may be valid that was signed under other settings."""
+
 
 def _rate(rate: str) -> str:
     try:
@@ -49,7 +53,7 @@ class UsersSettings(BaseSettings):
         env_prefix="APP_", env_file=".env", env_ignore_empty=True, extra="ignore"
     )
 
-    access_token_lifetime: int = Field(default=15 * 60, ge=60, le=3600)
+    access_token_lifetime: int = Field(default=15 * 60, ge=60, le=MAX_ACCESS_SECONDS)
     session_lifetime: int = Field(default=30 * 24 * 3600, ge=3600)
     refresh_grace: int = Field(default=10, ge=0, le=60)
     password_reset_lifetime: int = Field(default=3600, ge=300, le=24 * 3600)
