@@ -17,7 +17,7 @@ from shared.features import Feature, find_features
 from shared.idempotency import forget_expired_keys
 from shared.limits import Limiter
 from shared.logging import configure_logging
-from shared.mail import deliver_mail
+from shared.mail import deliver_mail, forget_parked_mail
 from shared.migrations import load_revisions
 from shared.pagination import new_cursors
 from shared.requests import LastResortMiddleware, RequestMiddleware
@@ -134,4 +134,5 @@ def _performer(settings: Settings) -> Perform:
 
 def background_tasks(features: Sequence[Feature]) -> list[Task]:
     """The tasks of the kernel and of the features."""
-    return [forget_expired_keys, deliver_mail, *chain(*(feature.tasks for feature in features))]
+    kernel = (forget_expired_keys, deliver_mail, forget_parked_mail)
+    return [*kernel, *chain(*(feature.tasks for feature in features))]

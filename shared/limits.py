@@ -1,13 +1,13 @@
 """Rate limits: counted in Redis where it is set, so that all processes share them, else here.
 
 A Redis that does not answer limits nothing away: this process counts on its own meanwhile.
-The headers are those of draft-ietf-httpapi-ratelimit-headers.
+The headers of a refusal are those of draft-ietf-httpapi-ratelimit-headers.
 """
 
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import IPv6Network, ip_address
 
 import structlog
 from fastapi import FastAPI, Request
@@ -50,20 +50,22 @@ class Limiter:
         self._local = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._shared = SlidingWindowCounterRateLimiter(_redis(redis_url)) if redis_url else None
 
-    async def hit(self, limit: Limit, *who: str) -> Mapping[str, str]:
-        """Counts one request, and returns the headers that tell where the client stands.
+    async def hit(self, limit: Limit, *who: str) -> None:
+        """Counts one request.
 
         Raises:
             TooManyRequests: the limit is reached; `Retry-After` says when to come back.
         """
         if not self._enabled:
-            return {}
+            return
         if self._shared:
             try:
-                return await _hit(self._shared, limit, who)
+                await _hit(self._shared, limit, who)
             except StorageError as error:
                 log.warning("limits_not_shared", error=str(error))
-        return await _hit(self._local, limit, who)
+            else:
+                return
+        await _hit(self._local, limit, who)
 
     async def forget(self, limit: Limit, *who: str) -> None:
         """Starts to count anew."""
@@ -76,21 +78,20 @@ class Limiter:
 
 async def _hit(
     counter: SlidingWindowCounterRateLimiter, limit: Limit, who: tuple[str, ...]
-) -> Mapping[str, str]:
-    allowed = await counter.hit(limit.rate, limit.name, *who)
-    reset, remaining = await counter.get_window_stats(limit.rate, limit.name, *who)
+) -> None:
+    if await counter.hit(limit.rate, limit.name, *who):
+        return
+    reset, _ = await counter.get_window_stats(limit.rate, limit.name, *who)
     wait = max(1, math.ceil(reset - time.time()))
-    headers = {
-        "RateLimit-Policy": limit.policy,
-        "RateLimit": f'"{limit.name}";r={max(0, remaining)};t={wait}',
-    }
-    if allowed:
-        return headers
     RATE_LIMITED.labels(limit.name).inc()
     log.warning("rate_limited", limit=limit.name)
     raise TooManyRequests(
         f"Too many requests; please try again in {wait} s",
-        headers={**headers, "Retry-After": str(wait)},
+        headers={
+            "Retry-After": str(wait),
+            "RateLimit-Policy": limit.policy,
+            "RateLimit": f'"{limit.name}";r=0;t={wait}',
+        },
     )
 
 
@@ -110,5 +111,21 @@ def limiter_of(app: FastAPI) -> Limiter:
 
 
 def client_address(request: Request) -> str:
-    """Where the request comes from: behind trusted proxies, what they say."""
-    return request.client.host if request.client else "unknown"
+    """Where the request comes from: behind trusted proxies, what they say. An IPv4 address is
+    one, also where it is written as an IPv6 address (RFC 4291, section 2.5.5.2)."""
+    host = request.client.host if request.client else "unknown"
+    try:
+        address = ip_address(host)
+    except ValueError:  # the name of a socket, or whatever a proxy says
+        return host
+    return str(getattr(address, "ipv4_mapped", None) or address)
+
+
+def network_of(address: str) -> str:
+    """Whose address it is, as far as that can be told: over IPv6 each has at least 2⁶⁴ of them
+    (RFC 6177), which count as one."""
+    try:
+        known = ip_address(address)
+    except ValueError:
+        return address
+    return str(IPv6Network((int(known), 64), strict=False)) if known.version == 6 else address

@@ -2,23 +2,25 @@
 transaction of what it tells about, and a task sends it.
 
 It is sent at least once: after a crash between the server's word and ours, a second time,
-with the same Message-ID.
+with the same Message-ID. What it says is encrypted while it waits, since it may open an account.
 """
 
 from datetime import UTC, datetime, timedelta
 from email.message import EmailMessage
 from email.utils import formatdate, parseaddr
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 from uuid import UUID
 
 import aiosmtplib
 import structlog
+from email_validator import validate_email
 from fastapi import FastAPI
-from sqlalchemy import func, text
+from sqlalchemy import LargeBinary, delete, func, text
 from sqlmodel import Field, SQLModel, col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from shared.database import database_of, transaction
+from shared.sealing import sealer
 from shared.settings import Settings
 from shared.tables import new_id
 from shared.tasks import Task
@@ -27,19 +29,21 @@ CHANNEL = "outgoing_mail"
 SEND_TIMEOUT_SECONDS = 20.0
 FIRST_RETRY = timedelta(seconds=15)  # twice as long each time
 MAX_ATTEMPTS = 9  # over about an hour; then the mail is parked, for a person to look at
+PARKED = timedelta(days=30)
 
 log = structlog.get_logger(__name__)
 
 
 class OutgoingMail(SQLModel, table=True):
-    """A mail that has not been sent. `next_attempt_at` is null when it is parked."""
+    """A mail that has not been sent. `next_attempt_at` is null when it is parked. The body is
+    encrypted under a key derived from `APP_SECRET_KEY`."""
 
     __tablename__ = "outgoing_mail"
 
     id: UUID = Field(default_factory=new_id, primary_key=True)
     recipient: str
     subject: str
-    body: str
+    sealed_body: bytes = Field(sa_type=LargeBinary)
     attempts: int = Field(default=0, sa_column_kwargs={"server_default": text("0")})
     next_attempt_at: datetime | None = Field(
         default=None, index=True, sa_column_kwargs={"server_default": func.clock_timestamp()}
@@ -47,12 +51,29 @@ class OutgoingMail(SQLModel, table=True):
     error: str | None = None
 
 
-async def send_mail(session: AsyncSession, recipient: str, subject: str, body: str) -> None:
-    """Has a mail sent once the transaction has committed."""
-    now = datetime.now(UTC)
-    mail = OutgoingMail(recipient=recipient, subject=subject, body=body, next_attempt_at=now)
-    session.add(mail)
-    await session.exec(select(func.pg_notify(CHANNEL, "")))
+class Outbox:
+    """Where mails are put, and opened when they are sent."""
+
+    def __init__(self, secret: str) -> None:
+        self._seal = sealer(secret, "outgoing mail")
+
+    async def put(self, session: AsyncSession, recipient: str, subject: str, body: str) -> None:
+        """Has a mail sent once the transaction has committed."""
+        mail = OutgoingMail(
+            recipient=recipient,
+            subject=subject,
+            sealed_body=self._seal.encrypt(body.encode()),
+            next_attempt_at=datetime.now(UTC),
+        )
+        session.add(mail)
+        await session.exec(select(func.pg_notify(CHANNEL, "")))
+
+    def open(self, sealed_body: bytes) -> str:
+        """
+        Raises:
+            InvalidToken: it was sealed under another `APP_SECRET_KEY`.
+        """
+        return self._seal.decrypt(sealed_body).decode()
 
 
 async def _deliver(app: FastAPI) -> int:
@@ -69,7 +90,7 @@ async def _deliver(app: FastAPI) -> int:
             return 0
         try:
             await _send(app.state.settings, mail)
-        except (aiosmtplib.SMTPException, OSError) as error:
+        except Exception as error:  # whatever it is, the mails behind must not wait for this one
             _postpone(mail, error)
         else:
             await session.delete(mail)
@@ -77,41 +98,61 @@ async def _deliver(app: FastAPI) -> int:
 
 
 async def _send(settings: Settings, mail: OutgoingMail) -> None:
+    body = Outbox(settings.secret()).open(mail.sealed_body)
     if settings.smtp_url is None or settings.smtp_url == "log:":
-        log.info("mail", to=mail.recipient, subject=mail.subject, body=mail.body)
+        log.info("mail", to=mail.recipient, subject=mail.subject, body=body)
         return
     server = urlsplit(settings.smtp_url)
     await aiosmtplib.send(
-        _message(settings.mail_from, mail),
+        _message(settings.mail_from, mail, body),
         hostname=server.hostname,
         port=server.port,
         username=unquote(server.username) if server.username else None,
         password=unquote(server.password) if server.password else None,
         use_tls=server.scheme == "smtps",
+        start_tls=True if _needs_starttls(server) else None,
         timeout=SEND_TIMEOUT_SECONDS,
     )
 
 
-def _message(sender: str, mail: OutgoingMail) -> EmailMessage:
+def _needs_starttls(server: SplitResult) -> bool:
+    """Whether a server that does not offer to encrypt gets no mail; on this machine it does."""
+    if server.scheme == "smtps" or server.hostname in {"localhost", "127.0.0.1", "::1"}:
+        return False
+    return parse_qs(server.query).get("starttls") != ["optional"]
+
+
+def _message(sender: str, mail: OutgoingMail, body: str) -> EmailMessage:
     message = EmailMessage()
     message["From"] = sender
-    message["To"] = mail.recipient
+    known = validate_email(mail.recipient, check_deliverability=False)
+    message["To"] = known.ascii_email or mail.recipient  # the domain in ASCII (IDNA)
     message["Subject"] = mail.subject
     message["Date"] = formatdate()
     message["Message-ID"] = f"<{mail.id}@{parseaddr(sender)[1].partition('@')[2]}>"
     message["Auto-Submitted"] = "auto-generated"  # RFC 3834: no out-of-office replies
-    message.set_content(mail.body)
+    message.set_content(body)
     return message
 
 
 def _postpone(mail: OutgoingMail, error: Exception) -> None:
     mail.attempts += 1
-    mail.error = str(error)[:1_000]
+    mail.error = repr(error)[:1_000]
     parked = mail.attempts >= MAX_ATTEMPTS
     wait = FIRST_RETRY * 2 ** (mail.attempts - 1)
     mail.next_attempt_at = None if parked else datetime.now(UTC) + wait
     tell = log.error if parked else log.warning
     tell("mail_parked" if parked else "mail_postponed", mail_id=str(mail.id), error=mail.error)
+
+
+async def _forget_parked(app: FastAPI) -> int:
+    """Deletes what has been parked for long: its tokens have expired, the addresses have not."""
+    before = round((datetime.now(UTC) - PARKED).timestamp() * 1_000)
+    oldest = UUID(int=before << 80)  # an id begins with the milliseconds (RFC 9562, section 5.7)
+    parked = delete(OutgoingMail).where(col(OutgoingMail.next_attempt_at).is_(None))
+    async with transaction(database_of(app)) as session:
+        await session.exec(parked.where(col(OutgoingMail.id) < oldest))
+    return 0
 
 
 BACKLOG = """
@@ -121,3 +162,4 @@ FROM outgoing_mail
 """
 
 deliver_mail = Task(name="deliver_mail", drain=_deliver, every=5, channel=CHANNEL, backlog=BACKLOG)
+forget_parked_mail = Task(name="forget_parked_mail", drain=_forget_parked, every=3600)

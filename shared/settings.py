@@ -94,7 +94,7 @@ class Settings(BaseSettings):
     smtp_url: SmtpUrl | None = None
     mail_from: str = "Tessera <no-reply@localhost>"
     cors_origins: tuple[str, ...] = ()
-    public_url: HttpUrl = HttpUrl("http://127.0.0.1:8000")
+    public_url: HttpUrl | None = None
     trusted_proxies: Networks = ()
     rate_limiting: bool | None = None
     max_body_size: int = Field(default=1_000_000, ge=1_000)
@@ -112,6 +112,8 @@ class Settings(BaseSettings):
             raise ValueError("APP_DATABASE_URL is required when APP_ENV=prod")
         if self.secret_key is None:
             raise ValueError("APP_SECRET_KEY is required when APP_ENV=prod")
+        if self.public_url is None:
+            raise ValueError("APP_PUBLIC_URL is required when APP_ENV=prod")
         if self.smtp_url is None:
             raise ValueError(
                 "APP_SMTP_URL is required when APP_ENV=prod; `log:` writes mails to the log"
@@ -144,7 +146,7 @@ class Settings(BaseSettings):
     @property
     def base_url(self) -> str:
         """Where clients reach the API, without a slash at the end."""
-        return str(self.public_url).rstrip("/")
+        return str(self.public_url or "http://127.0.0.1:8000").rstrip("/")
 
     def secret(self) -> str:
         """The signing secret; outside production one is generated once and kept under `.data/`."""

@@ -59,6 +59,9 @@ def test_an_example_file_shows_valid_values_and_the_true_defaults(
             assert getattr(loaded, name) == field.default
 
 
+KEY = "a secret for tests, 32 bytes or more"
+
+
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
@@ -74,6 +77,10 @@ def test_an_example_file_shows_valid_values_and_the_true_defaults(
         (
             {"APP_ENV": "prod", "APP_DATABASE_URL": "postgresql://host/db", "APP_SECRET_KEY": ""},
             "APP_SECRET_KEY is required when APP_ENV=prod",
+        ),
+        (
+            {"APP_ENV": "prod", "APP_DATABASE_URL": "postgresql://host/db", "APP_SECRET_KEY": KEY},
+            "APP_PUBLIC_URL is required when APP_ENV=prod",
         ),
     ],
 )

@@ -5,38 +5,43 @@ from typing import Annotated
 
 import typer
 from pydantic import TypeAdapter, ValidationError
-from sqlmodel import select
+from sqlmodel import col, select
 
-from features.users.handlers.accounts import add_user
+from features.users.access import Caller
+from features.users.emails import ADDRESS
+from features.users.handlers.accounts import add_user, find_user_id, get_user
+from features.users.handlers.administration import update_account
+from features.users.handlers.events import record
+from features.users.handlers.passwords import hand_over
 from features.users.keyring import PUBLISHED_BEFORE, add_key, remove_keys
 from features.users.passwords import Passwords
-from features.users.schemas import Email, NewPassword
-from features.users.sealing import sealer
-from features.users.tables import Role, User
+from features.users.schemas import NewPassword, UserAdminUpdate
+from features.users.tables import EventKind, Role, User
 from shared.commands import plain_errors, run_with_database
 from shared.database import Database, transaction
-from shared.errors import Unprocessable, message_of
+from shared.errors import Conflict, Unprocessable, message_of
+from shared.sealing import sealer
 from shared.settings import Settings, load_settings
 
 commands = typer.Typer()
 
-EMAIL: TypeAdapter[str] = TypeAdapter(Email)
 PASSWORD: TypeAdapter[str] = TypeAdapter(NewPassword)
+CONSOLE = Caller(address="", user_agent="python -m app create-admin")
 
 
 @commands.command("create-admin")
 def create_admin(email: Annotated[str, typer.Argument(help="Of the account")]) -> None:
-    """Make an account an administrator's; where there is none, add it and ask for a password."""
+    """Make an account an administrator's. Where there is none, or whoever made it never proved
+    that the address is theirs, ask for a password, and end every other way in."""
     with plain_errors():
-        address = _valid(EMAIL, email)
-    if run_with_database(lambda database: _promote(database, address)):
-        typer.echo(f"{address} is an administrator")
-        return
-    password = typer.prompt("Password", hide_input=True, confirmation_prompt=True)
-    with plain_errors():
-        new = _valid(PASSWORD, password)
-    run_with_database(lambda database: _add_admin(database, address, new))
-    typer.echo(f"{address} is a new administrator")
+        address = _valid(ADDRESS, email)
+    password = None
+    if not run_with_database(lambda database: _is_proven(database, address)):
+        typed = typer.prompt("New password", hide_input=True, confirmation_prompt=True)
+        with plain_errors():
+            password = _valid(PASSWORD, typed)
+    run_with_database(lambda database: _make_admin(database, address, password))
+    typer.echo(f"{address} is an administrator")
 
 
 def _valid(kind: TypeAdapter[str], value: str) -> str:
@@ -46,19 +51,27 @@ def _valid(kind: TypeAdapter[str], value: str) -> str:
         raise Unprocessable(message_of(error.errors()[0])) from None
 
 
-async def _promote(database: Database, email: str) -> bool:
+async def _is_proven(database: Database, email: str) -> bool:
     async with transaction(database) as session:
-        known = select(User).where(User.email == email).with_for_update()
-        user = (await session.exec(known)).one_or_none()
-        if user:
-            user.role, user.is_active = Role.ADMIN, True
-        return user is not None
+        proven = select(User.id).where(User.email == email, col(User.email_verified))
+        return (await session.exec(proven)).one_or_none() is not None
 
 
-async def _add_admin(database: Database, email: str, password: str) -> None:
-    password_hash = await Passwords(cheap=False).hash(password)
+async def _make_admin(database: Database, email: str, password: str | None) -> None:
+    password_hash = await Passwords(cheap=False).hash(password) if password else None
     async with transaction(database) as session:
-        await add_user(session, email, password_hash, verified=True, role=Role.ADMIN)
+        user_id = await find_user_id(session, email)
+        if user_id is None:
+            user = await add_user(session, email, None)
+            await record(session, EventKind.REGISTERED, user.id, CONSOLE)
+        else:
+            user = await get_user(session, user_id, lock=True)
+        if not user.email_verified:
+            if password_hash is None:
+                raise Conflict("The account was changed in the meantime: try again")
+            await hand_over(session, user, password_hash)
+        changes = UserAdminUpdate(role=Role.ADMIN, is_active=True)
+        await update_account(session, user.id, changes, user.id, CONSOLE)
 
 
 @commands.command("rotate-keys")

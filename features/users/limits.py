@@ -1,7 +1,8 @@
 """How often one may try: by address, by account, by key."""
 
+from features.users.emails import normal_email
 from features.users.settings import UsersSettings
-from shared.limits import Limiter, new_limit
+from shared.limits import Limiter, network_of, new_limit
 
 
 class Limits:
@@ -23,26 +24,26 @@ class Limits:
         self._api_key = new_limit("api-key", settings.rate_api_key)
 
     async def sign_in(self, address: str, email: str) -> None:
-        await self._limiter.hit(self._sign_in_address, address)
-        await self._limiter.hit(self._sign_in_account, email.lower())
+        await self._limiter.hit(self._sign_in_address, network_of(address))
+        await self._limiter.hit(self._sign_in_account, normal_email(email))
 
     async def signed_in(self, email: str) -> None:
         """The tries on this account were its owner's: they do not count."""
-        await self._limiter.forget(self._sign_in_account, email.lower())
+        await self._limiter.forget(self._sign_in_account, normal_email(email))
 
     async def single_sign_on(self, address: str) -> None:
-        await self._limiter.hit(self._sign_in_address, address)
+        await self._limiter.hit(self._sign_in_address, network_of(address))
 
     async def refresh(self, address: str) -> None:
-        await self._limiter.hit(self._refresh, address)
+        await self._limiter.hit(self._refresh, network_of(address))
 
     async def register(self, address: str) -> None:
-        await self._limiter.hit(self._register, address)
+        await self._limiter.hit(self._register, network_of(address))
 
     async def reset(self, address: str, email: str | None = None) -> None:
-        await self._limiter.hit(self._reset_address, address)
+        await self._limiter.hit(self._reset_address, network_of(address))
         if email is not None:
-            await self._limiter.hit(self._reset_account, email.lower())
+            await self._limiter.hit(self._reset_account, normal_email(email))
 
     async def api_key(self, key: str) -> None:
         await self._limiter.hit(self._api_key, key)

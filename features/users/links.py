@@ -4,9 +4,10 @@ from uuid import UUID
 
 from itsdangerous import BadSignature
 
-from features.users.sealing import signer
 from features.users.settings import UsersSettings
 from shared.errors import BadRequest
+from shared.mail import Outbox
+from shared.sealing import signer
 
 MAX_LENGTH = 1_000
 
@@ -15,7 +16,8 @@ class Links:
     """Writes and reads the tokens in mails. Each is bound to what its use changes, so that it
     is good for one use: a reset to the password, a verification to the address."""
 
-    def __init__(self, secret: str, settings: UsersSettings) -> None:
+    def __init__(self, secret: str, settings: UsersSettings, outbox: Outbox) -> None:
+        self.outbox = outbox
         self._reset = signer(secret, "password reset")
         self._verify = signer(secret, "email verification")
         self._settings = settings

@@ -17,6 +17,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import KeySet
 from pydantic import BaseModel, Field
 
+from features.users.emails import normal_email
 from features.users.opaque import chance
 from features.users.settings import OidcProvider
 from shared.errors import BadRequest, Unavailable
@@ -24,6 +25,7 @@ from shared.errors import BadRequest, Unavailable
 TIMEOUT_SECONDS = 5.0
 METADATA_SECONDS = 3600.0
 LEEWAY_SECONDS = 60
+BASIC = "client_secret_basic"
 SIGNATURES = frozenset(
     ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "Ed25519")
 )
@@ -92,6 +94,9 @@ class Provider:
         """
         async with self._client() as client:
             await self._discover(client)
+            supported = self._metadata.get("token_endpoint_auth_methods_supported", [BASIC])
+            if BASIC not in supported:  # which is the default (OpenID Connect Discovery, 3)
+                client.token_endpoint_auth_method = "client_secret_post"
             try:
                 answer = await client.fetch_token(
                     self._metadata["token_endpoint"], code=code, code_verifier=attempt.verifier
@@ -107,7 +112,7 @@ class Provider:
         return ProvenIdentity(
             issuer=self._issuer,
             subject=claims["sub"],
-            email=str(claims["email"]).lower() if verified and claims.get("email") else None,
+            email=normal_email(str(claims["email"])) if verified and claims.get("email") else None,
             name=claims.get("name"),
         )
 

@@ -86,7 +86,8 @@ class Revocations:
             try:
                 async with listening(self.database) as connection:
                     await connection.add_listener(CHANNEL, lambda *_: self._news.set())
-                    self._connection = connection
+                    # It may be another database now, or one that was set back: read all of it.
+                    self._connection, self._horizon = connection, 0
                     while True:
                         self._news.clear()
                         await self._read(connection)

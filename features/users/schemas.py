@@ -6,12 +6,12 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
-    EmailStr,
     Field,
     StrictBool,
     model_validator,
 )
 
+from features.users.emails import Email
 from features.users.passwords import is_common
 from features.users.tables import EventKind, Role
 from shared.pagination import Page, PageQuery, Sort
@@ -24,7 +24,6 @@ def _uncommon(password: str) -> str:
     return password
 
 
-Email = Annotated[EmailStr, AfterValidator(str.lower)]
 Name = Annotated[Text, Field(min_length=1, max_length=100)]
 Password = Annotated[Text, Field(min_length=8, max_length=128)]
 NewPassword = Annotated[Password, AfterValidator(_uncommon)]
@@ -164,8 +163,8 @@ class EventPublic(BaseModel):
 
     id: UUID
     kind: EventKind
-    address: str
-    user_agent: str
+    address: str | None = Field(description="Null where an administrator did it")
+    user_agent: str | None
     detail: str | None
     created_at: datetime
 

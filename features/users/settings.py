@@ -5,8 +5,14 @@ from datetime import timedelta
 from typing import Annotated
 
 from limits import parse
-from pydantic import AfterValidator, BaseModel, Field, HttpUrl, SecretStr
+from pydantic import AfterValidator, BaseModel, Field, HttpUrl, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from shared.settings import Settings, load_settings
+
+MAX_ACCESS_SECONDS = 3600
+MAX_ACCESS_LIFETIME = timedelta(seconds=MAX_ACCESS_SECONDS)
+"""The longest that any token may be valid that was signed under other settings."""
 
 
 def _rate(rate: str) -> str:
@@ -47,7 +53,7 @@ class UsersSettings(BaseSettings):
         env_prefix="APP_", env_file=".env", env_ignore_empty=True, extra="ignore"
     )
 
-    access_token_lifetime: int = Field(default=15 * 60, ge=60, le=3600)
+    access_token_lifetime: int = Field(default=15 * 60, ge=60, le=MAX_ACCESS_SECONDS)
     session_lifetime: int = Field(default=30 * 24 * 3600, ge=3600)
     refresh_grace: int = Field(default=10, ge=0, le=60)
     password_reset_lifetime: int = Field(default=3600, ge=300, le=24 * 3600)
@@ -61,6 +67,19 @@ class UsersSettings(BaseSettings):
     rate_reset_per_address: Rate = "20/hour"
     rate_reset_per_account: Rate = "5/hour"
     rate_api_key: Rate = "1200/minute"
+
+    @model_validator(mode="after")
+    def encrypted_in_production(self) -> "UsersSettings":
+        """What a provider sends back and forth signs people in."""
+        kernel = load_settings(Settings)
+        if kernel.env != "prod" or not self.oidc_providers:
+            return self
+        if not kernel.base_url.startswith("https:"):
+            raise ValueError("APP_PUBLIC_URL must be https where APP_OIDC_PROVIDERS is set")
+        for name, provider in self.oidc_providers.items():
+            if provider.issuer.scheme != "https":
+                raise ValueError(f"APP_OIDC_PROVIDERS: the issuer of {name} must be https")
+        return self
 
     @property
     def access_lifetime(self) -> timedelta:

@@ -18,15 +18,17 @@ from features.users.links import Links
 from features.users.oidc import Provider
 from features.users.passwords import Passwords
 from features.users.revocation import Revocations
-from features.users.sealing import sealer
-from features.users.settings import UsersSettings
+from features.users.settings import MAX_ACCESS_LIFETIME, UsersSettings
 from shared.database import Database, database_of
 from shared.errors import Unavailable
 from shared.limits import client_address
+from shared.mail import Outbox
+from shared.sealing import sealer
 from shared.settings import Settings, load_settings
 
 MAX_USER_AGENT = 200
 MAX_ADDRESS = 64
+READING = ("GET", "HEAD")
 
 log = structlog.get_logger(__name__)
 
@@ -69,9 +71,9 @@ def open_state(app: FastAPI, settings: UsersSettings) -> UsersState:
         permissions=Permissions(frozenset(scopes)),
         passwords=Passwords(cheap=kernel.env == "test"),
         keyring=keyring,
-        revocations=Revocations(database, settings.access_lifetime, on_keys),
+        revocations=Revocations(database, MAX_ACCESS_LIFETIME, on_keys),
         known_keys=KnownKeys(),
-        links=Links(secret, settings),
+        links=Links(secret, settings, Outbox(secret)),
         limits=Limits(app.state.limiter, settings),
         providers={
             name: Provider(name, provider, kernel.base_url)
@@ -118,9 +120,10 @@ StateDep = Annotated[UsersState, Depends(_state)]
 CallerDep = Annotated[Caller, Depends(_caller)]
 
 
-async def _catch_up(state: StateDep) -> AsyncIterator[None]:
+async def _catch_up(request: Request, state: StateDep) -> AsyncIterator[None]:
     yield
-    await state.revocations.catch_up()
+    if request.method not in READING:
+        await state.revocations.catch_up()
 
 
 CatchUp = Depends(_catch_up, scope="function")

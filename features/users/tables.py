@@ -159,16 +159,23 @@ class EventKind(StrEnum):
     ROLE_CHANGED = "role_changed"
     ACTIVATED = "activated"
     DEACTIVATED = "deactivated"
+    DELETED = "deleted"
 
 
 class Event(SQLModel, table=True):
-    """What happened to an account, and from where. A failed sign-in may have no account."""
+    """What happened to an account, and from where. A failed sign-in may have no account, and a
+    deletion has none any more.
+
+    `actor_id` is who did it, where that was not the account itself: an administrator, whose
+    address it then is. It refers to nobody, so that it outlives them.
+    """
 
     __tablename__ = "account_events"
     __table_args__ = (Index("ix_account_events_user_id", "user_id", "created_at", "id"),)
 
     id: UUID = Field(default_factory=new_id, primary_key=True)
     user_id: UUID | None = Field(default=None, foreign_key="users.id", ondelete="CASCADE")
+    actor_id: UUID | None = None
     kind: EventKind = Field(sa_type=String)
     address: str
     user_agent: str

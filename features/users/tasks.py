@@ -8,6 +8,7 @@ from sqlmodel import col
 
 from features.users.handlers.passwords import RESET_CHANNEL, answer_reset_requests
 from features.users.keyring import remove_expired_keys
+from features.users.settings import MAX_ACCESS_LIFETIME
 from features.users.state import state_of
 from features.users.tables import RefreshToken, Revocation, Session
 from shared.database import transaction
@@ -24,12 +25,12 @@ async def _forget_ended(app: FastAPI) -> int:
     """Deletes what no valid token can refer to any more."""
     state, now = state_of(app), datetime.now(UTC)
     unused = now - timedelta(seconds=state.settings.session_lifetime)
-    known = now - 2 * state.settings.access_lifetime
+    known = now - 2 * MAX_ACCESS_LIFETIME
     async with transaction(state.database) as session:
         await session.exec(delete(Session).where(col(Session.expires_at) < now))
         await session.exec(delete(RefreshToken).where(col(RefreshToken.used_at) < unused))
         await session.exec(delete(Revocation).where(col(Revocation.created_at) < known))
-        await remove_expired_keys(session, state.settings.access_lifetime)
+        await remove_expired_keys(session, MAX_ACCESS_LIFETIME)
     return 0
 
 

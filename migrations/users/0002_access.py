@@ -31,6 +31,19 @@ CREATE TRIGGER revoke AFTER DELETE ON {table} REFERENCING OLD TABLE AS gone
 FOR EACH STATEMENT EXECUTE FUNCTION revoke_deleted()
 """
 
+# Neither goes on with what it was allowed before, whoever changes the row.
+END_SESSIONS = """
+CREATE FUNCTION end_sessions() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    DELETE FROM sessions WHERE user_id = NEW.id;
+    RETURN NULL;
+END $$
+"""
+ENDED_BY_CHANGE = """
+CREATE TRIGGER end_sessions AFTER UPDATE OF role, is_active ON users FOR EACH ROW
+WHEN (OLD.role <> NEW.role OR OLD.is_active > NEW.is_active) EXECUTE FUNCTION end_sessions()
+"""
+
 
 def upgrade() -> None:
     op.execute("SET LOCAL lock_timeout = '5s'")
@@ -40,6 +53,8 @@ def upgrade() -> None:
     op.execute(REVOKE)
     for table in REVOKED_BY_DELETION:
         op.execute(TRIGGER.format(table=table))
+    op.execute(END_SESSIONS)
+    op.execute(ENDED_BY_CHANGE)
 
 
 def _change_users() -> None:
@@ -135,6 +150,7 @@ def _create_records() -> None:
         "account_events",
         sa.Column("id", sa.Uuid(), nullable=False),
         _owner("account_events", nullable=True),
+        sa.Column("actor_id", sa.Uuid(), nullable=True),
         sa.Column("kind", sa.String(), nullable=False),
         sa.Column("address", sa.String(), nullable=False),
         sa.Column("user_agent", sa.String(), nullable=False),
@@ -174,6 +190,7 @@ def _flag(name: str, default: str) -> sa.Column[bool]:
 def downgrade() -> None:
     op.execute("SET LOCAL lock_timeout = '5s'")
     op.execute("DROP TRIGGER revoke ON users")
+    op.execute("DROP TRIGGER end_sessions ON users")
     for table in (
         "reset_requests",
         "account_events",
@@ -186,6 +203,7 @@ def downgrade() -> None:
     ):
         op.drop_table(table)
     op.execute("DROP FUNCTION revoke_deleted()")
+    op.execute("DROP FUNCTION end_sessions()")
     op.drop_constraint(op.f("ck_users_role_known"), "users")
     for column in ("role", "is_active", "email_verified"):
         op.drop_column("users", column)

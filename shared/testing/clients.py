@@ -10,6 +10,8 @@ import pytest
 from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient
 
+from shared.mail import Outbox
+from shared.settings import Settings
 from shared.testing.servers import execute
 
 PASSWORD = "a long enough password"
@@ -108,14 +110,16 @@ Mails = Callable[[str], Awaitable[list[dict[str, Any]]]]
 
 
 @pytest.fixture
-def mails(database_url: str) -> Mails:
+def mails(database_url: str, settings: Settings) -> Mails:
     """The mail that waits for an address, oldest first: `(await mails("ada@example.com"))`."""
+    outbox = Outbox(settings.secret())
 
     async def waiting_for(recipient: str) -> list[dict[str, Any]]:
         connection = await asyncpg.connect(database_url)
         try:
             statement = "SELECT * FROM outgoing_mail WHERE recipient = $1 ORDER BY id"
-            return [dict(row) for row in await connection.fetch(statement, recipient)]
+            rows = await connection.fetch(statement, recipient)
+            return [dict(row) | {"body": outbox.open(row["sealed_body"])} for row in rows]
         finally:
             await connection.close()
 

@@ -9,7 +9,9 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from features.users.access import Caller
+from features.users.emails import normal_email
 from features.users.handlers.events import record
+from features.users.handlers.sessions import end_sessions
 from features.users.handlers.verification import send_verification
 from features.users.links import Links
 from features.users.passwords import Passwords
@@ -22,6 +24,7 @@ PUBLIC = sqlalchemy.select(*(getattr(User, name) for name in UserPublic.model_fi
 """The columns that the account sees."""
 
 ONE = PUBLIC.where(col(User.id) == bindparam("id"))
+NO_KEY_UPDATE = {"key_share": True}  # SELECT … FOR NO KEY UPDATE
 
 
 async def register(
@@ -55,8 +58,15 @@ async def add_user(
 
 
 async def find_user_id(session: AsyncSession, email: str) -> UUID | None:
-    """The id of the account with this email, whatever its case."""
-    return (await session.exec(select(User.id).where(User.email == email.lower()))).one_or_none()
+    """The id of the account with this email, however it is spelled."""
+    known = select(User.id).where(User.email == normal_email(email))
+    return (await session.exec(known)).one_or_none()
+
+
+async def find_user(session: AsyncSession, user_id: UUID, *, lock: bool = False) -> User | None:
+    """The account with this id. While it is locked others may refer to it: a request that has ended
+    a session, and records that, would else wait for one that ends sessions, and the reverse."""
+    return await session.get(User, user_id, with_for_update=NO_KEY_UPDATE if lock else None)
 
 
 async def read_user(session: AsyncConnection, user_id: UUID) -> UserPublic:
@@ -75,7 +85,7 @@ async def get_user(session: AsyncSession, user_id: UUID, *, lock: bool = False) 
     Raises:
         Unauthorized: the account is gone, although somebody still holds a token of it.
     """
-    user = await session.get(User, user_id, with_for_update=lock or None)
+    user = await find_user(session, user_id, lock=lock)
     if user is None:
         raise Unauthorized("User not found")
     return user
@@ -88,14 +98,20 @@ async def update_user(session: AsyncSession, user_id: UUID, changes: UserUpdate)
     return user
 
 
-async def delete_user(session: AsyncSession, user_id: UUID) -> None:
-    """Deletes the account and, by the foreign keys of other features, all it owns.
+async def delete_user(session: AsyncSession, user_id: UUID, actor_id: UUID, caller: Caller) -> None:
+    """Deletes the account and, by the foreign keys of other features, all it owns. What is left
+    is that this id was deleted, by whom, and an administrator's address.
 
     Raises:
+        Unauthorized: it is gone already.
         Conflict: it is the last administrator.
     """
     await keep_an_administrator(session, user_id)
-    await session.delete(await get_user(session, user_id))
+    user = await get_user(session, user_id, lock=True)
+    await end_sessions(session, user_id)
+    await session.delete(user)
+    seen = caller if actor_id != user_id else Caller("", "")
+    await record(session, EventKind.DELETED, None, seen, str(user_id), actor_id=actor_id)
 
 
 async def keep_an_administrator(session: AsyncSession, leaving: UUID) -> None:
@@ -107,7 +123,7 @@ async def keep_an_administrator(session: AsyncSession, leaving: UUID) -> None:
         select(User.id)
         .where(User.role == Role.ADMIN, col(User.is_active))
         .order_by(col(User.id))
-        .with_for_update()
+        .with_for_update(key_share=True)
     )
     if list((await session.exec(admins)).all()) == [leaving]:
         raise Conflict("This is the last administrator: make somebody else one first")

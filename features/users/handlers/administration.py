@@ -8,9 +8,14 @@ from sqlmodel import col
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from features.users.access import Caller
-from features.users.handlers.accounts import PUBLIC, keep_an_administrator
+from features.users.emails import normal_email
+from features.users.handlers.accounts import (
+    PUBLIC,
+    delete_user,
+    find_user,
+    keep_an_administrator,
+)
 from features.users.handlers.events import record
-from features.users.handlers.sessions import end_sessions
 from features.users.schemas import UserAdminUpdate, UserQuery
 from features.users.tables import EventKind, Role, User
 from shared.errors import NotFound
@@ -30,7 +35,9 @@ USERS = Listing(
 async def list_users(
     session: AsyncConnection, query: UserQuery, after: Keyset | None = None
 ) -> Rows:
-    """A page of the accounts that match."""
+    """A page of the accounts that match; a whole address is found however it is spelled."""
+    if query.q:
+        query = query.model_copy(update={"q": normal_email(query.q)})
     return await fetch_page(session, USERS, query, after)
 
 
@@ -39,16 +46,16 @@ async def get_account(session: AsyncSession, user_id: UUID, *, lock: bool = Fals
     Raises:
         NotFound: there is no such account.
     """
-    user = await session.get(User, user_id, with_for_update=lock or None)
+    user = await find_user(session, user_id, lock=lock)
     if user is None:
         raise NotFound(f"User {user_id} not found")
     return user
 
 
 async def update_account(
-    session: AsyncSession, user_id: UUID, changes: UserAdminUpdate, caller: Caller
+    session: AsyncSession, user_id: UUID, changes: UserAdminUpdate, actor_id: UUID, caller: Caller
 ) -> User:
-    """Changes an account. A change of role, and deactivation, end its sessions.
+    """Changes an account. A change of role, and deactivation, end its sessions (by a trigger).
 
     Raises:
         NotFound: there is no such account.
@@ -63,21 +70,21 @@ async def update_account(
     await session.flush()
     if user.role != old_role:
         detail = f"{old_role} → {user.role}"
-        await record(session, EventKind.ROLE_CHANGED, user_id, caller, detail)
+        await record(session, EventKind.ROLE_CHANGED, user_id, caller, detail, actor_id=actor_id)
     if user.is_active != was_active:
         kind = EventKind.ACTIVATED if user.is_active else EventKind.DEACTIVATED
-        await record(session, kind, user_id, caller)
-    if user.role != old_role or not user.is_active:
-        await end_sessions(session, user_id)
+        await record(session, kind, user_id, caller, actor_id=actor_id)
     return user
 
 
-async def delete_account(session: AsyncSession, user_id: UUID) -> None:
+async def delete_account(
+    session: AsyncSession, user_id: UUID, actor_id: UUID, caller: Caller
+) -> None:
     """Deletes the account and, by the foreign keys of other features, all it owns.
 
     Raises:
         NotFound: there is no such account.
         Conflict: it is the last administrator.
     """
-    await keep_an_administrator(session, user_id)
-    await session.delete(await get_account(session, user_id))
+    await get_account(session, user_id)
+    await delete_user(session, user_id, actor_id, caller)

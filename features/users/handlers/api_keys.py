@@ -11,6 +11,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from features.users.access import Caller, write_scope
 from features.users.handlers.accounts import get_user
 from features.users.handlers.events import record
+from features.users.handlers.sessions import require_session
 from features.users.opaque import API_KEY, digest, new_token
 from features.users.schemas import ApiKeyCreate
 from features.users.tables import ApiKey, EventKind
@@ -23,6 +24,7 @@ HINT_LENGTH = 10
 async def create_api_key(
     session: AsyncSession,
     user_id: UUID,
+    session_id: UUID,
     allowed: frozenset[str],
     new: ApiKeyCreate,
     caller: Caller,
@@ -31,10 +33,12 @@ async def create_api_key(
 
     Raises:
         Unprocessable: it asks for what its maker may not do, or has expired already.
+        Unauthorized: the session has ended.
         Conflict: there are too many.
     """
     _check(new, allowed)
     await get_user(session, user_id, lock=True)
+    await require_session(session, user_id, session_id)
     count = select(func.count()).select_from(ApiKey).where(ApiKey.user_id == user_id)
     if (await session.exec(count)).one() >= MAX_KEYS:
         raise Conflict(f"There are {MAX_KEYS} API keys already: delete one first")
@@ -84,6 +88,7 @@ async def delete_api_key(
     Raises:
         NotFound: there is no such key, or it is somebody else's.
     """
+    await get_user(session, user_id, lock=True)
     deleting = delete(ApiKey).where(col(ApiKey.id) == key_id, col(ApiKey.user_id) == user_id)
     name = (await session.exec(deleting.returning(col(ApiKey.name)))).scalar_one_or_none()
     if name is None:

@@ -2,7 +2,7 @@
 
 from uuid import UUID
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import bindparam, case, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -12,7 +12,12 @@ from features.users.schemas import EventPublic, EventQuery
 from features.users.tables import Event, EventKind
 from shared.pagination import Keyset, Listing, Rows, fetch_page
 
-PUBLIC = select(*(getattr(Event, name) for name in EventPublic.model_fields))
+PRIVATE = ("address", "user_agent")  # of an administrator, to those whom they administer
+OWN = col(Event.actor_id).is_(None)
+PUBLIC = select(
+    *(getattr(Event, name) for name in EventPublic.model_fields if name not in PRIVATE),
+    *(case((OWN, getattr(Event, name))).label(name) for name in PRIVATE),
+)
 EVENTS = Listing(
     PUBLIC.where(col(Event.user_id) == bindparam("user_id")),
     {"kind": col(Event.kind) == bindparam("kind")},
@@ -25,11 +30,15 @@ async def record(
     user_id: UUID | None,
     caller: Caller,
     detail: str | None = None,
+    *,
+    actor_id: UUID | None = None,
 ) -> None:
+    """`actor_id` is who did it, where that was not the account itself."""
     session.add(
         Event(
             kind=kind,
             user_id=user_id,
+            actor_id=actor_id if actor_id != user_id else None,
             address=caller.address,
             user_agent=caller.user_agent,
             detail=detail,

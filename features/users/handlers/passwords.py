@@ -7,7 +7,7 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from features.users.access import Caller
-from features.users.handlers.accounts import get_user
+from features.users.handlers.accounts import find_user, get_user
 from features.users.handlers.events import record
 from features.users.handlers.sessions import end_sessions
 from features.users.links import Links
@@ -15,7 +15,7 @@ from features.users.passwords import Passwords, fingerprint
 from features.users.tables import ApiKey, EventKind, Identity, ResetRequest, User
 from shared.database import Database, transaction
 from shared.errors import BadRequest, Conflict, Forbidden
-from shared.mail import send_mail
+from shared.mail import Outbox
 
 RESET_CHANNEL = "reset_requests"
 RESET_BATCH = 20
@@ -29,6 +29,7 @@ CHANGED = (
 async def change_password(
     database: Database,
     passwords: Passwords,
+    outbox: Outbox,
     user_id: UUID,
     session_id: UUID,
     current: str,
@@ -58,7 +59,7 @@ async def change_password(
         user.password_hash = password_hash
         await end_sessions(session, user_id, but=session_id)
         await record(session, EventKind.PASSWORD_CHANGED, user_id, caller)
-        await send_mail(session, user.email, *CHANGED)
+        await outbox.put(session, user.email, *CHANGED)
 
 
 async def request_reset(session: AsyncSession, email: str, caller: Caller) -> None:
@@ -83,7 +84,7 @@ async def answer_reset_requests(session: AsyncSession, links: Links) -> int:
         known = select(User).where(User.email == request.email, col(User.is_active))
         if user := (await session.exec(known)).one_or_none():
             mail = links.reset_mail(user.id, fingerprint(user.password_hash))
-            await send_mail(session, user.email, *mail)
+            await links.outbox.put(session, user.email, *mail)
             caller = Caller(request.address, request.user_agent)
             await record(session, EventKind.PASSWORD_RESET_REQUESTED, user.id, caller)
     return len(requests)
@@ -101,18 +102,19 @@ async def reset_password(
     user_id, bound_to = links.read_reset(token)
     password_hash = await passwords.hash(new)
     async with transaction(database) as session:
-        user = await session.get(User, user_id, with_for_update=True)
+        user = await find_user(session, user_id, lock=True)
         if user is None or not user.is_active or fingerprint(user.password_hash) != bound_to:
             raise BadRequest("This reset token is not valid, or no longer")
-        if not user.email_verified:
-            await _forget_unproven(session, user_id)
-        user.password_hash, user.email_verified = password_hash, True
-        await end_sessions(session, user_id)
+        await hand_over(session, user, password_hash)
         await record(session, EventKind.PASSWORD_RESET, user_id, caller)
-        await send_mail(session, user.email, *CHANGED)
+        await links.outbox.put(session, user.email, *CHANGED)
 
 
-async def _forget_unproven(session: AsyncSession, user_id: UUID) -> None:
-    """Whoever registered an address without proving it may not keep another way in."""
-    await session.exec(delete(ApiKey).where(col(ApiKey.user_id) == user_id))
-    await session.exec(delete(Identity).where(col(Identity.user_id) == user_id))
+async def hand_over(session: AsyncSession, user: User, password_hash: str) -> None:
+    """Sets the password for who owns the address, and ends every session. Whoever registered an
+    address without proving it may not keep another way in."""
+    if not user.email_verified:
+        await session.exec(delete(ApiKey).where(col(ApiKey.user_id) == user.id))
+        await session.exec(delete(Identity).where(col(Identity.user_id) == user.id))
+    user.password_hash, user.email_verified = password_hash, True
+    await end_sessions(session, user.id)

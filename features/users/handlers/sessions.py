@@ -14,7 +14,7 @@ from features.users.access import Caller
 from features.users.handlers.events import record
 from features.users.opaque import REFRESH_TOKEN, digest, new_token
 from features.users.tables import EventKind, RefreshToken, Role, Session
-from shared.errors import NotFound
+from shared.errors import NotFound, Unauthorized
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,17 @@ async def list_sessions(session: AsyncSession, user_id: UUID) -> Sequence[Sessio
         .order_by(col(Session.last_used_at).desc(), col(Session.id).desc())
     )
     return (await session.exec(open_ones)).all()
+
+
+async def require_session(session: AsyncSession, user_id: UUID, session_id: UUID) -> None:
+    """For who has waited for the lock of the account: its session may have ended meanwhile.
+
+    Raises:
+        Unauthorized: it has.
+    """
+    asking = select(Session.id).where(Session.id == session_id, Session.user_id == user_id)
+    if (await session.exec(asking)).one_or_none() is None:
+        raise Unauthorized("The session has ended: sign in and begin again")
 
 
 async def end_session(

@@ -7,6 +7,7 @@ from sqlmodel import select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from features.users.access import Caller, Permissions, read_scope
+from features.users.emails import normal_email
 from features.users.handlers.events import record
 from features.users.handlers.sessions import Denial, Grant, open_session
 from features.users.passwords import Passwords
@@ -58,5 +59,7 @@ async def sign_in(
 
 
 async def _find(session: AsyncSession, email: str, *, lock: bool = False) -> User | None:
-    known = select(User).where(User.email == email.lower())
-    return (await session.exec(known.with_for_update(read=True) if lock else known)).one_or_none()
+    known = select(User).where(User.email == normal_email(email))
+    if lock:
+        known = known.with_for_update(key_share=True)
+    return (await session.exec(known)).one_or_none()

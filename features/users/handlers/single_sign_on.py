@@ -15,10 +15,10 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from features.users.access import Caller
 from features.users.handlers.accounts import add_user, get_user
 from features.users.handlers.events import record
-from features.users.handlers.sessions import Denial, Grant, open_session
+from features.users.handlers.sessions import Denial, Grant, open_session, require_session
 from features.users.oidc import ProvenIdentity
-from features.users.tables import EventKind, Identity, Role, Session, User
-from shared.errors import Conflict, Forbidden, NotFound, Unauthorized
+from features.users.tables import EventKind, Identity, Role, User
+from shared.errors import Conflict, Forbidden, NotFound
 
 MAX_NAME = 100
 
@@ -30,11 +30,14 @@ async def sign_in_with(
 
     Raises:
         Forbidden: the provider has not verified the email.
-        Conflict: there is an account with this email, and its address was never verified.
+        Conflict: there is an account with this email, and its address was never verified;
+            or the identity was unlinked in the meantime.
     """
     identity = await _find(session, proven)
     if identity:
-        user = await get_user(session, identity.user_id)
+        user = await get_user(session, identity.user_id, lock=True)
+        if await _find(session, proven) is not identity:
+            raise Conflict("This identity was unlinked in the meantime: please sign in again")
     else:
         user = await _account_for(session, proven, caller)
         await _add(session, user.id, proven, caller)
@@ -47,7 +50,7 @@ async def sign_in_with(
 async def _account_for(session: AsyncSession, proven: ProvenIdentity, caller: Caller) -> User:
     if proven.email is None:
         raise Forbidden("The provider has not verified your email address")
-    known = select(User).where(User.email == proven.email).with_for_update()
+    known = select(User).where(User.email == proven.email).with_for_update(key_share=True)
     user = (await session.exec(known)).one_or_none()
     if user is None:
         name = (proven.name or "")[:MAX_NAME] or None
@@ -70,9 +73,8 @@ async def link(
         Unauthorized: the session has ended.
         Conflict: the identity is linked to another account.
     """
-    asking = select(Session.id).where(Session.id == session_id, Session.user_id == user_id)
-    if (await session.exec(asking)).one_or_none() is None:
-        raise Unauthorized("The session has ended: sign in and begin again")
+    await get_user(session, user_id, lock=True)
+    await require_session(session, user_id, session_id)
     identity = await _find(session, proven)
     if identity is None:
         return await _add(session, user_id, proven, caller)

@@ -7,13 +7,13 @@ from features.users.handlers.events import record
 from features.users.links import Links
 from features.users.tables import EventKind, User
 from shared.errors import BadRequest
-from shared.mail import send_mail
 
 
 async def send_verification(session: AsyncSession, links: Links, user: User) -> None:
     """Mails a token that proves the address; nothing to do where that is done."""
     if not user.email_verified:
-        await send_mail(session, user.email, *links.verification_mail(user.id, user.email))
+        mail = links.verification_mail(user.id, user.email)
+        await links.outbox.put(session, user.email, *mail)
 
 
 async def verify_email(session: AsyncSession, links: Links, token: str, caller: Caller) -> None:
@@ -22,7 +22,7 @@ async def verify_email(session: AsyncSession, links: Links, token: str, caller: 
         BadRequest: the token is not valid, or was for an address that is no longer this account's.
     """
     user_id, email = links.read_verification(token)
-    user = await session.get(User, user_id, with_for_update=True)
+    user = await session.get(User, user_id, with_for_update={"key_share": True})
     if user is None or user.email != email:
         raise BadRequest("This verification token is not valid, or no longer")
     if not user.email_verified:

@@ -1,7 +1,7 @@
 from fastapi import status
 
 from features.users.handlers import accounts, verification
-from features.users.router.identity import Self
+from features.users.router.identity import Person, Self
 from features.users.schemas import EmailVerification, UserCreate, UserPublic, UserUpdate
 from features.users.state import CallerDep, StateDep
 from shared.database import ReadSession, WriteSession
@@ -37,9 +37,9 @@ async def update_me(changes: UserUpdate, principal: Self, session: WriteSession)
 
 
 @router.delete("/users/me", status_code=status.HTTP_204_NO_CONTENT, responses=responses(Conflict))
-async def delete_me(principal: Self, session: WriteSession) -> None:
+async def delete_me(person: Person, session: WriteSession, caller: CallerDep) -> None:
     """Deletes the account that is asking, and everything it owns."""
-    await accounts.delete_user(session, principal.user_id)
+    await accounts.delete_user(session, person.user_id, person.user_id, caller)
 
 
 @router.post(

@@ -4,7 +4,7 @@ from uuid import UUID
 from fastapi import Query, status
 
 from features.users.handlers import administration
-from features.users.router.identity import Admin
+from features.users.router.identity import Admin, AdminPerson
 from features.users.schemas import UserAdminUpdate, UserPage, UserPublic, UserQuery
 from features.users.state import CallerDep
 from shared.database import ReadSession, WriteSession
@@ -37,12 +37,12 @@ async def get(user_id: UUID, admin: Admin, session: WriteSession) -> UserPublic:
 async def update(
     user_id: UUID,
     changes: UserAdminUpdate,
-    admin: Admin,
+    admin: AdminPerson,
     session: WriteSession,
     caller: CallerDep,
 ) -> UserPublic:
     """Changes an account. A change of role, and deactivation, end its sessions."""
-    user = await administration.update_account(session, user_id, changes, caller)
+    user = await administration.update_account(session, user_id, changes, admin.user_id, caller)
     return UserPublic.model_validate(user)
 
 
@@ -51,6 +51,8 @@ async def update(
     status_code=status.HTTP_204_NO_CONTENT,
     responses=responses(NotFound, Conflict),
 )
-async def delete(user_id: UUID, admin: Admin, session: WriteSession) -> None:
+async def delete(
+    user_id: UUID, admin: AdminPerson, session: WriteSession, caller: CallerDep
+) -> None:
     """Deletes an account, and everything it owns."""
-    await administration.delete_account(session, user_id)
+    await administration.delete_account(session, user_id, admin.user_id, caller)

@@ -21,7 +21,9 @@ async def create(
     new: ApiKeyCreate, person: Person, session: WriteSession, caller: CallerDep
 ) -> ApiKeyCreated:
     """Makes a key for a machine. The key itself is in this answer, and nowhere else."""
-    row, key = await api_keys.create_api_key(session, person.user_id, person.scopes, new, caller)
+    row, key = await api_keys.create_api_key(
+        session, person.user_id, person.session_id, person.scopes, new, caller
+    )
     return ApiKeyCreated.model_validate(_public(row) | {"key": key})
 
 

@@ -1,7 +1,7 @@
 """Who may use these routes."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import Depends
@@ -22,11 +22,17 @@ class SignedIn:
     scopes: frozenset[str]
 
 
-async def _signed_in(principal: Self) -> SignedIn:
-    if principal.session_id is None:
-        raise Forbidden("An API key cannot do this: it takes a session, so sign in")
-    return SignedIn(principal.user_id, principal.session_id, principal.scopes)
+def _signed_in(*scopes: str) -> Any:
+    async def signed_in(principal: Annotated[Principal, requires(*scopes)]) -> SignedIn:
+        if principal.session_id is None:
+            raise Forbidden("An API key cannot do this: it takes a session, so sign in")
+        return SignedIn(principal.user_id, principal.session_id, principal.scopes)
+
+    return Depends(signed_in)
 
 
-Person = Annotated[SignedIn, Depends(_signed_in)]
+AnyPerson = Annotated[SignedIn, _signed_in()]
+Person = Annotated[SignedIn, _signed_in("users:self")]
 """What guards the ways into an account is for people: a stolen key must not make others."""
+AdminPerson = Annotated[SignedIn, _signed_in("users:admin")]
+"""Nor must one make administrators, or delete accounts."""

@@ -22,6 +22,7 @@ async def change(body: PasswordChange, state: StateDep, caller: CallerDep, perso
     await passwords.change_password(
         state.database,
         state.passwords,
+        state.links.outbox,
         person.user_id,
         person.session_id,
         body.current_password,

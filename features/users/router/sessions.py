@@ -3,7 +3,7 @@ from uuid import UUID
 from fastapi import status
 
 from features.users.handlers import sessions
-from features.users.router.identity import Person
+from features.users.router.identity import AnyPerson, Person
 from features.users.schemas import SessionList, SessionPublic
 from features.users.state import CallerDep
 from shared.database import WriteSession
@@ -14,7 +14,7 @@ router = Router(prefix="/auth", tags=["sessions"])
 
 
 @router.post("/logout", status_code=status.HTTP_204_NO_CONTENT, responses=responses(NotFound))
-async def logout(person: Person, session: WriteSession, caller: CallerDep) -> None:
+async def logout(person: AnyPerson, session: WriteSession, caller: CallerDep) -> None:
     """Ends the session that asks: its access token and its refresh tokens, everywhere."""
     await sessions.end_session(session, person.user_id, person.session_id, caller)
 

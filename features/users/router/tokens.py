@@ -1,8 +1,11 @@
+from collections.abc import Callable, Coroutine
 from datetime import timedelta
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import Form, Response
+from fastapi import Form, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 
 from features.users.access import Caller, write_scope
 from features.users.handlers.refreshing import refresh
@@ -13,10 +16,28 @@ from features.users.schemas import TokenError, TokenResponse
 from features.users.state import CallerDep, StateDep, UsersState
 from shared.auth import Principal
 from shared.database import transaction
-from shared.errors import TooManyRequests, responses
+from shared.errors import TooManyRequests, message_of, responses
 from shared.routing import Router
+from shared.schemas import Text
 
-router = Router(tags=["auth"])
+
+class FormRoute(APIRoute):
+    """Tells what is wrong with a form in the words of RFC 6749, too."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handle_form(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except RequestValidationError as invalid:
+                first = invalid.errors()[0]
+                return _error("invalid_request", f"{first['loc'][-1]}: {message_of(first)}")
+
+        return handle_form
+
+
+router = Router(tags=["auth"], route_class=FormRoute)
 
 NO_STORE = {"Cache-Control": "no-store", "Pragma": "no-cache"}
 GRANT_TYPES = ("password", "refresh_token")
@@ -31,8 +52,8 @@ async def token(
     state: StateDep,
     caller: CallerDep,
     grant_type: Annotated[str | None, Form(examples=["password"])] = None,
-    username: Annotated[str | None, Form(description="The email", max_length=320)] = None,
-    password: Annotated[str | None, Form(max_length=1_000)] = None,
+    username: Annotated[Text | None, Form(description="The email", max_length=320)] = None,
+    password: Annotated[Text | None, Form(max_length=1_000)] = None,
     refresh_token: Annotated[str | None, Form(max_length=1_000)] = None,
     scope: Annotated[
         str | None, Form(description="Less than everything, separated by spaces", max_length=1_000)

@@ -5,7 +5,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +15,12 @@ import pytest
 from fastapi import FastAPI
 from httpx import AsyncClient, Response
 
+from app.main import create_app
 from features.users.tasks import reset_requests
+from features.users.tests.races import Race
+from shared.settings import Settings
 from shared.tasks import drain
-from shared.testing import PASSWORD, SignUp
+from shared.testing import PASSWORD, Mails, SignUp, connect
 
 EMAIL = "ada@example.com"
 SECRET_KEY = "a secret for tests, 32 bytes or more"  # that of the fixture `settings`
@@ -90,6 +94,14 @@ async def eventually(holds: Callable[[], Awaitable[bool]]) -> float:
             await asyncio.sleep(0.01)
 
 
+@asynccontextmanager
+async def started(settings: Settings) -> AsyncIterator[tuple[FastAPI, AsyncClient]]:
+    """Another application with these settings, and a client of it."""
+    application = create_app(settings, run_tasks=False)
+    async with application.router.lifespan_context(application), connect(application) as client:
+        yield application, client
+
+
 @pytest.fixture
 async def signed_in(anonymous: AsyncClient) -> Tokens:
     """A session of the account of Ada."""
@@ -115,6 +127,14 @@ async def execute(database_url: str) -> Execute:
 
 
 @pytest.fixture
+async def race(database_url: str) -> AsyncIterator[Race]:
+    """Begins requests, each as soon as the one before waits for a lock."""
+    observer = await asyncpg.connect(database_url)
+    yield Race(observer)
+    await observer.close()
+
+
+@pytest.fixture
 async def admin(sign_up: SignUp, execute: Execute) -> AsyncClient:
     """A client signed in as an administrator."""
     email = "admin@example.com"
@@ -129,19 +149,14 @@ MailedToken = Callable[[str, str], Awaitable[str]]
 
 
 @pytest.fixture
-def mailed_token(app: FastAPI, execute: Execute) -> MailedToken:
+def mailed_token(app: FastAPI, mails: Mails) -> MailedToken:
     """The token in the newest mail to an address with these words in its subject."""
 
     async def newest(email: str, subject: str) -> str:
         await drain(app, reset_requests)
-        mails = await execute(
-            "SELECT body FROM outgoing_mail WHERE recipient = $1 AND subject ILIKE $2"
-            " ORDER BY id DESC",
-            email,
-            f"%{subject}%",
-        )
-        found = MAILED_TOKEN.search(mails[0]["body"])
-        assert found
-        return found.group()
+        found = [mail for mail in await mails(email) if subject in mail["subject"].lower()]
+        token = MAILED_TOKEN.search(found[-1]["body"])
+        assert token
+        return token.group()
 
     return newest

@@ -6,7 +6,8 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
+from pathlib import Path
 
 from httpx import AsyncClient, TransportError
 
@@ -23,15 +24,19 @@ def free_port() -> int:
 
 
 @asynccontextmanager
-async def api_process(database_url: str, **settings: str) -> AsyncIterator[AsyncClient]:
-    """A client of an API process that runs as long as the block."""
+async def api_process(
+    database_url: str, log: Path | None = None, **settings: str
+) -> AsyncIterator[AsyncClient]:
+    """A client of an API process that runs as long as the block, and writes its log to a file."""
     port = str(free_port())
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-m", "app", "serve"),
-        env=os.environ | environment(database_url) | {"PORT": port, **settings},
-        stdout=asyncio.subprocess.DEVNULL,
-    )
+    with log.open("wb") if log else nullcontext() as stderr:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "app", "serve"),
+            env=os.environ | environment(database_url) | {"PORT": port, **settings},
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=stderr,
+        )
     try:
         async with AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
             async with asyncio.timeout(START_TIMEOUT_SECONDS):

@@ -10,6 +10,7 @@ from features.users.tests.conftest import (
     Execute,
     Tokens,
     by_password,
+    eventually,
     register,
     run_command,
     status_with,
@@ -78,6 +79,34 @@ async def test_a_new_role_takes_effect_at_the_next_sign_in_which_is_forced(
     assert (await anonymous.get("/users", headers=promoted.header)).status_code == 401
 
 
+async def test_raw_sql_ends_access_too(
+    anonymous: AsyncClient, signed_in: Tokens, execute: Execute
+) -> None:
+    await execute("UPDATE users SET is_active = false")
+    assert await execute("SELECT 1 FROM sessions") == []
+
+    async def refused() -> bool:
+        return await status_with(anonymous, signed_in.header) == 401
+
+    await eventually(refused)
+
+
+@pytest.mark.parametrize("method", ["PATCH", "DELETE"])
+async def test_an_administrators_key_administers_nobody(
+    admin: AsyncClient, client: AsyncClient, anonymous: AsyncClient, method: str
+) -> None:
+    """Who steals one must not make an administrator, or delete one."""
+    new = {"name": "stolen", "scopes": ["users:admin", "users:self"]}
+    made = await admin.post("/users/me/api-keys", json=new)
+    anonymous.headers["X-API-Key"] = made.json()["key"]
+    assert (await anonymous.get("/users")).status_code == 200
+    body = {"role": "admin"} if method == "PATCH" else None
+    for of in (client, admin):
+        refused = await anonymous.request(method, f"/users/{await my_id(of)}", json=body)
+        assert refused.status_code == 403
+        assert "API key" in refused.json()["detail"]
+
+
 async def test_an_administrator_deletes_an_account(admin: AsyncClient, client: AsyncClient) -> None:
     url = f"/users/{await my_id(client)}"
     assert (await admin.get(url)).json() == (await client.get("/users/me")).json()
@@ -116,12 +145,42 @@ async def test_two_administrators_who_remove_each_other_leave_one(
     assert len(left) == 1
 
 
-async def test_a_command_promotes_an_account(anonymous: AsyncClient, database_url: str) -> None:
+async def test_a_command_promotes_an_account(
+    anonymous: AsyncClient, database_url: str, execute: Execute
+) -> None:
     await register(anonymous)
+    await execute("UPDATE users SET email_verified = true, is_active = false")
     output, status = await run_command(database_url, "create-admin", EMAIL.upper())
     assert status == 0, output
     assert f"{EMAIL} is an administrator" in output
-    assert "users:admin" in (await by_password(anonymous)).json()["scope"]
+    promoted = await by_password(anonymous)
+    assert "users:admin" in promoted.json()["scope"]
+    header = tokens_of(promoted).header
+    events = (await anonymous.get("/users/me/events", headers=header)).json()["items"]
+    assert {event["kind"] for event in events} >= {"role_changed", "activated"}
+
+
+async def test_a_command_does_not_promote_who_squats_the_address(
+    anonymous: AsyncClient, database_url: str
+) -> None:
+    """Somebody registered the address of an administrator to be, and waits."""
+    await register(anonymous)
+    squatter = tokens_of(await by_password(anonymous))
+    key = {"name": "mine", "scopes": ["users:self"]}
+    made = await anonymous.post("/users/me/api-keys", json=key, headers=squatter.header)
+    chosen = "chosen by the operator"
+    output, status = await run_command(
+        database_url, "create-admin", EMAIL, stdin=f"{chosen}\n{chosen}\n"
+    )
+    assert status == 0, output
+    assert (await by_password(anonymous)).status_code == 400
+    assert "users:admin" in (await by_password(anonymous, password=chosen)).json()["scope"]
+    for header in (squatter.header, {"X-API-Key": made.json()["key"]}):
+
+        async def refused(header: dict[str, str] = header) -> bool:
+            return await status_with(anonymous, header) == 401
+
+        await eventually(refused)
 
 
 async def test_a_command_adds_an_administrator(anonymous: AsyncClient, database_url: str) -> None:

@@ -110,6 +110,7 @@ async def test_a_strangers_key_does_not_exist(client: AsyncClient, other: AsyncC
         ("POST", "/auth/logout"),
         ("GET", "/auth/sessions"),
         ("DELETE", "/auth/sessions"),
+        ("DELETE", "/users/me"),
     ],
 )
 async def test_a_key_cannot_touch_the_ways_into_the_account(

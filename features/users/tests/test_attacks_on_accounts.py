@@ -1,9 +1,12 @@
 """Attacks on accounts: whose they are, what is in them, and who they are. Each goes over HTTP."""
 
 import dataclasses
+import json
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from uuid import uuid4
 
 import pytest
@@ -20,8 +23,10 @@ from features.users.tests.conftest import (
     register,
     tokens_of,
 )
+from features.users.tests.processes import api_process
 from features.users.tests.test_api_keys import new_key
 from shared.testing import PASSWORD
+from shared.testing.queries import recorded_queries
 
 NOBODY = "nobody@example.com"
 PRIVILEGES: dict[str, Any] = {
@@ -101,6 +106,23 @@ async def test_enumeration_by_the_time_of_a_forgotten_password(anonymous: AsyncC
         await anonymous.post("/auth/password/forgot", json={"email": email})
 
     assert 0.25 < await advantage(ask, tries=60) < 0.75
+
+
+async def test_enumeration_by_what_a_request_does(anonymous: AsyncClient) -> None:
+    """The same statements, whether or not there is such an account: so that no difference is
+    too small to be measured above."""
+    await register(anonymous)
+
+    async def statements(path: str, email: str) -> list[str]:
+        with recorded_queries() as recorded:
+            if path == "/auth/token":
+                await by_password(anonymous, email, "a wrong password")
+            else:
+                await anonymous.post(path, json={"email": email})
+        return recorded
+
+    for path in ("/auth/token", "/auth/password/forgot"):
+        assert await statements(path, EMAIL) == await statements(path, NOBODY) != []
 
 
 # --- What may be written? ----------------------------------------------------------------
@@ -242,10 +264,8 @@ async def test_mail_header_injection(anonymous: AsyncClient, email: str, execute
         assert row["recipient"].isprintable()
 
 
-async def test_log_injection(
-    anonymous: AsyncClient, signed_in: Tokens, caplog: pytest.LogCaptureFixture
-) -> None:
-    """What a client says of itself is kept on one line, and cannot look like another."""
+async def test_what_a_client_says_of_itself(anonymous: AsyncClient, signed_in: Tokens) -> None:
+    """It is kept on one line, without what a terminal would obey."""
     forged = 'Phone\r\n2026-01-01 [info] signed_in user="root"\x1b[2J\u2028'
     anonymous.headers["User-Agent"] = forged.encode("utf-8").decode("latin-1")
     anonymous.headers["X-Forwarded-For"] = "127.0.0.1\r\nforged"
@@ -255,26 +275,44 @@ async def test_log_injection(
     assert listed[0]["user_agent"].isprintable()
     assert listed[0]["user_agent"].startswith("Phone")
     assert listed[0]["address"] == "127.0.0.1"
-    for record in caplog.records:
-        assert "\nforged" not in record.getMessage()
 
 
-async def test_secrets_are_in_no_log_and_no_answer(
-    anonymous: AsyncClient, caplog: pytest.LogCaptureFixture
+async def test_what_is_logged_has_no_secret_and_no_line_of_the_clients(
+    database_url: str, tmp_path: Path
 ) -> None:
-    caplog.set_level("DEBUG")
-    await register(anonymous)
-    tokens = tokens_of(await by_password(anonymous))
-    me = await anonymous.get("/users/me", headers=tokens.header)
-    for secret in (PASSWORD, tokens.access, tokens.refresh, "argon2"):
+    """By a process of its own, as machines read it: each line is one event, and of ours."""
+    log = tmp_path / "log"
+    settings = {
+        "APP_LOG_LEVEL": "info",
+        "APP_LOG_FORMAT": "json",
+        "APP_SMTP_URL": "smtp://127.0.0.1:9",  # nobody: a mail is not written to the log instead
+    }
+    async with api_process(database_url, log, **settings) as client:
+        await register(client)
+        forged = 'x\n{"event": "forged"}\r\u2028'
+        await by_password(client, email=forged, password=forged)
+        await client.get(f"/users/{quote(forged)}", params={"q": forged})
+        tokens = tokens_of(await by_password(client))
+        me = await client.get("/users/me", headers=tokens.header)
+        made = await client.post(
+            "/users/me/api-keys",
+            json={"name": forged, "scopes": ["users:self"]},
+            headers=tokens.header,
+        )
+        await client.get("/users/me", headers={"X-API-Key": made.json()["key"]})
+    written = log.read_text()
+    events = [json.loads(line) for line in written.split("\n") if line]
+    assert sum(event["event"] == "request" for event in events) >= 7
+    assert "forged" not in {event["event"] for event in events}
+    for secret in (PASSWORD, tokens.access, tokens.refresh, made.json()["key"], "argon2"):
+        assert secret not in written
         assert secret not in me.text
-        assert not [r for r in caplog.records if secret in r.getMessage()]
 
 
 async def test_a_password_of_a_megabyte_costs_nothing(anonymous: AsyncClient) -> None:
     """Refused by its length, before it is hashed."""
     huge = "x" * 900_000
-    assert (await by_password(anonymous, password=huge)).status_code == 422
+    assert (await by_password(anonymous, password=huge)).status_code == 400
     body = {"email": EMAIL, "password": huge}
     assert (await anonymous.post("/users", json=body)).status_code == 422
 

@@ -15,7 +15,9 @@ from joserfc.jwk import ECKey, OKPKey, RSAKey
 from features.users.opaque import API_KEY, REFRESH_TOKEN, new_token
 from features.users.state import state_of
 from features.users.tests.conftest import (
+    EMAIL,
     Execute,
+    MailedToken,
     Tokens,
     by_password,
     by_refresh,
@@ -38,7 +40,7 @@ def _opened(segment: str) -> Claims:
     return opened
 
 
-def _closed(part: Claims) -> str:
+def closed(part: Claims) -> str:
     return _encoded(json.dumps(part).encode())
 
 
@@ -57,7 +59,7 @@ async def refused(client: AsyncClient, credential: str) -> None:
 async def test_alg_none(anonymous: AsyncClient, signed_in: Tokens) -> None:
     header, claims = segments(signed_in.access)
     for algorithm in ("none", "None", "NONE", "nOnE"):
-        forged = f"{_closed(header | {'alg': algorithm})}.{_closed(claims)}."
+        forged = f"{closed(header | {'alg': algorithm})}.{closed(claims)}."
         await refused(anonymous, forged)
 
 
@@ -76,7 +78,7 @@ async def test_the_public_key_as_an_hmac_secret(anonymous: AsyncClient, signed_i
     for secret in secrets:
         for algorithm in ("sha256", "sha512"):
             named = header | {"alg": f"HS{algorithm[3:]}"}
-            signing_input = f"{_closed(named)}.{_closed(claims)}"
+            signing_input = f"{closed(named)}.{closed(claims)}"
             signature = hmac.digest(secret, signing_input.encode(), algorithm)
             await refused(anonymous, f"{signing_input}.{_encoded(signature)}")
 
@@ -126,7 +128,7 @@ async def test_a_key_of_the_attackers_own(
 )
 async def test_kid_injection(anonymous: AsyncClient, signed_in: Tokens, kid: object) -> None:
     header, claims = segments(signed_in.access)
-    forged = f"{_closed(header | {'kid': kid})}.{_closed(claims)}.{signed_in.access[-86:]}"
+    forged = f"{closed(header | {'kid': kid})}.{closed(claims)}.{signed_in.access[-86:]}"
     await refused(anonymous, forged)
 
 
@@ -196,7 +198,7 @@ async def test_a_tampered_token(anonymous: AsyncClient, signed_in: Tokens, sign_
     stranger = await sign_up()
     victim = (await stranger.get("/users/me")).json()["id"]
     for change in ({"sub": victim}, {"scope": "users:self users:admin"}, {"exp": 2**40}):
-        forged = _closed(_opened(claims) | change)
+        forged = closed(_opened(claims) | change)
         await refused(anonymous, f"{header}.{forged}.{signature}")
     flipped = signature[:-5] + ("A" if signature[-5] != "A" else "B") + signature[-4:]
     await refused(anonymous, f"{header}.{claims}.{flipped}")
@@ -278,7 +280,7 @@ async def test_session_fixation(anonymous: AsyncClient, signed_in: Tokens) -> No
 
 
 async def test_a_database_that_leaked_opens_nothing(
-    anonymous: AsyncClient, execute: Execute
+    anonymous: AsyncClient, execute: Execute, mailed_token: MailedToken
 ) -> None:
     """No value of any column is accepted as a credential."""
     await register(anonymous)
@@ -286,9 +288,14 @@ async def test_a_database_that_leaked_opens_nothing(
     key = {"name": "leaked", "scopes": ["users:self"]}
     await anonymous.post("/users/me/api-keys", json=key, headers=tokens.header)
     await by_refresh(anonymous, tokens.refresh)
-    for table in ("users", "sessions", "refresh_tokens", "api_keys", "signing_keys"):
+    await anonymous.post("/auth/password/forgot", json={"email": EMAIL})
+    mailed = {await mailed_token(EMAIL, "confirm"), await mailed_token(EMAIL, "reset")}
+    tables = await execute("SELECT relname FROM pg_stat_user_tables")
+    assert "outgoing_mail" in {row["relname"] for row in tables}
+    for (table,) in tables:
         for row in await execute(f"SELECT * FROM {table}"):
             for value in row.values():
+                assert not any(token in str(value) for token in mailed), table
                 leaked = value.hex() if isinstance(value, bytes) else str(value)
                 if not leaked.isascii() or not leaked.isprintable() or not leaked.strip():
                     continue

@@ -54,6 +54,34 @@ async def test_what_happens_to_an_account_is_on_record(
     assert new not in answer.text
 
 
+async def test_an_administrators_address_is_nobody_elses_business(
+    anonymous: AsyncClient, admin: AsyncClient, signed_in: Tokens, execute: Execute
+) -> None:
+    admin.headers["User-Agent"] = "Admin/9"
+    me = (await anonymous.get("/users/me", headers=signed_in.header)).json()
+    await admin.patch(f"/users/{me['id']}", json={"role": "admin"})
+    again = tokens_of(await by_password(anonymous))
+    answer = await anonymous.get(
+        "/users/me/events", params={"kind": "role_changed"}, headers=again.header
+    )
+    (event,) = answer.json()["items"]
+    assert (event["address"], event["user_agent"]) == (None, None)
+    (row,) = await execute("SELECT * FROM account_events WHERE kind = 'role_changed'")
+    assert str(row["actor_id"]) == (await admin.get("/users/me")).json()["id"]
+    assert row["user_agent"] == "Admin/9"
+
+
+async def test_of_a_deleted_account_its_id_is_left_and_who_deleted_it(
+    admin: AsyncClient, client: AsyncClient, other: AsyncClient, execute: Execute
+) -> None:
+    ids = [(await each.get("/users/me")).json()["id"] for each in (admin, client, other)]
+    await admin.delete(f"/users/{ids[1]}")
+    await other.delete("/users/me")
+    rows = await execute("SELECT * FROM account_events WHERE kind = 'deleted' ORDER BY id")
+    found = [(str(row["actor_id"]), row["detail"], row["address"]) for row in rows]
+    assert found == [(ids[0], ids[1], "127.0.0.1"), (ids[2], ids[2], "")]
+
+
 async def test_events_are_paged_and_filtered(anonymous: AsyncClient, signed_in: Tokens) -> None:
     for _ in range(3):
         tokens_of(await by_refresh(anonymous, tokens_of(await by_password(anonymous)).refresh))

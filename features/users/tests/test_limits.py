@@ -2,20 +2,25 @@
 
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient
 
-from app.main import create_app
-from features.users.tests.conftest import EMAIL, by_password, by_refresh, register, tokens_of
+from features.users.tests.conftest import (
+    EMAIL,
+    by_password,
+    by_refresh,
+    register,
+    started,
+    tokens_of,
+)
 from features.users.tests.processes import free_port
 from features.users.tests.test_api_keys import new_key
 from shared.settings import Settings
-from shared.testing import PASSWORD, connect
+from shared.testing import PASSWORD
 
 RATES = {
     "APP_RATE_SIGN_IN_PER_ADDRESS": "8/minute",
@@ -75,6 +80,65 @@ async def test_stuffing_one_account_from_many_addresses_is_limited(
         anonymous.headers["X-Forwarded-For"] = f"203.0.113.{i}"
         answers.append((await by_password(anonymous, password="a wrong guess")).status_code)
     assert answers == [400] * 3 + [429] * 2
+
+
+async def from_address(app: FastAPI, address: str, email: str) -> int:
+    transport = ASGITransport(app, client=(address, 4711))
+    async with AsyncClient(transport=transport, base_url="http://testserver") as client:
+        return (await by_password(client, email=email)).status_code
+
+
+async def test_one_network_of_ipv6_is_one_address(app: FastAPI) -> None:
+    """Whoever has one has 2⁶⁴ addresses."""
+    answers = [await from_address(app, f"2001:db8::{i:x}", f"{i}@example.com") for i in range(10)]
+    assert answers == [400] * 8 + [429] * 2
+    assert await from_address(app, "2001:db8:0:1::1", EMAIL) == 400
+
+
+async def test_an_ipv4_address_is_one_however_it_is_written(app: FastAPI) -> None:
+    spellings = ["198.51.100.9", "::ffff:198.51.100.9"] * 5
+    answers = [
+        await from_address(app, address, f"{i}@example.com") for i, address in enumerate(spellings)
+    ]
+    assert answers == [400] * 8 + [429] * 2
+    assert await from_address(app, "::ffff:198.51.100.10", EMAIL) == 400
+
+
+async def test_another_spelling_is_the_same_account(anonymous: AsyncClient) -> None:
+    answers = [
+        (await by_password(anonymous, email=email)).status_code
+        for email in (EMAIL, EMAIL.upper(), f" {EMAIL} ", f"Ada <{EMAIL}>")
+    ]
+    assert answers == [400] * 3 + [429]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "/auth/password/reset", {"token": "x", "new_password": "a long enough one"}),
+        ("POST", "/auth/email/verify", {"token": "x"}),
+    ],
+)
+async def test_guessing_at_tokens_is_limited(
+    anonymous: AsyncClient, method: str, path: str, body: dict[str, str]
+) -> None:
+    answers = [(await anonymous.request(method, path, json=body)).status_code for _ in range(4)]
+    assert answers == [400] * 3 + [429]
+
+
+async def test_guessing_at_the_current_password_is_limited(anonymous: AsyncClient) -> None:
+    await register(anonymous)
+    anonymous.headers.update(tokens_of(await by_password(anonymous)).header)
+    body = {"current_password": "a wrong guess", "new_password": "another long enough one"}
+    answers = [(await anonymous.put("/users/me/password", json=body)).status_code for _ in range(4)]
+    assert answers == [403] * 3 + [429]
+
+
+async def test_signing_in_at_a_provider_is_limited(anonymous: AsyncClient) -> None:
+    answers = [(await anonymous.get("/auth/oidc/nobody/login")).status_code for _ in range(9)]
+    assert answers == [404] * 8 + [429]
+    callback = await anonymous.get("/auth/oidc/nobody/callback", params={"state": "x"})
+    assert callback.status_code == 429
 
 
 async def test_other_limits(anonymous: AsyncClient) -> None:
@@ -145,7 +209,7 @@ async def test_two_processes_that_share_a_redis_count_together(
     settings: Settings, redis_url: str
 ) -> None:
     shared = settings.model_copy(update={"redis_url": redis_url})
-    async with started(shared) as one, started(shared) as two:
+    async with started(shared) as (_, one), started(shared) as (_, two):
         answers = [
             (await by_password(client, email=EMAIL)).status_code for client in (one, two, one, two)
         ]
@@ -154,14 +218,6 @@ async def test_two_processes_that_share_a_redis_count_together(
 
 async def test_a_redis_that_is_gone_limits_in_this_process(settings: Settings) -> None:
     alone = settings.model_copy(update={"redis_url": "redis://127.0.0.1:1"})
-    async with started(alone) as client:
+    async with started(alone) as (_, client):
         answers = [(await by_password(client, email=EMAIL)).status_code for _ in range(4)]
     assert answers == [400] * 3 + [429]
-
-
-@asynccontextmanager
-async def started(settings: Settings) -> AsyncIterator[AsyncClient]:
-    """A client of another application with these settings."""
-    application = create_app(settings, run_tasks=False)
-    async with application.router.lifespan_context(application), connect(application) as client:
-        yield client

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from email import message_from_bytes, policy
 from email.message import EmailMessage
 from typing import Any
 
 import pytest
+import time_machine
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, Envelope, Session
 from fastapi import FastAPI
@@ -15,7 +17,7 @@ from httpx import AsyncClient
 from features.users.tasks import reset_requests
 from features.users.tests.conftest import EMAIL, Execute, by_password, register, tokens_of
 from features.users.tests.processes import free_port
-from shared.mail import MAX_ATTEMPTS, deliver_mail
+from shared.mail import MAX_ATTEMPTS, deliver_mail, forget_parked_mail
 from shared.settings import Settings
 from shared.tasks import drain
 from shared.testing import PASSWORD
@@ -42,7 +44,7 @@ class Mailbox:
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        controller = Controller(self, hostname="127.0.0.1", port=self.port)
+        controller = Controller(self, hostname="0.0.0.0", port=self.port)
         controller.start()
         yield
         controller.stop()
@@ -135,6 +137,57 @@ async def test_a_mail_that_is_never_taken_is_parked(
     (mail,) = await waiting(execute)
     assert mail["attempts"] == MAX_ATTEMPTS
     assert mail["next_attempt_at"] is None
+
+
+async def test_a_mail_that_cannot_be_written_does_not_hold_up_the_others(
+    app: FastAPI, anonymous: AsyncClient, mailbox: Mailbox, execute: Execute
+) -> None:
+    await register(anonymous, "first@example.com")
+    await execute("UPDATE outgoing_mail SET subject = E'two\\nlines'")
+    await register(anonymous)
+    await drain(app, deliver_mail)
+    assert [mail["To"] for mail in mailbox.mails] == [EMAIL]
+    (mail,) = await waiting(execute)
+    assert mail["attempts"] == 1
+
+
+async def test_what_was_parked_long_ago_is_forgotten(
+    app: FastAPI, anonymous: AsyncClient, execute: Execute
+) -> None:
+    await register(anonymous)
+    await register(anonymous, "parked@example.com")
+    await execute("UPDATE outgoing_mail SET next_attempt_at = NULL WHERE recipient ^@ 'parked'")
+    for days, left in ((29, 2), (31, 1)):
+        with time_machine.travel(timedelta(days=days), tick=True):
+            await drain(app, forget_parked_mail)
+        assert len(await waiting(execute)) == left
+
+
+async def test_a_domain_in_unicode_is_written_in_ascii(
+    app: FastAPI, anonymous: AsyncClient, mailbox: Mailbox
+) -> None:
+    await register(anonymous, "ada@bücher.example.com")
+    await drain(app, deliver_mail)
+    (mail,) = mailbox.mails
+    assert mail["To"] == "ada@xn--bcher-kva.example.com"
+
+
+async def test_a_server_elsewhere_that_does_not_encrypt_gets_no_mail(
+    app: FastAPI, anonymous: AsyncClient, mailbox: Mailbox, execute: Execute
+) -> None:
+    elsewhere = f"smtp://127.0.0.2:{mailbox.port}"
+    app.state.settings = app.state.settings.model_copy(update={"smtp_url": elsewhere})
+    await register(anonymous)
+    await drain(app, deliver_mail)
+    assert mailbox.mails == []
+    (mail,) = await waiting(execute)
+    assert "STARTTLS" in mail["error"]
+
+    optional = {"smtp_url": f"{elsewhere}?starttls=optional"}
+    app.state.settings = app.state.settings.model_copy(update=optional)
+    await execute("UPDATE outgoing_mail SET next_attempt_at = now()")
+    await drain(app, deliver_mail)
+    assert len(mailbox.mails) == 1
 
 
 async def test_a_server_that_is_away_loses_nothing(

@@ -2,9 +2,11 @@
 
 import asyncio
 
+import pytest
 from httpx import AsyncClient
 
-from shared.testing import PASSWORD
+from features.users.tests.conftest import by_password, register, tokens_of
+from shared.testing import PASSWORD, Mails
 
 
 async def test_ten_registrations_at_once_make_one_account(anonymous: AsyncClient) -> None:
@@ -19,3 +21,25 @@ async def test_ten_registrations_at_once_make_one_account(anonymous: AsyncClient
         assert sorted(answer.status_code for answer in answers) == [201] + [409] * 9
         refused = next(answer for answer in answers if answer.status_code == 409)
         assert refused.json()["detail"] == "An account with this email already exists"
+
+
+@pytest.mark.parametrize(
+    ("registered", "kept"),
+    [
+        ("c@xn--bcher-kva.example.com", "c@bücher.example.com"),
+        ("C@Bücher.example.com", "c@bücher.example.com"),
+        (" e@example.com ", "e@example.com"),
+        ("Name <d@example.com>", "d@example.com"),
+    ],
+)
+async def test_an_account_is_found_however_its_address_is_spelled(
+    anonymous: AsyncClient, admin: AsyncClient, mails: Mails, registered: str, kept: str
+) -> None:
+    await register(anonymous, registered)
+    for spelling in (registered, kept, kept.upper()):
+        tokens_of(await by_password(anonymous, spelling))
+        found = (await admin.get("/users", params={"q": spelling})).json()["items"]
+        assert [user["email"] for user in found] == [kept]
+    again = await anonymous.post("/users", json={"email": kept, "password": PASSWORD})
+    assert again.status_code == 409
+    assert len(await mails(kept)) == 1

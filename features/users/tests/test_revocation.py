@@ -11,16 +11,21 @@ from httpx import AsyncClient
 
 from features.users.revocation import Revocations
 from features.users.state import state_of
+from features.users.tasks import ended_access
 from features.users.tests.conftest import (
     Execute,
     Tokens,
     by_password,
     eventually,
+    register,
+    started,
     status_with,
     tokens_of,
 )
 from features.users.tests.processes import api_process
 from features.users.tokens import LEEWAY_SECONDS
+from shared.settings import Settings
+from shared.tasks import drain
 from shared.testing import PASSWORD
 from shared.testing.queries import recorded_queries
 
@@ -42,6 +47,10 @@ async def refused_within(client: AsyncClient, tokens: Tokens) -> float:
         return await status_with(client, tokens.header) == 401
 
     return await eventually(refused)
+
+
+async def is_fresh(app: FastAPI) -> bool:
+    return state_of(app).revocations.fresh
 
 
 async def test_every_end_takes_hold_in_another_process_within_a_second(
@@ -123,10 +132,38 @@ async def test_a_killed_connection_is_made_again(
     await execute("DELETE FROM sessions")
     assert await refused_within(anonymous, signed_in) < WITHIN_SECONDS
 
-    async def fresh() -> bool:
-        return state_of(app).revocations.fresh
+    await eventually(lambda: is_fresh(app))
 
-    await eventually(fresh)
+
+async def test_a_database_that_was_set_back_is_read_from_the_beginning(
+    app: FastAPI, anonymous: AsyncClient, signed_in: Tokens, execute: Execute
+) -> None:
+    """After a restore the numbers of transactions are lower than those read before."""
+    state_of(app).revocations._horizon = 2**62
+    await execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    await execute("DELETE FROM sessions")
+    await refused_within(anonymous, signed_in)
+
+
+async def test_a_shorter_lifetime_revives_no_token(
+    settings: Settings, execute: Execute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token that was signed for an hour and has ended is refused for an hour."""
+    monkeypatch.setenv("APP_ACCESS_TOKEN_LIFETIME", "3600")
+    async with started(settings) as (_, client):
+        await register(client)
+        ended = tokens_of(await by_password(client))
+        await client.post("/auth/logout", headers=ended.header)
+    monkeypatch.setenv("APP_ACCESS_TOKEN_LIFETIME", "60")
+    await execute("UPDATE revocations SET created_at = created_at - interval '50 minutes'")
+    async with started(settings) as (app, client):
+        await drain(app, ended_access)
+    async with started(settings) as (app, client):
+        await eventually(lambda: is_fresh(app))
+        assert await status_with(client, ended.header) == 401
 
 
 async def test_a_transaction_that_commits_late_is_not_overlooked(
@@ -149,9 +186,12 @@ async def test_a_transaction_that_commits_late_is_not_overlooked(
 async def test_authentication_asks_the_database_nothing(
     app: FastAPI, anonymous: AsyncClient, signed_in: Tokens
 ) -> None:
+    """Counted are SQLAlchemy's statements; the connection that has others is closed."""
     revocations = state_of(app).revocations
+    await revocations.stop()
+    assert revocations._connection is None
+    revocations._read_at = float("inf")
     for _ in range(3):
-        await revocations.catch_up()
         with recorded_queries() as statements:
             assert await status_with(anonymous, signed_in.header) == 200
         assert [s for s in statements if "sessions" in s or "signing_keys" in s] == []

@@ -6,6 +6,7 @@ from features.users.tests.conftest import (
     Tokens,
     by_password,
     by_refresh,
+    register,
     status_with,
     tokens_of,
 )
@@ -17,6 +18,14 @@ async def test_logout_ends_both_tokens(anonymous: AsyncClient, signed_in: Tokens
     assert response.status_code == 204
     assert await status_with(anonymous, signed_in.header) == 401
     assert (await by_refresh(anonymous, signed_in.refresh)).status_code == 400
+
+
+async def test_logout_needs_no_scope(anonymous: AsyncClient) -> None:
+    await register(anonymous)
+    narrow = tokens_of(await by_password(anonymous, scope=" "))
+    response = await anonymous.post("/auth/logout", headers=narrow.header)
+    assert response.status_code == 204
+    assert (await by_refresh(anonymous, narrow.refresh)).status_code == 400
 
 
 async def test_sessions_tell_device_address_and_last_use(

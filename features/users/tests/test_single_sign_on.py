@@ -1,9 +1,12 @@
 """Single sign-on, end to end against a real OpenID provider on loopback."""
 
 import asyncio
+import hmac
 import json
 import threading
-from collections.abc import Iterator
+from base64 import urlsafe_b64encode
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from io import BytesIO
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -14,10 +17,15 @@ import pytest
 from authlib.oauth2.rfc7636 import create_s256_code_challenge
 from fastapi import FastAPI
 from httpx import AsyncClient, Response
+from joserfc import jwt
+from joserfc.jwk import RSAKey
 from werkzeug.serving import make_server
+from werkzeug.wrappers import Response as ProviderResponse
 
+from features.users.settings import UsersSettings
 from features.users.tests.conftest import (
     EMAIL,
+    SECRET_KEY,
     Execute,
     MailedToken,
     Tokens,
@@ -28,11 +36,16 @@ from features.users.tests.conftest import (
     tokens_of,
 )
 from features.users.tests.processes import free_port
-from shared.settings import Settings
+from features.users.tests.races import LOCK_USER, Race, holding
+from features.users.tests.test_attacks_on_tokens import closed, segments
+from shared.settings import ConfigurationError, Settings, load_settings
 from shared.testing import connect
 
 ADA = {"email": EMAIL, "email_verified": True, "name": "Ada Lovelace"}
 CALLBACK = "/auth/oidc/mock/callback"
+
+
+Forge = Callable[["IdentityProvider", dict[str, Any]], str]
 
 
 class IdentityProvider:
@@ -41,6 +54,9 @@ class IdentityProvider:
     def __init__(self) -> None:
         self.url = f"http://localhost:{free_port()}"
         self.token_requests: list[dict[str, list[str]]] = []
+        self.forge: Forge | None = None
+        self.post_only = False
+        self.key = RSAKey.generate_key(2048, auto_kid=True)  # what forged tokens are checked with
         self._app = oidc_provider_mock.app(require_nonce=True)
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
@@ -48,7 +64,28 @@ class IdentityProvider:
             body = environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
             self.token_requests.append(parse_qs(body.decode()))
             environ["wsgi.input"] = BytesIO(body)
-        return self._app(environ, start_response)
+            if self.post_only and "HTTP_AUTHORIZATION" in environ:
+                start_response("401 Unauthorized", [("Content-Type", "application/json")])
+                return [b'{"error": "invalid_client"}']
+        response = ProviderResponse.from_app(self._app, environ)
+        self._alter(environ["PATH_INFO"], response)
+        return response(environ, start_response)
+
+    def _alter(self, path: str, response: ProviderResponse) -> None:
+        if path == "/jwks" and self.forge:
+            response.set_data(json.dumps({"keys": [self.key.as_dict(private=False)]}))
+        elif path == "/.well-known/openid-configuration":
+            algorithms = ["RS256", "HS256", "none"]  # whatever it offers
+            methods = ["client_secret_post" if self.post_only else "client_secret_basic"]
+            more = {
+                "id_token_signing_alg_values_supported": algorithms,
+                "token_endpoint_auth_methods_supported": methods,
+            }
+            response.set_data(json.dumps(response.get_json() | more))
+        elif path == "/oauth2/token" and self.forge:
+            answer = response.get_json()
+            answer["id_token"] = self.forge(self, segments(answer["id_token"])[1])
+            response.set_data(json.dumps(answer))
 
     async def sign_in(self, url: str, subject: str, **claims: Any) -> str:
         """Signs somebody in, and returns where their browser is sent back to."""
@@ -75,6 +112,7 @@ def running_provider() -> Iterator[IdentityProvider]:
 @pytest.fixture
 def provider(running_provider: IdentityProvider) -> IdentityProvider:
     running_provider.token_requests.clear()
+    running_provider.forge, running_provider.post_only = None, False
     return running_provider
 
 
@@ -184,6 +222,85 @@ async def test_a_code_is_good_once(anonymous: AsyncClient, provider: IdentityPro
     tokens_of(await anonymous.get(back))
     anonymous.cookies.update(kept)
     assert (await anonymous.get(back)).status_code == 400
+
+
+def resigned(provider: IdentityProvider, claims: dict[str, Any]) -> str:
+    return jwt.encode({"alg": "RS256", "kid": provider.key.kid}, claims, provider.key)
+
+
+def changed(**change: Any) -> Forge:
+    """Other claims, or some left out, under a true signature."""
+
+    def forge(provider: IdentityProvider, claims: dict[str, Any]) -> str:
+        forged = {name: value for name, value in (claims | change).items() if value is not None}
+        return resigned(provider, forged)
+
+    return forge
+
+
+def unsigned(_: IdentityProvider, claims: dict[str, Any]) -> str:
+    return f"{closed({'alg': 'none'})}.{closed(claims)}."
+
+
+def by_public_key(provider: IdentityProvider, claims: dict[str, Any]) -> str:
+    return by_secret(provider, claims, provider.key.as_pem(private=False))
+
+
+def by_secret(provider: IdentityProvider, claims: dict[str, Any], secret: bytes = b"hush") -> str:
+    header = {"alg": "HS256", "kid": provider.key.kid}
+    signing_input = f"{closed(header)}.{closed(claims)}"
+    signature = hmac.digest(secret, signing_input.encode(), "sha256")
+    return f"{signing_input}.{urlsafe_b64encode(signature).rstrip(b'=').decode()}"
+
+
+def by_another_key(provider: IdentityProvider, claims: dict[str, Any]) -> str:
+    key = RSAKey.generate_key(2048)
+    return jwt.encode({"alg": "RS256", "kid": provider.key.kid}, claims, key)
+
+
+async def test_a_token_that_is_signed_again(
+    anonymous: AsyncClient, provider: IdentityProvider
+) -> None:
+    """It is not for their signature that those below are refused."""
+    provider.forge = resigned
+    tokens_of(await sign_in(anonymous, provider))
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        pytest.param(changed(aud="another client"), id="another audience"),
+        pytest.param(changed(aud=None), id="no audience"),
+        pytest.param(changed(iss="https://evil.example.com"), id="another issuer"),
+        pytest.param(changed(iss=None), id="no issuer"),
+        pytest.param(changed(exp=1_000_000_000), id="expired"),
+        pytest.param(changed(exp=None), id="no end"),
+        pytest.param(changed(iat=4_000_000_000), id="not yet issued"),
+        pytest.param(changed(nonce="x" * 43), id="another nonce"),
+        pytest.param(changed(nonce=None), id="no nonce"),
+        pytest.param(changed(sub=None), id="nobody"),
+        unsigned,
+        by_public_key,
+        by_secret,
+        by_another_key,
+    ],
+)
+async def test_a_forged_id_token(
+    anonymous: AsyncClient, provider: IdentityProvider, execute: Execute, forge: Forge
+) -> None:
+    provider.forge = forge
+    refused = await sign_in(anonymous, provider)
+    assert refused.status_code == 400, refused.text
+    assert "answer is not valid" in refused.json()["detail"]
+    assert await execute("SELECT 1 FROM users") == []
+
+
+async def test_a_provider_that_takes_the_secret_in_the_form_alone(
+    anonymous: AsyncClient, provider: IdentityProvider
+) -> None:
+    provider.post_only = True
+    tokens_of(await sign_in(anonymous, provider))
+    assert provider.token_requests[0]["client_secret"] == ["hush"]
 
 
 async def test_a_code_of_another_attempt_has_another_nonce(
@@ -308,6 +425,39 @@ async def test_a_deactivated_account_stays_out(
     assert kinds[0]["kind"] == "sign_in_failed"
 
 
+async def test_a_deactivation_under_way_is_waited_for(
+    anonymous: AsyncClient, provider: IdentityProvider, race: Race, database_url: str
+) -> None:
+    tokens_of(await sign_in(anonymous, provider))
+    back = await provider.sign_in(await begin(anonymous), "ada", **ADA)
+    async with holding(database_url, "UPDATE users SET is_active = false"):
+        await race.begin(anonymous.get(back))
+    assert await race.answers() == [403]
+
+
+async def test_an_identity_that_is_being_unlinked_opens_no_session(
+    anonymous: AsyncClient, provider: IdentityProvider, race: Race, database_url: str
+) -> None:
+    tokens_of(await sign_in(anonymous, provider))
+    back = await provider.sign_in(await begin(anonymous), "ada", **ADA)
+    async with holding(database_url, LOCK_USER, "DELETE FROM identities"):
+        await race.begin(anonymous.get(back))
+    assert await race.answers() == [409]
+
+
+async def test_no_identity_is_linked_from_a_session_that_is_ending(
+    anonymous: AsyncClient,
+    provider: IdentityProvider,
+    signed_in: Tokens,
+    race: Race,
+    database_url: str,
+) -> None:
+    back = await provider.sign_in(await begin_link(anonymous, signed_in), "ada", **ADA)
+    async with holding(database_url, LOCK_USER, "DELETE FROM sessions"):
+        await race.begin(anonymous.get(back))
+    assert await race.answers() == [401]
+
+
 async def test_a_refusal_at_the_provider_is_told(
     anonymous: AsyncClient, provider: IdentityProvider
 ) -> None:
@@ -350,6 +500,31 @@ async def test_nobody_chooses_where_a_sign_in_leads(
 async def test_providers_that_are_unknown_away_or_another(anonymous: AsyncClient) -> None:
     for name, status in (("nobody", 404), ("away", 503), ("other", 503)):
         assert (await anonymous.get(f"/auth/oidc/{name}/login")).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("public_url", "issuer", "message"),
+    [
+        ("http://api.example.com", "https://id.example.com", "APP_PUBLIC_URL must be https"),
+        ("https://api.example.com", "http://id.example.com", "the issuer of mock must be https"),
+        ("https://api.example.com", "https://id.example.com", None),
+    ],
+)
+def test_providers_in_production_are_encrypted(
+    public_url: str, issuer: str, message: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider = {"issuer": issuer, "client_id": "tessera", "client_secret": "hush"}
+    for name, value in {
+        "ENV": "prod",
+        "DATABASE_URL": "postgresql://host/db",
+        "SECRET_KEY": SECRET_KEY,
+        "SMTP_URL": "log:",
+        "PUBLIC_URL": public_url,
+        "OIDC_PROVIDERS": json.dumps({"mock": provider}),
+    }.items():
+        monkeypatch.setenv(f"APP_{name}", value)
+    with pytest.raises(ConfigurationError, match=message) if message else nullcontext():
+        load_settings(UsersSettings)
 
 
 async def test_two_first_sign_ins_at_once_make_one_account(

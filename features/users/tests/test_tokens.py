@@ -59,6 +59,15 @@ async def test_errors_are_those_of_rfc_6749(anonymous: AsyncClient) -> None:
         ({"grant_type": "password", "username": "ada@example.com"}, "invalid_request"),
         ({"grant_type": "refresh_token"}, "invalid_request"),
         ({"grant_type": "implicit"}, "unsupported_grant_type"),
+        (
+            {"grant_type": "password", "username": "a\0@example.com", "password": "x" * 8},
+            "invalid_request",
+        ),
+        (
+            {"grant_type": "password", "username": "a" * 321, "password": "x" * 8},
+            "invalid_request",
+        ),
+        ({"grant_type": "refresh_token", "refresh_token": "x" * 1_001}, "invalid_request"),
         ({"grant_type": "refresh_token", "refresh_token": "nonsense"}, "invalid_grant"),
         (
             {"grant_type": "password", "username": "a@example.com", "password": "x" * 8},
