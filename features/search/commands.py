@@ -4,7 +4,8 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from features.search.engine import PROBE, open_engine
+from features.search.embedding import PROBE
+from features.search.engine import open_engine
 from features.search.indexing import reindex
 from features.search.settings import SearchSettings
 from shared.commands import run_with_database

@@ -36,6 +36,7 @@ async def endpoint(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Endpoint]:
             "MODEL": "words",
             "DIM": str(running.dimension),
             "API_KEY": "secret",
+            "TIMEOUT": "2",
         }.items():
             monkeypatch.setenv(f"APP_EMBEDDING_{name}", value)
         yield running
@@ -139,36 +140,105 @@ async def test_without_the_model_words_still_find(
     assert (await find(client, "kettle", mode="lexical"))["degraded"] is False
 
 
-async def test_what_waits_is_embedded_once_the_model_is_back(
-    endpoint: Endpoint, client: AsyncClient, index: Index, database: Database
+@pytest.mark.parametrize("status", [400, 500])
+async def test_while_the_model_serves_nobody_what_waits_is_left_alone(
+    endpoint: Endpoint, client: AsyncClient, index: Index, database: Database, status: int
 ) -> None:
     await index()
-    await add(client, "Copper kettle")
-    endpoint.failures = [(500, {})] * 3
-    await index()
-    assert (await client.get("/search/status")).json()["pending"] == 1
+    await add(client, "Copper kettle", "Iron pan")
+    endpoint.failures = [(status, {})] * 100
+    for _ in range(6):
+        await index()
+    assert (await client.get("/search/status")).json()["pending"] == 2
+    assert await database.fetchval("SELECT count(*) FROM search_queue WHERE attempts > 0") == 0
+    endpoint.failures.clear()
     await index()
     assert await database.fetchval(CONSISTENT)
 
 
+@pytest.mark.parametrize(
+    ("reaction", "error"),
+    [
+        ("400", "cannot embed arsenic"),
+        ("500", "cannot embed arsenic"),
+        ("null", "not 64"),
+        ("hang", "ReadTimeout"),
+    ],
+)
 async def test_a_poisoned_text_is_parked_and_blocks_nothing(
-    endpoint: Endpoint, client: AsyncClient, index: Index, database: Database
+    endpoint: Endpoint,
+    client: AsyncClient,
+    index: Index,
+    database: Database,
+    reaction: str,
+    error: str,
 ) -> None:
-    endpoint.poison = "arsenic"
-    (item, *_) = await add(client, "Jar of arsenic", *(f"Kettle {n}" for n in range(40)))
-    await index()
-    assert await database.fetchval("SELECT count(*) FROM search_queue WHERE NOT parked") == 1
-    while not await database.fetchval("SELECT attempts = 5 AND parked FROM search_queue"):
-        await database.execute("UPDATE search_queue SET next_attempt_at = now()")
+    endpoint.poison, endpoint.reaction = "arsenic", reaction
+    (item, *_) = await add(client, "Jar of arsenic", *(f"Kettle {n}" for n in range(20)))
+    await database.execute(
+        "INSERT INTO items (id, owner_id, title, price) "
+        "SELECT gen_random_uuid(), owner_id, 'Pot ' || n, 1 "
+        "FROM (SELECT owner_id FROM items LIMIT 1) AS items, generate_series(1, 80) AS n"
+    )
+    with stamina.set_testing(True, attempts=1):
+        await index()
+        assert await database.fetchval("SELECT array_agg(item_id::text) FROM search_queue") == [
+            item["id"]
+        ]
+        await database.execute("UPDATE search_queue SET attempts = 4, next_attempt_at = now()")
         await index()
     status = (await client.get("/search/status")).json()
-    assert (status["indexed"], status["pending"], status["parked"]) == (40, 0, 1)
+    assert (status["indexed"], status["pending"], status["parked"]) == (100, 0, 1)
     (parked,) = status["parked_items"]
-    assert parked["item_id"] == item["id"]
-    assert "cannot embed arsenic" in parked["error"]
+    assert (parked["item_id"], parked["attempts"]) == (item["id"], 5)
+    assert error in parked["error"]
     assert titles(await find(client, "arsenic", mode="lexical")) == ["Jar of arsenic"]
 
     await client.patch(f"/items/{item['id']}", json={"title": "Jar of sugar"})
+    await index()
+    assert await database.fetchval(CONSISTENT)
+
+
+async def test_what_failed_before_is_tried_again_alone(
+    endpoint: Endpoint, client: AsyncClient, index: Index, database: Database
+) -> None:
+    endpoint.poison = "arsenic"
+    await add(client, "Jar of arsenic", "Box of arsenic")
+    await index()
+    await add(client, "Copper kettle", "Iron pan")
+    await database.execute("UPDATE search_queue SET next_attempt_at = now()")
+    endpoint.requests.clear()
+    await index()
+    assert sorted(map(len, endpoint.requests)) == [1, 1, 1, 1, 2]  # with a probe after each refusal
+
+
+@pytest.mark.parametrize("committed", [True, False])
+async def test_a_corrected_text_waits_for_no_embedder_and_is_not_parked_for_the_old_one(
+    endpoint: Endpoint,
+    client: AsyncClient,
+    index: Index,
+    database: Database,
+    committed: bool,
+) -> None:
+    endpoint.poison = "arsenic"
+    await add(client, "Jar of arsenic")
+    await index()
+    await database.execute("UPDATE search_queue SET attempts = 4, next_attempt_at = now()")
+    await database.execute("SET lock_timeout = '1s'")
+    transaction = database.transaction()
+
+    async def correct() -> None:
+        endpoint.meanwhile = None
+        await transaction.start()
+        await database.execute("UPDATE items SET title = 'Jar of sugar'")
+        if committed:
+            await transaction.commit()
+
+    endpoint.meanwhile = correct
+    await index()
+    if not committed:
+        await transaction.commit()
+    assert (await client.get("/search/status")).json()["parked"] == 0
     await index()
     assert await database.fetchval(CONSISTENT)
 
