@@ -83,7 +83,7 @@ async def embed_due(database: Database, embedders: Embedders, language: str) -> 
     """
     async with reading(database) as session:
         models = await known_models(session)
-    if not models:
+    if not any(known.active for known in models):
         await prepare(database, embedders.configured, language)
         return 1
     done = 0

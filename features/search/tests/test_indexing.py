@@ -151,6 +151,24 @@ async def test_weights_follow_the_average_length(
     assert await database.fetchval("SELECT count(*) FROM search_owners WHERE stale") == 0
 
 
+async def test_weights_that_somebody_holds_are_made_anew_later(
+    client: AsyncClient, index: Index, database: Database, database_url: str
+) -> None:
+    await add(client, "Cup")
+    await index()
+    await client.post("/items", json={"title": "Pot", "price": 1, "description": "word " * 100})
+    other = await asyncpg.connect(database_url)
+    transaction = other.transaction()
+    await transaction.start()
+    await other.execute("SELECT FROM search_documents FOR SHARE")
+    await index()
+    await transaction.rollback()
+    await other.close()
+    await index()
+    assert await database.fetchval("SELECT min(average_length) FROM search_documents") > 50
+    assert await database.fetchval("SELECT count(*) FROM search_owners WHERE stale") == 0
+
+
 async def test_a_change_during_embedding_is_not_lost(
     app: FastAPI, client: AsyncClient, index: Index, database: Database, monkeypatch: Any
 ) -> None:
@@ -218,3 +236,12 @@ async def test_status_counts_what_waits(client: AsyncClient, index: Index) -> No
     await add(client, "Tin cup")
     after = (await client.get("/search/status")).json()
     assert (after["indexed"], after["pending"]) == (2, 1)
+
+
+async def test_status_counts_as_indexed_what_is_embedded(
+    client: AsyncClient, index: Index, database: Database
+) -> None:
+    await index()
+    await add(client, "Copper kettle")
+    await database.execute("DELETE FROM search_queue")  # as if it had been lost
+    assert (await client.get("/search/status")).json()["indexed"] == 0

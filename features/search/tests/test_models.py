@@ -1,4 +1,4 @@
-"""Models behind HTTP: failures, poisoned texts, and the change from one model to another."""
+"""Models behind HTTP: failures, and poisoned texts."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -6,21 +6,18 @@ from typing import Any
 
 import pytest
 import stamina
-from fastapi import FastAPI
 from httpx import AsyncClient
 from pydantic import ValidationError
 
 from features.search.embedding import EmbeddingUnavailable, WrongDimension
 from features.search.embedding.embedders import Embedders
-from features.search.engine import check_model, engine_of
-from features.search.indexing import embed_due, reindex
+from features.search.engine import check_model
 from features.search.settings import SearchSettings
 from features.search.tests.conftest import Index
 from features.search.tests.endpoint import Endpoint, running_endpoint
 from features.search.tests.test_indexing import CONSISTENT, Database, add, database
 from features.search.tests.test_search import find, titles
 from shared.cache import open_cache
-from shared.database import database_of
 from shared.settings import ConfigurationError
 
 __all__ = ["database"]
@@ -240,54 +237,6 @@ async def test_a_corrected_text_waits_for_no_embedder_and_is_not_parked_for_the_
         await transaction.commit()
     assert (await client.get("/search/status")).json()["parked"] == 0
     await index()
-    assert await database.fetchval(CONSISTENT)
-
-
-async def test_a_new_model_takes_over_without_a_gap(
-    endpoint: Endpoint, app: FastAPI, client: AsyncClient, index: Index, database: Database
-) -> None:
-    local = Embedders(SearchSettings(embedding_provider="local"), open_cache(None))
-    await add(client, *(f"Kettle {n}" for n in range(72)))
-    while await embed_due(database_of(app), local, "english"):
-        pass
-    await local.close()
-    assert (await client.get("/search/status")).json()["model"] == "all-MiniLM-L6-v2"
-
-    embedders = engine_of(app).embedders  # the API was started with the new settings
-    embedder = embedders.get(embedders.configured)
-    assert embedder
-    run = reindex(database_of(app), embedder, "english")
-    step = await anext(run)  # and is killed after its first batch
-    assert step == ("embedding", 8)
-    await run.aclose()
-    assert (await find(client, "kettle", mode="semantic", explain=True))["explanation"][
-        "model"
-    ] == "all-MiniLM-L6-v2"
-    await add(client, "Teapot")
-
-    steps = [step async for step in reindex(database_of(app), embedder, "english")]
-    assert max(waiting for _, waiting in steps) < 10  # it went on where it was
-    answer = await find(client, "teapot", mode="semantic", explain=True)
-    assert answer["explanation"]["model"] == "words"
-    assert titles(answer)[0] == "Teapot"
-    await index()
-    assert await database.fetchval(CONSISTENT)
-    assert await database.fetchval("SELECT count(*) FROM search_models") == 1
-
-
-async def test_a_change_of_language_indexes_everything_again(
-    app: FastAPI, client: AsyncClient, index: Index, database: Database
-) -> None:
-    await add(client, "Die Häuser am See", "The houses by the lake")
-    await index()
-    assert "Die Häuser am See" not in titles(await find(client, "Hauses ", mode="lexical"))
-    embedders = engine_of(app).embedders
-    embedder = embedders.get(embedders.configured)
-    assert embedder
-    async for _ in reindex(database_of(app), embedder, "german"):
-        pass
-    await index()
-    assert titles(await find(client, "Hauses ", mode="lexical")) == ["Die Häuser am See"]
     assert await database.fetchval(CONSISTENT)
 
 
