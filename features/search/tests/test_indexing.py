@@ -1,6 +1,5 @@
 """The index follows the items, whatever writes to them; the queue loses nothing."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -9,7 +8,7 @@ import pytest
 from fastapi import FastAPI
 from httpx import AsyncClient
 
-from features.search.tasks import embed, fold
+from features.search.tasks import embed
 from features.search.tests.conftest import Index
 from features.search.tests.test_search import find, titles
 from shared.tasks import drain
@@ -188,18 +187,6 @@ async def test_a_change_during_embedding_is_not_lost(
     await index()
     await index()
     assert await database.fetchval(CONSISTENT)
-
-
-async def test_many_workers_share_the_queue(
-    app: FastAPI, client: AsyncClient, database: Database
-) -> None:
-    await drain(app, embed)
-    await add(client, *(f"Kettle number {n}" for n in range(100)))
-    done = await asyncio.gather(*(drain(app, embed) for _ in range(4)))
-    assert sum(done) == 100
-    await asyncio.gather(*(drain(app, fold) for _ in range(4)))
-    assert await database.fetchval(CONSISTENT)
-    assert await database.fetch(STATISTICS) == []
 
 
 async def test_writers_of_one_owner_do_not_wait_for_each_other(

@@ -1,11 +1,13 @@
 """Models behind HTTP: failures, and poisoned texts."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import stamina
+from fastapi import FastAPI
 from httpx import AsyncClient
 from pydantic import ValidationError
 
@@ -13,12 +15,14 @@ from features.search.embedding import EmbeddingUnavailable, WrongDimension
 from features.search.embedding.embedders import Embedders
 from features.search.engine import check_model
 from features.search.settings import SearchSettings
+from features.search.tasks import embed, fold
 from features.search.tests.conftest import Index
 from features.search.tests.endpoint import Endpoint, running_endpoint
-from features.search.tests.test_indexing import CONSISTENT, Database, add, database
+from features.search.tests.test_indexing import CONSISTENT, STATISTICS, Database, add, database
 from features.search.tests.test_search import find, titles
 from shared.cache import open_cache
 from shared.settings import ConfigurationError
+from shared.tasks import drain
 
 __all__ = ["database"]
 
@@ -207,6 +211,25 @@ async def test_what_failed_before_is_tried_again_alone(
     endpoint.requests.clear()
     await index()
     assert sorted(map(len, endpoint.requests)) == [1, 1, 1, 1, 2]  # with a probe after each refusal
+
+
+async def test_many_workers_share_the_queue(
+    endpoint: Endpoint, app: FastAPI, client: AsyncClient, index: Index, database: Database
+) -> None:
+    await add(client, "Copper kettle")
+    await index()
+    await database.execute(
+        "INSERT INTO items (id, owner_id, title, price) "
+        "SELECT gen_random_uuid(), owner_id, 'Pot ' || n, 1 "
+        "FROM items, generate_series(1, 256) AS n"
+    )
+    all_at_work = asyncio.Barrier(4)
+    endpoint.meanwhile = all_at_work.wait  # each is answered when the others have a batch too
+    done = await asyncio.gather(*(drain(app, embed) for _ in range(4)))
+    assert done == [64] * 4
+    await asyncio.gather(*(drain(app, fold) for _ in range(4)))
+    assert await database.fetchval(CONSISTENT)
+    assert await database.fetch(STATISTICS) == []
 
 
 @pytest.mark.parametrize("committed", [True, False])
