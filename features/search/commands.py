@@ -4,8 +4,9 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from features.search.engine import PROBE, open_engine
-from features.search.indexing import reindex
+from features.search.embedding import PROBE, Model
+from features.search.engine import open_engine
+from features.search.indexing import count_parked, reindex
 from features.search.settings import SearchSettings
 from shared.commands import run_with_database
 from shared.database import Database
@@ -20,11 +21,16 @@ console = Console(stderr=True)
 def reindex_command() -> None:
     """Bring the search index to the model and language of the settings. Run it again if it was
     cut off: it goes on where it was."""
-    model = run_with_database(_reindex)
-    typer.echo(f"Searching with {model}")
+    model, parked = run_with_database(_reindex)
+    typer.echo(f"Searching with {model.name} ({model.dimension} dimensions)")
+    if parked:
+        typer.echo(
+            f"Found by their words alone, as the model did not embed them: {parked} items. "
+            "GET /search/status tells their owners which and why; another reindex tries them again"
+        )
 
 
-async def _reindex(database: Database) -> str:
+async def _reindex(database: Database) -> tuple[Model, int]:
     settings = load_settings(SearchSettings)
     async with open_engine(settings, redis_url=None) as engine:
         model = engine.embedders.configured
@@ -38,4 +44,4 @@ async def _reindex(database: Database) -> str:
             async for step, waiting in reindex(database, embedder, engine.language):
                 most = max(most, waiting)
                 progress.update(bar, description=step, total=most, completed=most - waiting)
-    return f"{model.name} ({model.dimension} dimensions)"
+    return model, await count_parked(database)

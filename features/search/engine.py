@@ -10,7 +10,7 @@ import structlog
 from fastapi import Depends, FastAPI, Request
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from features.search.embedding import Embedders, EmbeddingUnavailable, WrongDimension
+from features.search.embedding import PROBE, Embedders, EmbeddingUnavailable, WrongDimension
 from features.search.indexing.models import KnownModel, active_model
 from features.search.settings import SearchSettings
 from shared.cache import open_cache
@@ -19,7 +19,6 @@ from shared.settings import ConfigurationError, load_settings
 log = structlog.get_logger(__name__)
 
 CHECK_SECONDS = 3.0
-PROBE = "a first text, to see that the model answers"
 
 
 @dataclass

@@ -22,7 +22,7 @@ class SearchSettings(BaseSettings):
     embedding_dim: int | None = Field(default=None, ge=1, le=MAX_DIMENSION)
     embedding_model_path: Path | None = None
     embedding_threads: int = Field(default=min(4, os.cpu_count() or 1), ge=1, le=64)
-    embedding_timeout: float = Field(default=10.0, gt=0, le=300)
+    embedding_timeout: float = Field(default=10.0, gt=0, le=60)
     search_language: str = Field(default="english", pattern=r"^[a-z_]{1,63}$")
 
     @model_validator(mode="after")

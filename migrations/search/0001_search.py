@@ -217,9 +217,13 @@ BEGIN
     FROM search_documents AS documents CROSS JOIN search_models AS models
     WHERE documents.item_id = ANY (ids)
     ON CONFLICT (item_id, model_id) DO NOTHING;
-    UPDATE search_queue
+    UPDATE search_queue AS q
     SET attempts = 0, parked = false, error = NULL, next_attempt_at = clock_timestamp()
-    WHERE item_id = ANY (ids) AND attempts > 0;
+    FROM (
+        SELECT item_id, model_id FROM search_queue WHERE item_id = ANY (ids) AND attempts > 0
+        FOR UPDATE SKIP LOCKED
+    ) AS failed
+    WHERE q.item_id = failed.item_id AND q.model_id = failed.model_id;
     NOTIFY search;
 END $$;
 

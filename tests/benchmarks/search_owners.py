@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from app.main import create_app
 from features.search.embedding import Embedders, as_text, unit
 from features.search.indexing import fold_changes
-from features.search.indexing.models import add_model, hnsw_index
+from features.search.indexing.models import add_model, hnsw_index, prepare
 from features.search.settings import SearchSettings
 from shared.cache import open_cache
 from shared.database import Database
@@ -66,6 +66,7 @@ async def fill(
     order = random.permutation(np.repeat(np.arange(len(owners)), sizes))
     connection = await asyncpg.connect(url)
     model = Embedders(SearchSettings(), open_cache(None)).configured
+    await prepare(database, model, "english")
     known = await add_model(database, model)
     await connection.execute(f"DROP INDEX ix_search_embeddings_model_{known.id}")
     written = 0.0

@@ -69,7 +69,7 @@ def read(folder: Path) -> Collection:
     return Collection(items, {query["id"]: query["text"] for query in relevant}, judged)
 
 
-async def load(app: FastAPI, client: AsyncClient, items: Sequence[Mapping[str, Any]]) -> None:
+async def import_all(client: AsyncClient, items: Sequence[Mapping[str, Any]]) -> None:
     lines = [
         json.dumps(
             {
@@ -86,6 +86,10 @@ async def load(app: FastAPI, client: AsyncClient, items: Sequence[Mapping[str, A
     report = await client.post("/items/import", content="\n".join(lines), headers=headers)
     assert report.json()["rejected"] == 0, report.text
     print(f"import: {len(items) / (time.perf_counter() - started):,.0f} items/s, all found by word")
+
+
+async def load(app: FastAPI, client: AsyncClient, items: Sequence[Mapping[str, Any]]) -> None:
+    await import_all(client, items)
     for task in search_tasks(app):
         started = time.perf_counter()
         done = await drain(app, task)

@@ -1,6 +1,7 @@
 """Text to vectors: the local model or a remote one, with a cache for queries."""
 
 from features.search.embedding.base import (
+    PROBE,
     Embedder,
     EmbeddingRefused,
     EmbeddingUnavailable,
@@ -13,6 +14,7 @@ from features.search.embedding.base import (
 from features.search.embedding.embedders import Embedders
 
 __all__ = [
+    "PROBE",
     "Embedder",
     "Embedders",
     "EmbeddingRefused",

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from shared.errors import Unavailable
 
+PROBE = "a plain text, to see that the model answers"
+
 Vector: TypeAlias = NDArray[np.float32]
 """One embedding: unit length, shape (dimension,)."""
 

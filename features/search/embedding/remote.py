@@ -28,7 +28,7 @@ class RemoteEmbedder:
     """One model behind HTTP."""
 
     def __init__(self, model: Model, url: str, api_key: str | None, timeout: float) -> None:
-        self.model = model
+        self.model, self._timeout = model, timeout
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._client = httpx.AsyncClient(
             base_url=url.rstrip("/") + "/", headers=headers, timeout=timeout
@@ -47,8 +47,9 @@ class RemoteEmbedder:
 
     async def _request(self, texts: Sequence[str], attempts: int) -> list[Vector]:
         body = {"model": self.model.name, "input": list(texts), "encoding_format": "float"}
+        retries = stamina.retry_context(on=_retry, attempts=attempts, timeout=self._timeout)
         try:
-            async for attempt in stamina.retry_context(on=_retry, attempts=attempts, timeout=None):
+            async for attempt in retries:
                 with attempt:
                     answer = await self._client.post("embeddings", json=body)
                     answer.raise_for_status()

@@ -6,11 +6,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from features.search.schemas import ParkedItem, SearchStatus
 
 STATUS = text("""
-SELECT model.name, model.dimension, documents.count AS documents,
+SELECT model.name, model.dimension, embeddings.indexed,
     CASE WHEN model.id IS NULL THEN documents.count ELSE queue.pending END AS pending,
     queue.parked, queue.parked_items
 FROM (SELECT count(*) FROM search_documents WHERE owner_id = :owner) AS documents
 LEFT JOIN search_models AS model ON model.active
+LEFT JOIN LATERAL (
+    SELECT count(*) AS indexed FROM search_embeddings AS e
+    WHERE e.owner_id = :owner AND e.model_id = model.id AND NOT EXISTS (
+        SELECT FROM search_queue AS q WHERE q.item_id = e.item_id AND q.model_id = model.id)
+) AS embeddings ON true
 LEFT JOIN LATERAL (
     SELECT count(*) FILTER (WHERE NOT parked) AS pending, count(*) FILTER (WHERE parked) AS parked,
         (array_agg(jsonb_build_object('item_id', item_id, 'attempts', attempts, 'error', error)
@@ -24,7 +29,7 @@ async def index_status(session: AsyncConnection, owner_id: UUID) -> SearchStatus
     """How many of the owner's items are embedded, wait, or could not be."""
     row = (await session.execute(STATUS, {"owner": owner_id})).one()
     return SearchStatus(
-        indexed=max(0, row.documents - row.pending - row.parked),
+        indexed=row.indexed,
         pending=row.pending,
         parked=row.parked,
         model=row.name,

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from typing import Any
+from uuid import UUID
 
 import structlog
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from features.search.embedding import (
+    PROBE,
     Embedder,
     Embedders,
     EmbeddingRefused,
@@ -21,6 +23,7 @@ from shared.database import Database, reading
 log = structlog.get_logger(__name__)
 
 BATCH = 64
+PARTS = 8
 MAX_ATTEMPTS = 5
 
 # The rows stay locked until the vectors are stored: a process that dies gives them back at once.
@@ -30,6 +33,8 @@ FROM search_queue AS q
 LEFT JOIN search_documents AS d ON d.item_id = q.item_id
 LEFT JOIN items AS i ON i.id = q.item_id
 WHERE q.model_id = :model AND NOT q.parked AND q.next_attempt_at <= clock_timestamp()
+AND (q.attempts > 0) = :again
+AND (CAST(:among AS uuid[]) IS NULL OR q.item_id = ANY (CAST(:among AS uuid[])))
 ORDER BY q.next_attempt_at LIMIT :batch
 FOR UPDATE OF q SKIP LOCKED
 """)
@@ -56,12 +61,17 @@ SELECT count(*) FROM unchanged
 """)
 DROP = text("DELETE FROM search_queue WHERE item_id = ANY (:ids) AND model_id = :model")
 
-# After 2, 4, 8 and 16 seconds; then the row is parked until its item changes.
+# After 2, 4, 8 and 16 seconds; then the row is parked until its item changes. What was changed
+# meanwhile, or is being changed now, is another text, and not to blame.
 POSTPONE = text("""
-UPDATE search_queue SET attempts = attempts + 1, error = :error,
+WITH unchanged AS (
+    SELECT item_id FROM search_documents WHERE item_id = :id AND text_hash = :hash
+    FOR SHARE SKIP LOCKED
+)
+UPDATE search_queue AS q SET attempts = attempts + 1, error = :error,
     parked = attempts + 1 >= :max_attempts,
     next_attempt_at = clock_timestamp() + make_interval(secs => 2 ^ (attempts + 1))
-WHERE item_id = :id AND model_id = :model
+FROM unchanged WHERE q.item_id = unchanged.item_id AND q.model_id = :model
 """)
 
 
@@ -73,7 +83,7 @@ async def embed_due(database: Database, embedders: Embedders, language: str) -> 
     """
     async with reading(database) as session:
         models = await known_models(session)
-    if not models:
+    if not any(known.active for known in models):
         await prepare(database, embedders.configured, language)
         return 1
     done = 0
@@ -85,31 +95,68 @@ async def embed_due(database: Database, embedders: Embedders, language: str) -> 
 
 async def embed_batch(database: Database, embedder: Embedder, known: KnownModel) -> int:
     """Embeds a batch of what waits for one model; the number is that of `embed_due`."""
-    async with database.write.begin() as session:
-        due = (await session.execute(CLAIM, {"model": known.id, "batch": BATCH})).all()
-        gone = [row.item_id for row in due if row.text_hash is None]
-        if gone:
-            await session.execute(DROP, {"ids": gone, "model": known.id})
-        rows = [row for row in due if row.text_hash is not None]
-        try:
-            return len(gone) + await _embed(session, embedder, known, rows)
-        except EmbeddingUnavailable as error:
-            log.warning("embedding_unavailable", model=known.model.name, reason=error.detail)
-            return len(gone)
+    try:
+        return await _embed(database, embedder, known)
+    except EmbeddingUnavailable as error:
+        log.warning("embedding_unavailable", model=known.model.name, reason=error.detail)
+        return 0
 
 
 async def _embed(
-    session: AsyncConnection, embedder: Embedder, known: KnownModel, rows: Sequence[Row[Any]]
+    database: Database,
+    embedder: Embedder,
+    known: KnownModel,
+    among: Sequence[UUID] | None = None,
 ) -> int:
-    if not rows:
-        return 0
+    """Embeds a batch of what is due, or what is due among these rows.
+
+    What cannot be embedded together is embedded in parts, until the texts at fault are alone. Each
+    part is a transaction of its own: what one of them takes too long for, the others keep.
+
+    Raises:
+        EmbeddingUnavailable: the model embeds nothing now, so no text is at fault.
+    """
+    async with database.write.begin() as session:
+        due = await _claim(session, known, among)
+        gone = [row.item_id for row in due if row.text_hash is None]
+        rows = [row for row in due if row.text_hash is not None]
+        if gone:
+            await session.execute(DROP, {"ids": gone, "model": known.id})
+        if not rows:
+            return len(gone)
+        try:
+            vectors = await embedder.embed_documents([row.text for row in rows])
+            return len(gone) + await _store(session, known, rows, vectors)
+        except (EmbeddingRefused, EmbeddingUnavailable) as error:
+            await _probe(embedder)
+            if len(rows) == 1:
+                return len(gone) + await _postpone(session, known, rows[0], str(error))
+    ids, size = [row.item_id for row in rows], -(-len(rows) // PARTS)
+    parts = [ids[start : start + size] for start in range(0, len(ids), size)]
+    return len(gone) + sum([await _embed(database, embedder, known, part) for part in parts])
+
+
+async def _claim(
+    session: AsyncConnection, known: KnownModel, among: Sequence[UUID] | None
+) -> Sequence[Row[Any]]:
+    """A batch of what was never tried; when there is none, one row that failed before."""
+    fresh = {"model": known.id, "among": among, "again": False, "batch": BATCH}
+    failed = fresh | {"again": True, "batch": 1}
+    return (await session.execute(CLAIM, fresh)).all() or (
+        await session.execute(CLAIM, failed)
+    ).all()
+
+
+async def _probe(embedder: Embedder) -> None:
+    """Returns if the model embeds a plain text, so that others must be at fault themselves.
+
+    Raises:
+        EmbeddingUnavailable: it does not.
+    """
     try:
-        vectors = await embedder.embed_documents([row.text for row in rows])
+        await embedder.embed_query(PROBE)
     except EmbeddingRefused as error:
-        if len(rows) > 1:  # one by one, so that only the row at fault waits
-            return sum([await _embed(session, embedder, known, [row]) for row in rows])
-        return await _postpone(session, known, rows[0], str(error))
-    return await _store(session, known, rows, vectors)
+        raise EmbeddingUnavailable(str(error)) from error
 
 
 async def _store(
@@ -128,10 +175,11 @@ async def _store(
 async def _postpone(session: AsyncConnection, known: KnownModel, row: Row[Any], error: str) -> int:
     failed = {
         "id": row.item_id,
+        "hash": row.text_hash,
         "model": known.id,
         "error": error[:500],
         "max_attempts": MAX_ATTEMPTS,
     }
-    await session.execute(POSTPONE, failed)
+    postponed = (await session.execute(POSTPONE, failed)).rowcount
     log.warning("embedding_refused", item_id=str(row.item_id), attempts=row.attempts + 1)
-    return 1
+    return postponed

@@ -2,41 +2,41 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from features.search.embedding import Embedder
+from features.search.indexing.documents import LOCK, NO_TIMEOUTS, change_language, settle
 from features.search.indexing.embeddings import embed_batch
 from features.search.indexing.models import (
-    BATCH,
-    FIRST_ID,
-    LOCK,
-    NO_TIMEOUT,
     KnownModel,
     add_model,
-    current_language,
     hnsw_index,
+    hnsw_index_name,
+    known_models,
     prepare,
-    set_language,
 )
 from shared.database import Database
 
 POLL_SECONDS = 0.5
 
 WAITING = text("SELECT count(*) FROM search_queue WHERE model_id = :model AND NOT parked")
-FORGET_WORDS = text("DELETE FROM search_words")
-INDEX_AGAIN = text("""
-SELECT ids[cardinality(ids)], search_index(ids) FROM (
-    SELECT ARRAY(SELECT id FROM items WHERE id > :after ORDER BY id LIMIT :batch) AS ids
-) AS batch WHERE cardinality(ids) > 0
-""")
 IS_VALID = text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)")
-ACTIVATE = [
+PARKED = text("""
+SELECT count(*) FROM search_queue WHERE parked
+AND model_id = (SELECT id FROM search_models WHERE active)
+""")
+SWITCH = [
     text("UPDATE search_models SET active = false WHERE active AND id <> :model"),
     text("UPDATE search_models SET active = true WHERE id = :model"),
-    text("DELETE FROM search_queue WHERE model_id <> :model"),
+]
+FORGET_QUEUE = text("DELETE FROM search_queue WHERE model_id <> :model")
+FORGET_OTHERS = [
+    FORGET_QUEUE,
     text("DELETE FROM search_embeddings WHERE model_id <> :model"),
-    text("DELETE FROM search_models WHERE id <> :model RETURNING id"),
+    text("DELETE FROM search_models WHERE id <> :model"),
 ]
 
 
@@ -50,9 +50,12 @@ async def reindex(
 
     Yields:
         The step under way, and how many documents are still to be done in it.
+
+    Raises:
+        Unavailable: somebody has been writing to items for too long.
     """
     await prepare(database, embedder.model, language)
-    await _change_language(database, language)
+    await change_language(database, language)
     known = await add_model(database, embedder.model)
     async for waiting in _embed_all(database, embedder, known):
         yield "embedding", waiting
@@ -60,22 +63,16 @@ async def reindex(
     await _build_index(database, known)
     async for waiting in _embed_all(database, embedder, known):  # what was written meanwhile
         yield "embedding", waiting
-    await _activate(database, known)
+    await _switch(database, known)
+    yield "removing what was searched before", 0
+    await _forget_others(database, known)
 
 
-async def _change_language(database: Database, language: str) -> None:
-    async with database.write.begin() as session:
-        await session.execute(LOCK)
-        if await current_language(session) == language:
-            return
-        await set_language(session, language, complete=False)
-        await session.execute(FORGET_WORDS)
-    batch = {"after": FIRST_ID, "batch": BATCH}
-    while batch["after"]:
-        async with database.write.begin() as session:
-            batch["after"] = (await session.execute(INDEX_AGAIN, batch)).scalar()
-    async with database.write.begin() as session:
-        await set_language(session, language, complete=True)
+async def count_parked(database: Database) -> int:
+    """How many items the model that is searched could not embed."""
+    async with database.write.connect() as session:
+        parked: int = (await session.execute(PARKED)).scalar_one()
+    return parked
 
 
 async def _embed_all(
@@ -93,28 +90,50 @@ async def _embed_all(
 
 
 async def _build_index(database: Database, known: KnownModel) -> None:
-    name = f"ix_search_embeddings_model_{known.id:d}"
-    engine = database.write.execution_options(isolation_level="AUTOCOMMIT")
-    async with engine.connect() as session:
-        await session.execute(text("SET statement_timeout = 0"))
-        try:
-            if (await session.execute(IS_VALID, {"name": name})).scalar() is False:
-                await session.execute(text(f"DROP INDEX {name}"))  # a build that was cut off
-            statement = (
-                f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {hnsw_index(known.id, known.model)}"
-            )
-            await session.execute(text(statement))
-        finally:
-            await session.execute(text("RESET statement_timeout"))
-
-
-async def _activate(database: Database, known: KnownModel) -> None:
-    async with database.write.begin() as session:
-        await session.execute(NO_TIMEOUT)
-        await session.execute(LOCK)
-        for statement in ACTIVATE:
-            result = await session.execute(statement, {"model": known.id})
-        for removed in result.scalars():
+    name = hnsw_index_name(known.id)
+    async with _unbounded(database) as session:
+        if (await session.execute(IS_VALID, {"name": name})).scalar() is False:
             await session.execute(
-                text(f"DROP INDEX IF EXISTS ix_search_embeddings_model_{removed:d}")
-            )
+                text(f"DROP INDEX CONCURRENTLY {name}")
+            )  # a build that was cut off
+        definition = hnsw_index(known.id, known.model)
+        await session.execute(text(f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {definition}"))
+
+
+async def _switch(database: Database, known: KnownModel) -> None:
+    async with database.write.begin() as session:
+        await session.execute(LOCK)
+        for statement in SWITCH:
+            await session.execute(statement, {"model": known.id})
+
+
+async def _forget_others(database: Database, known: KnownModel) -> None:
+    async with _unbounded(database) as session:
+        for other in await known_models(session):
+            if other.id != known.id:
+                name = hnsw_index_name(other.id)
+                await session.execute(text(f"DROP INDEX CONCURRENTLY IF EXISTS {name}"))
+    async with database.write.begin() as session:
+        await session.execute(NO_TIMEOUTS)
+        for statement in FORGET_OTHERS:
+            await session.execute(statement, {"model": known.id})
+    await settle(database)  # who began to write before knew of the others, and queued for them
+    async with database.write.begin() as session:
+        await session.execute(NO_TIMEOUTS)
+        await session.execute(FORGET_QUEUE, {"model": known.id})
+
+
+@asynccontextmanager
+async def _unbounded(database: Database) -> AsyncIterator[AsyncConnection]:
+    """A session without transactions, whose statements take and wait as long as they need. What
+    they wait for keeps nobody else waiting, as long as they are CONCURRENTLY."""
+    engine = database.write.execution_options(isolation_level="AUTOCOMMIT")
+    bounds = ("statement_timeout", "lock_timeout")
+    async with engine.connect() as session:
+        for bound in bounds:
+            await session.execute(text(f"SET {bound} = 0"))
+        try:
+            yield session
+        finally:
+            for bound in bounds:
+                await session.execute(text(f"RESET {bound}"))

@@ -90,7 +90,10 @@ WITH owner AS (
     RETURNING 1
 ), finished AS (
     UPDATE search_owners SET stale = false
-    WHERE owner_id IN (SELECT owner_id FROM owner) AND NOT EXISTS (SELECT FROM off)
+    WHERE owner_id IN (SELECT owner_id FROM owner) AND NOT EXISTS (
+        SELECT FROM owner JOIN search_documents AS d USING (owner_id)
+        WHERE d.average_length < owner.average / 1.2 OR d.average_length > owner.average * 1.2
+    )
 )
 SELECT count(*) FROM reweighed
 """)

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +22,9 @@ class Endpoint:
     Attributes:
         dimension: of the vectors that it gives.
         failures: statuses (and headers) to answer with first, one a request.
-        poison: a word that it answers 400 to.
+        poison: a word that it cannot embed, in any text of a request.
+        reaction: what it does then: `400`, `500`, `null` or `hang`.
+        meanwhile: what happens between a request and its answer.
         requests: the texts of each request so far.
     """
 
@@ -30,6 +32,8 @@ class Endpoint:
     dimension: int = 64
     failures: list[tuple[int, dict[str, str]]] = field(default_factory=list)
     poison: str | None = None
+    reaction: str = "400"
+    meanwhile: Callable[[], Awaitable[object]] | None = None
     requests: list[list[str]] = field(default_factory=list)
 
     def embed(self, text: str) -> list[float]:
@@ -47,11 +51,19 @@ class Endpoint:
             return JSONResponse({"error": "told to fail"}, status, headers)
         body: dict[str, Any] = await request.json()
         self.requests.append(body["input"])
-        if self.poison and any(self.poison in text for text in body["input"]):
-            return JSONResponse({"error": f"cannot embed {self.poison}"}, 400)
+        if self.meanwhile:
+            await self.meanwhile()
+        poisoned = [self.poison is not None and self.poison in text for text in body["input"]]
+        if any(poisoned):
+            if self.reaction == "hang":
+                while not await request.is_disconnected():  # noqa: ASYNC110  # polling is all it has
+                    await asyncio.sleep(0.05)
+            if self.reaction != "null":
+                status = 400 if self.reaction == "400" else 500
+                return JSONResponse({"error": f"cannot embed {self.poison}"}, status)
         data = [
-            {"object": "embedding", "index": index, "embedding": self.embed(text)}
-            for index, text in enumerate(body["input"])
+            {"object": "embedding", "index": index, "embedding": None if bad else self.embed(text)}
+            for index, (text, bad) in enumerate(zip(body["input"], poisoned, strict=True))
         ]
         return JSONResponse({"object": "list", "model": body["model"], "data": data[::-1]})
 

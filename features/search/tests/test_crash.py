@@ -1,69 +1,99 @@
-"""Workers that are killed in the middle of their work lose nothing."""
+"""Processes that are killed in the middle of indexing lose nothing.
+
+FAULTS=long python -m pytest features/search/tests/test_crash.py kills ten of each kind.
+"""
 
 import asyncio
 import os
 import random
+import socket
 import sys
-from typing import TypeAlias
 
-import asyncpg
+import pytest
 from httpx import AsyncClient
 
+from features.search.embedding import PROBE
 from features.search.tests.conftest import Index
-from features.search.tests.test_indexing import CONSISTENT
+from features.search.tests.endpoint import Endpoint
+from features.search.tests.test_indexing import CONSISTENT, Database, add, database
+from features.search.tests.test_models import endpoint
+from features.search.tests.test_reindexing import until
 
-Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+__all__ = ["database", "endpoint"]
 
-ITEMS = 600
-KILLS = 3
+KILLS = 10 if os.environ.get("FAULTS") == "long" else 2
+MOST_ANSWERS = 4  # batches of 64, fewer than there are
+MORE = """
+INSERT INTO items (id, owner_id, title, price)
+SELECT gen_random_uuid(), owner_id, 'Kettle ' || n, 1
+FROM (SELECT owner_id FROM items LIMIT 1) AS items, generate_series(1, 320) AS n
+"""
+CHANGE = "UPDATE items SET title = title || ' again' WHERE random() < 0.2"
+NO_TRANSACTION = """
+NOT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()
+AND pid <> pg_backend_pid() AND xact_start IS NOT NULL)
+"""
 
 
-async def test_killed_workers_leave_every_item_indexed_once(
-    client: AsyncClient, index: Index, database_url: str
+@pytest.mark.timeout(60 * KILLS)
+@pytest.mark.parametrize("command", ["serve", "worker"])
+async def test_killed_processes_leave_every_item_indexed_once(
+    endpoint: Endpoint,
+    client: AsyncClient,
+    index: Index,
+    database: Database,
+    database_url: str,
+    command: str,
 ) -> None:
+    await add(client, "Copper kettle")
     await index()
-    lines = "\n".join(
-        f'{{"external_id": "{n}", "title": "Kettle number {n}", "price": 5}}' for n in range(ITEMS)
-    )
-    headers = {"Content-Type": "application/jsonl"}
-    assert (await client.post("/items/import", content=lines, headers=headers)).status_code == 200
-    connection = await asyncpg.connect(database_url)
     for _ in range(KILLS):
-        worker = await _start_worker(database_url)
-        await _progress(connection, random.randrange(1, ITEMS // KILLS // 2))
-        worker.kill()
-        await worker.wait()
-    await _until(
-        connection,
-        "SELECT count(*) = 0 FROM pg_stat_activity "
-        "WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL",
-    )
-    left: int = await connection.fetchval("SELECT count(*) FROM search_queue")
-    assert 0 < left < ITEMS
+        await database.execute(MORE)
+        await database.execute(CHANGE)
+        await kill_in_mid_indexing(endpoint, command, database_url)
+        await until(database, NO_TRANSACTION)
+        assert await database.fetchval("SELECT count(*) FROM search_queue") > 0
     await index()
-    assert await connection.fetchval(CONSISTENT)
-    await connection.close()
+    assert await database.fetchval(CONSISTENT)
 
 
-async def _start_worker(database_url: str) -> asyncio.subprocess.Process:
-    environment = os.environ | {
+async def kill_in_mid_indexing(endpoint: Endpoint, command: str, database_url: str) -> None:
+    """Kills a process after a random number of batches, in whatever it is doing just then: the
+    batch that follows is not answered."""
+    answers = random.randint(0, MOST_ANSWERS)
+    begun, killed = asyncio.Event(), asyncio.Event()
+
+    async def answer_some() -> None:
+        nonlocal answers
+        if endpoint.requests[-1] == [PROBE]:  # the process starts
+            return
+        if answers <= 1:
+            begun.set()
+        if answers == 0:
+            await killed.wait()
+        answers -= 1
+
+    endpoint.meanwhile = answer_some
+    process = await start(command, database_url)
+    try:
+        await begun.wait()
+        await asyncio.sleep(random.uniform(0, 0.2))
+    finally:
+        endpoint.meanwhile = None
+        process.kill()
+        await process.wait()
+        killed.set()
+
+
+async def start(command: str, database_url: str) -> asyncio.subprocess.Process:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = str(probe.getsockname()[1])
+    settings = {
         "APP_ENV": "test",
         "APP_DATABASE_URL": database_url,
         "APP_LOG_LEVEL": "error",
-        "APP_EMBEDDING_THREADS": "1",
+        "PORT": port,
     }
     return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "app", "worker", env=environment
+        sys.executable, "-m", "app", command, env=os.environ | settings
     )
-
-
-async def _progress(connection: Connection, rows: int) -> None:
-    """Returns as soon as so many more rows have been embedded."""
-    goal = await connection.fetchval("SELECT count(*) FROM search_embeddings") + rows
-    await _until(connection, f"SELECT count(*) >= {goal} FROM search_embeddings")
-
-
-async def _until(connection: Connection, condition: str) -> None:
-    async with asyncio.timeout(60):
-        while not await connection.fetchval(condition):  # noqa: ASYNC110  # other processes' doing
-            await asyncio.sleep(0.02)

@@ -1,6 +1,5 @@
 """The index follows the items, whatever writes to them; the queue loses nothing."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -9,7 +8,7 @@ import pytest
 from fastapi import FastAPI
 from httpx import AsyncClient
 
-from features.search.tasks import embed, fold
+from features.search.tasks import embed
 from features.search.tests.conftest import Index
 from features.search.tests.test_search import find, titles
 from shared.tasks import drain
@@ -151,6 +150,24 @@ async def test_weights_follow_the_average_length(
     assert await database.fetchval("SELECT count(*) FROM search_owners WHERE stale") == 0
 
 
+async def test_weights_that_somebody_holds_are_made_anew_later(
+    client: AsyncClient, index: Index, database: Database, database_url: str
+) -> None:
+    await add(client, "Cup")
+    await index()
+    await client.post("/items", json={"title": "Pot", "price": 1, "description": "word " * 100})
+    other = await asyncpg.connect(database_url)
+    transaction = other.transaction()
+    await transaction.start()
+    await other.execute("SELECT FROM search_documents FOR SHARE")
+    await index()
+    await transaction.rollback()
+    await other.close()
+    await index()
+    assert await database.fetchval("SELECT min(average_length) FROM search_documents") > 50
+    assert await database.fetchval("SELECT count(*) FROM search_owners WHERE stale") == 0
+
+
 async def test_a_change_during_embedding_is_not_lost(
     app: FastAPI, client: AsyncClient, index: Index, database: Database, monkeypatch: Any
 ) -> None:
@@ -170,18 +187,6 @@ async def test_a_change_during_embedding_is_not_lost(
     await index()
     await index()
     assert await database.fetchval(CONSISTENT)
-
-
-async def test_many_workers_share_the_queue(
-    app: FastAPI, client: AsyncClient, database: Database
-) -> None:
-    await drain(app, embed)
-    await add(client, *(f"Kettle number {n}" for n in range(100)))
-    done = await asyncio.gather(*(drain(app, embed) for _ in range(4)))
-    assert sum(done) == 100
-    await asyncio.gather(*(drain(app, fold) for _ in range(4)))
-    assert await database.fetchval(CONSISTENT)
-    assert await database.fetch(STATISTICS) == []
 
 
 async def test_writers_of_one_owner_do_not_wait_for_each_other(
@@ -218,3 +223,12 @@ async def test_status_counts_what_waits(client: AsyncClient, index: Index) -> No
     await add(client, "Tin cup")
     after = (await client.get("/search/status")).json()
     assert (after["indexed"], after["pending"]) == (2, 1)
+
+
+async def test_status_counts_as_indexed_what_is_embedded(
+    client: AsyncClient, index: Index, database: Database
+) -> None:
+    await index()
+    await add(client, "Copper kettle")
+    await database.execute("DELETE FROM search_queue")  # as if it had been lost
+    assert (await client.get("/search/status")).json()["indexed"] == 0

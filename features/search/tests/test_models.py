@@ -1,5 +1,6 @@
-"""Models behind HTTP: failures, poisoned texts, and the change from one model to another."""
+"""Models behind HTTP: failures, and poisoned texts."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,16 @@ from pydantic import ValidationError
 
 from features.search.embedding import EmbeddingUnavailable, WrongDimension
 from features.search.embedding.embedders import Embedders
-from features.search.engine import check_model, engine_of
-from features.search.indexing import embed_due, reindex
+from features.search.engine import check_model
 from features.search.settings import SearchSettings
+from features.search.tasks import embed, fold
 from features.search.tests.conftest import Index
 from features.search.tests.endpoint import Endpoint, running_endpoint
-from features.search.tests.test_indexing import CONSISTENT, Database, add, database
+from features.search.tests.test_indexing import CONSISTENT, STATISTICS, Database, add, database
 from features.search.tests.test_search import find, titles
 from shared.cache import open_cache
-from shared.database import database_of
 from shared.settings import ConfigurationError
+from shared.tasks import drain
 
 __all__ = ["database"]
 
@@ -36,6 +37,7 @@ async def endpoint(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Endpoint]:
             "MODEL": "words",
             "DIM": str(running.dimension),
             "API_KEY": "secret",
+            "TIMEOUT": "2",
         }.items():
             monkeypatch.setenv(f"APP_EMBEDDING_{name}", value)
         yield running
@@ -139,33 +141,58 @@ async def test_without_the_model_words_still_find(
     assert (await find(client, "kettle", mode="lexical"))["degraded"] is False
 
 
-async def test_what_waits_is_embedded_once_the_model_is_back(
-    endpoint: Endpoint, client: AsyncClient, index: Index, database: Database
+@pytest.mark.parametrize("status", [400, 500])
+async def test_while_the_model_serves_nobody_what_waits_is_left_alone(
+    endpoint: Endpoint, client: AsyncClient, index: Index, database: Database, status: int
 ) -> None:
     await index()
-    await add(client, "Copper kettle")
-    endpoint.failures = [(500, {})] * 3
-    await index()
-    assert (await client.get("/search/status")).json()["pending"] == 1
+    await add(client, "Copper kettle", "Iron pan")
+    endpoint.failures = [(status, {})] * 100
+    for _ in range(6):
+        await index()
+    assert (await client.get("/search/status")).json()["pending"] == 2
+    assert await database.fetchval("SELECT count(*) FROM search_queue WHERE attempts > 0") == 0
+    endpoint.failures.clear()
     await index()
     assert await database.fetchval(CONSISTENT)
 
 
+@pytest.mark.parametrize(
+    ("reaction", "error"),
+    [
+        ("400", "cannot embed arsenic"),
+        ("500", "cannot embed arsenic"),
+        ("null", "not 64"),
+        ("hang", "ReadTimeout"),
+    ],
+)
 async def test_a_poisoned_text_is_parked_and_blocks_nothing(
-    endpoint: Endpoint, client: AsyncClient, index: Index, database: Database
+    endpoint: Endpoint,
+    client: AsyncClient,
+    index: Index,
+    database: Database,
+    reaction: str,
+    error: str,
 ) -> None:
-    endpoint.poison = "arsenic"
-    (item, *_) = await add(client, "Jar of arsenic", *(f"Kettle {n}" for n in range(40)))
-    await index()
-    assert await database.fetchval("SELECT count(*) FROM search_queue WHERE NOT parked") == 1
-    while not await database.fetchval("SELECT attempts = 5 AND parked FROM search_queue"):
-        await database.execute("UPDATE search_queue SET next_attempt_at = now()")
+    endpoint.poison, endpoint.reaction = "arsenic", reaction
+    (item, *_) = await add(client, "Jar of arsenic", *(f"Kettle {n}" for n in range(20)))
+    await database.execute(
+        "INSERT INTO items (id, owner_id, title, price) "
+        "SELECT gen_random_uuid(), owner_id, 'Pot ' || n, 1 "
+        "FROM (SELECT owner_id FROM items LIMIT 1) AS items, generate_series(1, 80) AS n"
+    )
+    with stamina.set_testing(True, attempts=1):
+        await index()
+        assert await database.fetchval("SELECT array_agg(item_id::text) FROM search_queue") == [
+            item["id"]
+        ]
+        await database.execute("UPDATE search_queue SET attempts = 4, next_attempt_at = now()")
         await index()
     status = (await client.get("/search/status")).json()
-    assert (status["indexed"], status["pending"], status["parked"]) == (40, 0, 1)
+    assert (status["indexed"], status["pending"], status["parked"]) == (100, 0, 1)
     (parked,) = status["parked_items"]
-    assert parked["item_id"] == item["id"]
-    assert "cannot embed arsenic" in parked["error"]
+    assert (parked["item_id"], parked["attempts"]) == (item["id"], 5)
+    assert error in parked["error"]
     assert titles(await find(client, "arsenic", mode="lexical")) == ["Jar of arsenic"]
 
     await client.patch(f"/items/{item['id']}", json={"title": "Jar of sugar"})
@@ -173,51 +200,66 @@ async def test_a_poisoned_text_is_parked_and_blocks_nothing(
     assert await database.fetchval(CONSISTENT)
 
 
-async def test_a_new_model_takes_over_without_a_gap(
+async def test_what_failed_before_is_tried_again_alone(
+    endpoint: Endpoint, client: AsyncClient, index: Index, database: Database
+) -> None:
+    endpoint.poison = "arsenic"
+    await add(client, "Jar of arsenic", "Box of arsenic")
+    await index()
+    await add(client, "Copper kettle", "Iron pan")
+    await database.execute("UPDATE search_queue SET next_attempt_at = now()")
+    endpoint.requests.clear()
+    await index()
+    assert sorted(map(len, endpoint.requests)) == [1, 1, 1, 1, 2]  # with a probe after each refusal
+
+
+async def test_many_workers_share_the_queue(
     endpoint: Endpoint, app: FastAPI, client: AsyncClient, index: Index, database: Database
 ) -> None:
-    local = Embedders(SearchSettings(embedding_provider="local"), open_cache(None))
-    await add(client, *(f"Kettle {n}" for n in range(72)))
-    while await embed_due(database_of(app), local, "english"):
-        pass
-    await local.close()
-    assert (await client.get("/search/status")).json()["model"] == "all-MiniLM-L6-v2"
-
-    embedders = engine_of(app).embedders  # the API was started with the new settings
-    embedder = embedders.get(embedders.configured)
-    assert embedder
-    run = reindex(database_of(app), embedder, "english")
-    step = await anext(run)  # and is killed after its first batch
-    assert step == ("embedding", 8)
-    await run.aclose()
-    assert (await find(client, "kettle", mode="semantic", explain=True))["explanation"][
-        "model"
-    ] == "all-MiniLM-L6-v2"
-    await add(client, "Teapot")
-
-    steps = [step async for step in reindex(database_of(app), embedder, "english")]
-    assert max(waiting for _, waiting in steps) < 10  # it went on where it was
-    answer = await find(client, "teapot", mode="semantic", explain=True)
-    assert answer["explanation"]["model"] == "words"
-    assert titles(answer)[0] == "Teapot"
+    await add(client, "Copper kettle")
     await index()
+    await database.execute(
+        "INSERT INTO items (id, owner_id, title, price) "
+        "SELECT gen_random_uuid(), owner_id, 'Pot ' || n, 1 "
+        "FROM items, generate_series(1, 256) AS n"
+    )
+    all_at_work = asyncio.Barrier(4)
+    endpoint.meanwhile = all_at_work.wait  # each is answered when the others have a batch too
+    done = await asyncio.gather(*(drain(app, embed) for _ in range(4)))
+    assert done == [64] * 4
+    await asyncio.gather(*(drain(app, fold) for _ in range(4)))
     assert await database.fetchval(CONSISTENT)
-    assert await database.fetchval("SELECT count(*) FROM search_models") == 1
+    assert await database.fetch(STATISTICS) == []
 
 
-async def test_a_change_of_language_indexes_everything_again(
-    app: FastAPI, client: AsyncClient, index: Index, database: Database
+@pytest.mark.parametrize("committed", [True, False])
+async def test_a_corrected_text_waits_for_no_embedder_and_is_not_parked_for_the_old_one(
+    endpoint: Endpoint,
+    client: AsyncClient,
+    index: Index,
+    database: Database,
+    committed: bool,
 ) -> None:
-    await add(client, "Die Häuser am See", "The houses by the lake")
+    endpoint.poison = "arsenic"
+    await add(client, "Jar of arsenic")
     await index()
-    assert "Die Häuser am See" not in titles(await find(client, "Hauses ", mode="lexical"))
-    embedders = engine_of(app).embedders
-    embedder = embedders.get(embedders.configured)
-    assert embedder
-    async for _ in reindex(database_of(app), embedder, "german"):
-        pass
+    await database.execute("UPDATE search_queue SET attempts = 4, next_attempt_at = now()")
+    await database.execute("SET lock_timeout = '1s'")
+    transaction = database.transaction()
+
+    async def correct() -> None:
+        endpoint.meanwhile = None
+        await transaction.start()
+        await database.execute("UPDATE items SET title = 'Jar of sugar'")
+        if committed:
+            await transaction.commit()
+
+    endpoint.meanwhile = correct
     await index()
-    assert titles(await find(client, "Hauses ", mode="lexical")) == ["Die Häuser am See"]
+    if not committed:
+        await transaction.commit()
+    assert (await client.get("/search/status")).json()["parked"] == 0
+    await index()
     assert await database.fetchval(CONSISTENT)
 
 

@@ -1,0 +1,231 @@
+"""The first start and the change of model or language, while others search and write."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import asyncpg
+import pytest
+from fastapi import FastAPI
+from httpx import AsyncClient
+from typer.testing import CliRunner
+
+from features.search.commands import commands
+from features.search.embedding import Embedder, Embedders
+from features.search.engine import engine_of
+from features.search.indexing import documents, embed_due, embeddings, reindex
+from features.search.settings import SearchSettings
+from features.search.tests.conftest import Index
+from features.search.tests.endpoint import Endpoint
+from features.search.tests.test_indexing import CONSISTENT, STATISTICS, Database, add, database
+from features.search.tests.test_models import endpoint, quick_retries
+from features.search.tests.test_search import find, titles
+from shared.cache import open_cache
+from shared.database import database_of
+from shared.errors import Unavailable
+
+__all__ = ["database", "endpoint", "quick_retries"]
+
+ANOTHER = (
+    "INSERT INTO items (id, owner_id, title, price) "
+    "SELECT gen_random_uuid(), owner_id, $1, 1 FROM items LIMIT 1"
+)
+
+
+@pytest.fixture
+async def writer(database_url: str) -> AsyncIterator[Database]:
+    """Somebody who writes, and takes his time."""
+    connection = await asyncpg.connect(database_url)
+    yield connection
+    await connection.close()
+
+
+def configured(app: FastAPI) -> Embedder:
+    embedders = engine_of(app).embedders
+    embedder = embedders.get(embedders.configured)
+    assert embedder
+    return embedder
+
+
+async def embed_locally(app: FastAPI) -> None:
+    """Embeds what waits with the packaged model, as before the settings named another."""
+    local = Embedders(SearchSettings(embedding_provider="local"), open_cache(None))
+    while await embed_due(database_of(app), local, "english"):
+        pass
+    await local.close()
+
+
+async def until(database: Database, condition: str) -> None:
+    async with asyncio.timeout(60):
+        while not await database.fetchval(f"SELECT {condition}"):  # noqa: ASYNC110  # another's doing
+            await asyncio.sleep(0.02)
+
+
+async def test_a_new_model_takes_over_without_a_gap(
+    endpoint: Endpoint,
+    app: FastAPI,
+    client: AsyncClient,
+    index: Index,
+    database: Database,
+    writer: Database,
+) -> None:
+    await add(client, *(f"Kettle {n}" for n in range(72)))
+    await embed_locally(app)
+    assert (await client.get("/search/status")).json()["model"] == "all-MiniLM-L6-v2"
+
+    embedder = configured(app)  # the API was started with the new settings
+    run = reindex(database_of(app), embedder, "english")
+    step = await anext(run)  # and is killed after its first batch
+    assert step == ("embedding", 8)
+    await run.aclose()
+    assert (await find(client, "kettle", mode="semantic", explain=True))["explanation"][
+        "model"
+    ] == "all-MiniLM-L6-v2"
+    await add(client, "Teapot")
+
+    transaction = writer.transaction()
+
+    async def go_on() -> list[int]:
+        steps = []
+        async for step, waiting in reindex(database_of(app), embedder, "english"):
+            steps.append(waiting)
+            if step == "building the vector index":
+                await transaction.start()
+                await writer.execute(ANOTHER, "Copper mug")
+        return steps
+
+    going_on = asyncio.create_task(go_on())
+    await until(database, "count(*) = 1 FROM search_models")  # all was switched but this writer
+    await transaction.commit()
+    assert max(await going_on) < 10  # it went on where it was
+    answer = await find(client, "teapot", mode="semantic", explain=True)
+    assert answer["explanation"]["model"] == "words"
+    assert titles(answer)[0] == "Teapot"
+    assert (await client.get("/search/status")).json()["indexed"] == 73
+    await index()
+    assert await database.fetchval(CONSISTENT)
+    assert titles(await find(client, "mug", mode="semantic"))[0] == "Copper mug"
+
+
+async def test_a_reindex_fails_while_a_writer_does_not_end_and_can_be_run_again(
+    endpoint: Endpoint,
+    app: FastAPI,
+    client: AsyncClient,
+    index: Index,
+    database: Database,
+    writer: Database,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await add(client, "Copper kettle")
+    await embed_locally(app)
+    transaction = writer.transaction()
+    await transaction.start()
+    await writer.execute(ANOTHER, "Iron pan")  # knows nothing of the new model
+    with monkeypatch.context() as impatient:
+        impatient.setattr(documents, "WAIT_ATTEMPTS", 2)
+        with pytest.raises(Unavailable, match="try again when it has ended"):
+            await run_reindex(app, "english")
+    assert (await client.get("/search/status")).json()["model"] == "all-MiniLM-L6-v2"
+    await transaction.commit()
+    await run_reindex(app, "english")
+    assert (await client.get("/search/status")).json()["indexed"] == 2
+    await index()
+    assert await database.fetchval(CONSISTENT)
+
+
+async def run_reindex(app: FastAPI, language: str) -> None:
+    async for _ in reindex(database_of(app), configured(app), language):
+        pass
+
+
+async def test_a_first_start_that_was_cut_off_is_made_again(
+    endpoint: Endpoint,
+    client: AsyncClient,
+    index: Index,
+    database: Database,
+    writer: Database,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await add(client, "Copper kettle")
+    transaction = writer.transaction()
+    await transaction.start()
+    await writer.execute(ANOTHER, "Iron pan")
+    with monkeypatch.context() as impatient:
+        impatient.setattr(documents, "WAIT_ATTEMPTS", 2)
+        with pytest.raises(Unavailable):
+            await index()
+    await transaction.commit()
+    await index()
+    assert await database.fetchval(CONSISTENT)
+
+
+async def test_a_change_of_language_indexes_everything_again(
+    app: FastAPI, client: AsyncClient, index: Index, database: Database, writer: Database
+) -> None:
+    await add(client, "Die Häuser am See", "The houses by the lake")
+    await index()
+    assert "Die Häuser am See" not in titles(await find(client, "Hauses ", mode="lexical"))
+    transaction = writer.transaction()
+    await transaction.start()
+    await writer.execute(ANOTHER, "Zwei Häuser")  # in the language before
+    reindexing = asyncio.create_task(run_reindex(app, "german"))
+    await asyncio.wait([reindexing], timeout=1)  # it waits for the writer
+    await transaction.commit()
+    await reindexing
+    await index()
+    found = titles(await find(client, "Hauses ", mode="lexical"))
+    assert sorted(found) == ["Die Häuser am See", "Zwei Häuser"]
+    assert await database.fetchval(CONSISTENT)
+
+
+async def test_what_is_written_while_all_is_indexed_again_is_not_overwritten(
+    app: FastAPI,
+    client: AsyncClient,
+    index: Index,
+    database: Database,
+    writer: Database,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await add(client, "Copper kettle", "Iron pan")
+    await index()
+    transaction = writer.transaction()
+    settle = documents.settle
+
+    async def settle_and_write(*arguments: Any) -> None:
+        monkeypatch.undo()
+        await settle(*arguments)
+        await transaction.start()
+        await writer.execute("UPDATE items SET title = 'Tin cup' WHERE title = 'Iron pan'")
+
+    monkeypatch.setattr(documents, "settle", settle_and_write)
+    reindexing = asyncio.create_task(run_reindex(app, "german"))
+    await asyncio.wait([reindexing], timeout=1)  # it meets the row that is being written
+    await transaction.commit()
+    await reindexing
+    await index()
+    assert titles(await find(client, "cup", mode="lexical")) == ["Tin cup"]
+    assert await database.fetchval(CONSISTENT)
+    assert await database.fetch(STATISTICS) == []
+
+
+async def test_a_reindex_tells_what_the_model_did_not_embed_and_tries_it_again(
+    endpoint: Endpoint,
+    client: AsyncClient,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(embeddings, "MAX_ATTEMPTS", 1)
+    endpoint.poison = "arsenic"
+    await add(client, "Jar of arsenic", "Copper kettle")
+
+    async def run() -> str:
+        environment = {"APP_DATABASE_URL": database_url, "APP_ENV": "test"}
+        result = await asyncio.to_thread(CliRunner().invoke, commands, env=environment)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    assert "did not embed them: 1 items" in await run()
+    assert (await client.get("/search/status")).json()["parked"] == 1
+    endpoint.poison = None
+    assert "did not embed" not in await run()
+    assert (await client.get("/search/status")).json()["indexed"] == 2
