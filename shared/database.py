@@ -21,12 +21,12 @@ from fastapi import Depends, FastAPI, Request
 from sqlalchemy import Connection as SyncConnection
 from sqlalchemy import event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from shared.errors import Unavailable
-from shared.replica import RecentWriters
+from shared.replica import Presence, RecentWriters
 from shared.settings import Settings
 
 CONNECT_TIMEOUT_SECONDS = 3.0
@@ -44,7 +44,8 @@ UNNAMED_STATEMENTS: dict[str, Any] = {
 class Database:
     """The engines of one process. `direct_url` is a libpq URL that leads past any pooler.
 
-    `read` is the replica's, where one is set; `writers` then go to `read_primary`.
+    `read` is the replica's, where one is set; `writers` then go to `read_primary`, and so does
+    everybody while the replica is away.
     """
 
     direct_url: str
@@ -52,6 +53,7 @@ class Database:
     read: AsyncEngine
     read_primary: AsyncEngine
     writers: RecentWriters | None
+    replica: Presence
 
     @property
     def engines(self) -> Mapping[str, AsyncEngine]:
@@ -79,6 +81,7 @@ def open_database(url: str, settings: Settings) -> Database:
         read=_engine(replica, settings, read_only=True) if replica else primary,
         read_primary=primary,
         writers=RecentWriters(settings.redis_url, lag) if replica else None,
+        replica=Presence(),
     )
 
 
@@ -163,17 +166,29 @@ async def reading(
     Raises:
         Unavailable: when no connection can be made.
     """
-    engine = database.read
-    if request and database.writers and await database.writers.include(request):
-        engine = database.read_primary
     try:
-        connection = await engine.connect()
+        connection = await _replica(database, request) or await database.read_primary.connect()
     except CONNECT_ERRORS as error:
         raise Unavailable("The database cannot be reached; please try again") from error
     try:
         yield connection
     finally:
         await connection.close()
+
+
+async def _replica(database: Database, request: Request | None) -> AsyncConnection | None:
+    """A connection to the replica, if there is one that this request may read from."""
+    if database.writers is None or (request and await database.writers.include(request)):
+        return None
+    if not database.replica.worth_a_try():
+        return None
+    try:
+        connection = await database.read.connect()
+    except (*CONNECT_ERRORS, DBAPIError) as error:
+        database.replica.missed(error)
+        return None
+    database.replica.met()
+    return connection
 
 
 @asynccontextmanager
