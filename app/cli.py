@@ -69,7 +69,7 @@ def serve_command(
 
 def _prepare(settings: Settings) -> None:
     assert settings.database_url
-    upgrade(settings.database_url)
+    upgrade(settings.database_direct_url or settings.database_url)
     asyncio.run(load_demo(settings))
 
 
@@ -87,7 +87,7 @@ def migrate() -> None:
         assert settings.database_url
         configure_logging(settings)
         logging.getLogger("alembic.runtime.migration").setLevel(logging.INFO)
-        upgrade(settings.database_url)
+        upgrade(settings.database_direct_url or settings.database_url)
 
 
 @cli.command()

@@ -5,10 +5,13 @@ before the first byte of the response leaves, so that a 2xx means committed. A *
 session* has no transaction at all: every statement sees the newest snapshot, and the
 server refuses writes. It goes to the replica where one is set, but for clients who have
 just written: they read what they wrote, from the primary.
+
+Behind a pooler in transaction mode nothing outlasts a transaction: there, a read session is
+one too, read-only, statements have no names, and each transaction sets its own timeouts.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -16,14 +19,15 @@ from typing import Annotated, Any
 
 from asyncpg import Connection, InterfaceError, PostgresError, connect
 from fastapi import Depends, FastAPI, Request
+from sqlalchemy import Connection as SyncConnection
 from sqlalchemy import event
 from sqlalchemy.engine import ExceptionContext, make_url
-from sqlalchemy.exc import DisconnectionError, InvalidRequestError
+from sqlalchemy.exc import DBAPIError, DisconnectionError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from shared.errors import Unavailable
-from shared.replica import RecentWriters
+from shared.replica import Presence, RecentWriters
 from shared.settings import Settings
 
 CONNECT_TIMEOUT_SECONDS = 3.0
@@ -31,20 +35,27 @@ CLOSE_TIMEOUT_SECONDS = 2.0
 # What asyncpg raises while it connects; SQLAlchemy wraps only what comes later. It gives up with
 # an InvalidRequestError where a new connection has ended before it could be used.
 CONNECT_ERRORS = (OSError, TimeoutError, PostgresError, InterfaceError, InvalidRequestError)
+UNNAMED: Mapping[str, Any] = {
+    "prepared_statement_cache_size": 0,
+    "prepared_statement_name_func": lambda: "",
+}
+"""What SQLAlchemy is told about prepared statements where a pooler cannot keep them."""
 
 
 @dataclass(frozen=True)
 class Database:
-    """The engines of one process. `url` is a libpq URL, for what speaks asyncpg itself.
+    """The engines of one process. `direct_url` is a libpq URL that leads past any pooler.
 
-    `read` is the replica's, where one is set; `writers` then go to `read_primary`.
+    `read` is the replica's, where one is set; `writers` then go to `read_primary`, and so does
+    everybody while the replica is away.
     """
 
-    url: str
+    direct_url: str
     write: AsyncEngine
     read: AsyncEngine
     read_primary: AsyncEngine
     writers: RecentWriters | None
+    replica: Presence
 
     @property
     def engines(self) -> Mapping[str, AsyncEngine]:
@@ -64,32 +75,37 @@ class Database:
 
 def open_database(url: str, settings: Settings) -> Database:
     """Makes the engines. Connects to nothing: that happens when a session first needs it."""
-
-    def readers(url: str) -> AsyncEngine:
-        server = {"default_transaction_read_only": "on"}
-        return _engine(url, settings, server, isolation_level="AUTOCOMMIT")
-
     replica, lag = settings.database_replica_url, settings.database_replica_lag
-    primary = readers(url)
+    primary = _engine(url, settings, read_only=True)
     return Database(
-        url=url,
-        write=_engine(url, settings, {}),
-        read=readers(replica) if replica else primary,
+        direct_url=settings.database_direct_url or url,
+        write=_engine(url, settings),
+        read=_engine(replica, settings, read_only=True) if replica else primary,
         read_primary=primary,
         writers=RecentWriters(settings.redis_url, lag) if replica else None,
+        replica=Presence(),
     )
 
 
-def _engine(url: str, settings: Settings, server: dict[str, str], **options: Any) -> AsyncEngine:
-    server_settings = {
-        "application_name": "tessera",
+def _engine(url: str, settings: Settings, *, read_only: bool = False) -> AsyncEngine:
+    bounds = {
         "statement_timeout": _milliseconds(settings.database_statement_timeout),
         "lock_timeout": _milliseconds(settings.database_lock_timeout),
-        **server,
     }
+    pooled = settings.database_direct_url is not None
+    server = {"application_name": "tessera"} | ({} if pooled else bounds)
+    connecting: dict[str, Any] = {"timeout": CONNECT_TIMEOUT_SECONDS, "server_settings": server}
+    options: dict[str, Any] = {}
+    if pooled:
+        connecting["statement_cache_size"] = 0
+        options["execution_options"] = {"postgresql_readonly": read_only}
+    elif read_only:
+        server["default_transaction_read_only"] = "on"
+        options["isolation_level"] = "AUTOCOMMIT"
     engine = new_engine(
         url,
-        {"timeout": CONNECT_TIMEOUT_SECONDS, "server_settings": server_settings},
+        connecting,
+        UNNAMED if pooled else {},
         pool_size=settings.database_pool_size,
         max_overflow=0,
         hide_parameters=True,  # in error messages, which are logged
@@ -98,13 +114,37 @@ def _engine(url: str, settings: Settings, server: dict[str, str], **options: Any
     )
     event.listen(engine.sync_engine, "checkout", _refuse_closed)
     event.listen(engine.sync_engine, "handle_error", _part_if_stuck)
+    if pooled:
+        event.listen(engine.sync_engine, "begin", _bounded_by(bounds))
     return engine
 
 
-def new_engine(url: str, connecting: Mapping[str, Any], **options: Any) -> AsyncEngine:
+def new_engine(
+    url: str,
+    connecting: Mapping[str, Any],
+    statements: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> AsyncEngine:
     """An engine for a libpq URL, which asyncpg itself reads: it knows `sslmode` and the like."""
+
+    def connection() -> Any:
+        dbapi: Any = engine.sync_engine.dialect.dbapi
+        creator = partial(connect, url, **connecting)
+        return dbapi.connect(async_creator_fn=creator, **(statements or {}))
+
     shown = make_url(url).set(drivername="postgresql+asyncpg", query={})
-    return create_async_engine(shown, async_creator=partial(connect, url, **connecting), **options)
+    engine = create_async_engine(shown, creator=connection, **options)
+    return engine
+
+
+def _bounded_by(bounds: Mapping[str, str]) -> Callable[[SyncConnection], None]:
+    """For the transactions of a pooler, whose connections have settings that are not ours."""
+    each = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in bounds.items())
+
+    def begin(connection: SyncConnection) -> None:
+        connection.exec_driver_sql(f"SELECT {each}")
+
+    return begin
 
 
 def _milliseconds(seconds: float) -> str:
@@ -157,17 +197,29 @@ async def reading(
     Raises:
         Unavailable: when no connection can be made.
     """
-    engine = database.read
-    if request and database.writers and await database.writers.include(request):
-        engine = database.read_primary
     try:
-        connection = await engine.connect()
+        connection = await _replica(database, request) or await database.read_primary.connect()
     except CONNECT_ERRORS as error:
         raise Unavailable("The database cannot be reached; please try again") from error
     try:
         yield connection
     finally:
         await connection.close()
+
+
+async def _replica(database: Database, request: Request | None) -> AsyncConnection | None:
+    """A connection to the replica, if there is one that this request may read from."""
+    if database.writers is None or (request and await database.writers.include(request)):
+        return None
+    if not database.replica.worth_a_try():
+        return None
+    try:
+        connection = await database.read.connect()
+    except (*CONNECT_ERRORS, DBAPIError) as error:
+        database.replica.missed(error)
+        return None
+    database.replica.met()
+    return connection
 
 
 @asynccontextmanager
@@ -183,7 +235,7 @@ async def snapshot(
 @asynccontextmanager
 async def listening(database: Database) -> AsyncIterator["Connection[Any]"]:
     """A connection of its own, outside the pool, for LISTEN."""
-    connection = await connect(database.url, timeout=CONNECT_TIMEOUT_SECONDS)
+    connection = await connect(database.direct_url, timeout=CONNECT_TIMEOUT_SECONDS)
     try:
         yield connection
     finally:
@@ -212,7 +264,7 @@ WriteSession = Annotated[AsyncSession, Depends(_write_session, scope="function")
 """One transaction, committed before the response leaves; handlers flush and never commit."""
 
 ReadSession = Annotated[AsyncConnection, Depends(_read_session, scope="function")]
-"""Autocommit and read-only; rows, not objects."""
+"""Read-only, and no unit: each statement sees what is newest; rows, not objects."""
 
 Snapshot = Annotated[AsyncConnection, Depends(_snapshot, scope="request")]
 """One read-only snapshot that lives as long as the response: for answers that are streamed."""

@@ -1,11 +1,48 @@
-"""Read your writes: who has just written reads from the primary, as the replica may lag behind."""
+"""When the primary reads although there is a replica: for who has just written, as the replica may
+lag behind, and while it cannot be reached."""
 
 import hashlib
+import time
 
+import structlog
 from fastapi import Request
+from prometheus_client import Counter
 
 from shared.cache import open_cache
 from shared.limits import client_address
+
+PAUSE_SECONDS = 5.0
+FALLBACKS = Counter(
+    "tessera_replica_fallbacks_total", "Reads that went to the primary as the replica was away"
+)
+
+log = structlog.get_logger(__name__)
+
+
+class Presence:
+    """Whether the replica is there. Once it is not, one read tries it, every `PAUSE_SECONDS`."""
+
+    def __init__(self) -> None:
+        self._away = False
+        self._again = 0.0
+
+    def worth_a_try(self) -> bool:
+        if self._away and time.monotonic() < self._again:
+            FALLBACKS.inc()
+            return False
+        self._again = time.monotonic() + PAUSE_SECONDS
+        return True
+
+    def missed(self, error: Exception) -> None:
+        FALLBACKS.inc()
+        if not self._away:
+            log.warning("replica_away", error=repr(error))
+        self._away = True
+
+    def met(self) -> None:
+        if self._away:
+            log.info("replica_back")
+        self._away = False
 
 
 class RecentWriters:

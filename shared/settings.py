@@ -81,6 +81,7 @@ class Settings(BaseSettings):
 
     env: Literal["dev", "test", "prod"] = "dev"
     database_url: PostgresUrl | None = None
+    database_direct_url: PostgresUrl | None = None
     database_replica_url: PostgresUrl | None = None
     database_replica_lag: float = Field(default=5.0, gt=0, le=3600)
     database_pool_size: int = Field(default=10, ge=1, le=500)

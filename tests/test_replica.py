@@ -17,7 +17,9 @@ from shared.embedded.home import find_home, run_program
 from shared.migrations import upgrade
 from shared.settings import Settings
 from shared.testing import connect, sign_in
-from tests.serving import Redis
+from tests.probing import captured_log
+from tests.resilience.servers import Proxy
+from tests.serving import Redis, free_port
 
 SMALL = {"shared_buffers": "16MB", "fsync": "off"}
 WITHIN_SECONDS = 30.0
@@ -93,6 +95,12 @@ async def client_of(settings: Settings, stack: AsyncExitStack) -> AsyncClient:
     return await stack.enter_async_context(connect(app))
 
 
+async def until_status(client: AsyncClient, path: str, status: int) -> None:
+    async with asyncio.timeout(WITHIN_SECONDS):
+        while (await client.get(path)).status_code != status:  # noqa: ASYNC110  # HTTP
+            await asyncio.sleep(0.02)
+
+
 @pytest.mark.parametrize(("shared", "elsewhere"), [(False, 404), (True, 200)])
 async def test_what_a_client_wrote_it_reads_although_the_replica_lags(
     settings: Settings,
@@ -120,3 +128,39 @@ async def test_what_a_client_wrote_it_reads_although_the_replica_lags(
         await replica.execute("SELECT pg_wal_replay_resume()")
         await caught_up(database_url, replica)
         assert (await there.get(item)).status_code == 200
+
+
+async def test_the_primary_reads_while_the_replica_is_away(
+    settings: Settings,
+    database_url: str,
+    servers: tuple[EmbeddedServer, EmbeddedServer],
+    replica: "asyncpg.Connection[asyncpg.Record]",
+) -> None:
+    proxy = Proxy(target=servers[1].port)
+    listener = await proxy.start()
+    way = EmbeddedServer(proxy.port, servers[1].password).url("tessera")
+    settings = settings.model_copy(update={"database_replica_url": way})
+    async with AsyncExitStack() as stack:
+        stack.callback(listener.close)
+        here, there = [await client_of(settings, stack) for _ in range(2)]
+        log = captured_log()
+        await sign_in(here, "away@example.com")
+        there.headers["Authorization"] = here.headers["Authorization"]
+        await caught_up(database_url, replica)
+        await replica.execute("SELECT pg_wal_replay_pause()")
+        created = await here.post("/items", json={"title": "Kettle", "price": 20})
+        item = created.headers["location"]
+        await until_status(there, item, 404)  # by the replica, which lags
+
+        proxy.target = free_port()
+        proxy.hang_up()
+        await until_status(there, item, 200)
+        paths = [item, "/items", "/items/export", "/search?q=kettle&mode=lexical", "/readyz"] * 4
+        answers = await asyncio.gather(*map(there.get, paths))
+        assert {answer.status_code for answer in answers} == {200}
+        assert log.getvalue().count("replica_away") == 1
+        assert "tessera_replica_fallbacks_total " in (await there.get("/metrics")).text
+
+        proxy.target = servers[1].port
+        await until_status(there, item, 404)
+        proxy.hang_up()

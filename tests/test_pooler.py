@@ -1,0 +1,189 @@
+"""Behind pgbouncer in transaction mode, where each transaction may be on another connection."""
+
+import asyncio
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+
+import asyncpg
+import pytest
+from fastapi import FastAPI
+from httpx import AsyncClient
+from sqlalchemy import text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.main import create_app
+from shared.database import database_of, reading, transaction
+from shared.settings import Settings
+from shared.testing import Server, SignUp, connect
+from tests.serving import ROOT, environment, free_port
+
+CONNECTIONS = 2  # to PostgreSQL, for all of the clients
+LISTENING = 3  # past the pooler: one of each process, and one for background work
+CLIENTS = 8
+WITHIN_SECONDS = 30.0
+CONFIGURATION = """
+[databases]
+* = host={url.host} port={url.port} user={url.username} password={url.password}
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {port}
+unix_socket_dir =
+auth_type = any
+pool_mode = transaction
+default_pool_size = {connections}
+max_client_conn = 500
+"""
+
+
+@pytest.fixture(scope="module")
+def pooler(server: Server) -> Iterator[int]:
+    """The port of a pgbouncer before the server under test."""
+    if shutil.which("pgbouncer") is None:
+        pytest.skip("there is no pgbouncer")
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="tessera-test-") as folder:
+        Path(folder).chmod(0o755)  # it does not run as root
+        file = Path(folder) / "pgbouncer.ini"
+        url = make_url(server.admin_url)
+        file.write_text(CONFIGURATION.format(url=url, port=port, connections=CONNECTIONS))
+        account = ["--user=nobody"] if os.geteuid() == 0 else []
+        process = subprocess.Popen(["pgbouncer", "--quiet", *account, str(file)])
+        try:
+            _wait_until_it_listens(port, process)
+            yield port
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _wait_until_it_listens(port: int, process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + WITHIN_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            return
+        time.sleep(0.02)
+    raise AssertionError("pgbouncer does not listen")
+
+
+@pytest.fixture
+def pooled_url(pooler: int, database_url: str) -> str:
+    pooled = make_url(database_url).set(host="127.0.0.1", port=pooler)
+    return pooled.render_as_string(hide_password=False)
+
+
+@pytest.fixture
+def settings(settings: Settings, pooled_url: str, database_url: str) -> Settings:
+    update = {"database_url": pooled_url, "database_direct_url": database_url}
+    return settings.model_copy(update=update)
+
+
+@pytest.fixture
+async def elsewhere(settings: Settings) -> AsyncIterator[AsyncClient]:
+    """Another process, as far as the database is concerned, with its background work."""
+    async with AsyncExitStack() as stack:
+        app = create_app(settings)
+        await stack.enter_async_context(app.router.lifespan_context(app))
+        yield await stack.enter_async_context(connect(app))
+
+
+async def test_everything_works_for_more_clients_than_connections(
+    sign_up: SignUp, elsewhere: AsyncClient, database_url: str
+) -> None:
+    async def use(name: str) -> None:
+        client = await sign_up(f"{name}@example.com")
+        elsewhere_too = {"Authorization": client.headers["Authorization"]}
+        body = {"title": f"Enamel mug of {name}", "price": 12.5}
+        key = {"Idempotency-Key": name}
+        once, again = [await client.post("/items", json=body, headers=key) for _ in range(2)]
+        assert (once.status_code, again.json()) == (201, once.json()), once.text
+        rows = "".join(f'{{"external_id": "{n}", "title": "Kettle", "price": 5}}\n' for n in "ab")
+        jsonl = {"Content-Type": "application/jsonl"}
+        imported = await client.post("/items/import", content=rows, headers=jsonl)
+        assert imported.json()["created"] == 2, imported.text
+        listed = await elsewhere.get("/items?limit=2", headers=elsewhere_too)
+        assert listed.json()["total"] == 3, listed.text
+        assert (await client.get("/items/export")).text.count("\n") == 3
+        changed = await client.patch(once.headers["location"], json={"price": 13})
+        assert changed.json()["price"] == 13, changed.text
+        found = await client.get("/search?q=enamel&mode=lexical")
+        assert [hit["item"]["id"] for hit in found.json()["hits"]] == [once.json()["id"]]
+        await until_indexed(client)
+        meant = await client.get("/search?q=cup&mode=semantic")
+        assert meant.json()["hits"], meant.text
+
+    await asyncio.gather(*(use(f"client-{n}") for n in range(CLIENTS)))
+    assert await connections(database_url) <= CONNECTIONS + LISTENING
+
+
+async def until_indexed(client: AsyncClient) -> None:
+    async with asyncio.timeout(WITHIN_SECONDS):
+        while (await client.get("/search/status")).json()["pending"]:  # noqa: ASYNC110  # HTTP
+            await asyncio.sleep(0.05)
+
+
+async def connections(database_url: str) -> int:
+    connection = await asyncpg.connect(database_url)
+    try:
+        found = await connection.fetchval(
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        return int(found)
+    finally:
+        await connection.close()
+
+
+async def test_a_revocation_is_known_to_another_process_within_a_second(
+    client: AsyncClient, elsewhere: AsyncClient
+) -> None:
+    token = {"Authorization": client.headers["Authorization"]}
+    assert (await elsewhere.get("/users/me", headers=token)).status_code == 200
+    assert (await client.post("/auth/logout")).status_code == 204
+    await asyncio.sleep(1)
+    assert (await elsewhere.get("/users/me", headers=token)).status_code == 401
+
+
+async def test_sessions_keep_their_bounds_and_leave_none_behind(
+    app: FastAPI, settings: Settings, pooled_url: str
+) -> None:
+    asked = text("SELECT name, setting FROM pg_settings WHERE name LIKE ANY (:names)")
+    names = {"names": ["statement_timeout", "lock_timeout", "transaction_read_only"]}
+
+    async def bounds(connection: AsyncConnection) -> dict[str, str]:
+        return {row.name: row.setting for row in await connection.execute(asked, names)}
+
+    limits = {"statement_timeout": "10000", "lock_timeout": "3000"}
+    async with transaction(database_of(app)) as session:
+        connection = await session.connection()
+        assert await bounds(connection) == limits | {"transaction_read_only": "off"}
+    async with reading(database_of(app)) as connection:
+        assert await bounds(connection) == limits | {"transaction_read_only": "on"}
+        with pytest.raises(DBAPIError, match="read-only transaction"):
+            await connection.execute(text("DELETE FROM items"))
+    others = [await asyncpg.connect(pooled_url) for _ in range(CONNECTIONS)]
+    try:
+        for other in others:
+            await other.execute("BEGIN")  # each on a connection of its own
+        for other in others:
+            await other.execute("DO $$ BEGIN ASSERT current_setting('lock_timeout') = '0'; END $$")
+    finally:
+        for other in others:
+            await other.close()
+
+
+def test_migrations_go_past_the_pooler(database_url: str) -> None:
+    nowhere = f"postgresql://127.0.0.1:{free_port()}/tessera"
+    settings = {"env": "test", "database_url": nowhere, "database_direct_url": database_url}
+    command = [sys.executable, "-m", "app", "migrate"]
+    done = subprocess.run(command, cwd=ROOT, env=environment(settings), capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
