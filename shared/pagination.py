@@ -103,11 +103,14 @@ class Listing:
 
 @cache
 def page_statement(
-    listing: Listing, filters: frozenset[str], sort: Sort, *, resumed: bool
+    listing: Listing, filters: frozenset[str], sort: Sort, *, resumed: bool, total: bool = False
 ) -> Select[Any]:
+    """With `total`, each row also says how many rows match in all."""
     columns, descending = listing.rows.selected_columns, sort.descending
     order = (columns[sort.column], columns.id)
     page = _matching(listing, filters)
+    if total:
+        page = page.add_columns(count_statement(listing, filters).scalar_subquery().label("total"))
     if resumed:
         last = tuple_(*map(_from_text, ("last_value", "last_id"), order))
         page = page.where(tuple_(*order) < last if descending else tuple_(*order) > last)
@@ -118,7 +121,7 @@ def page_statement(
 @cache
 def count_statement(listing: Listing, filters: frozenset[str]) -> Select[Any]:
     matching = _matching(listing, filters)
-    return matching.with_only_columns(func.count(), maintain_column_froms=True)
+    return matching.with_only_columns(func.count().label("total"), maintain_column_froms=True)
 
 
 def _matching(listing: Listing, filters: frozenset[str]) -> Select[Any]:
@@ -145,14 +148,15 @@ async def fetch_page(
     given = {name: getattr(query, name) for name in listing.filters}
     filters = {name: value for name, value in given.items() if value is not None} | owner
     names = frozenset(filters) - frozenset(owner)
-    page = page_statement(listing, names, query.sort, resumed=after is not None)
+    page = page_statement(listing, names, query.sort, resumed=after is not None, total=query.total)
     place: dict[str, Any] = {"skip": query.skip, "rows": query.limit + 1}
     if after:
         place |= {"last_value": after.value, "last_id": after.id}
     found = (await session.execute(page, filters | place)).all()
     total: int | None = None
     if query.total:
-        total = (await session.execute(count_statement(listing, names), filters)).scalar_one()
+        counted = found or (await session.execute(count_statement(listing, names), filters)).all()
+        total = counted[0].total
     rows, more = found[: query.limit], len(found) > query.limit
     return Rows(rows, total, _keyset(rows[-1], query.sort.column) if more else None)
 

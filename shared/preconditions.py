@@ -5,7 +5,8 @@ from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Any
 
-from fastapi import Header
+from fastapi import Header, Response
+from pydantic import BaseModel
 
 from shared.errors import PreconditionFailed
 
@@ -31,6 +32,16 @@ NOT_MODIFIED: Responses = {
     HTTPStatus.NOT_MODIFIED.value: {"description": "Not Modified", "headers": _ETAG}
 }
 """The OpenAPI `responses` of routes whose answers have entity tags."""
+
+
+def created(resource: BaseModel, location: str, tag: str) -> Response:
+    """The answer to a request that has made a resource (RFC 9110, section 15.3.2)."""
+    return Response(
+        resource.model_dump_json(),
+        HTTPStatus.CREATED,
+        {"Location": location, "ETag": tag},
+        media_type="application/json",
+    )
 
 
 def entity_tag(updated_at: datetime) -> str:

@@ -5,7 +5,8 @@ from datetime import datetime
 from typing import Any, ClassVar
 from uuid import UUID
 
-from sqlalchemy import func
+from pydantic import BaseModel
+from sqlalchemy import ColumnElement, Table, func
 from sqlmodel import Field, SQLModel
 from sqlmodel.main import default_registry
 from uuid_utils.compat import uuid7
@@ -27,6 +28,17 @@ def owners() -> dict[str, str]:
         package, *module = mapper.class_.__module__.split(".")
         found[str(mapper.local_table)] = module[0] if package == "features" else package
     return found
+
+
+def table_of(model: type[SQLModel]) -> Table:
+    """The table behind a model: a statement on it gives rows, and builds no objects."""
+    table: Table = model.__table__  # type: ignore[attr-defined]
+    return table
+
+
+def columns(table: Table, schema: type[BaseModel]) -> list[ColumnElement[Any]]:
+    """The columns that are fields of the schema."""
+    return [table.c[name] for name in schema.model_fields]
 
 
 def new_id() -> UUID:

@@ -2,7 +2,7 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import Query, Request, Response, status
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
 
 from features.items import handlers
 from features.items.formats import Format, gunzip, parse, write
@@ -40,6 +40,7 @@ from shared.preconditions import (
     TAGGED,
     IfMatch,
     IfNoneMatch,
+    created,
     entity_tag,
     is_current,
 )
@@ -82,14 +83,8 @@ async def create(
     if answer := await idempotency.replay(principal):
         return answer
     item = await handlers.create_item(session, principal.user_id, new)
-    answer = JSONResponse(
-        ItemPublic.model_validate(item).model_dump(mode="json"),
-        status_code=status.HTTP_201_CREATED,
-        headers={
-            "Location": request.url_for("get", item_id=item.id).path,
-            "ETag": entity_tag(item.updated_at),
-        },
-    )
+    location = f"{request.url.path}/{item.id}"
+    answer = created(item, location, entity_tag(item.updated_at))
     return await idempotency.keep(principal, answer)
 
 
@@ -169,7 +164,7 @@ async def update(
     """Changes what is given, and leaves the rest."""
     item = await handlers.update_item(session, principal.user_id, item_id, changes, if_match)
     response.headers["ETag"] = entity_tag(item.updated_at)
-    return ItemPublic.model_validate(item)
+    return item
 
 
 @router.delete(

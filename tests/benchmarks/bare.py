@@ -10,9 +10,11 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+import anyio
 import asyncpg
 import orjson
 from joserfc.jwk import OKPKey
+from pwdlib import PasswordHash
 from sqlalchemy.dialects.postgresql.asyncpg import dialect
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -25,7 +27,7 @@ from features.search.highlighting import BRACKETS, MARKERS, SPECIAL
 from features.search.parsing import parse_query
 from features.search.schemas import Mode
 from features.search.statements import CANDIDATES, search_statement
-from features.users.tokens import TokenReader
+from features.users.tokens import TokenReader, write_access_token
 from shared.auth import Principal
 from shared.tables import new_id
 
@@ -43,10 +45,19 @@ UPDATE items SET price = $3, updated_at = clock_timestamp()
 WHERE id = $1 AND owner_id = $2 RETURNING {COLUMNS}
 """
 
+PASSWORD_HASH = "SELECT id, password_hash FROM users WHERE email = $1"
+SIGN_IN = """
+INSERT INTO sessions (id, user_id, address, user_agent, expires_at)
+VALUES ($1, $2, '', '', now() + interval '30 days')
+"""
+
 OPTIONS = orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE
 Handler = Callable[[Request, Principal], Awaitable[Response]]
 pool: "asyncpg.Pool[Any]"
 reader: TokenReader
+hasher = PasswordHash.recommended()
+cores = anyio.CapacityLimiter(os.cpu_count() or 1)
+signing_key = OKPKey.generate_key("Ed25519", {"kid": "bare"})
 embedder = LocalEmbedder(None, 2)
 vectors: dict[str, str] = {}
 statements = {mode: search_statement(mode, frozenset()) for mode in Mode}
@@ -72,6 +83,18 @@ def tag(row: Mapping[str, Any]) -> str:
 def answer(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     content = orjson.dumps(body, str, orjson.OPT_UTC_Z)  # asyncpg has a UUID of its own
     return Response(content, status, headers, media_type="application/json")
+
+
+async def token(request: Request) -> Response:
+    form = await request.form()
+    user = await pool.fetchrow(PASSWORD_HASH, form["username"])
+    assert user
+    given, kept = str(form["password"]), user["password_hash"]
+    assert await anyio.to_thread.run_sync(hasher.verify, given, kept, limiter=cores)
+    principal = Principal(user["id"], frozenset({"items:read"}), new_id())
+    await pool.execute(SIGN_IN, principal.session_id, principal.user_id)
+    access = write_access_token(signing_key, "http://127.0.0.1:8000", principal, 900)
+    return answer({"access_token": access, "token_type": "bearer", "expires_in": 900})
 
 
 async def get(request: Request, principal: Principal) -> Response:
@@ -180,6 +203,7 @@ async def lifespan(_app: Starlette) -> AsyncIterator[None]:
 app = Starlette(
     routes=[
         Route("/healthz", alive),
+        Route("/auth/token", token, methods=["POST"]),
         Route("/items", signed_in(list_)),
         Route("/items", signed_in(create), methods=["POST"]),
         Route("/items/export", signed_in(export)),

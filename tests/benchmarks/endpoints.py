@@ -21,6 +21,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx
 from fastapi import FastAPI
@@ -170,6 +171,10 @@ async def prepare(settings: Settings) -> tuple[str, list[Endpoint]]:
         form = {"grant_type": "password", "username": "bench@example.com", "password": PASSWORD}
         token = (await client.post("/auth/token", data=form)).json()["access_token"]
     create = '{"title": "Enamel mug", "price": 12.5}'
+    urlencoded = {"Content-Type": "application/x-www-form-urlencoded"}
+    signing_in = Endpoint(
+        "POST /auth/token", "/auth/token", "POST", urlencode(form), urlencoded, False
+    )
     return token, [
         Endpoint("GET /items/{id}", f"/items/{item}"),
         Endpoint(
@@ -182,6 +187,7 @@ async def prepare(settings: Settings) -> tuple[str, list[Endpoint]]:
         Endpoint("GET /items/export, 2,000 items", "/items/export", guideline=False),
         Endpoint("PATCH /items/{id}", f"/items/{item}", "PATCH", '{"price": 9.5}'),
         Endpoint("POST /items", "/items", "POST", create),
+        signing_in,
     ]
 
 

@@ -1,31 +1,36 @@
 """One item: create, get, update, delete."""
 
+from typing import Any
 from uuid import UUID
 
-import sqlalchemy
-from sqlalchemy import bindparam
+from sqlalchemy import Row, bindparam, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlmodel import col, select
+from sqlmodel import col
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from features.items.schemas import ItemCreate, ItemPublic, ItemUpdate
 from features.items.tables import Item
 from shared.errors import NotFound
 from shared.preconditions import check_if_match, entity_tag
+from shared.tables import columns, new_id, table_of
 
-PUBLIC = sqlalchemy.select(*(getattr(Item, name) for name in ItemPublic.model_fields))
+ITEMS = table_of(Item)
+PUBLIC = select(*columns(ITEMS, ItemPublic))
 """The columns that the owner sees."""
 
 OWNED = PUBLIC.where(col(Item.owner_id) == bindparam("owner_id"))
 ONE = OWNED.where(col(Item.id) == bindparam("id"))
+LOCKED = ONE.with_for_update()
+CREATE = insert(ITEMS).returning(*PUBLIC.selected_columns)
+UPDATE = update(ITEMS).where(ITEMS.c.id == bindparam("key")).returning(*PUBLIC.selected_columns)
+DELETE = delete(ITEMS).where(ITEMS.c.id == bindparam("key"))
 
 
-async def create_item(session: AsyncSession, owner_id: UUID, new: ItemCreate) -> Item:
+async def create_item(session: AsyncSession, owner_id: UUID, new: ItemCreate) -> ItemPublic:
     """Adds an item. A taken `external_id` violates `uq_items_owner_id_external_id`."""
-    item = Item(owner_id=owner_id, **new.model_dump())
-    session.add(item)
-    await session.flush()
-    return item
+    values = {"id": new_id(), "owner_id": owner_id, **new.model_dump()}
+    row = (await session.exec(CREATE, params=values)).one()
+    return ItemPublic.model_validate(row)
 
 
 async def get_item(session: AsyncConnection, owner_id: UUID, item_id: UUID) -> ItemPublic:
@@ -46,16 +51,17 @@ async def update_item(
     item_id: UUID,
     changes: ItemUpdate,
     if_match: str | None = None,
-) -> Item:
+) -> ItemPublic:
     """
     Raises:
         NotFound: there is no such item, or it is somebody else's.
         PreconditionFailed: the item has changed since `if_match` was its tag.
     """
-    item = await _lock_item(session, owner_id, item_id, if_match)
-    item.sqlmodel_update(changes.model_dump(exclude_unset=True))
-    await session.flush()
-    return item
+    row = await _lock_item(session, owner_id, item_id, if_match)
+    given = changes.model_dump(exclude_unset=True)
+    if given:
+        row = (await session.exec(UPDATE, params={"key": item_id, **given})).one()
+    return ItemPublic.model_validate(row)
 
 
 async def delete_item(
@@ -66,18 +72,20 @@ async def delete_item(
         NotFound: there is no such item, or it is somebody else's.
         PreconditionFailed: the item has changed since `if_match` was its tag.
     """
-    await session.delete(await _lock_item(session, owner_id, item_id, if_match))
+    await _lock_item(session, owner_id, item_id, if_match)
+    await session.exec(DELETE, params={"key": item_id})
 
 
 async def _lock_item(
     session: AsyncSession, owner_id: UUID, item_id: UUID, if_match: str | None
-) -> Item:
-    owned = select(Item).where(col(Item.id) == item_id, col(Item.owner_id) == owner_id)
-    item = (await session.exec(owned.with_for_update())).one_or_none()
-    if item is None:
+) -> Row[Any]:
+    connection = await session.connection()
+    key = {"id": item_id, "owner_id": owner_id}
+    row = (await connection.execute(LOCKED, key)).one_or_none()
+    if row is None:
         raise _not_found(item_id)
-    check_if_match(if_match, entity_tag(item.updated_at))
-    return item
+    check_if_match(if_match, entity_tag(row.updated_at))
+    return row
 
 
 def _not_found(item_id: UUID) -> NotFound:
