@@ -154,7 +154,7 @@ async def _probe(embedder: Embedder) -> None:
         EmbeddingUnavailable: it does not.
     """
     try:
-        await embedder.embed_query(PROBE)
+        await embedder.embed_documents([PROBE])
     except EmbeddingRefused as error:
         raise EmbeddingUnavailable(str(error)) from error
 
