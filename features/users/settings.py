@@ -71,8 +71,7 @@ class UsersSettings(BaseSettings):
     @model_validator(mode="after")
     def encrypted_in_production(self) -> "UsersSettings":
         """What a provider sends back and forth signs people in."""
-        kernel = load_settings(Settings)
-        if kernel.env != "prod" or not self.oidc_providers:
+        if not self.oidc_providers or (kernel := load_settings(Settings)).env != "prod":
             return self
         if not kernel.base_url.startswith("https:"):
             raise ValueError("APP_PUBLIC_URL must be https where APP_OIDC_PROVIDERS is set")
