@@ -22,7 +22,7 @@ from features.items.schemas import (
     ItemUpdate,
 )
 from shared.auth import Principal, requires
-from shared.bounds import NoDeadline
+from shared.bounds import Upload
 from shared.database import ReadSession, Snapshot, WriteSession
 from shared.errors import (
     BadRequest,
@@ -30,6 +30,7 @@ from shared.errors import (
     NotAcceptable,
     NotFound,
     PreconditionFailed,
+    RequestTimeout,
     responses,
 )
 from shared.idempotency import IdempotencyDep
@@ -95,17 +96,16 @@ async def create(
 
 @router.post(
     "/import",
-    responses=responses(BadRequest),
+    responses=responses(BadRequest, RequestTimeout),
     max_body_size=UNLIMITED,
     openapi_extra=IMPORT_OPENAPI,
 )
 async def import_(
-    request: Request,
     principal: Writer,
-    session: WriteSession,
     format_: ImportFormat,
     gzipped: ImportEncoding,
-    _: NoDeadline,
+    body: Upload,
+    session: WriteSession,
     dry_run: Annotated[bool, Query(description="Report what would happen, change nothing")] = False,
 ) -> ImportReport:
     """Adds or replaces items from JSON Lines or CSV, by `external_id`.
@@ -113,8 +113,7 @@ async def import_(
     The body is a stream of any length. Rows that are not valid are reported with their line
     number and left out; all others are taken, in one transaction.
     """
-    chunks = gunzip(request.stream()) if gzipped else request.stream()
-    batches = parse(chunks, format_)
+    batches = parse(gunzip(body) if gzipped else body, format_)
     return await handlers.import_items(session, principal.user_id, batches, dry_run=dry_run)
 
 
@@ -123,7 +122,7 @@ async def import_(
     response_class=StreamingResponse,
     responses={**responses(NotAcceptable), **EXPORT_OPENAPI},
 )
-async def export(principal: Reader, session: Snapshot, format_: ExportFormat) -> StreamingResponse:
+async def export(principal: Reader, format_: ExportFormat, session: Snapshot) -> StreamingResponse:
     """All your items as a stream, oldest first: JSON Lines, or CSV if `Accept` says so."""
     batches = handlers.export_items(session, principal.user_id)
     suffix = "csv" if format_ is Format.CSV else "jsonl"

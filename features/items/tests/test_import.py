@@ -15,6 +15,7 @@ from httpx import AsyncClient, Response
 
 from features.items import formats
 from features.items.formats import MAX_RECORD_BYTES, Accepted, Format, Rejected, gunzip, parse
+from shared import bounds
 
 JSONL = "application/jsonl"
 CSV = "text/csv"
@@ -424,6 +425,45 @@ async def test_two_imports_of_the_same_rows_at_once(client: AsyncClient) -> None
     answers = await asyncio.gather(*(report(send(client, data)) for _ in range(4)))
     assert (await client.get("/items")).json()["total"] == 200
     assert all(answer["rejected"] == 0 for answer in answers)
+
+
+async def test_imports_that_stand_still_leave_connections_to_others(
+    client: AsyncClient, other: AsyncClient
+) -> None:
+    begun, gate = asyncio.Semaphore(0), asyncio.Event()
+
+    async def held() -> AsyncIterator[bytes]:
+        yield json_lines(row(1))
+        begun.release()
+        await gate.wait()
+
+    importing = [asyncio.create_task(send(client, held())) for _ in range(10)]
+    for _ in range(5):
+        await begun.acquire()
+    for key in range(3):
+        assert (await other.post("/items", json=row(key))).status_code == 201
+    assert (await other.get("/readyz")).status_code == 200
+    gate.set()
+    answers = await asyncio.gather(*importing)
+    assert sorted(answer.status_code for answer in answers) == [200] * 5 + [503] * 5
+    assert all("retry-after" in answer.headers for answer in answers if answer.status_code == 503)
+    assert await report(send(client, json_lines(row(1)))) == NOTHING | {"unchanged": 1}
+
+
+async def test_an_upload_that_stands_still_is_given_up(
+    client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "IDLE_SECONDS", 0.1)
+
+    async def stopped() -> AsyncIterator[bytes]:
+        yield json_lines(row(1))
+        await asyncio.Event().wait()
+
+    for _ in range(6):  # and leaves its place to the next
+        given_up = await send(client, stopped())
+        assert given_up.status_code == 408
+        assert "0.1 s" in given_up.json()["detail"]
+    assert await titles(client) == []
 
 
 async def test_tens_of_thousands_of_rows(client: AsyncClient) -> None:
