@@ -420,11 +420,20 @@ async def test_an_upload_that_breaks_off_leaves_nothing(app: FastAPI, client: As
     assert await report(send(client, json_lines(row(1)))) == NOTHING | {"created": 1}
 
 
-async def test_two_imports_of_the_same_rows_at_once(client: AsyncClient) -> None:
-    data = json_lines(*(row(key) for key in range(200)))
-    answers = await asyncio.gather(*(report(send(client, data)) for _ in range(4)))
-    assert (await client.get("/items")).json()["total"] == 200
-    assert all(answer["rejected"] == 0 for answer in answers)
+async def test_imports_of_the_same_keys_at_once_come_one_after_the_other(
+    client: AsyncClient,
+) -> None:
+    keys = list(range(2_000))
+    files = [
+        json_lines(*(row(key, price) for key in order))
+        for price, order in enumerate([keys, keys[::-1], keys[1000:] + keys[:1000], keys], 1)
+    ]
+    answers = await asyncio.gather(*(report(send(client, file)) for file in files))
+    expected = [NOTHING | {"updated": 2_000}] * 3 + [NOTHING | {"created": 2_000}]
+    assert sorted(answers, key=lambda answer: int(answer["created"])) == expected
+    exported = (await client.get("/items/export")).text.splitlines()
+    assert len(exported) == 2_000
+    assert len({json.loads(line)["price"] for line in exported}) == 1
 
 
 async def test_imports_that_stand_still_leave_connections_to_others(
