@@ -57,7 +57,8 @@ async def gunzip(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     started = False
     try:
         async for chunk in chunks:
-            while chunk:
+            # Between members, and behind the last, gzip passes over zeros.
+            while chunk := chunk.lstrip(b"\0") if decompressor.eof else chunk:
                 if decompressor.eof:
                     decompressor = zlib.decompressobj(wbits=31)
                 started = True

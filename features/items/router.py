@@ -111,7 +111,7 @@ async def import_(
     """Adds or replaces items from JSON Lines or CSV, by `external_id`.
 
     The body is a stream of any length. Rows that are not valid are reported with their line
-    number and left out; all others are taken, in one transaction.
+    number and left out; all others are taken, in one transaction. An empty cell of CSV is no value.
     """
     batches = parse(gunzip(body) if gzipped else body, format_)
     return await handlers.import_items(session, principal.user_id, batches, dry_run=dry_run)
@@ -123,7 +123,10 @@ async def import_(
     responses={**responses(NotAcceptable), **EXPORT_OPENAPI},
 )
 async def export(principal: Reader, format_: ExportFormat, session: Snapshot) -> StreamingResponse:
-    """All your items as a stream, oldest first: JSON Lines, or CSV if `Accept` says so."""
+    """All your items as a stream, oldest first: JSON Lines, or CSV if `Accept` says so.
+
+    CSV has an empty cell where there is no value, and for an empty description.
+    """
     batches = handlers.export_items(session, principal.user_id)
     suffix = "csv" if format_ is Format.CSV else "jsonl"
     return StreamingResponse(

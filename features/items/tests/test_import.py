@@ -345,7 +345,8 @@ async def test_gzip_is_taken(client: AsyncClient, encoding: str) -> None:
         json_lines(row(1), row(2))[60:]
     )
     assert await report(send(client, several, encoding=encoding)) == NOTHING | {"created": 2}
-    in_bytes = in_pieces(gzip.compress(json_lines(row(3))), 1)
+    padded = b"\0" * 70 + gzip.compress(json_lines(row(3))) + b"\0" * 70
+    in_bytes = in_pieces(gzip.compress(b"") + padded, 1)
     assert await report(send(client, in_bytes, encoding=encoding)) == NOTHING | {"created": 1}
 
 
@@ -384,6 +385,13 @@ async def test_another_media_type_is_refused(client: AsyncClient, media_type: st
     response = await send(client, b"{}", media_type)
     assert response.status_code == 415
     assert "application/jsonl, application/x-ndjson, text/csv" in response.json()["detail"]
+
+
+@pytest.mark.parametrize("encoding", ["identity", ""])
+async def test_a_body_that_is_not_encoded_may_say_so(client: AsyncClient, encoding: str) -> None:
+    headers = {"Content-Type": JSONL, "Content-Encoding": encoding}
+    answer = client.post("/items/import", content=json_lines(row(1)), headers=headers)
+    assert await report(answer) == NOTHING | {"created": 1}
 
 
 async def test_another_encoding_is_refused(client: AsyncClient) -> None:
