@@ -20,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.supervisors import Multiprocess
 
 from app.main import create_app
+from shared.bounds import IDLE_SECONDS
 from shared.settings import ConfigurationError
 from shared.supervision import exit_with_parent
 
@@ -49,10 +50,31 @@ OnReady = Callable[[], None]
 
 class Connection(HttpToolsProtocol):
     """A connection that is closed a while after the process began to stop, and not at once:
-    what was sent on it may not have been read yet."""
+    what was sent on it may not have been read yet. And one that does not wait for ever for a
+    client that takes nothing of its answer."""
+
+    stalled: asyncio.TimerHandle
 
     def shutdown(self) -> None:
         self.loop.call_later(LINGER_SECONDS, super().shutdown)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch()
+
+    def resume_writing(self) -> None:
+        self.stalled.cancel()
+        super().resume_writing()
+
+    def _watch(self) -> None:
+        unsent = self.transport.get_write_buffer_size()
+        self.stalled = self.loop.call_later(IDLE_SECONDS, self._abort_if_stalled, unsent)
+
+    def _abort_if_stalled(self, unsent: int) -> None:
+        if self.transport.get_write_buffer_size() < unsent:
+            self._watch()
+        else:
+            self.transport.abort()
 
 
 class LastCall:

@@ -1,6 +1,7 @@
 """How much may be under way at once, and for how long."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Annotated
 
 import structlog
@@ -8,8 +9,11 @@ from fastapi import Depends, Request
 from prometheus_client import Counter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shared.errors import Unavailable, problem
+from shared.database import database_of, place_for_stream
+from shared.errors import RequestTimeout, Unavailable, problem
 from shared.telemetry import PROBES
+
+IDLE_SECONDS = 30.0  # for so long a client may send or take nothing in the middle of a stream
 
 log = structlog.get_logger(__name__)
 SHED = Counter("tessera_requests_shed_total", "Requests that were refused: too many were under way")
@@ -57,9 +61,28 @@ class BoundsMiddleware:
             await problem(Request(scope), late)(scope, receive, send)
 
 
-async def _lift_deadline(request: Request) -> None:
-    request.state.deadline.reschedule(None)
+async def _upload(request: Request) -> AsyncIterator[AsyncIterator[bytes]]:
+    async with place_for_stream(database_of(request.app).uploads):
+        request.state.deadline.reschedule(None)
+        yield _while_it_comes(request.stream())
 
 
-NoDeadline = Annotated[None, Depends(_lift_deadline)]
-"""For a route whose request is a stream of any length."""
+async def _while_it_comes(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """
+    Raises:
+        RequestTimeout: no piece came for so long.
+    """
+    while True:
+        try:
+            async with asyncio.timeout(IDLE_SECONDS):
+                piece = await anext(pieces)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise RequestTimeout(f"Nothing more came within {IDLE_SECONDS:g} s") from None
+        yield piece
+
+
+Upload = Annotated[AsyncIterator[bytes], Depends(_upload, scope="function")]
+"""A body of any length, as it comes, for a request that may take any time. Half as many as there
+are connections to write may be under way; one that stands still is given up."""

@@ -47,25 +47,30 @@ class Database:
     """The engines of one process. `direct_url` is a libpq URL that leads past any pooler.
 
     `read` is the replica's, where one is set; `writers` then go to `read_primary`, and so does
-    everybody while the replica is away.
+    everybody while the replica is away. `probe` has a connection of its own, to ask whether
+    PostgreSQL answers however busy the others are. `uploads` and `downloads` are the places for
+    streams, which take their time: fewer than there are connections to write and to read.
     """
 
     direct_url: str
     write: AsyncEngine
     read: AsyncEngine
     read_primary: AsyncEngine
+    probe: AsyncEngine
     writers: RecentWriters | None
     replica: Presence
+    uploads: asyncio.Semaphore
+    downloads: asyncio.Semaphore
 
     @property
     def engines(self) -> Mapping[str, AsyncEngine]:
-        """By name, each once."""
+        """Those of requests, by name, each once."""
         found = {"write": self.write, "read": self.read}
         return found | ({"read_primary": self.read_primary} if self.writers else {})
 
     async def dispose(self) -> None:
         """Closes all connections; a server that does not answer is not waited for."""
-        for engine in self.engines.values():
+        for engine in (*self.engines.values(), self.probe):
             with suppress(TimeoutError):
                 async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
                     await engine.dispose()
@@ -77,17 +82,23 @@ def open_database(url: str, settings: Settings) -> Database:
     """Makes the engines. Connects to nothing: that happens when a session first needs it."""
     replica, lag = settings.database_replica_url, settings.database_replica_lag
     primary = _engine(url, settings, read_only=True)
+    half = max(1, settings.database_pool_size // 2)
     return Database(
         direct_url=settings.database_direct_url or url,
         write=_engine(url, settings),
         read=_engine(replica, settings, read_only=True) if replica else primary,
         read_primary=primary,
+        probe=_engine(url, settings, size=1),
         writers=RecentWriters(settings.redis_url, lag) if replica else None,
         replica=Presence(),
+        uploads=asyncio.Semaphore(half),
+        downloads=asyncio.Semaphore(half),
     )
 
 
-def _engine(url: str, settings: Settings, *, read_only: bool = False) -> AsyncEngine:
+def _engine(
+    url: str, settings: Settings, *, read_only: bool = False, size: int | None = None
+) -> AsyncEngine:
     bounds = {
         "statement_timeout": _milliseconds(settings.database_statement_timeout),
         "lock_timeout": _milliseconds(settings.database_lock_timeout),
@@ -106,7 +117,7 @@ def _engine(url: str, settings: Settings, *, read_only: bool = False) -> AsyncEn
         url,
         connecting,
         UNNAMED if pooled else {},
-        pool_size=settings.database_pool_size,
+        pool_size=size or settings.database_pool_size,
         max_overflow=0,
         hide_parameters=True,  # in error messages, which are logged
         pool_timeout=settings.database_pool_timeout,
@@ -233,6 +244,19 @@ async def snapshot(
 
 
 @asynccontextmanager
+async def place_for_stream(places: asyncio.Semaphore) -> AsyncIterator[None]:
+    """One of these places, so that streams leave connections to everybody else.
+
+    Raises:
+        Unavailable: all are taken.
+    """
+    if places.locked():
+        raise Unavailable("Too many uploads or downloads are under way; please try again")
+    async with places:
+        yield
+
+
+@asynccontextmanager
 async def listening(database: Database) -> AsyncIterator["Connection[Any]"]:
     """A connection of its own, outside the pool, for LISTEN."""
     connection = await connect(database.direct_url, timeout=CONNECT_TIMEOUT_SECONDS)
@@ -256,7 +280,8 @@ async def _read_session(request: Request) -> AsyncIterator[AsyncConnection]:
 
 
 async def _snapshot(request: Request) -> AsyncIterator[AsyncConnection]:
-    async with snapshot(database_of(request.app), request) as connection:
+    database = database_of(request.app)
+    async with place_for_stream(database.downloads), snapshot(database, request) as connection:
         yield connection
 
 
@@ -267,4 +292,5 @@ ReadSession = Annotated[AsyncConnection, Depends(_read_session, scope="function"
 """Read-only, and no unit: each statement sees what is newest; rows, not objects."""
 
 Snapshot = Annotated[AsyncConnection, Depends(_snapshot, scope="request")]
-"""One read-only snapshot that lives as long as the response: for answers that are streamed."""
+"""One read-only snapshot that lives as long as the response: for answers that are streamed. They
+may have half of the connections at once."""

@@ -92,6 +92,13 @@ class NotAcceptable(Problem):
     status = HTTPStatus.NOT_ACCEPTABLE
 
 
+class RequestTimeout(Problem):
+    """The rest of the request did not come (RFC 9110, section 15.5.9)."""
+
+    status = HTTPStatus.REQUEST_TIMEOUT
+    headers: Mapping[str, str] = {"Connection": "close"}
+
+
 class Conflict(Problem):
     status = HTTPStatus.CONFLICT
 

@@ -67,7 +67,7 @@ def _take_note(asked: "asyncio.Task[list[str]]") -> None:
 
 
 async def _behind(app: FastAPI) -> list[str]:
-    async with database_of(app).write.connect() as connection:
+    async with database_of(app).probe.connect() as connection:
         return await connection.run_sync(pending, app.state.revisions)
 
 

@@ -1,6 +1,9 @@
 """What no request may do: wait for ever, or join more than can be served."""
 
 import asyncio
+import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 
 import pytest
@@ -9,12 +12,13 @@ from fastapi.responses import StreamingResponse
 from httpx import AsyncClient, Response
 from sqlalchemy import text
 
-from shared.bounds import NoDeadline
+from shared.bounds import Upload
 from shared.database import ReadSession
 from shared.settings import Settings
 from tests.probing import app_with, problem
+from tests.serving import ROOT, environment
 
-SECONDS = 0.5
+SECONDS = 1.0
 probe = APIRouter(prefix="/probe", tags=["probe"])
 
 
@@ -23,8 +27,8 @@ async def asleep(session: ReadSession) -> None:
     await session.execute(text("SELECT pg_sleep(60)"))
 
 
-@probe.get("/slow-and-may-be")
-async def slow(_: NoDeadline) -> None:
+@probe.post("/slow-and-may-be")
+async def slow(_: Upload) -> None:
     await asyncio.sleep(2 * SECONDS)
 
 
@@ -39,9 +43,42 @@ async def stream() -> StreamingResponse:
 
 
 @probe.get("/held")
-async def held(request: Request, _: NoDeadline) -> None:
-    request.app.state.held.release()
-    await request.app.state.gate.wait()
+async def held(request: Request) -> StreamingResponse:
+    async def lines() -> AsyncIterator[str]:
+        yield "begun\n"
+        request.app.state.held.release()
+        await request.app.state.gate.wait()
+
+    return StreamingResponse(lines())
+
+
+UNREAD = """
+import asyncio, sys
+from types import SimpleNamespace
+from typing import Annotated
+from fastapi import Depends, FastAPI
+from fastapi.responses import StreamingResponse
+from app import server
+
+app = FastAPI()
+
+async def connection():
+    yield
+    print("given back", flush=True)
+
+async def endless():
+    while True:
+        yield b"x" * 65_536
+        await asyncio.sleep(0)
+
+@app.get("/")
+async def export(_: Annotated[None, Depends(connection)]) -> StreamingResponse:
+    return StreamingResponse(endless())
+
+server.IDLE_SECONDS = 0.2
+app.state.settings = SimpleNamespace(shutdown_delay=0)
+server.serve(app, server.listen("127.0.0.1", int(sys.argv[1])), lambda: print("ready", flush=True))
+"""
 
 
 @pytest.fixture
@@ -64,7 +101,7 @@ def unavailable(response: Response) -> str:
 
 async def test_a_request_without_an_answer_is_given_up(anonymous: AsyncClient) -> None:
     for _ in range(3):  # and gives back the only connection
-        assert "within 0.5 s" in unavailable(await anonymous.get("/probe/asleep"))
+        assert "within 1 s" in unavailable(await anonymous.get("/probe/asleep"))
 
 
 async def test_an_answer_that_has_begun_may_take_its_time(anonymous: AsyncClient) -> None:
@@ -72,7 +109,7 @@ async def test_an_answer_that_has_begun_may_take_its_time(anonymous: AsyncClient
 
 
 async def test_a_route_may_lift_the_deadline(anonymous: AsyncClient) -> None:
-    assert (await anonymous.get("/probe/slow-and-may-be")).status_code == 200
+    assert (await anonymous.post("/probe/slow-and-may-be")).status_code == 200
 
 
 async def test_more_than_can_be_served_is_refused_at_once(
@@ -87,3 +124,18 @@ async def test_more_than_can_be_served_is_refused_at_once(
     app.state.gate.set()
     assert [(await holder).status_code for holder in holders] == [200, 200]
     assert (await anonymous.get("/items")).status_code == 401
+
+
+def test_an_answer_that_nobody_takes_is_ended(unused_tcp_port: int) -> None:
+    command = [sys.executable, "-c", UNREAD, str(unused_tcp_port)]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment({}), stdout=subprocess.PIPE
+    ) as process:
+        try:
+            assert process.stdout
+            assert process.stdout.readline() == b"ready\n"
+            with socket.create_connection(("127.0.0.1", unused_tcp_port)) as reader:
+                reader.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                assert process.stdout.readline() == b"given back\n"
+        finally:
+            process.kill()

@@ -223,6 +223,7 @@ async def test_a_pool_that_is_exhausted_refuses(
     await gate.entered.wait()
     refused = await anonymous.get(f"/probe/held-{kind}")
     assert "busy" in unavailable(refused)
+    assert (await anonymous.get("/readyz")).status_code == 200
     gate.opened.set()
     assert [(await holder).status_code for holder in holders] == [200, 200]
     assert (await anonymous.get(f"/probe/held-{kind}")).status_code == 200

@@ -14,7 +14,7 @@ from sqlalchemy import func, select
 from sqlmodel import col
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from features.items.formats import Format, gunzip, parse, write
+from features.items.formats import Accepted, Format, Rejected, gunzip, parse, write
 from features.items.handlers import export_items, import_items
 from features.items.schemas import ImportReport, ItemPublic
 from features.items.tables import Item
@@ -41,8 +41,6 @@ def import_command(
 ) -> None:
     """Add or replace an account's items from a file, by external_id."""
     report = run_with_database(lambda database: _import(database, file, owner, dry_run))
-    for error in report.errors:
-        typer.echo(f"{file}:{error.line}: {error.detail}", err=True)
     counts = report.model_dump(exclude={"errors"})
     typer.echo(", ".join(f"{count} {outcome}" for outcome, count in counts.items()))
 
@@ -54,7 +52,18 @@ async def _import(database: Database, file: Path, owner: str, dry_run: bool) -> 
         with open_with_progress(file, "rb", description=file.name, console=console) as source:
             chunks = _chunks(source)
             rows = parse(gunzip(chunks) if file.suffix == ".gz" else chunks, format_)
-            return await import_items(session, owner_id, rows, dry_run=dry_run)
+            return await import_items(session, owner_id, _told(rows, file), dry_run=dry_run)
+
+
+async def _told(
+    batches: AsyncIterator[Sequence[Accepted | Rejected]], file: Path
+) -> AsyncIterator[Sequence[Accepted | Rejected]]:
+    """Tells each bad row as it comes: the report has only the first."""
+    async for batch in batches:
+        for row in batch:
+            if isinstance(row, Rejected):
+                typer.echo(f"{file}:{row.line}: {row.detail}", err=True)
+        yield batch
 
 
 @commands.command("export")

@@ -1,5 +1,6 @@
 """Items as JSON Lines and as CSV: parsed and written row by row, in constant memory."""
 
+import asyncio
 import codecs
 import csv
 import io
@@ -16,7 +17,8 @@ from features.items.schemas import ImportRow, ImportRowText, ItemPublic
 from shared.errors import BadRequest, Unprocessable, message_of
 
 MAX_RECORD_BYTES = 1_000_000
-GUNZIP_BYTES = 1 << 16  # so much is parsed at a time, while nobody else is served
+GUNZIP_BYTES = 1 << 16
+SLICE_LINES = 500  # so many are parsed at a time, while nobody else is served
 OPENING_QUOTE = re.compile(rb'(?:^|,)"')
 QUOTED = re.compile(rb'(?:[^"]+|"")*+"')  # up to the closing quote; a double one is text
 COLUMNS = tuple(ItemPublic.model_fields)
@@ -29,10 +31,14 @@ class Format(StrEnum):
 
 @dataclass(frozen=True)
 class Rejected:
-    """A row that was not taken, with the reason."""
+    """A row that was not taken, with the reason, which is put in words only for who asks."""
 
     line: int
-    detail: str
+    reason: str | ValidationError
+
+    @property
+    def detail(self) -> str:
+        return self.reason if isinstance(self.reason, str) else _in_words(self.reason)
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,8 @@ async def gunzip(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     started = False
     try:
         async for chunk in chunks:
-            while chunk:
+            # Between members, and behind the last, gzip passes over zeros.
+            while chunk := chunk.lstrip(b"\0") if decompressor.eof else chunk:
                 if decompressor.eof:
                     decompressor = zlib.decompressobj(wbits=31)
                 started = True
@@ -66,7 +73,9 @@ async def gunzip(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 async def parse(
     chunks: AsyncIterator[bytes], format_: Format
 ) -> AsyncIterator[list[Accepted | Rejected]]:
-    """The rows of each chunk of bytes, valid or not; blank lines are passed over.
+    """The rows, valid or not, some at a time; blank lines are passed over.
+
+    In between others have their turn, even where no row is good and no line holds one.
 
     Raises:
         Unprocessable: the CSV has no usable header.
@@ -74,7 +83,10 @@ async def parse(
     parser: _Parser = _CsvParser() if format_ is Format.CSV else _JsonLinesParser()
     records = _Records(quotes=format_ is Format.CSV)
     async for chunk in chunks:
-        yield list(parser.rows(records.feed(chunk)))
+        lines = records.lines(chunk)
+        for start in range(0, len(lines) + 1, SLICE_LINES):
+            yield list(parser.rows(records.join(lines[start : start + SLICE_LINES])))
+            await asyncio.sleep(0)
     yield list(parser.rows(records.end()))
 
 
@@ -90,12 +102,17 @@ class _Records:
     open_quote: bool = False
     too_long: bool = False
 
-    def feed(self, chunk: bytes) -> Iterator[tuple[int, bytes | None]]:
-        *lines, self.rest = (self.rest + chunk).split(b"\n")
-        for line in lines:
-            yield from self._add(line)
+    def lines(self, chunk: bytes) -> list[bytes]:
+        """The lines that this chunk ends; they are to be joined before the next chunk comes."""
         if len(self.rest) > MAX_RECORD_BYTES:
             self.too_long, self.rest = True, b""
+        *lines, self.rest = (self.rest + chunk).split(b"\n")
+        return lines
+
+    def join(self, lines: Iterable[bytes]) -> Iterator[tuple[int, bytes | None]]:
+        """The records that these lines end; None is one that is too long."""
+        for line in lines:
+            yield from self._add(line)
 
     def end(self) -> Iterator[tuple[int, bytes | None]]:
         if self.rest or self.too_long:
@@ -152,7 +169,7 @@ class _JsonLinesParser:
                 try:
                     yield Accepted(line, ImportRow.model_validate_json(_without_bom(line, record)))
                 except ValidationError as error:
-                    yield Rejected(line, _reason(error))
+                    yield _not_valid(line, error)
 
 
 class _CsvParser:
@@ -185,7 +202,7 @@ class _CsvParser:
         try:
             return Accepted(line, ImportRowText.model_validate(filled))
         except ValidationError as error:
-            return Rejected(line, _reason(error))
+            return _not_valid(line, error)
 
 
 def _cells(line: int, record: bytes | None) -> list[str]:
@@ -221,7 +238,11 @@ def _too_long(line: int) -> Rejected:
     return Rejected(line, f"The row is longer than {MAX_RECORD_BYTES:,} bytes")
 
 
-def _reason(error: ValidationError) -> str:
+def _not_valid(line: int, error: ValidationError) -> Rejected:
+    return Rejected(line, error.with_traceback(None))  # or it would keep all the frames alive
+
+
+def _in_words(error: ValidationError) -> str:
     reasons = []
     for problem in error.errors(include_url=False, include_input=False):
         where = ".".join(map(str, problem["loc"]))

@@ -42,7 +42,7 @@ async def _import_format(request: Request) -> Format:
 
 
 async def _import_encoding(request: Request) -> bool:
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    encoding = request.headers.get("content-encoding", "").strip().lower() or "identity"
     if encoding not in {"identity", "gzip", "x-gzip"}:
         raise UnsupportedMediaType(f"Content-Encoding must be gzip or absent, not {encoding}")
     return encoding != "identity"

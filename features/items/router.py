@@ -22,7 +22,7 @@ from features.items.schemas import (
     ItemUpdate,
 )
 from shared.auth import Principal, requires
-from shared.bounds import NoDeadline
+from shared.bounds import Upload
 from shared.database import ReadSession, Snapshot, WriteSession
 from shared.errors import (
     BadRequest,
@@ -30,6 +30,7 @@ from shared.errors import (
     NotAcceptable,
     NotFound,
     PreconditionFailed,
+    RequestTimeout,
     responses,
 )
 from shared.idempotency import IdempotencyDep
@@ -90,26 +91,24 @@ async def create(
 
 @router.post(
     "/import",
-    responses=responses(BadRequest),
+    responses=responses(BadRequest, RequestTimeout),
     max_body_size=UNLIMITED,
     openapi_extra=IMPORT_OPENAPI,
 )
 async def import_(
-    request: Request,
     principal: Writer,
-    session: WriteSession,
     format_: ImportFormat,
     gzipped: ImportEncoding,
-    _: NoDeadline,
+    body: Upload,
+    session: WriteSession,
     dry_run: Annotated[bool, Query(description="Report what would happen, change nothing")] = False,
 ) -> ImportReport:
     """Adds or replaces items from JSON Lines or CSV, by `external_id`.
 
     The body is a stream of any length. Rows that are not valid are reported with their line
-    number and left out; all others are taken, in one transaction.
+    number and left out; all others are taken, in one transaction. An empty cell of CSV is no value.
     """
-    chunks = gunzip(request.stream()) if gzipped else request.stream()
-    batches = parse(chunks, format_)
+    batches = parse(gunzip(body) if gzipped else body, format_)
     return await handlers.import_items(session, principal.user_id, batches, dry_run=dry_run)
 
 
@@ -118,8 +117,11 @@ async def import_(
     response_class=StreamingResponse,
     responses={**responses(NotAcceptable), **EXPORT_OPENAPI},
 )
-async def export(principal: Reader, session: Snapshot, format_: ExportFormat) -> StreamingResponse:
-    """All your items as a stream, oldest first: JSON Lines, or CSV if `Accept` says so."""
+async def export(principal: Reader, format_: ExportFormat, session: Snapshot) -> StreamingResponse:
+    """All your items as a stream, oldest first: JSON Lines, or CSV if `Accept` says so.
+
+    CSV has an empty cell where there is no value, and for an empty description.
+    """
     batches = handlers.export_items(session, principal.user_id)
     suffix = "csv" if format_ is Format.CSV else "jsonl"
     return StreamingResponse(

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import text
+from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -13,6 +13,9 @@ from features.items.schemas import ImportReport, RowError
 from shared.tables import new_id
 
 MAX_ERRORS = 1_000
+LIMITS = """
+SELECT set_config('statement_timeout', '10min', true), set_config('lock_timeout', '5min', true)
+"""
 STAGED = ("line", "id", "external_id", "title", "description", "price")
 
 STAGING_TABLE = """
@@ -77,10 +80,13 @@ async def import_items(
     Rows that are not valid are reported and left out; with `dry_run` nothing is changed.
     """
     connection = await session.connection()
-    await connection.execute(text("SET LOCAL statement_timeout = '10min'"))
+    await connection.execute(text(LIMITS))
     await connection.execute(text(STAGING_TABLE))
     report = await _stage(connection, batches)
     await connection.execute(text("ANALYZE staged_items"))
+    # Two that change the same items in different orders would wait for each other.
+    lock = func.pg_advisory_xact_lock(func.hashtextextended(f"import {owner_id}", 0))
+    await connection.execute(select(lock))
     merge = COMPARED + COUNTS if dry_run else COMPARED + UPSERT + COUNTS
     counts = (await connection.execute(text(merge), {"owner_id": owner_id})).one()
     return report.model_copy(update=counts._asdict())

@@ -95,6 +95,16 @@ def test_a_dry_run_tells_bad_rows_and_changes_nothing(
     assert run("export", tmp_path / "b.jsonl", "--owner", ada).stdout == "0 exported\n"
 
 
+def test_every_bad_row_is_told(run: Callable[..., Result], ada: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text("{}\n" * 1_500)
+    done = run("import", file, "--owner", ada)
+    assert done.stdout == "0 created, 0 updated, 0 unchanged, 1500 rejected\n"
+    told = [line for line in done.stderr.splitlines() if line.startswith(f"{file}:")]
+    reason = "title: Field required; price: Field required"
+    assert told == [f"{file}:{line}: {reason}" for line in range(1, 1_501)]
+
+
 @pytest.mark.parametrize(
     ("command", "name", "owner", "message"),
     [

@@ -1,5 +1,6 @@
 """Bulk export: everything of one owner, as of one moment, in the format asked for."""
 
+import asyncio
 import csv
 import io
 import json
@@ -125,6 +126,42 @@ async def test_an_item_without_a_key_gets_none_by_the_way(
     await add(client, {"title": "No key", "price": 1})
     await import_(other, await export(client, media_type), media_type)
     assert (await other.get("/items")).json()["items"][0]["external_id"] is None
+
+
+async def test_exports_that_nobody_reads_leave_connections_to_others(
+    app: FastAPI, client: AsyncClient, other: AsyncClient
+) -> None:
+    begun, gate = asyncio.Semaphore(0), asyncio.Event()
+    reading = [asyncio.create_task(read_later(app, client, begun, gate)) for _ in range(10)]
+    for _ in range(10):
+        await begun.acquire()
+    for _ in range(3):
+        assert (await other.get("/items")).status_code == 200
+    gate.set()
+    statuses = await asyncio.gather(*reading)
+    assert sorted(statuses) == [200] * 5 + [503] * 5
+    assert await export(client) == b""
+
+
+async def read_later(
+    app: FastAPI, client: AsyncClient, begun: asyncio.Semaphore, gate: asyncio.Event
+) -> int:
+    """The status of an export of which no more is taken until the gate opens."""
+    headers = [(b"authorization", client.headers["Authorization"].encode())]
+    scope = {"type": "http", "method": "GET", "path": "/items/export", "query_string": b""}
+    statuses: list[int] = []
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        if "status" in message:
+            statuses.append(message["status"])
+            begun.release()
+            await gate.wait()
+
+    await app(scope | {"headers": headers}, receive, send)
+    return statuses[0]
 
 
 async def test_an_export_shows_one_moment(app: FastAPI, client: AsyncClient) -> None:

@@ -14,7 +14,8 @@ from fastapi import FastAPI
 from httpx import AsyncClient, Response
 
 from features.items import formats
-from features.items.formats import MAX_RECORD_BYTES, Accepted, Format, Rejected, parse
+from features.items.formats import MAX_RECORD_BYTES, Accepted, Format, Rejected, gunzip, parse
+from shared import bounds
 
 JSONL = "application/jsonl"
 CSV = "text/csv"
@@ -61,6 +62,10 @@ async def in_pieces(data: bytes, size: int) -> AsyncIterator[bytes]:
 
 async def parsed(data: bytes, format_: Format, size: int = 1 << 16) -> list[Accepted | Rejected]:
     return [row async for batch in parse(in_pieces(data, size), format_) for row in batch]
+
+
+def told(rows: Iterable[Accepted | Rejected]) -> list[Any]:
+    return [row if isinstance(row, Accepted) else (row.line, row.detail) for row in rows]
 
 
 @pytest.mark.parametrize("media_type", [JSONL, "application/x-ndjson", "application/jsonl; a=b"])
@@ -223,6 +228,44 @@ async def test_the_report_stays_short(client: AsyncClient) -> None:
     assert [error["line"] for error in answer["errors"]] == list(range(1, 1_001))
 
 
+@pytest.mark.parametrize(
+    "data", [b"x\n", b"\n", b'"\n', b"x"], ids=["bad", "blank", "open", "endless"]
+)
+@pytest.mark.parametrize("format_", list(Format))
+async def test_rows_that_are_not_taken_leave_others_their_turn(
+    format_: Format, data: bytes
+) -> None:
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def bomb() -> AsyncIterator[bytes]:
+        yield gzip.compress(b"title,price\n" + data * (500_000 // len(data)))
+
+    others = asyncio.create_task(other())
+    async for _ in parse(gunzip(bomb()), format_):
+        pass
+    others.cancel()
+    assert turns >= 5
+
+
+async def test_others_are_answered_while_a_file_without_a_good_row_is_read(
+    client: AsyncClient, other: AsyncClient
+) -> None:
+    packed = gzip.compress(b"x\n" * 100_000)
+    importing = asyncio.create_task(send(client, packed, encoding="gzip"))
+    answered = 0
+    while not importing.done():
+        assert (await other.get("/users/me")).status_code == 200
+        answered += 1
+    assert (await importing).json()["rejected"] == 100_000
+    assert answered >= 10
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64])
 @pytest.mark.parametrize(
     ("format_", "data"),
@@ -243,7 +286,7 @@ async def test_chunks_may_end_anywhere(format_: Format, data: str, size: int) ->
     whole = await parsed(data.encode(), format_)
     assert len(whole) >= 4
     assert {type(row) for row in whole} == {Accepted, Rejected}
-    assert await parsed(data.encode(), format_, size) == whole
+    assert told(await parsed(data.encode(), format_, size)) == told(whole)
 
 
 async def test_csv_is_read_as_the_standard_library_reads_it() -> None:
@@ -302,7 +345,8 @@ async def test_gzip_is_taken(client: AsyncClient, encoding: str) -> None:
         json_lines(row(1), row(2))[60:]
     )
     assert await report(send(client, several, encoding=encoding)) == NOTHING | {"created": 2}
-    in_bytes = in_pieces(gzip.compress(json_lines(row(3))), 1)
+    padded = b"\0" * 70 + gzip.compress(json_lines(row(3))) + b"\0" * 70
+    in_bytes = in_pieces(gzip.compress(b"") + padded, 1)
     assert await report(send(client, in_bytes, encoding=encoding)) == NOTHING | {"created": 1}
 
 
@@ -343,6 +387,13 @@ async def test_another_media_type_is_refused(client: AsyncClient, media_type: st
     assert "application/jsonl, application/x-ndjson, text/csv" in response.json()["detail"]
 
 
+@pytest.mark.parametrize("encoding", ["identity", ""])
+async def test_a_body_that_is_not_encoded_may_say_so(client: AsyncClient, encoding: str) -> None:
+    headers = {"Content-Type": JSONL, "Content-Encoding": encoding}
+    answer = client.post("/items/import", content=json_lines(row(1)), headers=headers)
+    assert await report(answer) == NOTHING | {"created": 1}
+
+
 async def test_another_encoding_is_refused(client: AsyncClient) -> None:
     response = await send(client, b"{}", encoding="br")
     assert response.status_code == 415
@@ -377,11 +428,59 @@ async def test_an_upload_that_breaks_off_leaves_nothing(app: FastAPI, client: As
     assert await report(send(client, json_lines(row(1)))) == NOTHING | {"created": 1}
 
 
-async def test_two_imports_of_the_same_rows_at_once(client: AsyncClient) -> None:
-    data = json_lines(*(row(key) for key in range(200)))
-    answers = await asyncio.gather(*(report(send(client, data)) for _ in range(4)))
-    assert (await client.get("/items")).json()["total"] == 200
-    assert all(answer["rejected"] == 0 for answer in answers)
+async def test_imports_of_the_same_keys_at_once_come_one_after_the_other(
+    client: AsyncClient,
+) -> None:
+    keys = list(range(2_000))
+    files = [
+        json_lines(*(row(key, price) for key in order))
+        for price, order in enumerate([keys, keys[::-1], keys[1000:] + keys[:1000], keys], 1)
+    ]
+    answers = await asyncio.gather(*(report(send(client, file)) for file in files))
+    expected = [NOTHING | {"updated": 2_000}] * 3 + [NOTHING | {"created": 2_000}]
+    assert sorted(answers, key=lambda answer: int(answer["created"])) == expected
+    exported = (await client.get("/items/export")).text.splitlines()
+    assert len(exported) == 2_000
+    assert len({json.loads(line)["price"] for line in exported}) == 1
+
+
+async def test_imports_that_stand_still_leave_connections_to_others(
+    client: AsyncClient, other: AsyncClient
+) -> None:
+    begun, gate = asyncio.Semaphore(0), asyncio.Event()
+
+    async def held() -> AsyncIterator[bytes]:
+        yield json_lines(row(1))
+        begun.release()
+        await gate.wait()
+
+    importing = [asyncio.create_task(send(client, held())) for _ in range(10)]
+    for _ in range(5):
+        await begun.acquire()
+    for key in range(3):
+        assert (await other.post("/items", json=row(key))).status_code == 201
+    assert (await other.get("/readyz")).status_code == 200
+    gate.set()
+    answers = await asyncio.gather(*importing)
+    assert sorted(answer.status_code for answer in answers) == [200] * 5 + [503] * 5
+    assert all("retry-after" in answer.headers for answer in answers if answer.status_code == 503)
+    assert await report(send(client, json_lines(row(1)))) == NOTHING | {"unchanged": 1}
+
+
+async def test_an_upload_that_stands_still_is_given_up(
+    client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "IDLE_SECONDS", 0.1)
+
+    async def stopped() -> AsyncIterator[bytes]:
+        yield json_lines(row(1))
+        await asyncio.Event().wait()
+
+    for _ in range(6):  # and leaves its place to the next
+        given_up = await send(client, stopped())
+        assert given_up.status_code == 408
+        assert "0.1 s" in given_up.json()["detail"]
+    assert await titles(client) == []
 
 
 async def test_tens_of_thousands_of_rows(client: AsyncClient) -> None:
