@@ -11,10 +11,16 @@ from pathlib import Path
 
 import httpx
 import pytest
+from anyio.from_thread import start_blocking_portal
+from fastapi import FastAPI
+from redis import Redis as Connection
 
+from shared.errors import Unavailable
 from shared.settings import Settings
+from shared.tasks import Task
 from shared.testing import PASSWORD
 from tests.copying import BIN
+from tests.probing import captured_log
 from tests.serving import ROOT, Redis, environment, free_port, serving
 
 WITHIN_SECONDS = 60.0
@@ -47,11 +53,13 @@ def variables(settings: Settings, redis: Redis) -> dict[str, str]:
 
 
 @contextmanager
-def celery_worker(variables: dict[str, str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`celery -A app.worker worker` with two processes, as long as the block."""
+def celery_worker(
+    variables: dict[str, str], folder: Path, processes: int = 2
+) -> Iterator[subprocess.Popen[bytes]]:
+    """`celery -A app.worker worker` with some processes, as long as the block."""
     with (folder / "celery.log").open("ab") as log:
         process = subprocess.Popen(
-            [BIN / "celery", "-A", "app.worker", "worker", "--concurrency", "2"],
+            [BIN / "celery", "-A", "app.worker", "worker", "--concurrency", str(processes)],
             cwd=ROOT,
             env=environment(variables),
             stdout=log,
@@ -128,6 +136,55 @@ def test_work_goes_on_whatever_is_killed(
     assert status(client) == (305, 3)
     with celery_worker(variables, tmp_path):
         eventually(lambda: status(client) == (308, 0))
+
+
+@pytest.mark.timeout(240)
+def test_mail_waits_for_no_backlog_of_embeddings_and_neither_does_the_end(
+    client: httpx.Client, variables: dict[str, str], redis: Redis, tmp_path: Path
+) -> None:
+    rows = "".join(f'{{"title": "Enamel mug {number}", "price": 1}}\n' for number in range(5000))
+    imported = client.post(
+        "/items/import", content=rows, headers={"Content-Type": "application/jsonl"}
+    )
+    assert imported.raise_for_status().json()["created"] == 5000
+    with Connection.from_url(redis.url) as connection:
+        assert connection.llen("search_embeddings") == 1, (
+            "what one message says, two do not say better"
+        )
+
+    with celery_worker(variables, tmp_path, processes=1):
+        eventually(lambda: status(client)[0] > 0)
+        another = {"email": "grace@example.com", "password": PASSWORD}
+        client.post("/users", json=another).raise_for_status()
+        eventually(lambda: waiting(client, "deliver_mail") == 0)
+        assert waiting(client, "search_embeddings") > 0
+    assert status(client)[1] > 0
+
+
+def waiting(client: httpx.Client, task: str) -> float:
+    """How many rows wait for a task, as /metrics has it."""
+    metrics = client.get("/metrics").raise_for_status().text
+    line = f'tessera_backlog_rows{{state="waiting",task="{task}"}} '
+    return float(metrics.partition(line)[2].split()[0])
+
+
+def test_a_batch_that_fails_is_no_error_of_celerys(
+    app: FastAPI, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("APP_REDIS_URL", redis.url)
+    from app import worker
+
+    async def unavailable(_app: FastAPI) -> int:
+        raise Unavailable("The database cannot be reached")
+
+    lines = captured_log()
+    app.state.tasks = [Task(name="probe", drain=unavailable, every=600)]
+    with start_blocking_portal("asyncio") as portal:
+        monkeypatch.setattr(worker.process, "app", app, raising=False)
+        monkeypatch.setattr(worker.process, "portal", portal, raising=False)
+        worker.drain_by_name("probe")
+    assert "task_postponed" in lines.getvalue()
+    assert "Traceback" not in lines.getvalue()
 
 
 def test_celery_needs_redis() -> None:
