@@ -7,6 +7,7 @@ sent a POST on one may not send it again.
 import asyncio
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import parent_process
@@ -16,6 +17,7 @@ from typing import Any
 import uvicorn
 import uvloop
 from fastapi import FastAPI
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.supervisors import Multiprocess
 
@@ -23,7 +25,7 @@ from app.main import create_app
 from shared.settings import ConfigurationError
 from shared.supervision import exit_with_parent
 
-START_TIMEOUT_SECONDS = 60.0
+START_TIMEOUT_SECONDS = 60
 LINGER_SECONDS = 1.0
 
 
@@ -126,6 +128,11 @@ class Workers(Multiprocess):
         if all(process.wait_until_ready(START_TIMEOUT_SECONDS) for process in self.processes):
             self.on_ready()
 
+    def run(self) -> None:
+        super().run()
+        if any(process.exitcode == STARTUP_FAILURE for process in self.processes):
+            sys.exit(STARTUP_FAILURE)
+
     def terminate_all(self) -> None:
         # As long as one process has it, the kernel goes on making connections for all of them.
         for listener in self.sockets:
@@ -157,6 +164,7 @@ def _config(app: FastAPI | str, **options: Any) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,  # the application believes the proxies that its settings name
         timeout_graceful_shutdown=10,
+        timeout_worker_healthcheck=START_TIMEOUT_SECONDS,  # also what SIGHUP gives a new process
         **options,
     )
 

@@ -20,6 +20,8 @@ from fastapi import FastAPI
 from kombu.entity import Queue
 from kombu.exceptions import OperationalError
 from redis import Redis, RedisError
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from app.main import background_tasks, create_app
 from shared.features import find_features
@@ -35,6 +37,7 @@ log = structlog.get_logger(__name__)
 url = load_settings(Settings).redis_url
 redis = Redis.from_url(
     url or "redis://127.0.0.1:6379/0",
+    retry=Retry(NoBackoff(), 0),
     socket_timeout=REDIS_TIMEOUT_SECONDS,
     socket_connect_timeout=REDIS_TIMEOUT_SECONDS,
 )

@@ -21,7 +21,7 @@ from shared.tasks import Task
 from shared.testing import PASSWORD
 from tests.copying import BIN
 from tests.probing import captured_log
-from tests.serving import ROOT, Redis, environment, free_port, serving
+from tests.serving import ROOT, Redis, children, environment, free_port, serving
 
 WITHIN_SECONDS = 60.0
 STOP_SECONDS = 60.0  # a process of the pool waits up to 30 for its last result to be read
@@ -106,11 +106,6 @@ def status(client: httpx.Client) -> tuple[int, int]:
     return found["indexed"], found["pending"]
 
 
-def children(process: subprocess.Popen[bytes]) -> list[int]:
-    found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
-    return [int(pid) for pid in found.split()]
-
-
 @pytest.mark.timeout(240)
 def test_work_goes_on_whatever_is_killed(
     client: httpx.Client, variables: dict[str, str], redis: Redis, tmp_path: Path
@@ -127,7 +122,7 @@ def test_work_goes_on_whatever_is_killed(
         eventually(lambda: status(client) == (205, 0))
 
         add(client, 100)
-        for pid in children(worker):  # in mid-batch, or soon before
+        for pid in children(worker.pid):  # in mid-batch, or soon before
             os.kill(pid, signal.SIGKILL)
         eventually(lambda: status(client) == (305, 0))
         assert worker.poll() is None
