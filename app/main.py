@@ -115,6 +115,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.revisions = load_revisions()
     async with AsyncExitStack() as stack:
         stack.push_async_callback(database.dispose)
+        await stack.enter_async_context(metrics.watching_pools(database))
         for feature in features:
             if feature.lifespan:
                 await stack.enter_async_context(feature.lifespan(app))

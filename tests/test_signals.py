@@ -5,14 +5,18 @@ The process under test has one route and one background task more, both with a b
 
 import gzip
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +31,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from app.main import create_app
 from shared.settings import Settings
 from shared.testing import PASSWORD, connect
-from tests.serving import ROOT, environment
+from tests.serving import ROOT, environment, serving
 
 SECRET = "correct-horse-battery"
 WITHIN_SECONDS = 20.0
@@ -165,9 +169,9 @@ def probed(collector: Collector, settings: Settings, tmp_path: Path) -> Iterator
         process.wait(30)
 
 
-def eventually(look: Callable[[], list[Any]]) -> list[Any]:
+def eventually(look: Callable[[], list[Any]], within: float = WITHIN_SECONDS) -> list[Any]:
     """What `look` finds, once it finds anything."""
-    deadline = time.monotonic() + WITHIN_SECONDS
+    deadline = time.monotonic() + within
     while not (found := look()):
         assert time.monotonic() < deadline, "nothing arrived"
         time.sleep(0.05)
@@ -244,9 +248,13 @@ async def numbers(client: AsyncClient) -> dict[tuple[str, frozenset[tuple[str, s
     """Each sample at /metrics, by its name and labels."""
     answer = await client.get("/metrics")
     assert answer.status_code == 200, answer.text
+    return parsed(answer.text)
+
+
+def parsed(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(answer.text)
+        for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
 
@@ -297,4 +305,64 @@ async def test_a_database_that_is_gone_fails_no_scrape(settings: Settings) -> No
     async with app.router.lifespan_context(app), connect(app) as client:
         shown = await numbers(client)
     assert sample("tessera_database_connections_max", pool="read") in shown
-    assert not [name for name, _ in shown if name.startswith("tessera_backlog")]
+    assert all(isnan(shown[name]) for name in shown if name[0].startswith("tessera_backlog"))
+
+
+def scraped(url: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    return parsed(httpx.get(url, timeout=30).raise_for_status().text)
+
+
+@pytest.mark.timeout(240)
+def test_each_of_several_workers_answers_for_all(
+    settings: Settings, tmp_path: Path, unused_tcp_port: int
+) -> None:
+    wanted = {
+        "env": "test",
+        "database_url": settings.database_url or "",
+        "secret_key": settings.secret(),
+    }
+    lost = sample("http_request_duration_seconds_count", method="GET", route="none", status="404")
+    with serving(tmp_path, unused_tcp_port, wanted, workers=2) as served:
+        metrics = f"{served.address}/metrics"
+
+        def pids() -> set[str]:
+            labels = [dict(labels) for name, labels in scraped(metrics)]
+            return {found["pid"] for found in labels if found.get("pool") == "write"}
+
+        eventually(lambda: [True] if len(pids()) == 2 else [])
+        for _ in range(20):
+            httpx.get(f"{served.address}/nowhere", timeout=30)
+        assert {scraped(metrics)[lost] for _ in range(10)} == {20}
+
+        killed = pids().pop()
+        os.kill(int(killed), signal.SIGKILL)
+        eventually(lambda: [] if killed in pids() else [True])
+        assert scraped(metrics)[lost] == 20
+
+
+def test_a_worker_without_http_has_metrics(
+    settings: Settings, tmp_path: Path, unused_tcp_port: int
+) -> None:
+    wanted = {
+        "env": "test",
+        "database_url": settings.database_url or "",
+        "secret_key": settings.secret(),
+    }
+    command = ["app", "worker", f"--metrics-port={unused_tcp_port}"]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command], cwd=ROOT, env=environment(wanted), stderr=log
+        )
+    try:
+        rows = sample("tessera_task_batch_seconds_count", task="search_embeddings")
+        url = f"http://127.0.0.1:{unused_tcp_port}/metrics"
+
+        def worked() -> list[float]:
+            with suppress(httpx.TransportError):
+                return [count for name, count in scraped(url).items() if name == rows]
+            return []
+
+        assert eventually(worked, within=60)
+    finally:
+        process.terminate()
+        process.wait(30)
