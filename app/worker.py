@@ -10,6 +10,7 @@ its own name, and workers take from them in turn: so mail waits for no backlog o
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from contextlib import ExitStack
 
 import structlog
@@ -19,6 +20,9 @@ from celery.signals import setup_logging, worker_process_init, worker_process_sh
 from fastapi import FastAPI
 from kombu.entity import Queue
 from kombu.exceptions import OperationalError
+from opentelemetry.context import Context
+from opentelemetry.propagate import extract, inject
+from opentelemetry.trace import SpanKind
 from redis import Redis, RedisError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -28,6 +32,7 @@ from shared.features import find_features
 from shared.logging import configure_logging
 from shared.settings import Settings, load_settings
 from shared.tasks import Task, drain_batch, report_failure
+from shared.telemetry import tracer
 
 PAUSE_SECONDS = 0.2  # between two messages of a process for one task, however much is written
 REDIS_TIMEOUT_SECONDS = 1.0
@@ -70,8 +75,12 @@ def send_message(task: Task) -> None:
     """Leaves a message that says which task to look at, unless one waits to be read already.
     One that is lost is no loss: within the task's period there will be another."""
     try:
-        if not redis.llen(task.name):
-            celery.send_task("drain", (task.name,), queue=task.name, retry=False)
+        if redis.llen(task.name):
+            return
+        with tracer.start_as_current_span(f"send {task.name}", kind=SpanKind.PRODUCER):
+            trace: dict[str, str] = {}
+            inject(trace)
+            celery.send_task("drain", (task.name, trace), queue=task.name, retry=False)
     except (OperationalError, RedisError) as error:
         log.warning("message_not_sent", task=task.name, error=str(error))
 
@@ -95,17 +104,23 @@ class WorkerProcess:
         self._opened.close()
 
 
-def drain_by_name(name: str) -> None:
-    """Does a batch of what waits for one task; nothing, if this version does not know it."""
+def drain_by_name(name: str, trace: Mapping[str, str]) -> None:
+    """Does a batch of what waits for one task; nothing, if this version does not know it.
+    `trace` joins it to the trace of who has sent the message."""
     for task in process.app.state.tasks:
-        if task.name == name:
-            try:
-                done = process.portal.call(drain_batch, process.app, task)
-            except Exception as error:
-                report_failure(task, error)
-            else:
-                if done:
-                    send_message(task)
+        if task.name == name and _drain_batch(task, extract(trace)):
+            send_message(task)
+
+
+def _drain_batch(task: Task, context: Context) -> int:
+    try:
+        with tracer.start_as_current_span(
+            f"receive {task.name}", context=context, kind=SpanKind.CONSUMER
+        ):
+            return process.portal.call(drain_batch, process.app, task)
+    except Exception as error:
+        report_failure(task, error)
+        return 0
 
 
 def set_up_logging(**_: object) -> None:

@@ -1,14 +1,17 @@
-"""The background work on Celery: a real Redis, a real worker, and what happens without either."""
+"""The background work, in the API's process and on Celery: a real Redis, a real worker, and what
+happens without either."""
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import asyncpg
 import httpx
 import pytest
 from anyio.from_thread import start_blocking_portal
@@ -19,6 +22,8 @@ from shared.errors import Unavailable
 from shared.settings import Settings
 from shared.tasks import Task
 from shared.testing import PASSWORD
+from shared.testing.servers import execute
+from tests.collecting import Collector
 from tests.copying import BIN
 from tests.probing import captured_log
 from tests.serving import ROOT, Redis, children, environment, free_port, serving
@@ -82,6 +87,13 @@ def eventually(holds: Callable[[], bool]) -> None:
 @pytest.fixture
 def client(variables: dict[str, str], tmp_path: Path) -> Iterator[httpx.Client]:
     """Signed in at an API process that leaves its background work to Celery."""
+    with signed_in(variables, tmp_path) as client:
+        yield client
+
+
+@contextmanager
+def signed_in(variables: dict[str, str], tmp_path: Path) -> Iterator[httpx.Client]:
+    """A client of an API process, as long as the block."""
     with (
         serving(tmp_path, free_port(), variables) as served,
         httpx.Client(base_url=served.address, timeout=30) as client,
@@ -104,6 +116,59 @@ def status(client: httpx.Client) -> tuple[int, int]:
     """How many items are indexed, and how many wait."""
     found = client.get("/search/status").raise_for_status().json()
     return found["indexed"], found["pending"]
+
+
+EXPIRED = """
+INSERT INTO idempotency_keys (user_id, key, fingerprint, status, headers, body, expires_at)
+VALUES (gen_random_uuid(), 'old', '', 200, '{}', '', now() - interval '1 minute')
+"""
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("queue", ["inline", "celery"])
+def test_background_work_is_done(
+    variables: dict[str, str],
+    queue: str,
+    collector: Collector,
+    database_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Mail is sent, items are indexed, what has expired is deleted, and traces go along."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://{collector.address}")
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
+    asyncio.run(execute(database_url, EXPIRED))
+    chosen = variables | {"task_queue": queue}
+    workers = celery_worker(chosen, tmp_path) if queue == "celery" else nullcontext()
+    with workers, signed_in(chosen, tmp_path) as client:
+        add(client, 3)
+        eventually(lambda: status(client) == (3, 0))
+        eventually(lambda: rows(database_url, "outgoing_mail") == 0)
+        eventually(lambda: rows(database_url, "idempotency_keys") == 0)
+        if queue == "celery":
+            chain = ("send", "receive", "task")
+            eventually(lambda: bool(in_one_trace(collector, *chain)))
+
+
+def rows(database_url: str, table: str) -> int:
+    async def count() -> int:
+        connection = await asyncpg.connect(database_url)
+        try:
+            found: int = await connection.fetchval(f"SELECT count(*) FROM {table}")
+            return found
+        finally:
+            await connection.close()
+
+    return asyncio.run(count())
+
+
+def in_one_trace(collector: Collector, *steps: str) -> set[bytes]:
+    """The traces that have each of these steps of the same task."""
+    traces = [
+        {span.trace_id for span in collector.spans() if span.name == f"{step} search_embeddings"}
+        for step in steps
+    ]
+    return set.intersection(*traces)
 
 
 @pytest.mark.timeout(240)
@@ -177,7 +242,7 @@ def test_a_batch_that_fails_is_no_error_of_celerys(
     with start_blocking_portal("asyncio") as portal:
         monkeypatch.setattr(worker.process, "app", app, raising=False)
         monkeypatch.setattr(worker.process, "portal", portal, raising=False)
-        worker.drain_by_name("probe")
+        worker.drain_by_name("probe", {})
     assert "task_postponed" in lines.getvalue()
     assert "Traceback" not in lines.getvalue()
 

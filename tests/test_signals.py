@@ -3,19 +3,16 @@
 The process under test has one route and one background task more, both with a bug.
 """
 
-import gzip
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,6 @@ from typing import Any
 import httpx
 import pytest
 from httpx import AsyncClient
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
@@ -31,6 +27,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from app.main import create_app
 from shared.settings import Settings
 from shared.testing import PASSWORD, connect
+from tests.collecting import Collector
 from tests.serving import ROOT, environment, serving
 
 SECRET = "correct-horse-battery"
@@ -68,57 +65,6 @@ serve(create_app(features=[*find_features(), probe]), listener, lambda: print(po
 """
 
 
-@dataclass
-class Collector:
-    """A server that keeps what is sent to it: bodies by path, as they came."""
-
-    address: str = ""
-    received: list[tuple[str, bytes]] = field(default_factory=list)
-
-    def events(self) -> list[dict[str, Any]]:
-        """Sentry's error events (https://develop.sentry.dev/sdk/data-model/envelopes/)."""
-        found = []
-        for path, body in self.received:
-            if path == "/api/1/envelope/":
-                lines = [json.loads(line) for line in body.splitlines() if line]
-                pairs = zip(lines[1::2], lines[2::2], strict=False)
-                found += [item for header, item in pairs if header["type"] == "event"]
-        return found
-
-    def spans(self) -> list[Span]:
-        found = []
-        for path, body in self.received:
-            if path == "/v1/traces":
-                request = ExportTraceServiceRequest.FromString(body)
-                for resource in request.resource_spans:
-                    for scope in resource.scope_spans:
-                        found += scope.spans
-        return found
-
-
-@pytest.fixture
-def collector() -> Iterator[Collector]:
-    kept = Collector()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:  # the name that http.server calls
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            if self.headers["Content-Encoding"] == "gzip":
-                body = gzip.decompress(body)
-            kept.received.append((self.path, body))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None: ...
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    kept.address = f"127.0.0.1:{server.server_port}"
-    yield kept
-    server.shutdown()
-    server.server_close()
-
-
 @dataclass(frozen=True)
 class Probed:
     client: httpx.Client
@@ -139,6 +85,10 @@ def probed(collector: Collector, settings: Settings, tmp_path: Path) -> Iterator
         "secret_key": settings.secret(),
         "log_format": "json",
         "sentry_dsn": f"http://key@{collector.address}/1",
+        "embedding_provider": "openai",
+        "embedding_url": f"http://{collector.address}/v1",
+        "embedding_model": "none",
+        "embedding_dim": "3",
     }
     variables = environment(wanted) | {
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{collector.address}",
@@ -233,6 +183,20 @@ def test_queries_are_parts_of_the_trace_and_probes_are_none(
 
     assert {s.trace_id for s in eventually(queries)} == {span.trace_id}
     assert not [s for s in collector.spans() if "readyz" in s.name]
+
+
+def test_calls_of_other_services_are_parts_of_the_trace(
+    collector: Collector, probed: Probed
+) -> None:
+    answer = probed.client.get("/search?q=mug&mode=semantic")
+    request_id = answer.headers["x-request-id"]
+    (span,) = eventually(lambda: spans_with(collector, "request.id", request_id))
+
+    def calls() -> list[Span]:
+        inside = [s for s in collector.spans() if s.trace_id == span.trace_id]
+        return [s for s in inside if s.name == "POST"]
+
+    assert eventually(calls)
 
 
 def spans_with(collector: Collector, name: str, value: str) -> list[Span]:
