@@ -79,11 +79,11 @@ up: ## The compose stack on http://127.0.0.1:8000: make up args="--scale api=3 -
 deploy: ## Build and migrate, then replace the containers of the API and the workers one by one
 	@docker compose build --quiet
 	@docker compose run --rm migrate
-	@set -e; for service in api worker; do \
-	  old=$$(docker compose ps --quiet $$service); \
+	@set -e; for service in api worker celery; do \
+	  old=$$(docker compose --profile celery ps --quiet $$service); \
 	  for container in $$old; do \
 	    docker stop $$container >/dev/null; docker rm $$container >/dev/null; \
-	    docker compose up --detach --no-deps --no-recreate --wait --scale $$service=$$(echo $$old | wc -w) $$service; \
+	    docker compose --profile celery up --detach --no-deps --no-recreate --wait --scale $$service=$$(echo $$old | wc -w) $$service; \
 	  done; \
 	done
 

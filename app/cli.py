@@ -21,9 +21,11 @@ from shared.demo import load_demo, welcome
 from shared.features import find_features
 from shared.health import heartbeat
 from shared.logging import configure_logging
+from shared.metrics import serve_metrics
 from shared.migrations import upgrade
 from shared.settings import Settings, load_settings
 from shared.supervision import exit_with_parent
+from shared.tasks import Task, drain, running
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 log = structlog.get_logger(__name__)
@@ -96,21 +98,26 @@ def worker(
         Path | None,
         typer.Option("--heartbeat", help="Touch this file every 5 s while the database answers."),
     ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="Answer Prometheus at /metrics on this port."),
+    ] = None,
 ) -> None:
     """Run the background work without serving HTTP; any number of these may run."""
     with plain_errors(), running_database(load_settings(Settings)) as settings:
-        app = create_app(settings)
-        if heartbeat_file:
-            app.state.tasks.append(heartbeat(heartbeat_file))
-        asyncio.run(_run_until_stopped(app))
+        if metrics_port:
+            serve_metrics(metrics_port)
+        own = [heartbeat(heartbeat_file)] if heartbeat_file else []
+        asyncio.run(_run_until_stopped(create_app(settings), own))
 
 
-async def _run_until_stopped(app: FastAPI) -> None:
+async def _run_until_stopped(app: FastAPI, own: list[Task]) -> None:
+    """Runs the tasks of the application, and those that no other process can do for this one."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopped.set)
-    async with app.router.lifespan_context(app):
+    async with app.router.lifespan_context(app), running(app, own, drain):
         log.info("working", tasks=[task.name for task in app.state.tasks])
         await stopped.wait()
 

@@ -23,7 +23,7 @@ from shared.pagination import new_cursors
 from shared.requests import LastResortMiddleware, RequestMiddleware
 from shared.settings import ConfigurationError, Settings, load_settings
 from shared.tasks import Perform, Task, drain, running
-from shared.telemetry import configure_sentry, trace_calls, tracing
+from shared.telemetry import configure_sentry, tracing, tracing_calls
 
 VERSION = "0.1.0"
 EXPOSED_HEADERS = (
@@ -111,10 +111,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         )
     database = open_database(settings.database_url, settings)
     app.state.database = database
-    trace_calls(database)
     app.state.revisions = load_revisions()
     async with AsyncExitStack() as stack:
         stack.push_async_callback(database.dispose)
+        await stack.enter_async_context(tracing_calls(database))
+        await stack.enter_async_context(metrics.watching_pools(database))
         for feature in features:
             if feature.lifespan:
                 await stack.enter_async_context(feature.lifespan(app))

@@ -5,17 +5,22 @@ sent a POST on one may not send it again.
 """
 
 import asyncio
+import os
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import parent_process
+from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any
 
 import uvicorn
 import uvloop
 from fastapi import FastAPI
+from prometheus_client.multiprocess import mark_process_dead
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.supervisors import Multiprocess
 
@@ -24,7 +29,7 @@ from shared.bounds import IDLE_SECONDS
 from shared.settings import ConfigurationError
 from shared.supervision import exit_with_parent
 
-START_TIMEOUT_SECONDS = 60.0
+START_TIMEOUT_SECONDS = 60
 LINGER_SECONDS = 1.0
 
 
@@ -142,11 +147,24 @@ class Workers(Multiprocess):
     each in turn."""
 
     on_ready: OnReady
+    known: frozenset[int] = frozenset()
 
     def init_processes(self) -> None:
         super().init_processes()
         if all(process.wait_until_ready(START_TIMEOUT_SECONDS) for process in self.processes):
             self.on_ready()
+
+    def keep_subprocess_alive(self) -> None:
+        super().keep_subprocess_alive()
+        running = frozenset(process.pid for process in self.processes if process.pid)
+        for ended in self.known - running:
+            mark_process_dead(ended)  # type: ignore[no-untyped-call]
+        self.known = running
+
+    def run(self) -> None:
+        super().run()
+        if any(process.exitcode == STARTUP_FAILURE for process in self.processes):
+            sys.exit(STARTUP_FAILURE)
 
     def terminate_all(self) -> None:
         # As long as one process has it, the kernel goes on making connections for all of them.
@@ -166,7 +184,9 @@ def serve_with_workers(listener: socket.socket, workers: int, on_ready: OnReady)
     """Serves with so many processes, whose settings come from the environment."""
     supervisor = Workers(_config("app.server:worker", factory=True, workers=workers), [listener])
     supervisor.on_ready = on_ready
-    supervisor.run()
+    with TemporaryDirectory(prefix="tessera-metrics-") as folder:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # each process answers for all of them
+        supervisor.run()
 
 
 def _config(app: FastAPI | str, **options: Any) -> uvicorn.Config:
@@ -179,6 +199,7 @@ def _config(app: FastAPI | str, **options: Any) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,  # the application believes the proxies that its settings name
         timeout_graceful_shutdown=10,
+        timeout_worker_healthcheck=START_TIMEOUT_SECONDS,  # also what SIGHUP gives a new process
         **options,
     )
 

@@ -22,7 +22,7 @@ DATABASE = "tessera"
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Turns what a user can mend into one line on stderr, and exit status 1."""
+    """Turns what a user can mend into a line each on stderr, and exit status 1."""
     try:
         yield
     except (ConfigurationError, EmbeddedPostgresError, FeatureError, Problem) as error:
@@ -39,7 +39,8 @@ def plain_errors() -> Iterator[None]:
 
 
 def _fail(message: str) -> NoReturn:
-    typer.echo(f"error: {message}", err=True)
+    for line in message.splitlines():
+        typer.echo(f"error: {line}", err=True)
     sys.exit(1)
 
 

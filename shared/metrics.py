@@ -1,32 +1,61 @@
-"""Numbers for Prometheus, at `/metrics`: what this process has counted, and what waits in
-PostgreSQL for any process. Counters are declared with prometheus-client where they count.
+"""Numbers for Prometheus, at `/metrics`: what this process has counted, or all that serve on one
+port, and what waits in PostgreSQL for any. Counters are declared with prometheus-client where
+they count.
 """
 
 import asyncio
+import math
+import os
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import structlog
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
-from prometheus_client import CONTENT_TYPE_LATEST, Gauge, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    REGISTRY,
+    CollectorRegistry,
+    Gauge,
+    generate_latest,
+    start_http_server,
+)
+from prometheus_client.multiprocess import MultiProcessCollector
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from shared.database import database_of, reading
+from shared.database import Database, database_of, reading
 from shared.errors import Unavailable
+from shared.settings import ConfigurationError
 from shared.tasks import Task
 
 BACKLOG_SECONDS = 5.0  # the database is asked no more often, however often we are
 BACKLOG_TIMEOUT_SECONDS = 1.0
-CONNECTIONS = Gauge("tessera_database_connections", "Connections to PostgreSQL in use", ("pool",))
+POOLS_SECONDS = 5.0
+CONNECTIONS = Gauge(
+    "tessera_database_connections",
+    "Connections to PostgreSQL in use",
+    ("pool",),
+    multiprocess_mode="liveall",
+)
 CONNECTIONS_MAX = Gauge(
-    "tessera_database_connections_max", "Connections that a pool may open", ("pool",)
+    "tessera_database_connections_max",
+    "Connections that a pool may open",
+    ("pool",),
+    multiprocess_mode="liveall",
 )
 BACKLOG_ROWS = Gauge(
-    "tessera_backlog_rows", "Rows that wait for a background task", ("task", "state")
+    "tessera_backlog_rows",
+    "Rows that wait for a background task",
+    ("task", "state"),
+    multiprocess_mode="mostrecent",
 )
 BACKLOG_AGE = Gauge(
-    "tessera_backlog_age_seconds", "For how long the oldest of them has been due", ("task",)
+    "tessera_backlog_age_seconds",
+    "For how long the oldest of them has been due",
+    ("task",),
+    multiprocess_mode="mostrecent",
 )
 
 log = structlog.get_logger(__name__)
@@ -36,13 +65,52 @@ router = APIRouter(tags=["health"])
 @router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """What this process has counted, and what waits in the database, for Prometheus."""
-    _read_pools(request.app)
     await _read_backlogs(request.app)
-    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+    return Response(generate_latest(_registry()), media_type=CONTENT_TYPE_LATEST)
 
 
-def _read_pools(app: FastAPI) -> None:
-    for name, engine in database_of(app).engines.items():
+def serve_metrics(port: int) -> None:
+    """Answers at `/metrics` on a port, from a thread: for a process that serves nothing else.
+
+    Raises:
+        ConfigurationError: the port is taken or may not be used.
+    """
+    try:
+        start_http_server(port, registry=_registry())
+    except OSError as error:
+        raise ConfigurationError(
+            f"port {port} cannot be used for metrics ({error.strerror})"
+        ) from None
+
+
+def _registry() -> CollectorRegistry:
+    """What this process counts, or all that were started with the same folder for it."""
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        return REGISTRY
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return registry
+
+
+@asynccontextmanager
+async def watching_pools(database: Database) -> AsyncIterator[None]:
+    """Shows every few seconds what is in use: it may be another process that is asked."""
+
+    async def watch() -> None:
+        while True:
+            _show_pools(database)
+            await asyncio.sleep(POOLS_SECONDS)
+
+    _show_pools(database)
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        watcher.cancel()
+
+
+def _show_pools(database: Database) -> None:
+    for name, engine in database.engines.items():
         CONNECTIONS.labels(name).set(engine.pool.checkedout())  # type: ignore[attr-defined]  # a QueuePool
         CONNECTIONS_MAX.labels(name).set(engine.pool.size())  # type: ignore[attr-defined]
 
@@ -57,12 +125,13 @@ async def _read_backlogs(app: FastAPI) -> None:
                 if task.backlog:
                     _show(task, *(await session.execute(text(task.backlog))).one())
     except (Unavailable, SQLAlchemyError, TimeoutError) as error:
-        BACKLOG_ROWS.clear()  # rather no number than one that is not true any more
-        BACKLOG_AGE.clear()
+        for task in app.state.tasks:  # rather no number than one that is not true any more
+            if task.backlog:
+                _show(task, math.nan, math.nan, math.nan)
         log.warning("backlogs_not_read", error=repr(error))
 
 
-def _show(task: Task, waiting: int, parked: int, seconds: float) -> None:
+def _show(task: Task, waiting: float, parked: float, seconds: float) -> None:
     BACKLOG_ROWS.labels(task.name, "waiting").set(waiting)
     BACKLOG_ROWS.labels(task.name, "parked").set(parked)
     BACKLOG_AGE.labels(task.name).set(seconds)

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, HttpUrl, SecretStr, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from sentry_sdk.utils import BadDsn, Dsn
 from sqlalchemy.engine import make_url
@@ -21,7 +22,7 @@ AnySettings = TypeVar("AnySettings", bound=BaseSettings)
 
 
 class ConfigurationError(RuntimeError):
-    """A setting is missing or wrong. The message is one line that names the variable."""
+    """Settings are missing or wrong. The message has a line for each, which names the variable."""
 
 
 def _postgres_url(url: str) -> str:
@@ -163,16 +164,16 @@ def load_settings(settings: type[AnySettings]) -> AnySettings:
     try:
         return settings()
     except ValidationError as error:
-        raise ConfigurationError(_one_line(error, settings)) from None
+        wrong = error.errors(include_url=False, include_input=False)
+        raise ConfigurationError("\n".join(_line(each, settings) for each in wrong)) from None
     except SettingsError as error:  # a list or a mapping, which names its field in quotes only
         name = _variable(settings, str(error).split('"')[1])
         raise ConfigurationError(f"{name}: must be JSON") from None
 
 
-def _one_line(error: ValidationError, settings: type[BaseSettings]) -> str:
-    first = error.errors(include_url=False, include_input=False)[0]
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{_variable(settings, first['loc'][0])}: {message}" if first["loc"] else message
+def _line(wrong: ErrorDetails, settings: type[BaseSettings]) -> str:
+    message = wrong["msg"].removeprefix("Value error, ")
+    return f"{_variable(settings, wrong['loc'][0])}: {message}" if wrong["loc"] else message
 
 
 def _variable(settings: type[BaseSettings], field: str | int) -> str:

@@ -7,6 +7,7 @@ its own anyway, every so often.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 import structlog
 from asyncpg import Connection
 from fastapi import FastAPI
-from prometheus_client import Counter
+from prometheus_client import Counter, Histogram
 
 from shared.database import CONNECT_ERRORS, database_of, listening
 from shared.errors import Unavailable
@@ -28,6 +29,12 @@ BATCH_SECONDS = 300.0  # more than any takes, unless what it waits for never ans
 PING_SECONDS = 30.0
 PING_TIMEOUT_SECONDS = 5.0
 ROWS = Counter("tessera_task_rows_total", "Rows that a background task has done", ("task",))
+SECONDS = Histogram(
+    "tessera_task_batch_seconds",
+    "How long a batch of a background task took that found something to do",
+    ("task",),
+    buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300),
+)
 FAILURES = Counter(
     "tessera_task_failures_total", "Batches of a background task that failed", ("task",)
 )
@@ -71,16 +78,30 @@ async def running(app: FastAPI, tasks: Sequence[Task], perform: Perform) -> Asyn
 async def drain(app: FastAPI, task: Task) -> int:
     """Runs one task until nothing is left, and returns how many rows it did."""
     total = 0
-    while done := await _batch(app, task):
-        ROWS.labels(task.name).inc(done)
+    while done := await drain_batch(app, task):
         total += done
     return total
 
 
-async def _batch(app: FastAPI, task: Task) -> int:
+async def drain_batch(app: FastAPI, task: Task) -> int:
+    """Does one batch, and returns how many rows it did."""
+    started = time.perf_counter()
     with tracer.start_as_current_span(f"task {task.name}"):
         async with asyncio.timeout(BATCH_SECONDS):
-            return await task.drain(app)
+            done = await task.drain(app)
+    if done:
+        ROWS.labels(task.name).inc(done)
+        SECONDS.labels(task.name).observe(time.perf_counter() - started)
+    return done
+
+
+def report_failure(task: Task, error: Exception) -> None:
+    """Counts and logs a batch that failed: a service that is away is no error of ours."""
+    FAILURES.labels(task.name).inc()
+    if isinstance(error, Unavailable):
+        log.warning("task_postponed", task=task.name, reason=error.detail)
+    else:
+        log.error("task_failed", task=task.name, exc_info=error)
 
 
 async def _work(app: FastAPI, task: Task, perform: Perform, wake: asyncio.Event) -> None:
@@ -89,11 +110,7 @@ async def _work(app: FastAPI, task: Task, perform: Perform, wake: asyncio.Event)
         try:
             await perform(app, task)
         except Exception as error:
-            FAILURES.labels(task.name).inc()
-            if isinstance(error, Unavailable):
-                log.warning("task_postponed", task=task.name, reason=error.detail)
-            else:
-                log.exception("task_failed", task=task.name)
+            report_failure(task, error)
             if _cancelled():
                 return
             await asyncio.sleep(RECONNECT_SECONDS)

@@ -3,17 +3,23 @@
 Both are off until `APP_SENTRY_DSN` or the standard `OTEL_EXPORTER_OTLP_ENDPOINT` is set.
 """
 
+import asyncio
 import logging
 import os
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import sentry_sdk
 import structlog
 from fastapi.telemetry import TelemetryConfig
 from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
 from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from sentry_sdk.integrations.fastapi import FastApiIntegration
 from sentry_sdk.integrations.logging import LoggingIntegration
 from sentry_sdk.integrations.starlette import StarletteIntegration
@@ -24,6 +30,7 @@ from shared.database import Database
 from shared.settings import Settings
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+FLUSH_MILLISECONDS = 2_000  # for the last traces, when the process stops
 PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 SAID_ELSEWHERE = frozenset(
     {"event", "exc_info", "level", "timestamp", "_record", "_from_structlog"}
@@ -89,18 +96,28 @@ def tracing() -> TelemetryConfig:
         "operation_spans": False,
         "metrics": False,  # Prometheus asks for them
         "logs": False,  # they go to stderr, with the id of their trace
-        "auto_configure": traces(),
+        "auto_configure": False,  # it would leave out the workers, which serve no ASGI
         "exclude": lambda scope: scope["path"] in PROBES,
     }
 
 
-def trace_calls(database: Database) -> None:
-    """Makes queries and calls of other services parts of the trace."""
-    if traces():
-        engines = [engine.sync_engine for engine in database.engines.values()]
-        # It names SQLAlchemy below 2.1 and works with 2.1: tests/test_signals.py shows it.
-        SQLAlchemyInstrumentor().instrument(engines=engines, skip_dep_check=True)
-        HTTPXClientInstrumentor().instrument()
+@asynccontextmanager
+async def tracing_calls(database: Database) -> AsyncIterator[None]:
+    """Sends traces, if anybody wants them; queries and calls of other services are parts."""
+    if not traces():
+        yield
+        return
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    trace.set_tracer_provider(provider)
+    engines = [engine.sync_engine for engine in database.engines.values()]
+    # It names SQLAlchemy below 2.1 and works with 2.1: tests/test_signals.py shows it.
+    SQLAlchemyInstrumentor().instrument(engines=engines, skip_dep_check=True)
+    HTTPXClientInstrumentor().instrument()
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(provider.force_flush, FLUSH_MILLISECONDS)
 
 
 def tag_trace(request_id: str) -> None:

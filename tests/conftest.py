@@ -8,6 +8,7 @@ import uvicorn
 
 from app.main import create_app
 from shared.settings import Settings
+from tests.collecting import Collector, collecting
 from tests.serving import Redis
 
 
@@ -31,3 +32,9 @@ def redis() -> Iterator[Redis]:
     server.start()
     yield server
     server.kill()
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    with collecting() as collector:
+        yield collector

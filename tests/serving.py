@@ -76,6 +76,12 @@ def _wait_until_it_answers(served: Served) -> None:
     raise AssertionError(f"the server does not answer: {served.log.read_text()}")
 
 
+def children(pid: int) -> list[int]:
+    """The processes that a process has started, and that have not ended."""
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in found.split()]
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]

@@ -1,21 +1,32 @@
-"""The background work on Celery: a real Redis, a real worker, and what happens without either."""
+"""The background work, in the API's process and on Celery: a real Redis, a real worker, and what
+happens without either."""
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import asyncpg
 import httpx
 import pytest
+from anyio.from_thread import start_blocking_portal
+from fastapi import FastAPI
+from redis import Redis as Connection
 
+from shared.errors import Unavailable
 from shared.settings import Settings
+from shared.tasks import Task
 from shared.testing import PASSWORD
+from shared.testing.servers import execute
+from tests.collecting import Collector
 from tests.copying import BIN
-from tests.serving import ROOT, Redis, environment, free_port, serving
+from tests.probing import captured_log
+from tests.serving import ROOT, Redis, children, environment, free_port, serving
 
 WITHIN_SECONDS = 60.0
 STOP_SECONDS = 60.0  # a process of the pool waits up to 30 for its last result to be read
@@ -47,11 +58,13 @@ def variables(settings: Settings, redis: Redis) -> dict[str, str]:
 
 
 @contextmanager
-def celery_worker(variables: dict[str, str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`celery -A app.worker worker` with two processes, as long as the block."""
+def celery_worker(
+    variables: dict[str, str], folder: Path, processes: int = 2
+) -> Iterator[subprocess.Popen[bytes]]:
+    """`celery -A app.worker worker` with some processes, as long as the block."""
     with (folder / "celery.log").open("ab") as log:
         process = subprocess.Popen(
-            [BIN / "celery", "-A", "app.worker", "worker", "--concurrency", "2"],
+            [BIN / "celery", "-A", "app.worker", "worker", "--concurrency", str(processes)],
             cwd=ROOT,
             env=environment(variables),
             stdout=log,
@@ -74,6 +87,13 @@ def eventually(holds: Callable[[], bool]) -> None:
 @pytest.fixture
 def client(variables: dict[str, str], tmp_path: Path) -> Iterator[httpx.Client]:
     """Signed in at an API process that leaves its background work to Celery."""
+    with signed_in(variables, tmp_path) as client:
+        yield client
+
+
+@contextmanager
+def signed_in(variables: dict[str, str], tmp_path: Path) -> Iterator[httpx.Client]:
+    """A client of an API process, as long as the block."""
     with (
         serving(tmp_path, free_port(), variables) as served,
         httpx.Client(base_url=served.address, timeout=30) as client,
@@ -98,9 +118,57 @@ def status(client: httpx.Client) -> tuple[int, int]:
     return found["indexed"], found["pending"]
 
 
-def children(process: subprocess.Popen[bytes]) -> list[int]:
-    found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
-    return [int(pid) for pid in found.split()]
+EXPIRED = """
+INSERT INTO idempotency_keys (user_id, key, fingerprint, status, headers, body, expires_at)
+VALUES (gen_random_uuid(), 'old', '', 200, '{}', '', now() - interval '1 minute')
+"""
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("queue", ["inline", "celery"])
+def test_background_work_is_done(
+    variables: dict[str, str],
+    queue: str,
+    collector: Collector,
+    database_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Mail is sent, items are indexed, what has expired is deleted, and traces go along."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://{collector.address}")
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
+    asyncio.run(execute(database_url, EXPIRED))
+    chosen = variables | {"task_queue": queue}
+    workers = celery_worker(chosen, tmp_path) if queue == "celery" else nullcontext()
+    with workers, signed_in(chosen, tmp_path) as client:
+        add(client, 3)
+        eventually(lambda: status(client) == (3, 0))
+        eventually(lambda: rows(database_url, "outgoing_mail") == 0)
+        eventually(lambda: rows(database_url, "idempotency_keys") == 0)
+        if queue == "celery":
+            chain = ("send", "receive", "task")
+            eventually(lambda: bool(in_one_trace(collector, *chain)))
+
+
+def rows(database_url: str, table: str) -> int:
+    async def count() -> int:
+        connection = await asyncpg.connect(database_url)
+        try:
+            found: int = await connection.fetchval(f"SELECT count(*) FROM {table}")
+            return found
+        finally:
+            await connection.close()
+
+    return asyncio.run(count())
+
+
+def in_one_trace(collector: Collector, *steps: str) -> set[bytes]:
+    """The traces that have each of these steps of the same task."""
+    traces = [
+        {span.trace_id for span in collector.spans() if span.name == f"{step} search_embeddings"}
+        for step in steps
+    ]
+    return set.intersection(*traces)
 
 
 @pytest.mark.timeout(240)
@@ -119,7 +187,7 @@ def test_work_goes_on_whatever_is_killed(
         eventually(lambda: status(client) == (205, 0))
 
         add(client, 100)
-        for pid in children(worker):  # in mid-batch, or soon before
+        for pid in children(worker.pid):  # in mid-batch, or soon before
             os.kill(pid, signal.SIGKILL)
         eventually(lambda: status(client) == (305, 0))
         assert worker.poll() is None
@@ -128,6 +196,55 @@ def test_work_goes_on_whatever_is_killed(
     assert status(client) == (305, 3)
     with celery_worker(variables, tmp_path):
         eventually(lambda: status(client) == (308, 0))
+
+
+@pytest.mark.timeout(240)
+def test_mail_waits_for_no_backlog_of_embeddings_and_neither_does_the_end(
+    client: httpx.Client, variables: dict[str, str], redis: Redis, tmp_path: Path
+) -> None:
+    rows = "".join(f'{{"title": "Enamel mug {number}", "price": 1}}\n' for number in range(5000))
+    imported = client.post(
+        "/items/import", content=rows, headers={"Content-Type": "application/jsonl"}
+    )
+    assert imported.raise_for_status().json()["created"] == 5000
+    with Connection.from_url(redis.url) as connection:
+        assert connection.llen("search_embeddings") == 1, (
+            "what one message says, two do not say better"
+        )
+
+    with celery_worker(variables, tmp_path, processes=1):
+        eventually(lambda: status(client)[0] > 0)
+        another = {"email": "grace@example.com", "password": PASSWORD}
+        client.post("/users", json=another).raise_for_status()
+        eventually(lambda: waiting(client, "deliver_mail") == 0)
+        assert waiting(client, "search_embeddings") > 0
+    assert status(client)[1] > 0
+
+
+def waiting(client: httpx.Client, task: str) -> float:
+    """How many rows wait for a task, as /metrics has it."""
+    metrics = client.get("/metrics").raise_for_status().text
+    line = f'tessera_backlog_rows{{state="waiting",task="{task}"}} '
+    return float(metrics.partition(line)[2].split()[0])
+
+
+def test_a_batch_that_fails_is_no_error_of_celerys(
+    app: FastAPI, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("APP_REDIS_URL", redis.url)
+    from app import worker
+
+    async def unavailable(_app: FastAPI) -> int:
+        raise Unavailable("The database cannot be reached")
+
+    lines = captured_log()
+    app.state.tasks = [Task(name="probe", drain=unavailable, every=600)]
+    with start_blocking_portal("asyncio") as portal:
+        monkeypatch.setattr(worker.process, "app", app, raising=False)
+        monkeypatch.setattr(worker.process, "portal", portal, raising=False)
+        worker.drain_by_name("probe", {})
+    assert "task_postponed" in lines.getvalue()
+    assert "Traceback" not in lines.getvalue()
 
 
 def test_celery_needs_redis() -> None:

@@ -1,4 +1,4 @@
-"""Every setting is documented, and a wrong one stops the start with one line."""
+"""Every setting is documented, and a wrong one stops the start with a line that names it."""
 
 import os
 import re
@@ -60,6 +60,17 @@ def test_an_example_file_shows_valid_values_and_the_true_defaults(
 
 
 KEY = "a secret for tests, 32 bytes or more"
+
+
+def test_each_wrong_value_is_told_in_a_line_of_its_own() -> None:
+    wrong = {"APP_LOG_LEVEL": "loud", "APP_DATABASE_POOL_SIZE": "0", "APP_REDIS_URL": "http://a"}
+    command = [sys.executable, "-m", "app", "migrate"]
+    ended = subprocess.run(command, cwd=ROOT, env=os.environ | wrong, capture_output=True)
+    assert ended.returncode == 1
+    lines = ended.stderr.decode().splitlines()
+    assert sorted(line.split(": ")[:2] for line in lines) == [
+        ["error", name] for name in sorted(wrong)
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A process that is told to stop loses no request."""
+"""A process that is told to stop loses no request, and one that cannot start says so."""
 
 import signal
 import socket
@@ -109,6 +109,39 @@ def test_several_workers_that_stop_hear_everybody_out(
     with serving(tmp_path, unused_tcp_port, variables(settings), workers=2) as served:
         process = served.process
         stop_while_clients_connect(unused_tcp_port, process, lambda: process.poll() is not None)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_start_that_fails_is_no_success(
+    settings: Settings, unused_tcp_port: int, workers: int
+) -> None:
+    command = ["app", "serve", f"--port={unused_tcp_port}", f"--workers={workers}"]
+    broken = variables(settings, embedding_model_path="/nowhere")
+    ended = subprocess.run(
+        [sys.executable, "-m", *command], cwd=ROOT, env=environment(broken), capture_output=True
+    )
+    assert b"APP_EMBEDDING_MODEL_PATH" in ended.stderr
+    assert ended.returncode not in (0, None)
+
+
+@pytest.mark.timeout(240)
+def test_sighup_replaces_workers_however_slowly_they_start(
+    settings: Settings, tmp_path: Path, unused_tcp_port: int
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:  # each start waits seconds for its answer
+        endpoint = {
+            "embedding_provider": "openai",
+            "embedding_url": f"http://127.0.0.1:{mute.getsockname()[1]}/v1",
+            "embedding_model": "none",
+            "embedding_dim": "3",
+        }
+        slow = variables(settings, **endpoint)
+        with serving(tmp_path, unused_tcp_port, slow, workers=2) as served:
+            served.process.send_signal(signal.SIGHUP)
+            while (said := served.log.read_text()).count("Terminated child process") < 2:
+                assert "aborting the restart" not in said
+                time.sleep(0.1)
+            assert status(served, "/readyz") == 200
 
 
 def stop_while_clients_connect(

@@ -3,23 +3,23 @@
 The process under test has one route and one background task more, both with a bug.
 """
 
-import gzip
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import suppress
+from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from httpx import AsyncClient
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
@@ -27,7 +27,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from app.main import create_app
 from shared.settings import Settings
 from shared.testing import PASSWORD, connect
-from tests.serving import ROOT, environment
+from tests.collecting import Collector
+from tests.serving import ROOT, environment, serving
 
 SECRET = "correct-horse-battery"
 WITHIN_SECONDS = 20.0
@@ -64,57 +65,6 @@ serve(create_app(features=[*find_features(), probe]), listener, lambda: print(po
 """
 
 
-@dataclass
-class Collector:
-    """A server that keeps what is sent to it: bodies by path, as they came."""
-
-    address: str = ""
-    received: list[tuple[str, bytes]] = field(default_factory=list)
-
-    def events(self) -> list[dict[str, Any]]:
-        """Sentry's error events (https://develop.sentry.dev/sdk/data-model/envelopes/)."""
-        found = []
-        for path, body in self.received:
-            if path == "/api/1/envelope/":
-                lines = [json.loads(line) for line in body.splitlines() if line]
-                pairs = zip(lines[1::2], lines[2::2], strict=False)
-                found += [item for header, item in pairs if header["type"] == "event"]
-        return found
-
-    def spans(self) -> list[Span]:
-        found = []
-        for path, body in self.received:
-            if path == "/v1/traces":
-                request = ExportTraceServiceRequest.FromString(body)
-                for resource in request.resource_spans:
-                    for scope in resource.scope_spans:
-                        found += scope.spans
-        return found
-
-
-@pytest.fixture
-def collector() -> Iterator[Collector]:
-    kept = Collector()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:  # the name that http.server calls
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            if self.headers["Content-Encoding"] == "gzip":
-                body = gzip.decompress(body)
-            kept.received.append((self.path, body))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None: ...
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    kept.address = f"127.0.0.1:{server.server_port}"
-    yield kept
-    server.shutdown()
-    server.server_close()
-
-
 @dataclass(frozen=True)
 class Probed:
     client: httpx.Client
@@ -135,6 +85,10 @@ def probed(collector: Collector, settings: Settings, tmp_path: Path) -> Iterator
         "secret_key": settings.secret(),
         "log_format": "json",
         "sentry_dsn": f"http://key@{collector.address}/1",
+        "embedding_provider": "openai",
+        "embedding_url": f"http://{collector.address}/v1",
+        "embedding_model": "none",
+        "embedding_dim": "3",
     }
     variables = environment(wanted) | {
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{collector.address}",
@@ -165,9 +119,9 @@ def probed(collector: Collector, settings: Settings, tmp_path: Path) -> Iterator
         process.wait(30)
 
 
-def eventually(look: Callable[[], list[Any]]) -> list[Any]:
+def eventually(look: Callable[[], list[Any]], within: float = WITHIN_SECONDS) -> list[Any]:
     """What `look` finds, once it finds anything."""
-    deadline = time.monotonic() + WITHIN_SECONDS
+    deadline = time.monotonic() + within
     while not (found := look()):
         assert time.monotonic() < deadline, "nothing arrived"
         time.sleep(0.05)
@@ -231,6 +185,20 @@ def test_queries_are_parts_of_the_trace_and_probes_are_none(
     assert not [s for s in collector.spans() if "readyz" in s.name]
 
 
+def test_calls_of_other_services_are_parts_of_the_trace(
+    collector: Collector, probed: Probed
+) -> None:
+    answer = probed.client.get("/search?q=mug&mode=semantic")
+    request_id = answer.headers["x-request-id"]
+    (span,) = eventually(lambda: spans_with(collector, "request.id", request_id))
+
+    def calls() -> list[Span]:
+        inside = [s for s in collector.spans() if s.trace_id == span.trace_id]
+        return [s for s in inside if s.name == "POST"]
+
+    assert eventually(calls)
+
+
 def spans_with(collector: Collector, name: str, value: str) -> list[Span]:
     return [
         span
@@ -244,9 +212,13 @@ async def numbers(client: AsyncClient) -> dict[tuple[str, frozenset[tuple[str, s
     """Each sample at /metrics, by its name and labels."""
     answer = await client.get("/metrics")
     assert answer.status_code == 200, answer.text
+    return parsed(answer.text)
+
+
+def parsed(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(answer.text)
+        for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
 
@@ -297,4 +269,64 @@ async def test_a_database_that_is_gone_fails_no_scrape(settings: Settings) -> No
     async with app.router.lifespan_context(app), connect(app) as client:
         shown = await numbers(client)
     assert sample("tessera_database_connections_max", pool="read") in shown
-    assert not [name for name, _ in shown if name.startswith("tessera_backlog")]
+    assert all(isnan(shown[name]) for name in shown if name[0].startswith("tessera_backlog"))
+
+
+def scraped(url: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    return parsed(httpx.get(url, timeout=30).raise_for_status().text)
+
+
+@pytest.mark.timeout(240)
+def test_each_of_several_workers_answers_for_all(
+    settings: Settings, tmp_path: Path, unused_tcp_port: int
+) -> None:
+    wanted = {
+        "env": "test",
+        "database_url": settings.database_url or "",
+        "secret_key": settings.secret(),
+    }
+    lost = sample("http_request_duration_seconds_count", method="GET", route="none", status="404")
+    with serving(tmp_path, unused_tcp_port, wanted, workers=2) as served:
+        metrics = f"{served.address}/metrics"
+
+        def pids() -> set[str]:
+            labels = [dict(labels) for name, labels in scraped(metrics)]
+            return {found["pid"] for found in labels if found.get("pool") == "write"}
+
+        eventually(lambda: [True] if len(pids()) == 2 else [])
+        for _ in range(20):
+            httpx.get(f"{served.address}/nowhere", timeout=30)
+        assert {scraped(metrics)[lost] for _ in range(10)} == {20}
+
+        killed = pids().pop()
+        os.kill(int(killed), signal.SIGKILL)
+        eventually(lambda: [] if killed in pids() else [True])
+        assert scraped(metrics)[lost] == 20
+
+
+def test_a_worker_without_http_has_metrics(
+    settings: Settings, tmp_path: Path, unused_tcp_port: int
+) -> None:
+    wanted = {
+        "env": "test",
+        "database_url": settings.database_url or "",
+        "secret_key": settings.secret(),
+    }
+    command = ["app", "worker", f"--metrics-port={unused_tcp_port}"]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command], cwd=ROOT, env=environment(wanted), stderr=log
+        )
+    try:
+        rows = sample("tessera_task_batch_seconds_count", task="search_embeddings")
+        url = f"http://127.0.0.1:{unused_tcp_port}/metrics"
+
+        def worked() -> list[float]:
+            with suppress(httpx.TransportError):
+                return [count for name, count in scraped(url).items() if name == rows]
+            return []
+
+        assert eventually(worked, within=60)
+    finally:
+        process.terminate()
+        process.wait(30)

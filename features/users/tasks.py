@@ -3,8 +3,9 @@
 from datetime import UTC, datetime, timedelta
 
 from fastapi import FastAPI
-from sqlalchemy import delete
-from sqlmodel import col
+from sqlalchemy import ColumnElement, delete, inspect, select
+from sqlmodel import SQLModel, col
+from sqlmodel.ext.asyncio.session import AsyncSession
 
 from features.users.handlers.passwords import RESET_CHANNEL, answer_reset_requests
 from features.users.keyring import remove_expired_keys
@@ -13,6 +14,8 @@ from features.users.state import state_of
 from features.users.tables import RefreshToken, Revocation, Session
 from shared.database import transaction
 from shared.tasks import Task
+
+BATCH = 1_000  # rows of a table, so that no statement runs out of its time
 
 
 async def _answer_reset_requests(app: FastAPI) -> int:
@@ -27,11 +30,18 @@ async def _forget_ended(app: FastAPI) -> int:
     unused = now - timedelta(seconds=state.settings.session_lifetime)
     known = now - 2 * MAX_ACCESS_LIFETIME
     async with transaction(state.database) as session:
-        await session.exec(delete(Session).where(col(Session.expires_at) < now))
-        await session.exec(delete(RefreshToken).where(col(RefreshToken.used_at) < unused))
-        await session.exec(delete(Revocation).where(col(Revocation.created_at) < known))
+        done = await _delete(session, Session, col(Session.expires_at) < now)
+        done += await _delete(session, RefreshToken, col(RefreshToken.used_at) < unused)
+        done += await _delete(session, Revocation, col(Revocation.created_at) < known)
         await remove_expired_keys(session, MAX_ACCESS_LIFETIME)
-    return 0
+    return done
+
+
+async def _delete(session: AsyncSession, table: type[SQLModel], ended: ColumnElement[bool]) -> int:
+    """Deletes a batch of the rows of a table, and returns how many it did."""
+    (key,) = inspect(table).primary_key
+    some = select(key).where(ended).limit(BATCH).with_for_update(skip_locked=True)
+    return (await session.exec(delete(table).where(key.in_(some)))).rowcount
 
 
 reset_requests = Task(

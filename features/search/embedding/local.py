@@ -11,12 +11,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import onnxruntime
 from tokenizers import Encoding, Tokenizer
 
-from features.search.embedding.base import Model, Vector, unit
+from features.search.embedding.base import EmbeddingUnavailable, Model, Vector, unit
 from shared.settings import ConfigurationError
 
 MINILM = Model("local", "all-MiniLM-L6-v2", 384)
@@ -35,6 +36,7 @@ class LocalEmbedder:
         self._weights, self._threads = weights, threads
         self._for_queries = ThreadPoolExecutor(1, "embed-query")
         self._for_documents = ThreadPoolExecutor(1, "embed-documents")
+        self._closed = Event()
 
     async def embed_query(self, text: str) -> Vector:
         return (await self._run(self._for_queries, [text]))[0]
@@ -43,6 +45,7 @@ class LocalEmbedder:
         return await self._run(self._for_documents, texts)
 
     async def close(self) -> None:
+        self._closed.set()  # Python waits for the threads before it exits
         self._for_queries.shutdown(wait=False, cancel_futures=True)
         self._for_documents.shutdown(wait=False, cancel_futures=True)
 
@@ -55,6 +58,8 @@ class LocalEmbedder:
         encodings = tokenizer.encode_batch([text or " " for text in texts])
         vectors: dict[int, Vector] = {}
         for run in _runs(encodings):
+            if self._closed.is_set():
+                raise EmbeddingUnavailable("The process is about to stop")
             hidden = _forward(session, [encodings[index] for index in run])
             vectors.update(zip(run, hidden, strict=True))
         return [vectors[index] for index in range(len(texts))]

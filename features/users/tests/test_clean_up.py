@@ -1,0 +1,26 @@
+"""What has ended is deleted, however much of it there is."""
+
+import pytest
+from fastapi import FastAPI
+from httpx import AsyncClient
+
+from features.users import tasks
+from shared.tasks import drain
+from shared.testing.servers import execute
+
+EXPIRE = """
+INSERT INTO sessions (id, user_id, address, user_agent, expires_at)
+SELECT gen_random_uuid(), id, '', '', now() - interval '1 minute'
+FROM users, generate_series(1, 5)
+"""
+
+
+async def test_ended_sessions_are_deleted_batch_by_batch(
+    client: AsyncClient, app: FastAPI, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "BATCH", 2)
+    await execute(database_url, EXPIRE)
+    assert await drain(app, tasks.ended_access) == 5
+    assert (await client.get("/users/me")).status_code == 200
+    await execute(database_url, EXPIRE)
+    assert await tasks.ended_access.drain(app) == 2

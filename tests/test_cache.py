@@ -1,0 +1,64 @@
+"""The cache, while Redis is gone, frozen or full."""
+
+import asyncio
+import signal
+import time
+
+import pytest
+from prometheus_client import REGISTRY
+from redis.asyncio import Redis as Connection
+
+from shared import cache as module
+from shared.cache import open_cache
+from tests.probing import captured_log
+from tests.serving import Redis
+
+
+def failures() -> float:
+    return REGISTRY.get_sample_value("tessera_redis_failures_total") or 0
+
+
+@pytest.mark.parametrize("fault", ["gone", "frozen", "full"])
+async def test_a_redis_that_fails_is_left_alone_for_a_while(
+    redis: Redis, fault: str, app: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PAUSE_SECONDS", 600.0)
+    cache, lines, before = open_cache(redis.url), captured_log(), failures()
+    await cache.set("known", b"1", expire=60)
+    await inflict(redis, fault)
+    await cache.set("new", b"2", expire=60)
+    assert await asyncio.gather(*(cache.get("new") for _ in range(20))) == [None] * 20
+    assert failures() == before + 1
+    assert lines.getvalue().count("redis_failed") == 1
+    assert "Traceback" not in lines.getvalue()
+
+    await relieve(redis, fault)
+    clock = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + module.PAUSE_SECONDS)
+    await cache.set("new", b"2", expire=60)
+    assert await cache.get("new") == b"2"
+    await cache.close()
+
+
+async def inflict(redis: Redis, fault: str) -> None:
+    if fault == "gone":
+        redis.kill()
+    elif fault == "frozen":
+        redis.signal(signal.SIGSTOP)
+    else:
+        await configure(redis, maxmemory="1")
+
+
+async def relieve(redis: Redis, fault: str) -> None:
+    if fault == "gone":
+        redis.start()
+    elif fault == "frozen":
+        redis.signal(signal.SIGCONT)
+    else:
+        await configure(redis, maxmemory="0")
+
+
+async def configure(redis: Redis, **options: str) -> None:
+    async with Connection.from_url(redis.url) as connection:
+        for name, value in options.items():
+            await connection.config_set(name, value)
