@@ -3,6 +3,9 @@
 A word of the query stands for a group of lexemes: its own; for the last word, as it may still
 be typed, those of longer words; for a word that no document of the owner has, those of words
 spelt like it. Alternatives weigh half, and never more than the word itself.
+
+Rows are found by the index of terms, which has the owner's; that they are the owner's is checked
+with IS TRUE, so that no index of owners is read for it, which would read all that an owner has.
 """
 
 from collections.abc import Mapping
@@ -76,7 +79,7 @@ WITH owner AS MATERIALIZED (
         required, required && (websearch_to_tsquery('search', :q) || all_words) AS all_of,
         required && any_word AS any_of, vector, greatest(best, 1e-9) AS best
     FROM (
-        SELECT CAST(quote_literal(CAST(:owner AS text)) AS tsquery)
+        SELECT CAST(quote_literal(search_owner_term(:owner)) AS tsquery)
                 && websearch_to_tsquery('search', :required) AS required,
             CAST(string_agg(alternatives, '&') AS tsquery) AS all_words,
             CAST(string_agg(alternatives, '|') FILTER (WHERE rarer < :enough) AS tsquery)
@@ -104,12 +107,13 @@ LEXICAL = """
 , matching_all AS MATERIALIZED (
     SELECT d.item_id, -(d.weights <#> query.vector) AS bm25
     FROM query JOIN search_documents AS d ON d.terms @@ query.all_of
-    WHERE {filters}
+    WHERE (d.owner_id = :owner) IS TRUE AND {filters}
 ), matching_any AS MATERIALIZED (
     SELECT d.item_id, -(d.weights <#> query.vector) AS bm25
     FROM query JOIN search_documents AS d ON d.terms @@ query.any_of
     WHERE (SELECT count(*) FROM matching_all) < :few
-    AND d.item_id NOT IN (SELECT item_id FROM matching_all) AND {filters}
+    AND d.item_id NOT IN (SELECT item_id FROM matching_all)
+    AND (d.owner_id = :owner) IS TRUE AND {filters}
 ), lexical AS MATERIALIZED (
     SELECT item_id, bm25, count(*) OVER () AS matches,
         row_number() OVER (ORDER BY tier, bm25 DESC, item_id) AS rank
@@ -177,7 +181,7 @@ LEFT JOIN search_models AS active ON active.active
 LEFT JOIN (
     SELECT {columns}, hits.score, hits.lexical_rank, hits.semantic_rank
     FROM (SELECT * FROM hits ORDER BY {order} LIMIT :limit OFFSET :offset) AS hits
-    JOIN items AS i ON i.id = hits.item_id
+    JOIN items AS i ON i.id = hits.item_id AND (i.owner_id = :owner) IS TRUE
 ) AS page ON true
 ORDER BY {order}
 """

@@ -43,7 +43,7 @@ LEFT JOIN search_models AS active ON active.active
 LEFT JOIN (
     SELECT {ITEM_COLUMNS}, nearest.similarity, nearest.rank
     FROM (SELECT * FROM nearest ORDER BY rank LIMIT :limit OFFSET :offset) AS nearest
-    JOIN items AS i ON i.id = nearest.item_id
+    JOIN items AS i ON i.id = nearest.item_id AND (i.owner_id = :owner) IS TRUE
 ) AS page ON true
 ORDER BY rank
 """)  # noqa: S608  # the columns are those of a schema

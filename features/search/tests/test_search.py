@@ -89,6 +89,27 @@ async def test_items_of_others_do_not_exist(shop: AsyncClient, other: AsyncClien
     assert (await other.get("/search/status")).json()["indexed"] == 0
 
 
+async def test_nobody_can_name_another_owner_in_an_item(
+    client: AsyncClient, other: AsyncClient, index: Index
+) -> None:
+    victim = (await other.get("/users/me")).json()["id"]
+    for title in (f"Mug {victim}", f"{victim}/mug", f"mug ' {victim}'", f'mug "\\ {victim}"'):
+        assert (await client.post("/items", json={"title": title, "price": 1})).is_success
+    await index()
+    for mode in ("hybrid", "lexical", "semantic"):
+        for q in ("mug", victim, f"mug {victim}", f'"{victim}" or mug', "mug -kettle"):
+            answer = await find(other, q, mode=mode)
+            assert (answer["hits"], answer["total"]) == ([], 0), (mode, q)
+
+
+async def test_the_beginning_of_the_owners_id_is_a_word_like_others(
+    shop: AsyncClient,
+) -> None:
+    owner = (await shop.get("/users/me")).json()["id"]
+    for q in (owner[:4], owner[:8], owner):
+        assert titles(await find(shop, q, mode="lexical")) == []
+
+
 async def test_a_token_is_needed(anonymous: AsyncClient) -> None:
     assert (await anonymous.get("/search", params={"q": "mug"})).status_code == 401
 
