@@ -24,17 +24,29 @@ CANDIDATES = 200
 WORDS = """
 WITH owner AS MATERIALIZED (
     SELECT coalesce(max(documents), 0) AS documents FROM search_owners WHERE owner_id = :owner
+), choices AS MATERIALIZED (
+    SELECT choice, words, phrases, excluded
+    FROM ROWS FROM (jsonb_to_recordset(CAST(:choices AS jsonb))
+        AS (words text[], phrases text[], excluded text[]))
+        WITH ORDINALITY AS given (words, phrases, excluded, choice)
+), demands AS MATERIALIZED (
+    SELECT choice, '(' || string_agg('(' || CAST(demand AS text) || ')', '&') || ')' AS demanded
+    FROM (
+        SELECT choice, phraseto_tsquery('search', unnest(phrases)) AS demand FROM choices
+        UNION ALL SELECT choice, !! phraseto_tsquery('search', unnest(excluded)) FROM choices
+    ) AS demands
+    WHERE numnode(demand) > 0 GROUP BY choice
 ), words AS MATERIALIZED (
-    SELECT n, word, lexemes, n = :last AS unfinished, EXISTS (
+    SELECT word, lexemes, word = :unfinished AS unfinished, EXISTS (
         SELECT FROM search_terms AS t WHERE t.owner_id = :owner AND t.lexeme = ANY (lexemes)
     ) AS known
     FROM (
-        SELECT n, word, tsvector_to_array(to_tsvector('search', word)) AS lexemes
-        FROM unnest(CAST(:words AS text[])) WITH ORDINALITY AS given (word, n)
+        SELECT word, tsvector_to_array(to_tsvector('search', word)) AS lexemes
+        FROM (SELECT DISTINCT unnest(words) AS word FROM choices) AS given
     ) AS given
     WHERE cardinality(lexemes) > 0
 ), longer AS MATERIALIZED (
-    SELECT words.n, more.lexeme
+    SELECT words.word, more.lexeme
     FROM words CROSS JOIN LATERAL (
         SELECT DISTINCT s.lexeme FROM search_words AS s
         WHERE s.owner_id = :owner AND s.word > words.word AND s.word < words.word || chr(1114111)
@@ -42,53 +54,66 @@ WITH owner AS MATERIALIZED (
     ) AS more
     WHERE words.unfinished AND length(words.word) > 1
 ), alike AS MATERIALIZED (
-    SELECT words.n, more.lexeme
+    SELECT words.word, more.lexeme
     FROM words CROSS JOIN LATERAL (
         SELECT s.lexeme FROM search_words AS s
         WHERE s.owner_id = :owner AND s.word % words.word
         ORDER BY similarity(s.word, words.word) DESC, s.word LIMIT 3
     ) AS more
-    WHERE NOT words.known AND length(words.word) > 3 AND words.n NOT IN (SELECT n FROM longer)
+    WHERE NOT words.known AND length(words.word) > 3
+    AND words.word NOT IN (SELECT word FROM longer)
 ), members AS MATERIALIZED (
-    SELECT n, spelt.lexeme, own, coalesce(t.documents, 0) AS documents,
+    SELECT word, spelt.lexeme, own, unfinished, coalesce(t.documents, 0) AS documents,
         ln(1 + greatest(0, owner.documents - coalesce(t.documents, 0) + 0.5)
             / (coalesce(t.documents, 0) + 0.5)) AS idf
     FROM (
-        SELECT n, unnest(lexemes) AS lexeme, true AS own FROM words
-        UNION SELECT n, lexeme, false FROM longer
-        UNION SELECT n, lexeme, false FROM alike
+        SELECT word, unnest(lexemes) AS lexeme, true AS own, unfinished FROM words
+        UNION SELECT word, lexeme, false, false FROM longer
+        UNION SELECT word, lexeme, false, false FROM alike
     ) AS spelt
     CROSS JOIN owner
     LEFT JOIN search_terms AS t ON t.owner_id = :owner AND t.lexeme = spelt.lexeme
 ), groups AS MATERIALIZED (
-    SELECT n, sum(documents) AS documents, min(idf) FILTER (WHERE own) AS own_idf,
+    SELECT word, sum(documents) AS documents, min(idf) FILTER (WHERE own) AS own_idf,
         '(' || string_agg(quoted || CASE
-            WHEN own AND n = :last AND length(lexeme) > 1 THEN ':*' ELSE '' END, '|') || ')'
-            AS alternatives
+            WHEN unfinished AND length(lexeme) > 1 THEN ':*' ELSE '' END, '|') || ')'
+            AS alternatives,
+        '(' || string_agg(quoted, '|') FILTER (WHERE own) || ')' AS exact
     FROM (
         SELECT *, '''' || replace(replace(lexeme, '\\', '\\\\'), '''', '''''') || '''' AS quoted
         FROM members
     ) AS members
-    GROUP BY n
+    GROUP BY word
 ), weighed AS MATERIALIZED (
-    SELECT n, lexeme, members.documents,
+    SELECT word, lexeme, members.documents,
         CASE WHEN own THEN idf ELSE 0.5 * least(idf, own_idf) END AS weight
-    FROM members JOIN groups USING (n)
+    FROM members JOIN groups USING (word)
 ), query AS MATERIALIZED (
     SELECT
-        required, required && (websearch_to_tsquery('search', :q) || all_words) AS all_of,
-        required && any_word AS any_of, vector, greatest(best, 1e-9) AS best
+        CASE WHEN all_demanded THEN own && CAST(demanded AS tsquery) END AS required,
+        own && CAST(all_words AS tsquery) AS all_of, own && CAST(any_word AS tsquery) AS any_of,
+        CAST(exactly_all AS tsquery) AS exactly_all, CAST(exactly_any AS tsquery) AS exactly_any,
+        CAST(shown AS tsquery) AS shown, vector, greatest(best, 1e-9) AS best
     FROM (
-        SELECT CAST(quote_literal(search_owner_term(:owner)) AS tsquery)
-                && websearch_to_tsquery('search', :required) AS required,
-            CAST(string_agg(alternatives, '&') AS tsquery) AS all_words,
-            CAST(string_agg(alternatives, '|') FILTER (WHERE rarer < :enough) AS tsquery)
-                AS any_word
+        SELECT CAST(quote_literal(search_owner_term(:owner)) AS tsquery) AS own,
+            bool_and(demanded IS NOT NULL) AS all_demanded,
+            string_agg(demanded, '|') AS demanded,
+            string_agg(coalesce(demanded || '&', '') || all_words, '|') AS all_words,
+            string_agg(coalesce(demanded || '&', '') || '(' || any_word || ')', '|') AS any_word,
+            string_agg(exactly_all, '|') AS exactly_all,
+            string_agg(exactly_any, '|') AS exactly_any, string_agg(shown, '|') AS shown
         FROM (
-            SELECT *, coalesce(sum(documents) OVER (
-                ORDER BY documents, n ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) AS rarer
-            FROM groups
-        ) AS groups
+            SELECT choice, demanded, string_agg(alternatives, '&') AS all_words,
+                string_agg(alternatives, '|') FILTER (WHERE rarer < :enough) AS any_word,
+                string_agg(exact, '&') AS exactly_all, string_agg(exact, '|') AS exactly_any,
+                string_agg(alternatives, '|') AS shown
+            FROM choices LEFT JOIN demands USING (choice) JOIN (
+                SELECT *, coalesce(sum(documents) OVER (ORDER BY documents, word
+                    ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) AS rarer
+                FROM groups
+            ) AS groups ON groups.word = ANY (choices.words)
+            GROUP BY choice, demanded
+        ) AS choices
     ) AS parsed CROSS JOIN (
         SELECT search_vector(array_agg(search_dimension(lexeme)), array_agg(CAST(weight AS real)))
             AS vector
@@ -97,7 +122,7 @@ WITH owner AS MATERIALIZED (
         SELECT 2.2 * sum(best) AS best
         FROM (
             SELECT coalesce(max(weight) FILTER (WHERE documents > 0), max(weight)) AS best
-            FROM weighed GROUP BY n
+            FROM weighed GROUP BY word
         ) AS groups
     ) AS bests
 )
@@ -127,11 +152,11 @@ SEMANTIC = """
     SELECT n.*, row_number() OVER (ORDER BY n.similarity DESC, n.item_id) AS rank
     FROM query, search_nearest(
         :owner, CAST(:model AS integer), CAST(:vector AS halfvec), CAST(:depth AS integer),
-        CASE WHEN :required = '' THEN '' ELSE query.required END,
+        coalesce(query.required, ''),
         CAST(:min_price AS numeric), CAST(:max_price AS numeric),
         CAST(:created_after AS timestamptz), CAST(:created_before AS timestamptz)
     ) AS n
-    WHERE query.any_of IS NOT NULL
+    WHERE query.all_of IS NOT NULL
 )
 """
 
@@ -170,11 +195,11 @@ HITS = {
 
 PAGE = """
 SELECT counted.total, counted.plan, active.id AS active_model, page.*,
-    ts_headline('search', translate(page.title, :special, :brackets), query.any_of,
+    ts_headline('search', translate(page.title, :special, :brackets), query.shown,
         'HighlightAll=true, ' || :markers) AS marked_title,
-    ts_headline('search', translate(page.description, :special, :brackets), query.any_of,
-        'MaxFragments=2, MaxWords=25, MinWords=8, FragmentDelimiter=" … ", ' || :markers)
-        AS marked_description
+    ts_headline('search', translate(page.description, :special, :brackets), query.shown,
+        'MaxFragments=2, MaxWords=25, MinWords=8, ShortWord=0, FragmentDelimiter=" … ", '
+            || :markers) AS marked_description
 FROM (SELECT coalesce(max(total), 0) AS total, max(plan) AS plan FROM hits) AS counted
 CROSS JOIN query
 LEFT JOIN search_models AS active ON active.active

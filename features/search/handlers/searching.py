@@ -87,12 +87,10 @@ async def _run(
     vector: Vector | None,
 ) -> Sequence[Row[Any]]:
     bounds = filter_values(query)
-    parameters = bounds | {
+    parameters = {
+        **bounds,
+        **parsed.parameters,
         "owner": owner_id,
-        "q": parsed.text,
-        "words": parsed.words,
-        "required": parsed.required,
-        "last": len(parsed.words) if parsed.unfinished else 0,
         "few": FEW,
         "enough": ENOUGH_ROWS,
         "depth": query.offset + query.limit if mode is Mode.LEXICAL else CANDIDATES,

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from httpx import AsyncClient
 
+from features.search.handlers import searching
 from features.search.tests.conftest import Index
 
 CATALOGUE = [
@@ -128,6 +129,13 @@ async def test_items_with_all_words_come_before_those_with_some(shop: AsyncClien
         ("mug -red", {"Blue enamel mug"}),
         ('enamel -"red enamel"', {"Blue enamel mug"}),
         ("sleeve or hub", {"Laptop sleeve", "USB hub with four ports"}),
+        ('"laptop sleeve" or hub', {"Laptop sleeve", "USB hub with four ports"}),
+        ('hub OR "laptop sleeve"', {"Laptop sleeve", "USB hub with four ports"}),
+        ('"sleeve laptop" or hub', {"USB hub with four ports"}),
+        ("mug -red or hub", {"Blue enamel mug", "USB hub with four ports"}),
+        ("mug -red or mug -blue", {"Blue enamel mug", "Red enamel mug"}),
+        ('"the of" or hub', {"USB hub with four ports"}),
+        ("or hub or", {"USB hub with four ports"}),
         ("MUG", {"Red enamel mug", "Blue enamel mug"}),
         ("mugs", {"Red enamel mug", "Blue enamel mug"}),
         ("-mug", set()),
@@ -151,6 +159,11 @@ async def test_the_last_word_may_be_unfinished(shop: AsyncClient, q: str) -> Non
 async def test_a_finished_word_is_not_completed(shop: AsyncClient) -> None:
     assert titles(await find(shop, "lap ", mode="lexical")) == []
     assert len(titles(await find(shop, "lap", mode="lexical"))) == 3
+
+
+async def test_only_the_last_word_is_unfinished(shop: AsyncClient) -> None:
+    assert len(titles(await find(shop, "lap enamel lap", mode="lexical"))) == 5
+    assert len(titles(await find(shop, "ename lap ename ", mode="lexical"))) == 2
 
 
 @pytest.mark.parametrize("q", ["headphnes", "hedphones wireless", "wireles"])
@@ -209,13 +222,30 @@ async def test_pages_add_up_to_the_whole(shop: AsyncClient, mode: str) -> None:
 
 async def test_highlights_are_safe_html(client: AsyncClient) -> None:
     title = "<script>alert('mug')</script> & \x02mug\x03"
-    await client.post("/items", json={"title": title, "price": 1, "description": "No <b>mug</b>"})
+    await client.post(
+        "/items", json={"title": title, "price": 1, "description": "No <b>mug</b> here"}
+    )
     (hit,) = (await find(client, "mug", mode="lexical"))["hits"]
     assert hit["highlights"] == {
         "title": "&lt;script&gt;alert(&#x27;<mark>mug</mark>&#x27;)&lt;/script&gt; "
         "&amp; <mark>mug</mark>",
-        "description": "No &lt;b&gt;<mark>mug</mark>&lt;/b&gt;",
+        "description": "No &lt;b&gt;<mark>mug</mark>&lt;/b&gt; here",
     }
+
+
+async def test_a_highlight_shows_where_the_words_are(client: AsyncClient) -> None:
+    description = "Nothing to see here. " * 60 + "At last a mug of enamel. " + "And so on. " * 60
+    await client.post("/items", json={"title": "Cup", "price": 1, "description": description})
+    (hit,) = (await find(client, "mug enamel", mode="lexical"))["hits"]
+    assert "<mark>mug</mark> of <mark>enamel</mark>" in hit["highlights"]["description"]
+
+
+async def test_common_words_are_highlighted_too(
+    shop: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(searching, "ENOUGH_ROWS", 1)
+    (hit,) = (await find(shop, "red mug", mode="lexical"))["hits"]
+    assert hit["highlights"]["title"] == "<mark>Red</mark> enamel <mark>mug</mark>"
 
 
 async def test_an_answer_explains_itself_on_demand(shop: AsyncClient) -> None:
