@@ -2,7 +2,8 @@
 
 A word of the query stands for a group of lexemes: its own; for the last word, as it may still
 be typed, those of longer words; for a word that no document of the owner has, those of words
-spelt like it. Alternatives weigh half, and never more than the word itself.
+spelt like it. Alternatives weigh half, and never more than the word itself, and what has the words
+as they are given comes before what has alternatives.
 
 Rows are found by the index of terms, which has the owner's; that they are the owner's is checked
 with IS TRUE, so that no index of owners is read for it, which would read all that an owner has.
@@ -63,16 +64,19 @@ WITH owner AS MATERIALIZED (
     WHERE NOT words.known AND length(words.word) > 3
     AND words.word NOT IN (SELECT word FROM longer)
 ), members AS MATERIALIZED (
-    SELECT word, spelt.lexeme, own, unfinished, coalesce(t.documents, 0) AS documents,
-        ln(1 + greatest(0, owner.documents - coalesce(t.documents, 0) + 0.5)
-            / (coalesce(t.documents, 0) + 0.5)) AS idf
+    SELECT word, lexeme, own, unfinished, counted.documents,
+        ln(1 + greatest(0, owner.documents - counted.documents + 0.5)
+            / (counted.documents + 0.5)) AS idf
     FROM (
         SELECT word, unnest(lexemes) AS lexeme, true AS own, unfinished FROM words
         UNION SELECT word, lexeme, false, false FROM longer
         UNION SELECT word, lexeme, false, false FROM alike
     ) AS spelt
+    CROSS JOIN LATERAL (
+        SELECT coalesce(max(t.documents), 0) AS documents FROM search_terms AS t
+        WHERE t.owner_id = :owner AND t.lexeme = spelt.lexeme
+    ) AS counted
     CROSS JOIN owner
-    LEFT JOIN search_terms AS t ON t.owner_id = :owner AND t.lexeme = spelt.lexeme
 ), groups AS MATERIALIZED (
     SELECT word, sum(documents) AS documents, min(idf) FILTER (WHERE own) AS own_idf,
         '(' || string_agg(quoted || CASE
@@ -93,7 +97,7 @@ WITH owner AS MATERIALIZED (
         CASE WHEN all_demanded THEN own && CAST(demanded AS tsquery) END AS required,
         own && CAST(all_words AS tsquery) AS all_of, own && CAST(any_word AS tsquery) AS any_of,
         CAST(exactly_all AS tsquery) AS exactly_all, CAST(exactly_any AS tsquery) AS exactly_any,
-        CAST(shown AS tsquery) AS shown, vector, greatest(best, 1e-9) AS best
+        CAST(shown AS tsquery) AS shown, vector, greatest(best, 1e-9) AS best, single
     FROM (
         SELECT CAST(quote_literal(search_owner_term(:owner)) AS tsquery) AS own,
             bool_and(demanded IS NOT NULL) AS all_demanded,
@@ -119,7 +123,7 @@ WITH owner AS MATERIALIZED (
             AS vector
         FROM (SELECT lexeme, max(weight) AS weight FROM weighed GROUP BY lexeme) AS weighed
     ) AS vectors CROSS JOIN (
-        SELECT 2.2 * sum(best) AS best
+        SELECT 2.2 * sum(best) AS best, count(*) = 1 AS single
         FROM (
             SELECT coalesce(max(weight) FILTER (WHERE documents > 0), max(weight)) AS best
             FROM weighed GROUP BY word
@@ -130,19 +134,21 @@ WITH owner AS MATERIALIZED (
 
 LEXICAL = """
 , matching_all AS MATERIALIZED (
-    SELECT d.item_id, -(d.weights <#> query.vector) AS bm25
+    SELECT d.item_id, -(d.weights <#> query.vector) AS bm25,
+        CASE WHEN d.terms @@ query.exactly_all THEN 1 ELSE 2 END AS tier
     FROM query JOIN search_documents AS d ON d.terms @@ query.all_of
     WHERE (d.owner_id = :owner) IS TRUE AND {filters}
 ), matching_any AS MATERIALIZED (
-    SELECT d.item_id, -(d.weights <#> query.vector) AS bm25
+    SELECT d.item_id, -(d.weights <#> query.vector) AS bm25,
+        CASE WHEN d.terms @@ query.exactly_any THEN 3 ELSE 4 END AS tier
     FROM query JOIN search_documents AS d ON d.terms @@ query.any_of
     WHERE (SELECT count(*) FROM matching_all) < :few
     AND d.item_id NOT IN (SELECT item_id FROM matching_all)
     AND (d.owner_id = :owner) IS TRUE AND {filters}
 ), lexical AS MATERIALIZED (
-    SELECT item_id, bm25, count(*) OVER () AS matches,
+    SELECT *, count(*) OVER () AS matches,
         row_number() OVER (ORDER BY tier, bm25 DESC, item_id) AS rank
-    FROM (SELECT *, 1 AS tier FROM matching_all UNION ALL SELECT *, 2 FROM matching_any) AS matched
+    FROM (SELECT * FROM matching_all UNION ALL SELECT * FROM matching_any) AS matched
     ORDER BY rank LIMIT :depth
 )
 """
@@ -178,17 +184,24 @@ HITS = {
     Mode.HYBRID: """
 , fused AS MATERIALIZED (
     SELECT item_id, l.rank AS lexical_rank, n.rank AS semantic_rank, max(plan) OVER () AS plan,
-        -(d.weights <#> query.vector) / query.best AS lexical,
-        1 - (e.embedding <=> CAST(:vector AS halfvec)) AS cosine
+        tier, query.single, -(d.weights <#> query.vector) / query.best AS lexical,
+        e.embedding <=> CAST(:vector AS halfvec) AS distance
     FROM lexical AS l FULL JOIN nearest AS n USING (item_id)
     CROSS JOIN query
     JOIN search_documents AS d USING (item_id)
     LEFT JOIN (SELECT * FROM search_embeddings WHERE model_id = :model) AS e USING (item_id)
+), scored AS MATERIALIZED (
+    SELECT *, :words_share * lexical / greatest(1, max(lexical) OVER ())
+        + (1 - :words_share)
+            * coalesce((farthest - distance) / greatest(farthest - nearest, 1e-9), 0) AS score
+    FROM (
+        SELECT *, max(distance) OVER () AS farthest, min(distance) OVER () AS nearest FROM fused
+    ) AS fused
 ), hits AS MATERIALIZED (
     SELECT item_id, lexical_rank, semantic_rank, count(*) OVER () AS total, plan,
-        0.5 * lexical + 0.5 * coalesce(cosine, min(cosine) OVER (), 0)
-            / greatest(max(cosine) OVER (), 1e-9) AS score
-    FROM fused
+        least(score, CASE WHEN single AND tier > 1
+            THEN min(score) FILTER (WHERE tier = 1) OVER () END) AS score
+    FROM scored
 )
 """,
 }

@@ -156,6 +156,7 @@ async def search(request: Request, principal: Principal) -> Response:
         "owner": principal.user_id,
         "few": 10,
         "enough": 20_000,
+        "words_share": 0.6,
         "depth": 20 if mode is Mode.LEXICAL else CANDIDATES,
         "limit": 20,
         "offset": 0,

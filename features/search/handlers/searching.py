@@ -29,6 +29,9 @@ FEW = 10
 ENOUGH_ROWS = 20_000
 """Words beyond so many rows of rarer ones add to the score of what was found, and find no more."""
 
+WORDS_SHARE = 0.6
+"""How much of a hybrid score is of the words, from 0 to 1; the rest is of the meaning."""
+
 
 async def search(
     sessions: Sessions,
@@ -101,6 +104,7 @@ async def _run(
         "owner": owner_id,
         "few": FEW,
         "enough": ENOUGH_ROWS,
+        "words_share": WORDS_SHARE,
         "depth": query.offset + query.limit if mode is Mode.LEXICAL else CANDIDATES,
         "limit": query.limit,
         "offset": query.offset,

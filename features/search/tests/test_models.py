@@ -95,6 +95,17 @@ async def test_a_query_is_embedded_once(
     assert endpoint.requests == [["kettle"]]
 
 
+async def test_scores_are_from_0_to_1_whatever_the_cosines(
+    endpoint: Endpoint, client: AsyncClient, index: Index
+) -> None:
+    await add(client, "Copper kettle", "Iron pan")
+    await index()
+    for word in ("copper", "tin", "oak", "fir", "elm", "ash", "yew", "box", "bay", "fig"):
+        answer = await find(client, word)  # the best cosine of half of these is below 0
+        assert len(answer["hits"]) == 2
+        assert all(0 <= hit["score"] <= 1 for hit in answer["hits"]), answer
+
+
 async def test_a_busy_endpoint_is_asked_again(endpoint: Endpoint, remote: Embedders) -> None:
     endpoint.failures = [(429, {"Retry-After": "0"}), (503, {})]
     embedder = remote.get(remote.configured)

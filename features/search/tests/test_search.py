@@ -180,6 +180,20 @@ async def test_an_exact_word_is_ahead_of_its_neighbours(client: AsyncClient, ind
     assert titles(await find(client, "slider", mode="lexical"))[0] == "Slider"
 
 
+@pytest.mark.parametrize("mode", ["hybrid", "lexical"])
+async def test_a_finished_word_is_ahead_of_a_longer_one(
+    client: AsyncClient, index: Index, mode: str
+) -> None:
+    long = "For everything at home and on the way. " * 20 + "It comes with a cable."
+    for title, description in (("Cablecar", None), ("Charger", long), ("Cablecars", "Cablecar")):
+        item = {"title": title, "description": description, "price": 5}
+        assert (await client.post("/items", json=item)).status_code == 201
+    await index()
+    answer = await find(client, "cable", mode=mode)
+    assert titles(answer)[0] == "Charger"
+    assert len(answer["hits"]) == 3
+
+
 async def test_short_items_with_rare_words_rank_first(client: AsyncClient, index: Index) -> None:
     long = "A cable among many other things that this long description tells about at length"
     for title, description in [
