@@ -37,7 +37,7 @@ async def _reindex(database: Database) -> tuple[Model, int]:
         embedder = engine.embedders.get(model)
         if embedder is None:
             raise Unavailable(f"The settings do not say how to reach {model.name}")
-        await embedder.embed_query(PROBE)
+        await embedder.embed_documents([PROBE])
         with Progress(console=console) as progress:
             bar = progress.add_task("indexing", total=None)
             most = 0

@@ -1,10 +1,11 @@
 """What search keeps as long as the process lives: its models, and which one is searched."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import Annotated
+from functools import partial
+from typing import Annotated, TypeAlias
 
 import structlog
 from fastapi import Depends, FastAPI, Request
@@ -14,11 +15,15 @@ from features.search.embedding import PROBE, Embedders, EmbeddingUnavailable, Wr
 from features.search.indexing.models import KnownModel, active_model
 from features.search.settings import SearchSettings
 from shared.cache import open_cache
+from shared.database import database_of, reading
 from shared.settings import ConfigurationError, load_settings
 
 log = structlog.get_logger(__name__)
 
 CHECK_SECONDS = 3.0
+
+Sessions: TypeAlias = Callable[[], AbstractAsyncContextManager[AsyncConnection]]
+"""Opens a read session: for handlers that hold none while a model is at work."""
 
 
 @dataclass
@@ -29,16 +34,16 @@ class Engine:
     language: str
     active: KnownModel | None = None
 
-    async def active_model(self, session: AsyncConnection) -> KnownModel:
-        """The model that is searched; asks the database only while none is known.
-
-        Whoever finds that it has changed sets `active` to None.
+    async def active_model(self, sessions: Sessions, stale: KnownModel | None = None) -> KnownModel:
+        """The model that is searched; asks the database only while none is known, or the one that
+        the caller found to be `stale`.
 
         Raises:
             EmbeddingUnavailable: there is none before the first start has prepared it.
         """
-        if self.active is None:
-            self.active = await active_model(session)
+        if self.active in (None, stale):
+            async with sessions() as session:
+                self.active = await active_model(session)
         if self.active is None:
             raise EmbeddingUnavailable("The items have not been embedded yet")
         return self.active
@@ -90,4 +95,9 @@ async def _engine(request: Request) -> Engine:
     return engine_of(request.app)
 
 
+async def _sessions(request: Request) -> Sessions:
+    return partial(reading, database_of(request.app), request)
+
+
 EngineDep = Annotated[Engine, Depends(_engine)]
+SessionsDep = Annotated[Sessions, Depends(_sessions)]

@@ -1,13 +1,29 @@
 """What a person types, taken apart: words to rank by, and what must or must not be there."""
 
+import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 
 MAX_WORDS = 100
 
-_TOKEN = re.compile(r'(-?)"([^"]*)"|(-?)(\S+)')
+_TOKEN = re.compile(r'(-?)(?:"([^"]*)"|(\S+))')
 _WORD = re.compile(r"\w")
 _NO_MARKUP = str.maketrans("<>", "  ")  # PostgreSQL would skip what looks like HTML
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What stands between two `or`.
+
+    Attributes:
+        words: that are looked for, each once, also those of the phrases.
+        phrases: that must be there.
+        excluded: words and phrases that must not.
+    """
+
+    words: list[str] = field(default_factory=list)
+    phrases: list[str] = field(default_factory=list)
+    excluded: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -15,37 +31,47 @@ class ParsedQuery:
     """A query in websearch syntax: quotes, `-word`, `or`.
 
     Attributes:
-        text: as it was given.
-        words: the words that are looked for, each once, also those of quoted phrases.
-        required: the quoted phrases and the exclusions alone, in websearch syntax.
-        unfinished: whether the last word may be the beginning of a longer one.
+        choices: an item has to fit one of them.
+        unfinished: the last word, if it may be the beginning of a longer one; else empty.
     """
 
-    text: str
-    words: tuple[str, ...]
-    required: str
-    unfinished: bool
+    choices: list[Choice]
+    unfinished: str
 
     @property
     def meaning(self) -> str:
         """What is embedded: the words in their order, without the syntax."""
-        return " ".join(self.words)
+        words = [word for choice in self.choices for word in choice.words]
+        return " ".join(dict.fromkeys(words))
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """What the statement is given of it."""
+        choices = json.dumps([asdict(choice) for choice in self.choices])
+        return {"choices": choices, "unfinished": self.unfinished}
 
 
 def parse_query(text: str) -> ParsedQuery:
     """Takes a query apart. Any text is a query; unbalanced quotes are letters like others."""
     text = text.translate(_NO_MARKUP)
-    words: dict[str, None] = {}
-    required: list[str] = []
-    unfinished = False
+    choices, left, unfinished = [Choice()], MAX_WORDS, ""
     for token in _TOKEN.finditer(text):
-        quoted_not, phrase, bare_not, bare = token.groups()
-        excluded = bool(quoted_not or (bare_not and _WORD.match(bare or "")))
-        if excluded or phrase is not None:
-            required.append(token.group())
-        if excluded or (bare or "").lower() == "or":
-            continue
-        found = [word for word in (phrase or bare or "").lower().split() if _WORD.search(word)]
-        words.update(dict.fromkeys(found))
-        unfinished = phrase is None and token.end() == len(text) and bool(found)
-    return ParsedQuery(text, tuple(words)[:MAX_WORDS], " ".join(required), unfinished)
+        minus, phrase, bare = token.groups()
+        unfinished = ""
+        if phrase is None and token.group().lower() == "or":
+            choices.append(Choice())
+        elif minus and (phrase is not None or _WORD.match(bare)):
+            choices[-1].excluded.append(bare or phrase)
+        elif phrase is not None:
+            choices[-1].phrases.append(phrase)
+            left -= _add(choices[-1].words, phrase.lower().split(), left)
+        else:
+            left -= _add(choices[-1].words, [bare.lower()], left)
+            unfinished = bare.lower() if token.end() == len(text) else ""
+    return ParsedQuery(choices, unfinished)
+
+
+def _add(words: list[str], more: list[str], most: int) -> int:
+    new = [word for word in dict.fromkeys(more) if _WORD.search(word) and word not in words][:most]
+    words += new
+    return len(new)

@@ -11,7 +11,7 @@ MAX_DIMENSION = 4_000  # of an HNSW index on halfvec
 
 
 class SearchSettings(BaseSettings):
-    """What search reads. `embedding_dim` is numbers per vector, `embedding_timeout` seconds."""
+    """What search reads. `embedding_dim` is numbers per vector, timeouts are seconds."""
 
     model_config = SettingsConfigDict(env_prefix="APP_", env_file=".env", extra="ignore")
 
@@ -23,6 +23,7 @@ class SearchSettings(BaseSettings):
     embedding_model_path: Path | None = None
     embedding_threads: int = Field(default=min(4, os.cpu_count() or 1), ge=1, le=64)
     embedding_timeout: float = Field(default=10.0, gt=0, le=60)
+    embedding_query_timeout: float = Field(default=2.0, gt=0, le=30)
     search_language: str = Field(default="english", pattern=r"^[a-z_]{1,63}$")
 
     @model_validator(mode="after")

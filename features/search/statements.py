@@ -2,7 +2,11 @@
 
 A word of the query stands for a group of lexemes: its own; for the last word, as it may still
 be typed, those of longer words; for a word that no document of the owner has, those of words
-spelt like it. Alternatives weigh half, and never more than the word itself.
+spelt like it. Alternatives weigh half, and never more than the word itself, and what has the words
+as they are given comes before what has alternatives.
+
+Rows are found by the index of terms, which has the owner's; that they are the owner's is checked
+with IS TRUE, so that no index of owners is read for it, which would read all that an owner has.
 """
 
 from collections.abc import Mapping
@@ -21,17 +25,29 @@ CANDIDATES = 200
 WORDS = """
 WITH owner AS MATERIALIZED (
     SELECT coalesce(max(documents), 0) AS documents FROM search_owners WHERE owner_id = :owner
+), choices AS MATERIALIZED (
+    SELECT choice, words, phrases, excluded
+    FROM ROWS FROM (jsonb_to_recordset(CAST(:choices AS jsonb))
+        AS (words text[], phrases text[], excluded text[]))
+        WITH ORDINALITY AS given (words, phrases, excluded, choice)
+), demands AS MATERIALIZED (
+    SELECT choice, '(' || string_agg('(' || CAST(demand AS text) || ')', '&') || ')' AS demanded
+    FROM (
+        SELECT choice, phraseto_tsquery('search', unnest(phrases)) AS demand FROM choices
+        UNION ALL SELECT choice, !! phraseto_tsquery('search', unnest(excluded)) FROM choices
+    ) AS demands
+    WHERE numnode(demand) > 0 GROUP BY choice
 ), words AS MATERIALIZED (
-    SELECT n, word, lexemes, n = :last AS unfinished, EXISTS (
+    SELECT word, lexemes, word = :unfinished AS unfinished, EXISTS (
         SELECT FROM search_terms AS t WHERE t.owner_id = :owner AND t.lexeme = ANY (lexemes)
     ) AS known
     FROM (
-        SELECT n, word, tsvector_to_array(to_tsvector('search', word)) AS lexemes
-        FROM unnest(CAST(:words AS text[])) WITH ORDINALITY AS given (word, n)
+        SELECT word, tsvector_to_array(to_tsvector('search', word)) AS lexemes
+        FROM (SELECT DISTINCT unnest(words) AS word FROM choices) AS given
     ) AS given
     WHERE cardinality(lexemes) > 0
 ), longer AS MATERIALIZED (
-    SELECT words.n, more.lexeme
+    SELECT words.word, more.lexeme
     FROM words CROSS JOIN LATERAL (
         SELECT DISTINCT s.lexeme FROM search_words AS s
         WHERE s.owner_id = :owner AND s.word > words.word AND s.word < words.word || chr(1114111)
@@ -39,62 +55,78 @@ WITH owner AS MATERIALIZED (
     ) AS more
     WHERE words.unfinished AND length(words.word) > 1
 ), alike AS MATERIALIZED (
-    SELECT words.n, more.lexeme
+    SELECT words.word, more.lexeme
     FROM words CROSS JOIN LATERAL (
         SELECT s.lexeme FROM search_words AS s
         WHERE s.owner_id = :owner AND s.word % words.word
         ORDER BY similarity(s.word, words.word) DESC, s.word LIMIT 3
     ) AS more
-    WHERE NOT words.known AND length(words.word) > 3 AND words.n NOT IN (SELECT n FROM longer)
+    WHERE NOT words.known AND length(words.word) > 3
+    AND words.word NOT IN (SELECT word FROM longer)
 ), members AS MATERIALIZED (
-    SELECT n, spelt.lexeme, own, coalesce(t.documents, 0) AS documents,
-        ln(1 + greatest(0, owner.documents - coalesce(t.documents, 0) + 0.5)
-            / (coalesce(t.documents, 0) + 0.5)) AS idf
+    SELECT word, lexeme, own, unfinished, counted.documents,
+        ln(1 + greatest(0, owner.documents - counted.documents + 0.5)
+            / (counted.documents + 0.5)) AS idf
     FROM (
-        SELECT n, unnest(lexemes) AS lexeme, true AS own FROM words
-        UNION SELECT n, lexeme, false FROM longer
-        UNION SELECT n, lexeme, false FROM alike
+        SELECT word, unnest(lexemes) AS lexeme, true AS own, unfinished FROM words
+        UNION SELECT word, lexeme, false, false FROM longer
+        UNION SELECT word, lexeme, false, false FROM alike
     ) AS spelt
+    CROSS JOIN LATERAL (
+        SELECT coalesce(max(t.documents), 0) AS documents FROM search_terms AS t
+        WHERE t.owner_id = :owner AND t.lexeme = spelt.lexeme
+    ) AS counted
     CROSS JOIN owner
-    LEFT JOIN search_terms AS t ON t.owner_id = :owner AND t.lexeme = spelt.lexeme
 ), groups AS MATERIALIZED (
-    SELECT n, sum(documents) AS documents, min(idf) FILTER (WHERE own) AS own_idf,
+    SELECT word, sum(documents) AS documents, min(idf) FILTER (WHERE own) AS own_idf,
         '(' || string_agg(quoted || CASE
-            WHEN own AND n = :last AND length(lexeme) > 1 THEN ':*' ELSE '' END, '|') || ')'
-            AS alternatives
+            WHEN unfinished AND length(lexeme) > 1 THEN ':*' ELSE '' END, '|') || ')'
+            AS alternatives,
+        '(' || string_agg(quoted, '|') FILTER (WHERE own) || ')' AS exact
     FROM (
         SELECT *, '''' || replace(replace(lexeme, '\\', '\\\\'), '''', '''''') || '''' AS quoted
         FROM members
     ) AS members
-    GROUP BY n
+    GROUP BY word
 ), weighed AS MATERIALIZED (
-    SELECT n, lexeme, members.documents,
+    SELECT word, lexeme, members.documents,
         CASE WHEN own THEN idf ELSE 0.5 * least(idf, own_idf) END AS weight
-    FROM members JOIN groups USING (n)
+    FROM members JOIN groups USING (word)
 ), query AS MATERIALIZED (
     SELECT
-        required, required && (websearch_to_tsquery('search', :q) || all_words) AS all_of,
-        required && any_word AS any_of, vector, greatest(best, 1e-9) AS best
+        CASE WHEN all_demanded THEN own && CAST(demanded AS tsquery) END AS required,
+        own && CAST(all_words AS tsquery) AS all_of, own && CAST(any_word AS tsquery) AS any_of,
+        CAST(exactly_all AS tsquery) AS exactly_all, CAST(exactly_any AS tsquery) AS exactly_any,
+        CAST(shown AS tsquery) AS shown, vector, greatest(best, 1e-9) AS best, single
     FROM (
-        SELECT CAST(quote_literal(CAST(:owner AS text)) AS tsquery)
-                && websearch_to_tsquery('search', :required) AS required,
-            CAST(string_agg(alternatives, '&') AS tsquery) AS all_words,
-            CAST(string_agg(alternatives, '|') FILTER (WHERE rarer < :enough) AS tsquery)
-                AS any_word
+        SELECT CAST(quote_literal(search_owner_term(:owner)) AS tsquery) AS own,
+            bool_and(demanded IS NOT NULL) AS all_demanded,
+            string_agg(demanded, '|') AS demanded,
+            string_agg(coalesce(demanded || '&', '') || all_words, '|') AS all_words,
+            string_agg(coalesce(demanded || '&', '') || '(' || any_word || ')', '|') AS any_word,
+            string_agg(exactly_all, '|') AS exactly_all,
+            string_agg(exactly_any, '|') AS exactly_any, string_agg(shown, '|') AS shown
         FROM (
-            SELECT *, coalesce(sum(documents) OVER (
-                ORDER BY documents, n ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) AS rarer
-            FROM groups
-        ) AS groups
+            SELECT choice, demanded, string_agg(alternatives, '&') AS all_words,
+                string_agg(alternatives, '|') FILTER (WHERE rarer < :enough) AS any_word,
+                string_agg(exact, '&') AS exactly_all, string_agg(exact, '|') AS exactly_any,
+                string_agg(alternatives, '|') AS shown
+            FROM choices LEFT JOIN demands USING (choice) JOIN (
+                SELECT *, coalesce(sum(documents) OVER (ORDER BY documents, word
+                    ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) AS rarer
+                FROM groups
+            ) AS groups ON groups.word = ANY (choices.words)
+            GROUP BY choice, demanded
+        ) AS choices
     ) AS parsed CROSS JOIN (
         SELECT search_vector(array_agg(search_dimension(lexeme)), array_agg(CAST(weight AS real)))
             AS vector
         FROM (SELECT lexeme, max(weight) AS weight FROM weighed GROUP BY lexeme) AS weighed
     ) AS vectors CROSS JOIN (
-        SELECT 2.2 * sum(best) AS best
+        SELECT 2.2 * sum(best) AS best, count(*) = 1 AS single
         FROM (
             SELECT coalesce(max(weight) FILTER (WHERE documents > 0), max(weight)) AS best
-            FROM weighed GROUP BY n
+            FROM weighed GROUP BY word
         ) AS groups
     ) AS bests
 )
@@ -102,18 +134,21 @@ WITH owner AS MATERIALIZED (
 
 LEXICAL = """
 , matching_all AS MATERIALIZED (
-    SELECT d.item_id, -(d.weights <#> query.vector) AS bm25
+    SELECT d.item_id, -(d.weights <#> query.vector) AS bm25,
+        CASE WHEN d.terms @@ query.exactly_all THEN 1 ELSE 2 END AS tier
     FROM query JOIN search_documents AS d ON d.terms @@ query.all_of
-    WHERE {filters}
+    WHERE (d.owner_id = :owner) IS TRUE AND {filters}
 ), matching_any AS MATERIALIZED (
-    SELECT d.item_id, -(d.weights <#> query.vector) AS bm25
+    SELECT d.item_id, -(d.weights <#> query.vector) AS bm25,
+        CASE WHEN d.terms @@ query.exactly_any THEN 3 ELSE 4 END AS tier
     FROM query JOIN search_documents AS d ON d.terms @@ query.any_of
     WHERE (SELECT count(*) FROM matching_all) < :few
-    AND d.item_id NOT IN (SELECT item_id FROM matching_all) AND {filters}
+    AND d.item_id NOT IN (SELECT item_id FROM matching_all)
+    AND (d.owner_id = :owner) IS TRUE AND {filters}
 ), lexical AS MATERIALIZED (
-    SELECT item_id, bm25, count(*) OVER () AS matches,
+    SELECT *, count(*) OVER () AS matches,
         row_number() OVER (ORDER BY tier, bm25 DESC, item_id) AS rank
-    FROM (SELECT *, 1 AS tier FROM matching_all UNION ALL SELECT *, 2 FROM matching_any) AS matched
+    FROM (SELECT * FROM matching_all UNION ALL SELECT * FROM matching_any) AS matched
     ORDER BY rank LIMIT :depth
 )
 """
@@ -123,11 +158,11 @@ SEMANTIC = """
     SELECT n.*, row_number() OVER (ORDER BY n.similarity DESC, n.item_id) AS rank
     FROM query, search_nearest(
         :owner, CAST(:model AS integer), CAST(:vector AS halfvec), CAST(:depth AS integer),
-        CASE WHEN :required = '' THEN '' ELSE query.required END,
+        coalesce(query.required, ''),
         CAST(:min_price AS numeric), CAST(:max_price AS numeric),
         CAST(:created_after AS timestamptz), CAST(:created_before AS timestamptz)
     ) AS n
-    WHERE query.any_of IS NOT NULL
+    WHERE query.all_of IS NOT NULL
 )
 """
 
@@ -149,35 +184,42 @@ HITS = {
     Mode.HYBRID: """
 , fused AS MATERIALIZED (
     SELECT item_id, l.rank AS lexical_rank, n.rank AS semantic_rank, max(plan) OVER () AS plan,
-        -(d.weights <#> query.vector) / query.best AS lexical,
-        1 - (e.embedding <=> CAST(:vector AS halfvec)) AS cosine
+        tier, query.single, -(d.weights <#> query.vector) / query.best AS lexical,
+        e.embedding <=> CAST(:vector AS halfvec) AS distance
     FROM lexical AS l FULL JOIN nearest AS n USING (item_id)
     CROSS JOIN query
     JOIN search_documents AS d USING (item_id)
     LEFT JOIN (SELECT * FROM search_embeddings WHERE model_id = :model) AS e USING (item_id)
+), scored AS MATERIALIZED (
+    SELECT *, :words_share * lexical / greatest(1, max(lexical) OVER ())
+        + (1 - :words_share)
+            * coalesce((farthest - distance) / greatest(farthest - nearest, 1e-9), 0) AS score
+    FROM (
+        SELECT *, max(distance) OVER () AS farthest, min(distance) OVER () AS nearest FROM fused
+    ) AS fused
 ), hits AS MATERIALIZED (
     SELECT item_id, lexical_rank, semantic_rank, count(*) OVER () AS total, plan,
-        0.5 * lexical + 0.5 * coalesce(cosine, min(cosine) OVER (), 0)
-            / greatest(max(cosine) OVER (), 1e-9) AS score
-    FROM fused
+        least(score, CASE WHEN single AND tier > 1
+            THEN min(score) FILTER (WHERE tier = 1) OVER () END) AS score
+    FROM scored
 )
 """,
 }
 
 PAGE = """
 SELECT counted.total, counted.plan, active.id AS active_model, page.*,
-    ts_headline('search', translate(page.title, :special, :brackets), query.any_of,
+    ts_headline('search', translate(page.title, :special, :brackets), query.shown,
         'HighlightAll=true, ' || :markers) AS marked_title,
-    ts_headline('search', translate(page.description, :special, :brackets), query.any_of,
-        'MaxFragments=2, MaxWords=25, MinWords=8, FragmentDelimiter=" … ", ' || :markers)
-        AS marked_description
+    ts_headline('search', translate(page.description, :special, :brackets), query.shown,
+        'MaxFragments=2, MaxWords=25, MinWords=8, ShortWord=0, FragmentDelimiter=" … ", '
+            || :markers) AS marked_description
 FROM (SELECT coalesce(max(total), 0) AS total, max(plan) AS plan FROM hits) AS counted
 CROSS JOIN query
 LEFT JOIN search_models AS active ON active.active
 LEFT JOIN (
     SELECT {columns}, hits.score, hits.lexical_rank, hits.semantic_rank
     FROM (SELECT * FROM hits ORDER BY {order} LIMIT :limit OFFSET :offset) AS hits
-    JOIN items AS i ON i.id = hits.item_id
+    JOIN items AS i ON i.id = hits.item_id AND (i.owner_id = :owner) IS TRUE
 ) AS page ON true
 ORDER BY {order}
 """

@@ -134,6 +134,9 @@ LANGUAGE sql STABLE PARALLEL SAFE RETURN
     setweight(to_tsvector('search', search_plain(title)), 'A')
     || to_tsvector('search', search_plain(coalesce(description, '')));
 
+CREATE FUNCTION search_owner_term(owner_id uuid) RETURNS text
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE RETURN ' ' || owner_id::text;
+
 CREATE FUNCTION search_text_hash(title text, description text) RETURNS bytea
 LANGUAGE sql IMMUTABLE PARALLEL SAFE RETURN
     sha256(convert_to(title || E'\\n' || coalesce(description, ''), 'UTF8'));
@@ -177,12 +180,14 @@ RETURNS sparsevec LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE RETURN (
 """
 
 # The owner's id is a lexeme of every document, so that the GIN index alone narrows a query to
-# one owner. Writers only append to search_changes and search_queue and never wait for each other.
+# one owner. It begins with a space, which no word does, so that no text can claim it. Writers only
+# append to search_changes and search_queue and never wait for each other.
 TRIGGERS = """
 CREATE FUNCTION search_index(ids uuid[]) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     INSERT INTO search_changes (owner_id, item_id, sign, length, lexemes)
-    SELECT owner_id, item_id, -1, length, array_remove(tsvector_to_array(terms), owner_id::text)
+    SELECT owner_id, item_id, -1, length,
+        array_remove(tsvector_to_array(terms), search_owner_term(owner_id))
     FROM search_documents WHERE item_id = ANY (ids);
 
     WITH parsed AS MATERIALIZED (
@@ -203,8 +208,9 @@ BEGIN
     )
     INSERT INTO search_documents
         (item_id, owner_id, terms, length, average_length, weights, text_hash)
-    SELECT id, owner_id, terms || array_to_tsvector(ARRAY[owner_id::text]), length, average_length,
-        coalesce(search_weights(terms, length, average_length), '{}/268435456'), text_hash
+    SELECT id, owner_id, terms || array_to_tsvector(ARRAY[search_owner_term(owner_id)]), length,
+        average_length, coalesce(search_weights(terms, length, average_length), '{}/268435456'),
+        text_hash
     FROM averaged
     ON CONFLICT (item_id) DO UPDATE
         SET (owner_id, terms, length, average_length, weights, text_hash)
@@ -233,7 +239,8 @@ BEGIN
         DELETE FROM search_documents WHERE item_id = ANY (ids) RETURNING *
     )
     INSERT INTO search_changes (owner_id, item_id, sign, length, lexemes)
-    SELECT owner_id, item_id, -1, length, array_remove(tsvector_to_array(terms), owner_id::text)
+    SELECT owner_id, item_id, -1, length,
+        array_remove(tsvector_to_array(terms), search_owner_term(owner_id))
     FROM gone;
     DELETE FROM search_queue WHERE item_id = ANY (ids) AND parked;
     NOTIFY search;
@@ -314,6 +321,7 @@ def downgrade() -> None:
         "search_frequency",
         "search_dimension",
         "search_text_hash",
+        "search_owner_term",
         "search_lexemes",
         "search_plain",
         "search_set_language",

@@ -152,13 +152,11 @@ async def search(request: Request, principal: Principal) -> Response:
     if mode is Mode.HYBRID and parsed.meaning not in vectors:
         vectors[parsed.meaning] = as_text(await embedder.embed_query(parsed.meaning))
     values = {
+        **parsed.parameters,
         "owner": principal.user_id,
-        "q": parsed.text,
-        "words": parsed.words,
-        "required": parsed.required,
-        "last": len(parsed.words) if parsed.unfinished else 0,
         "few": 10,
         "enough": 20_000,
+        "words_share": 0.6,
         "depth": 20 if mode is Mode.LEXICAL else CANDIDATES,
         "limit": 20,
         "offset": 0,

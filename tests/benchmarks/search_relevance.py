@@ -13,11 +13,14 @@ import gzip
 import json
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from random import Random
 from statistics import quantiles
+from string import ascii_lowercase
 from typing import Any
 
 import asyncpg
@@ -25,6 +28,7 @@ from fastapi import FastAPI
 from httpx import AsyncClient
 
 from app.main import background_tasks, create_app
+from features.search.handlers import searching
 from features.search.tests.measures import Judgements, quality
 from shared.settings import Settings
 from shared.tasks import Task, drain
@@ -47,7 +51,13 @@ WHERE document @@ query ORDER BY ts_rank(document, query) DESC, id LIMIT 200
 ALL_WORDS = "websearch_to_tsquery('english', $1)"
 ANY_WORD = "replace(plainto_tsquery('english', $1)::text, '&', '|')::tsquery"
 
+FUSED = 200  # of each ranking, as the search does
+RRF_K = 60  # Cormack, Clarke & Büttcher 2009
+SHARES = (0.3, 0.4, 0.5, 0.6, 0.7)
+
 Rankings = dict[str, list[str]]
+Scores = dict[str, dict[str, float]]
+"""By query and item, best first."""
 
 
 @dataclass(frozen=True)
@@ -100,15 +110,56 @@ def search_tasks(app: FastAPI) -> list[Task]:
     return [task for task in background_tasks(app.state.features) if task.channel == "search"]
 
 
-async def rank(client: AsyncClient, queries: Mapping[str, str], mode: str) -> Rankings:
-    rankings: Rankings = {}
+async def rank(client: AsyncClient, queries: Mapping[str, str], mode: str) -> Scores:
+    rankings: Scores = {}
     for query_id, text in queries.items():
         hits: list[dict[str, Any]] = []
         for offset in range(0, DEPTH, PAGE):
             page: dict[str, str | int] = {"q": text, "mode": mode, "limit": PAGE, "offset": offset}
             hits += (await client.get("/search", params=page)).json()["hits"]
-        rankings[query_id] = [hit["item"]["external_id"] for hit in hits]
+        rankings[query_id] = {hit["item"]["external_id"]: hit["score"] for hit in hits}
     return rankings
+
+
+def fuse(parts: Sequence[Scores], score: Callable[[dict[str, float]], dict[str, float]]) -> Scores:
+    """Other ways to make one ranking of several: the sum of what `score` makes of each."""
+    fused: Scores = {}
+    for query_id in parts[0]:
+        total: Counter[str] = Counter()
+        for part in parts:
+            total.update(score(dict(islice(part[query_id].items(), FUSED))))
+        fused[query_id] = dict(total.most_common())
+    return fused
+
+
+def reciprocal_rank(scores: dict[str, float]) -> dict[str, float]:
+    return {item: 1 / (RRF_K + place) for place, item in enumerate(scores, 1)}
+
+
+def min_max(scores: dict[str, float]) -> dict[str, float]:
+    low, high = min(scores.values(), default=0), max(scores.values(), default=0)
+    return {item: (score - low) / ((high - low) or 1) for item, score in scores.items()}
+
+
+def misspell(query: str) -> str:
+    """The query with one edit in one of its words of four letters or more, always the same."""
+    random = Random(query)
+    words = query.split()
+    long = [place for place, word in enumerate(words) if len(word) > 3 and word.isalpha()]
+    if not long:
+        return query
+    place = random.choice(long)
+    word, at = words[place], random.randrange(1, len(words[place]) - 1)
+    letter = random.choice(ascii_lowercase)
+    words[place] = random.choice(
+        [
+            word[:at] + word[at + 1 :],
+            word[:at] + letter + word[at:],
+            word[:at] + letter + word[at + 1 :],
+            word[:at] + word[at + 1] + word[at] + word[at + 2 :],
+        ]
+    )
+    return " ".join(words)
 
 
 async def ts_rank(url: str, queries: Mapping[str, str], query: str) -> Rankings:
@@ -122,11 +173,13 @@ async def ts_rank(url: str, queries: Mapping[str, str], query: str) -> Rankings:
     return rankings
 
 
-def report(name: str, rankings: Rankings, judged: Mapping[str, Judgements]) -> None:
+def report(
+    name: str, rankings: Mapping[str, Iterable[str]], judged: Mapping[str, Judgements]
+) -> None:
     ids = list(rankings)
     cells = [name]
     for part in (ids, ids[::2], ids[1::2]):
-        measured = quality({query: rankings[query] for query in part}, judged)
+        measured = quality({query: list(rankings[query]) for query in part}, judged)
         cells.append(f"{measured.ndcg:.3f} / {measured.condensed_ndcg:.3f}")
         if part is ids:
             cells += [f"{measured.judged:.2f}", f"{measured.recall:.2f}"]
@@ -166,14 +219,33 @@ async def measure(settings: Settings, collection: Collection) -> None:
         print("|---|---|---|---|---|---|")
         for name, query in (("all words, ts_rank", ALL_WORDS), ("any word, ts_rank", ANY_WORD)):
             report(name, await ts_rank(settings.database_url, queries, query), judged)
-        for mode in MODES:
-            report(mode, await rank(client, queries, mode), judged)
+        await compare(client, queries, judged)
     async with app.router.lifespan_context(app), connect(app, timeout=600) as client:
         await sign_in_again(client)
         print("\n| hybrid /search, ms p50 / p95 | whole | embedding | SQL | rest |")
         print("|---|---|---|---|---|")
         for name in ("cold query cache", "warm query cache"):
             await latency(client, queries, name)
+
+
+async def compare(
+    client: AsyncClient, queries: Mapping[str, str], judged: Mapping[str, Judgements]
+) -> None:
+    """The modes, the same with a typo in each query, and other ways to fuse."""
+    found = {mode: await rank(client, queries, mode) for mode in MODES}
+    for mode in MODES:
+        report(mode, found[mode], judged)
+    misspelt = {query_id: misspell(text) for query_id, text in queries.items()}
+    for mode in MODES:
+        report(f"{mode}, a typo in each query", await rank(client, misspelt, mode), judged)
+    parts = [found["lexical"], found["semantic"]]
+    report("reciprocal rank fusion", fuse(parts, reciprocal_rank), judged)
+    report("min-max of each, half and half", fuse(parts, min_max), judged)
+    chosen = searching.WORDS_SHARE
+    for share in SHARES:
+        searching.WORDS_SHARE = share
+        report(f"hybrid, {share:.0%} words", await rank(client, queries, "hybrid"), judged)
+    searching.WORDS_SHARE = chosen
 
 
 async def sign_in_again(client: AsyncClient) -> None:

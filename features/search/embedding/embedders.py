@@ -1,5 +1,6 @@
 """The embedding models of one process, and the vectors of queries seen before."""
 
+import asyncio
 import hashlib
 import time
 
@@ -31,6 +32,8 @@ class Embedders:
     def __init__(self, settings: SearchSettings, cache: Cache) -> None:
         self._settings, self._cache = settings, cache
         self._open: dict[Model, Embedder] = {}
+        self._under_way: dict[str, asyncio.Task[Vector]] = {}
+        self._failed: set[str] = set()
         self._paused_until = 0.0
 
     @property
@@ -53,8 +56,7 @@ class Embedders:
         return self._open[model]
 
     async def embed_query(self, model: Model, text: str) -> Vector:
-        """The vector of a query. After a failure the model is left alone for some seconds, so
-        that searches do not wait for it.
+        """The vector of a query. Whoever asks for the same at the same time shares one call.
 
         Raises:
             EmbeddingUnavailable: the model cannot be reached, or will not embed this.
@@ -62,10 +64,20 @@ class Embedders:
         key = f"embedding:{_digest(model.provider, model.name, str(model.dimension), text)}"
         if cached := await self._cache.get(key):
             return np.frombuffer(cached, np.float32)
+        if key not in self._under_way:
+            task = self._under_way[key] = asyncio.create_task(self._embed(model, text, key))
+            task.add_done_callback(lambda _: self._under_way.pop(key))
+        return await asyncio.shield(self._under_way[key])
+
+    async def close(self) -> None:
+        for embedder in self._open.values():
+            await embedder.close()
+
+    async def _embed(self, model: Model, text: str, key: str) -> Vector:
         embedder = self.get(model)
         if embedder is None:
             raise EmbeddingUnavailable(f"The settings do not say how to reach {model.name}")
-        if time.monotonic() < self._paused_until:
+        if self._left_alone(key):
             raise EmbeddingUnavailable(f"{model.name} did not answer a moment ago")
         try:
             with EMBEDDING.time():
@@ -73,14 +85,18 @@ class Embedders:
         except EmbeddingRefused as error:
             raise EmbeddingUnavailable(f"{model.name} did not embed the query") from error
         except EmbeddingUnavailable:
+            self._failed = {*list(self._failed)[:1], key}
             self._paused_until = time.monotonic() + PAUSE_SECONDS
             raise
+        self._failed.clear()
         await self._cache.set(key, vector.tobytes(), expire=CACHE_SECONDS)
         return vector
 
-    async def close(self) -> None:
-        for embedder in self._open.values():
-            await embedder.close()
+    def _left_alone(self, key: str) -> bool:
+        """Whether the model just failed, so that searches would wait for it in vain. One text may
+        be at fault itself, and is left out alone; that of two, the model is."""
+        paused = time.monotonic() < self._paused_until
+        return paused and (len(self._failed) > 1 or key in self._failed)
 
     def _new(self, model: Model) -> Embedder | None:
         settings = self._settings
@@ -90,7 +106,11 @@ class Embedders:
             key = settings.embedding_api_key
             secret = key.get_secret_value() if key else None
             return RemoteEmbedder(
-                model, str(settings.embedding_url), secret, settings.embedding_timeout
+                model,
+                str(settings.embedding_url),
+                secret,
+                settings.embedding_timeout,
+                settings.embedding_query_timeout,
             )
         return None
 

@@ -2,7 +2,9 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from math import isfinite
 
 import httpx
 import numpy as np
@@ -18,24 +20,30 @@ from features.search.embedding.base import (
 )
 
 TEXTS_PER_REQUEST = 96
-QUERY_ATTEMPTS, DOCUMENT_ATTEMPTS = 2, 5
+DOCUMENT_ATTEMPTS = 5
 MAX_RETRY_AFTER_SECONDS = 30.0
 TRANSIENT = {408, 409, 425, 429, 500, 502, 503, 504}
 OUR_FAULT = {401, 403, 404}  # the key, the URL or the model: no text can mend it
 
 
 class RemoteEmbedder:
-    """One model behind HTTP."""
+    """One model behind HTTP. `timeout` is of each wait for it, `query_timeout` of a whole query."""
 
-    def __init__(self, model: Model, url: str, api_key: str | None, timeout: float) -> None:
-        self.model, self._timeout = model, timeout
+    def __init__(
+        self, model: Model, url: str, api_key: str | None, timeout: float, query_timeout: float
+    ) -> None:
+        self.model, self._timeout, self._query_timeout = model, timeout, query_timeout
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._client = httpx.AsyncClient(
             base_url=url.rstrip("/") + "/", headers=headers, timeout=timeout
         )
 
     async def embed_query(self, text: str) -> Vector:
-        return (await self._request([text], QUERY_ATTEMPTS))[0]
+        try:
+            async with asyncio.timeout(self._query_timeout):  # somebody waits: no second attempt
+                return (await self._request([text], attempts=1))[0]
+        except TimeoutError as error:
+            raise EmbeddingUnavailable("The embedding endpoint did not answer in time") from error
 
     async def embed_documents(self, texts: Sequence[str]) -> list[Vector]:
         chunks = [texts[i : i + TEXTS_PER_REQUEST] for i in range(0, len(texts), TEXTS_PER_REQUEST)]
@@ -82,14 +90,22 @@ class RemoteEmbedder:
 
 
 def _retry(error: Exception) -> bool | float:
-    """Whether to try again, or after how many seconds (RFC 9110, section 10.2.3)."""
+    """Whether to try again, or after how many seconds."""
     if isinstance(error, httpx.HTTPStatusError):
         if error.response.status_code not in TRANSIENT:
             return False
-        return _retry_after(error.response) or True
+        return retry_after(error.response) or True
     return isinstance(error, httpx.TransportError)
 
 
-def _retry_after(response: httpx.Response) -> float | None:
-    seconds: Any = response.headers.get("Retry-After", "")
-    return min(float(seconds), MAX_RETRY_AFTER_SECONDS) if seconds.isdecimal() else None
+def retry_after(response: httpx.Response) -> float | None:
+    """Seconds, from a number or a date (RFC 9110, section 10.2.3), within reason."""
+    value = response.headers.get("Retry-After", "")
+    try:
+        seconds = float(value)  # whole by the RFC, but not in the wild
+    except ValueError:
+        try:
+            seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError):
+            return None
+    return min(max(seconds, 0), MAX_RETRY_AFTER_SECONDS) if isfinite(seconds) else None

@@ -13,7 +13,7 @@ from features.search.embedding import (
     as_text,
     unit,
 )
-from features.search.engine import Engine
+from features.search.engine import Engine, Sessions
 from features.search.indexing.models import KnownModel
 from features.search.schemas import (
     Hit,
@@ -43,14 +43,14 @@ LEFT JOIN search_models AS active ON active.active
 LEFT JOIN (
     SELECT {ITEM_COLUMNS}, nearest.similarity, nearest.rank
     FROM (SELECT * FROM nearest ORDER BY rank LIMIT :limit OFFSET :offset) AS nearest
-    JOIN items AS i ON i.id = nearest.item_id
+    JOIN items AS i ON i.id = nearest.item_id AND (i.owner_id = :owner) IS TRUE
 ) AS page ON true
 ORDER BY rank
 """)  # noqa: S608  # the columns are those of a schema
 
 ITEM = text("""
 SELECT i.title || E'\\n' || coalesce(i.description, '') AS text,
-    CAST(CAST(e.embedding AS vector) AS real[]) AS embedding
+    m.id AS model_id, CAST(CAST(e.embedding AS vector) AS real[]) AS embedding
 FROM items AS i
 LEFT JOIN search_models AS m ON m.active
 LEFT JOIN search_embeddings AS e ON e.item_id = i.id AND e.model_id = m.id
@@ -59,64 +59,75 @@ WHERE i.id = :item AND i.owner_id = :owner
 
 
 async def search_by_vector(
-    session: AsyncConnection, engine: Engine, owner_id: UUID, query: VectorQuery
+    sessions: Sessions,
+    engine: Engine,
+    owner_id: UUID,
+    query: VectorQuery,
+    stale: KnownModel | None = None,
 ) -> SearchResults:
-    """The owner's items that are nearest to a vector.
+    """The owner's items that are nearest to a vector. `stale` is a model that is searched no more.
 
     Raises:
         Unprocessable: it has another dimension than the model, or no direction.
         EmbeddingUnavailable: nothing has been embedded yet.
     """
-    engine.active = None  # asked anew: the vector was made for one model in particular
-    known = await engine.active_model(session)
+    known = await engine.active_model(sessions, stale)
     if len(query.vector) != known.model.dimension:
+        if stale is None:  # it may have been made for a newer model than is known here
+            return await search_by_vector(sessions, engine, owner_id, query, stale=known)
         expected = f"{known.model.dimension} numbers ({known.model.name})"
         raise _bad_vector(f"The vector has {len(query.vector)} numbers, but needs {expected}")
     try:
         vector = unit(np.array(query.vector, np.float64))
     except EmbeddingRefused:
         raise _bad_vector("The vector is all zeros: it has no direction") from None
-    return await _nearest(session, owner_id, known, vector, query)
+    async with sessions() as session:
+        results = await _nearest(session, owner_id, known.id, vector, query)
+    return results or await search_by_vector(sessions, engine, owner_id, query, stale=known)
 
 
 async def similar_items(
-    session: AsyncConnection,
+    sessions: Sessions,
     engine: Engine,
     owner_id: UUID,
     item_id: UUID,
     query: SimilarQuery,
+    stale: KnownModel | None = None,
 ) -> SearchResults:
     """The owner's items that are nearest to one of them. One that waits to be embedded is
-    embedded on the spot.
+    embedded on the spot. `stale` is a model that is searched no more.
 
     Raises:
         NotFound: there is no such item, or it is somebody else's.
         EmbeddingUnavailable: it is not embedded, and the model does not answer.
     """
     wanted = {"item": item_id, "owner": owner_id}
-    row = (await session.execute(ITEM, wanted)).one_or_none()
+    async with sessions() as session:
+        row = (await session.execute(ITEM, wanted)).one_or_none()
     if row is None:
         raise NotFound(f"Item {item_id} not found")
-    engine.active = None
-    known = await engine.active_model(session)
-    if row.embedding is None:
-        vector = await engine.embedders.embed_query(known.model, row.text)
-    else:
+    known = await engine.active_model(sessions, stale)
+    if row.model_id == known.id and row.embedding is not None:
         vector = unit(np.array(row.embedding))
-    return await _nearest(session, owner_id, known, vector, query, but=item_id)
+    else:
+        vector = await engine.embedders.embed_query(known.model, row.text)
+    async with sessions() as session:
+        results = await _nearest(session, owner_id, known.id, vector, query, but=item_id)
+    return results or await similar_items(sessions, engine, owner_id, item_id, query, stale=known)
 
 
 async def _nearest(
     session: AsyncConnection,
     owner_id: UUID,
-    known: KnownModel,
+    model_id: int,
     vector: Vector,
     query: VectorQuery | SimilarQuery,
     but: UUID | None = None,
-) -> SearchResults:
+) -> SearchResults | None:
+    """The page; None if the embeddings were switched to another model."""
     parameters = filter_values(query) | {
         "owner": owner_id,
-        "model": known.id,
+        "model": model_id,
         "vector": as_text(vector),
         "depth": CANDIDATES,
         "limit": query.limit,
@@ -124,6 +135,8 @@ async def _nearest(
         "but": but,
     }
     rows = (await session.execute(NEAREST, parameters)).all()
+    if rows[0].active_model != model_id:
+        return None
     hits = [
         Hit(
             item=ItemPublic.model_validate(row),

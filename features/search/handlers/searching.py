@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from features.items import ItemPublic
 from features.search.embedding import EmbeddingUnavailable, Vector, as_text
-from features.search.engine import Engine
+from features.search.engine import Engine, Sessions
 from features.search.highlighting import BRACKETS, MARKERS, SPECIAL, highlight
 from features.search.indexing.models import KnownModel
 from features.search.parsing import ParsedQuery, parse_query
@@ -29,24 +29,31 @@ FEW = 10
 ENOUGH_ROWS = 20_000
 """Words beyond so many rows of rarer ones add to the score of what was found, and find no more."""
 
+WORDS_SHARE = 0.6
+"""How much of a hybrid score is of the words, from 0 to 1; the rest is of the meaning."""
+
 
 async def search(
-    session: AsyncConnection, engine: Engine, owner_id: UUID, query: SearchQuery
+    sessions: Sessions,
+    engine: Engine,
+    owner_id: UUID,
+    query: SearchQuery,
+    stale: KnownModel | None = None,
 ) -> SearchResults:
-    """The owner's items that answer a query best.
+    """The owner's items that answer a query best. `stale` is a model that is searched no more.
 
     Raises:
         EmbeddingUnavailable: the mode is semantic, and the model does not answer.
     """
     parsed = parse_query(query.q)
     started = perf_counter()
-    known, vector = await _embed(session, engine, query.mode, parsed)
+    known, vector = await _embed(sessions, engine, query.mode, parsed, stale)
     embedded = perf_counter()
     mode = Mode.LEXICAL if vector is None else query.mode
-    rows = await _run(session, owner_id, query, parsed, mode, known, vector)
-    if known and rows[0].active_model != known.id:
-        engine.active = None  # the embeddings were switched to another model: once more with that
-        return await search(session, engine, owner_id, query)
+    async with sessions() as session:
+        rows = await _run(session, owner_id, query, parsed, mode, known, vector)
+    if known and rows[0].active_model != known.id:  # the embeddings were switched to another
+        return await search(sessions, engine, owner_id, query, stale=known)
     explanation = Explanation(
         plan=rows[0].plan,
         model=known.model.name if known else None,
@@ -63,13 +70,17 @@ async def search(
 
 
 async def _embed(
-    session: AsyncConnection, engine: Engine, mode: Mode, parsed: ParsedQuery
+    sessions: Sessions,
+    engine: Engine,
+    mode: Mode,
+    parsed: ParsedQuery,
+    stale: KnownModel | None,
 ) -> tuple[KnownModel | None, Vector | None]:
     """The active model and the query's vector in it; no vector where hybrid can do without."""
     if mode is Mode.LEXICAL:
         return None, None
     try:
-        known = await engine.active_model(session)
+        known = await engine.active_model(sessions, stale)
         return known, await engine.embedders.embed_query(known.model, parsed.meaning)
     except EmbeddingUnavailable:
         if mode is Mode.SEMANTIC:
@@ -87,14 +98,13 @@ async def _run(
     vector: Vector | None,
 ) -> Sequence[Row[Any]]:
     bounds = filter_values(query)
-    parameters = bounds | {
+    parameters = {
+        **bounds,
+        **parsed.parameters,
         "owner": owner_id,
-        "q": parsed.text,
-        "words": parsed.words,
-        "required": parsed.required,
-        "last": len(parsed.words) if parsed.unfinished else 0,
         "few": FEW,
         "enough": ENOUGH_ROWS,
+        "words_share": WORDS_SHARE,
         "depth": query.offset + query.limit if mode is Mode.LEXICAL else CANDIDATES,
         "limit": query.limit,
         "offset": query.offset,

@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 from httpx import AsyncClient
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from features.search.tests.conftest import Index
 
@@ -49,6 +51,24 @@ ANY_TEXT = [
     "mug -",
     "\x01\x02\x03 mug",
     "mug\ud7ff\ufffd\uffff",
+    "-" * 50,
+    "mug " + "-" * 40,
+    "- " * 40 + "mug",
+    '-"' * 40,
+    "-a " * 300,
+    "-(" * 100 + "mug",
+    "mug or " * 140,
+    '"mug" or ' * 100,
+    '"a b" ' * 160,
+    "-" + "a-" * 400,
+    '"' + "a " * 490 + '"',
+    "你" * 1000,
+    "😀é" * 500,
+    "𠀀" * 1000,
+    "'" * 1000,
+    "\\" * 999 + "'",
+    "mug " + "/a" * 490,
+    "a.b@c.de:80/x?y=z " * 50,
 ]
 
 
@@ -57,6 +77,26 @@ async def test_any_text_is_a_query(shop: AsyncClient, mode: str) -> None:
     for q in ANY_TEXT:
         response = await shop.get("/search", params={"q": q, "mode": mode})
         assert response.status_code == 200, (q, response.text)
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            ['"', "-", " ", "or", "mug", "a", "'", "\\", "|", "&", "!", ":*", "(", ")"]
+        ),
+        min_size=1,
+        max_size=120,
+    ).map("".join)
+)
+@settings(
+    max_examples=100,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+async def test_any_operators_are_a_query(shop: AsyncClient, q: str) -> None:
+    response = await shop.get("/search", params={"q": q, "mode": "lexical"})
+    assert response.status_code == (200 if q.strip() else 422), (q, response.text)
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,10 @@ from features.search.embedding import PROBE
 from features.search.tests.conftest import Index
 from features.search.tests.endpoint import Endpoint
 from features.search.tests.test_indexing import CONSISTENT, Database, add, database
-from features.search.tests.test_models import endpoint
+from features.search.tests.test_models import endpoint, timeouts
 from features.search.tests.test_reindexing import until
 
-__all__ = ["database", "endpoint"]
+__all__ = ["database", "endpoint", "timeouts"]
 
 KILLS = 10 if os.environ.get("FAULTS") == "long" else 2
 MOST_ANSWERS = 4  # batches of 64, fewer than there are

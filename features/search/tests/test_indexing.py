@@ -30,7 +30,7 @@ SELECT
 STATISTICS = """
 SELECT owner_id::text, lexeme, count(*) AS documents
 FROM search_documents, unnest(tsvector_to_array(terms)) AS lexeme
-WHERE lexeme <> owner_id::text GROUP BY 1, 2
+WHERE lexeme <> search_owner_term(owner_id) GROUP BY 1, 2
 EXCEPT SELECT owner_id::text, lexeme, documents FROM search_terms
 """
 

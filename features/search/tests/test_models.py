@@ -2,17 +2,21 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import stamina
 from fastapi import FastAPI
-from httpx import AsyncClient
+from httpx import AsyncClient, Response
 from pydantic import ValidationError
+from time_machine import TimeMachineFixture
 
 from features.search.embedding import EmbeddingUnavailable, WrongDimension
 from features.search.embedding.embedders import Embedders
+from features.search.embedding.remote import retry_after
 from features.search.engine import check_model
 from features.search.settings import SearchSettings
 from features.search.tasks import embed, fold
@@ -21,6 +25,7 @@ from features.search.tests.endpoint import Endpoint, running_endpoint
 from features.search.tests.test_indexing import CONSISTENT, STATISTICS, Database, add, database
 from features.search.tests.test_search import find, titles
 from shared.cache import open_cache
+from shared.database import database_of
 from shared.settings import ConfigurationError
 from shared.tasks import drain
 
@@ -28,7 +33,15 @@ __all__ = ["database"]
 
 
 @pytest.fixture
-async def endpoint(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Endpoint]:
+def timeouts() -> tuple[str, str]:
+    """Seconds until a document's and a query's embedding is given up."""
+    return "2", "30"
+
+
+@pytest.fixture
+async def endpoint(
+    monkeypatch: pytest.MonkeyPatch, timeouts: tuple[str, str]
+) -> AsyncIterator[Endpoint]:
     """A running endpoint, and settings that name it."""
     async with running_endpoint() as running:
         for name, value in {
@@ -37,7 +50,8 @@ async def endpoint(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Endpoint]:
             "MODEL": "words",
             "DIM": str(running.dimension),
             "API_KEY": "secret",
-            "TIMEOUT": "2",
+            "TIMEOUT": timeouts[0],
+            "QUERY_TIMEOUT": timeouts[1],
         }.items():
             monkeypatch.setenv(f"APP_EMBEDDING_{name}", value)
         yield running
@@ -45,7 +59,7 @@ async def endpoint(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Endpoint]:
 
 @pytest.fixture(autouse=True)
 def quick_retries() -> Any:
-    with stamina.set_testing(True, attempts=3):
+    with stamina.set_testing(True, attempts=3, cap=True):
         yield
 
 
@@ -79,6 +93,17 @@ async def test_a_query_is_embedded_once(
     for _ in range(3):
         await find(client, "kettle")
     assert endpoint.requests == [["kettle"]]
+
+
+async def test_scores_are_from_0_to_1_whatever_the_cosines(
+    endpoint: Endpoint, client: AsyncClient, index: Index
+) -> None:
+    await add(client, "Copper kettle", "Iron pan")
+    await index()
+    for word in ("copper", "tin", "oak", "fir", "elm", "ash", "yew", "box", "bay", "fig"):
+        answer = await find(client, word)  # the best cosine of half of these is below 0
+        assert len(answer["hits"]) == 2
+        assert all(0 <= hit["score"] <= 1 for hit in answer["hits"]), answer
 
 
 async def test_a_busy_endpoint_is_asked_again(endpoint: Endpoint, remote: Embedders) -> None:
@@ -139,6 +164,77 @@ async def test_without_the_model_words_still_find(
     assert int(refused.headers["Retry-After"]) >= 1
     assert len(endpoint.failures) > 90  # it is left alone for a while
     assert (await find(client, "kettle", mode="lexical"))["degraded"] is False
+
+
+@pytest.mark.parametrize("timeouts", [("30", "30")])
+async def test_no_connection_waits_for_the_model(
+    endpoint: Endpoint, app: FastAPI, client: AsyncClient, index: Index
+) -> None:
+    await add(client, "Copper kettle")
+    await index()
+    (waiting,) = await add(client, "Iron pan")
+    await find(client, "kettle")
+    endpoint.requests.clear()
+    answering = asyncio.Event()
+    endpoint.meanwhile = answering.wait
+    asked = [asyncio.create_task(find(client, f"kettle {n % 12}")) for n in range(24)]
+    similar = asyncio.create_task(client.get(f"/items/{waiting['id']}/similar"))
+    async with asyncio.timeout(60):
+        while len(endpoint.requests) < 13:  # noqa: ASYNC110  # the endpoint's doing
+            await asyncio.sleep(0.01)
+    assert database_of(app).read.pool.checkedout() == 0  # type: ignore[attr-defined]
+    assert (await client.get(f"/items/{waiting['id']}")).status_code == 200
+    answering.set()
+    answers = await asyncio.gather(*asked)
+    assert not any(answer["degraded"] for answer in answers)
+    assert (await similar).status_code == 200
+    assert len(endpoint.requests) == 13  # equal queries are asked once
+
+
+@pytest.mark.parametrize("timeouts", [("2", "0.1")])
+async def test_a_hanging_model_is_not_waited_for(endpoint: Endpoint, remote: Embedders) -> None:
+    answering = asyncio.Event()
+    endpoint.meanwhile = answering.wait
+    with pytest.raises(EmbeddingUnavailable, match="did not answer in time"):
+        await remote.embed_query(remote.configured, "kettle")
+    answering.set()
+    assert len(endpoint.requests) <= 1
+
+
+async def test_a_query_that_the_model_fails_on_fails_alone(
+    endpoint: Endpoint, remote: Embedders
+) -> None:
+    embed = partial(remote.embed_query, remote.configured)
+    endpoint.failures = [(500, {})]
+    for _ in range(3):
+        with pytest.raises(EmbeddingUnavailable):
+            await embed("poison")
+    assert len(await embed("kettle")) == 64
+    endpoint.failures = [(500, {}), (500, {})]
+    for text in ("one", "two", "three", "kettle 2"):  # after two, the model counts as down
+        with pytest.raises(EmbeddingUnavailable):
+            await embed(text)
+    assert endpoint.requests == [["kettle"]]
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("7", 7),
+        ("1.5", 1.5),
+        ("Wed, 21 Oct 2026 07:28:20 GMT", 20),
+        ("Wed, 21 Oct 2026 07:20:00 GMT", 0),
+        ("900", 30),
+        ("soon", None),
+        ("nan", None),
+        ("", None),
+    ],
+)
+def test_retry_after_is_read_in_each_of_its_forms(
+    time_machine: TimeMachineFixture, value: str, seconds: float | None
+) -> None:
+    time_machine.move_to(datetime(2026, 10, 21, 7, 28, tzinfo=UTC), tick=False)
+    assert retry_after(Response(429, headers={"Retry-After": value})) == seconds
 
 
 @pytest.mark.parametrize("status", [400, 500])

@@ -18,13 +18,13 @@ from features.search.settings import SearchSettings
 from features.search.tests.conftest import Index
 from features.search.tests.endpoint import Endpoint
 from features.search.tests.test_indexing import CONSISTENT, STATISTICS, Database, add, database
-from features.search.tests.test_models import endpoint, quick_retries
+from features.search.tests.test_models import endpoint, quick_retries, timeouts
 from features.search.tests.test_search import find, titles
 from shared.cache import open_cache
 from shared.database import database_of
 from shared.errors import Unavailable
 
-__all__ = ["database", "endpoint", "quick_retries"]
+__all__ = ["database", "endpoint", "quick_retries", "timeouts"]
 
 ANOTHER = (
     "INSERT INTO items (id, owner_id, title, price) "
@@ -94,6 +94,7 @@ async def test_a_new_model_takes_over_without_a_gap(
                 await writer.execute(ANOTHER, "Copper mug")
         return steps
 
+    before = engine_of(app).active
     going_on = asyncio.create_task(go_on())
     await until(database, "count(*) = 1 FROM search_models")  # all was switched but this writer
     await transaction.commit()
@@ -102,6 +103,12 @@ async def test_a_new_model_takes_over_without_a_gap(
     assert answer["explanation"]["model"] == "words"
     assert titles(answer)[0] == "Teapot"
     assert (await client.get("/search/status")).json()["indexed"] == 73
+    engine_of(app).active = before  # another process, which has not noticed
+    similar = await client.get(f"/items/{answer['hits'][0]['item']['id']}/similar")
+    assert similar.json()["total"] == 72
+    engine_of(app).active = before
+    vector = {"vector": endpoint.embed("Teapot")}
+    assert (await client.post("/search/vector", json=vector)).json()["total"] == 73
     await index()
     assert await database.fetchval(CONSISTENT)
     assert titles(await find(client, "mug", mode="semantic"))[0] == "Copper mug"

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from httpx import AsyncClient
 
+from features.search.handlers import searching
 from features.search.tests.conftest import Index
 
 CATALOGUE = [
@@ -89,6 +90,27 @@ async def test_items_of_others_do_not_exist(shop: AsyncClient, other: AsyncClien
     assert (await other.get("/search/status")).json()["indexed"] == 0
 
 
+async def test_nobody_can_name_another_owner_in_an_item(
+    client: AsyncClient, other: AsyncClient, index: Index
+) -> None:
+    victim = (await other.get("/users/me")).json()["id"]
+    for title in (f"Mug {victim}", f"{victim}/mug", f"mug ' {victim}'", f'mug "\\ {victim}"'):
+        assert (await client.post("/items", json={"title": title, "price": 1})).is_success
+    await index()
+    for mode in ("hybrid", "lexical", "semantic"):
+        for q in ("mug", victim, f"mug {victim}", f'"{victim}" or mug', "mug -kettle"):
+            answer = await find(other, q, mode=mode)
+            assert (answer["hits"], answer["total"]) == ([], 0), (mode, q)
+
+
+async def test_the_beginning_of_the_owners_id_is_a_word_like_others(
+    shop: AsyncClient,
+) -> None:
+    owner = (await shop.get("/users/me")).json()["id"]
+    for q in (owner[:4], owner[:8], owner):
+        assert titles(await find(shop, q, mode="lexical")) == []
+
+
 async def test_a_token_is_needed(anonymous: AsyncClient) -> None:
     assert (await anonymous.get("/search", params={"q": "mug"})).status_code == 401
 
@@ -107,6 +129,13 @@ async def test_items_with_all_words_come_before_those_with_some(shop: AsyncClien
         ("mug -red", {"Blue enamel mug"}),
         ('enamel -"red enamel"', {"Blue enamel mug"}),
         ("sleeve or hub", {"Laptop sleeve", "USB hub with four ports"}),
+        ('"laptop sleeve" or hub', {"Laptop sleeve", "USB hub with four ports"}),
+        ('hub OR "laptop sleeve"', {"Laptop sleeve", "USB hub with four ports"}),
+        ('"sleeve laptop" or hub', {"USB hub with four ports"}),
+        ("mug -red or hub", {"Blue enamel mug", "USB hub with four ports"}),
+        ("mug -red or mug -blue", {"Blue enamel mug", "Red enamel mug"}),
+        ('"the of" or hub', {"USB hub with four ports"}),
+        ("or hub or", {"USB hub with four ports"}),
         ("MUG", {"Red enamel mug", "Blue enamel mug"}),
         ("mugs", {"Red enamel mug", "Blue enamel mug"}),
         ("-mug", set()),
@@ -132,6 +161,11 @@ async def test_a_finished_word_is_not_completed(shop: AsyncClient) -> None:
     assert len(titles(await find(shop, "lap", mode="lexical"))) == 3
 
 
+async def test_only_the_last_word_is_unfinished(shop: AsyncClient) -> None:
+    assert len(titles(await find(shop, "lap enamel lap", mode="lexical"))) == 5
+    assert len(titles(await find(shop, "ename lap ename ", mode="lexical"))) == 2
+
+
 @pytest.mark.parametrize("q", ["headphnes", "hedphones wireless", "wireles"])
 async def test_a_misspelt_word_finds_its_neighbour(shop: AsyncClient, q: str) -> None:
     assert titles(await find(shop, q, mode="lexical"))[0] == "Wireless noise-cancelling headphones"
@@ -144,6 +178,20 @@ async def test_an_exact_word_is_ahead_of_its_neighbours(client: AsyncClient, ind
     answer = titles(await find(client, "slidr", mode="lexical"))
     assert answer == ["Slidr"]
     assert titles(await find(client, "slider", mode="lexical"))[0] == "Slider"
+
+
+@pytest.mark.parametrize("mode", ["hybrid", "lexical"])
+async def test_a_finished_word_is_ahead_of_a_longer_one(
+    client: AsyncClient, index: Index, mode: str
+) -> None:
+    long = "For everything at home and on the way. " * 20 + "It comes with a cable."
+    for title, description in (("Cablecar", None), ("Charger", long), ("Cablecars", "Cablecar")):
+        item = {"title": title, "description": description, "price": 5}
+        assert (await client.post("/items", json=item)).status_code == 201
+    await index()
+    answer = await find(client, "cable", mode=mode)
+    assert titles(answer)[0] == "Charger"
+    assert len(answer["hits"]) == 3
 
 
 async def test_short_items_with_rare_words_rank_first(client: AsyncClient, index: Index) -> None:
@@ -188,13 +236,30 @@ async def test_pages_add_up_to_the_whole(shop: AsyncClient, mode: str) -> None:
 
 async def test_highlights_are_safe_html(client: AsyncClient) -> None:
     title = "<script>alert('mug')</script> & \x02mug\x03"
-    await client.post("/items", json={"title": title, "price": 1, "description": "No <b>mug</b>"})
+    await client.post(
+        "/items", json={"title": title, "price": 1, "description": "No <b>mug</b> here"}
+    )
     (hit,) = (await find(client, "mug", mode="lexical"))["hits"]
     assert hit["highlights"] == {
         "title": "&lt;script&gt;alert(&#x27;<mark>mug</mark>&#x27;)&lt;/script&gt; "
         "&amp; <mark>mug</mark>",
-        "description": "No &lt;b&gt;<mark>mug</mark>&lt;/b&gt;",
+        "description": "No &lt;b&gt;<mark>mug</mark>&lt;/b&gt; here",
     }
+
+
+async def test_a_highlight_shows_where_the_words_are(client: AsyncClient) -> None:
+    description = "Nothing to see here. " * 60 + "At last a mug of enamel. " + "And so on. " * 60
+    await client.post("/items", json={"title": "Cup", "price": 1, "description": description})
+    (hit,) = (await find(client, "mug enamel", mode="lexical"))["hits"]
+    assert "<mark>mug</mark> of <mark>enamel</mark>" in hit["highlights"]["description"]
+
+
+async def test_common_words_are_highlighted_too(
+    shop: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(searching, "ENOUGH_ROWS", 1)
+    (hit,) = (await find(shop, "red mug", mode="lexical"))["hits"]
+    assert hit["highlights"]["title"] == "<mark>Red</mark> enamel <mark>mug</mark>"
 
 
 async def test_an_answer_explains_itself_on_demand(shop: AsyncClient) -> None:

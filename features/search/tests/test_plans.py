@@ -1,0 +1,136 @@
+"""Each way to find the nearest, against all distances; and words by their index alone."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import numpy as np
+import pytest
+from fastapi import FastAPI
+from httpx import AsyncClient
+from sqlalchemy.dialects.postgresql.asyncpg import dialect
+
+from features.search.embedding import Model, as_text, unit
+from features.search.handlers import searching
+from features.search.indexing.models import known_models, prepare
+from features.search.parsing import parse_query
+from features.search.schemas import Mode
+from features.search.statements import search_statement
+from features.search.tasks import fold
+from shared.database import database_of, reading
+from shared.tasks import drain
+
+ITEMS, DIMENSION, WANTED = 2_000, 16, 10
+MODEL = Model("openai", "words", DIMENSION)
+FILL = """
+WITH given AS (
+    SELECT gen_random_uuid() AS id, n, vector
+    FROM unnest($2::text[]) WITH ORDINALITY AS v (vector, n)
+), made AS (
+    INSERT INTO items (id, owner_id, title, price) SELECT id, $1, 'Mug ' || n, n FROM given
+    RETURNING id
+)
+SELECT array_agg(id), array_agg(vector) FROM made JOIN given USING (id)
+"""
+EMBED = """
+INSERT INTO search_embeddings (item_id, model_id, owner_id, text_hash, embedding)
+SELECT id, $2, $1, '', vector::halfvec FROM unnest($3::uuid[], $4::text[]) AS e (id, vector)
+"""
+NEAREST = """
+SELECT item_id, plan FROM search_nearest(
+    $1, $2, $3::text::halfvec, $4, ''::tsquery, NULL, $5::numeric, NULL, NULL)
+"""
+EXACT = """
+SELECT item_id FROM search_embeddings JOIN items ON items.id = item_id
+WHERE items.owner_id = $1 AND model_id = $2 AND ($5::numeric IS NULL OR price <= $5)
+ORDER BY (embedding <=> $3::text::halfvec) + 0 LIMIT $4
+"""
+INDEX_SCANS = """
+SELECT sum(idx_scan) FROM pg_stat_user_indexes WHERE indexrelname LIKE 'ix_search_embeddings_model%'
+"""
+
+
+class Owner:
+    """An owner with many items, and a connection to ask about them."""
+
+    def __init__(self, connection: "asyncpg.Connection[Any]", owner_id: UUID, model: int) -> None:
+        self.connection, self.id, self.model = connection, owner_id, model
+
+    async def nearest(self, max_price: int | None) -> tuple[str, float, int]:
+        """The plan, the share of the exact results that was found, and how many were."""
+        found, expected, plans = set(), set(), set()
+        for n, query in enumerate(_vectors(10, seed=2)):
+            values = (self.id, self.model, query, WANTED, max_price)
+            rows = await self.connection.fetch(NEAREST, *values)
+            found |= {(n, row["item_id"]) for row in rows}
+            plans |= {row["plan"] for row in rows}
+            exact = await self.connection.fetch(EXACT, *values)
+            expected |= {(n, row["item_id"]) for row in exact}
+        (plan,) = plans
+        return plan, len(found & expected) / len(expected), len(found)
+
+
+def _vectors(count: int, seed: int) -> list[str]:
+    random = np.random.default_rng(seed)
+    return [as_text(unit(vector)) for vector in random.normal(size=(count, DIMENSION))]
+
+
+@pytest.fixture
+async def owner(app: FastAPI, client: AsyncClient, database_url: str) -> AsyncIterator[Owner]:
+    await prepare(database_of(app), MODEL, "english")
+    async with reading(database_of(app)) as session:
+        (model,) = [known.id for known in await known_models(session)]
+    owner_id = UUID((await client.get("/users/me")).json()["id"])
+    connection = await asyncpg.connect(database_url)
+    made = await connection.fetchrow(FILL, owner_id, _vectors(ITEMS, seed=1))
+    assert made
+    await connection.execute(EMBED, owner_id, model, *made)
+    await drain(app, fold)
+    yield Owner(connection, owner_id, model)
+    await connection.close()
+
+
+async def test_each_plan_finds_the_nearest(owner: Owner) -> None:
+    async def index_scans() -> int:
+        await owner.connection.execute("SELECT pg_stat_force_next_flush()")
+        return int(await owner.connection.fetchval(INDEX_SCANS))
+
+    for max_price in (None, 1_900):  # with a filter that leaves too many to look at each
+        before = await index_scans()
+        plan, recall, found = await owner.nearest(max_price)
+        assert (plan, found) == ("index", 10 * WANTED)
+        assert recall >= 0.95
+        assert await index_scans() >= before + 10
+    assert await owner.nearest(500) == ("exact", 1, 10 * WANTED)
+    assert await owner.nearest(3) == ("exact", 1, 10 * 3)
+
+
+async def test_an_index_that_finds_too_few_is_not_believed(owner: Owner) -> None:
+    await owner.connection.execute(
+        "DELETE FROM search_embeddings WHERE item_id IN (SELECT id FROM items WHERE price > 7)"
+    )
+    assert await owner.nearest(None) == ("exact", 1, 10 * 7)
+
+
+async def test_words_are_found_by_their_index_alone(owner: Owner) -> None:
+    await owner.connection.execute("ANALYZE")
+    statement = search_statement(Mode.LEXICAL, frozenset())
+    compiled = statement.text.compile(dialect=dialect())  # type: ignore[no-untyped-call]
+    values = parse_query("mug 77").parameters | {
+        "owner": owner.id,
+        "few": searching.FEW,
+        "enough": searching.ENOUGH_ROWS,
+        "depth": 10,
+        "limit": 10,
+        "offset": 0,
+        "special": "",
+        "brackets": "",
+        "markers": "",
+    }
+    given = [values[name] for name in compiled.positiontup or []]
+    rows = await owner.connection.fetch(f"EXPLAIN {compiled.string}", *given)
+    plan = "\n".join(row[0] for row in rows)
+    assert "ix_search_documents_terms" in plan
+    assert "ix_search_documents_owner_id" not in plan
+    assert "ix_items_owner_id" not in plan
