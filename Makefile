@@ -58,8 +58,8 @@ feature: setup ## A new feature with its tests and first migration: make feature
 migration: setup ## A revision on a feature's branch: make migration feature=items message="add colour"
 	@$(BIN)/python -m app migration $(feature) "$(message)"
 
-openapi: setup ## Write tests/openapi.json anew, after a wanted change of the API
-	@$(BIN)/python -m app openapi > tests/openapi.json
+openapi: setup ## Write the tests/openapi.json of all anew, after a wanted change of the API
+	@$(BIN)/python -m app keep-openapi
 
 lock: ## Pin all dependencies anew (needs uv)
 	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \

@@ -2,6 +2,7 @@
 
 import asyncio
 import platform
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from shared.database import database_of, open_database, reading
 from shared.errors import Unavailable
 from shared.features import Feature
 from shared.migrations import load_revisions, pending
+from shared.routing import endpoints
 from shared.settings import Settings, load_settings
 from shared.tables import owners
 
@@ -80,10 +82,10 @@ def slices(features: Sequence[Feature]) -> Table:
 
 
 def _routes(feature: Feature) -> list[str]:
-    alone = FastAPI()
-    alone.include_router(feature.router)
-    paths = alone.openapi()["paths"]
-    return [f"{path}  {' '.join(method.upper() for method in paths[path])}" for path in paths]
+    methods = defaultdict(list)
+    for method, path in endpoints(feature.router):
+        methods[path].append(method)
+    return [f"{path}  {' '.join(names)}" for path, names in methods.items()]
 
 
 def _settings(feature: Feature) -> list[str]:

@@ -1,5 +1,6 @@
 """The commands for those who build: a new feature, and a change of its tables."""
 
+import importlib
 from typing import Annotated
 
 import typer
@@ -8,6 +9,7 @@ from app.main import create_app
 from shared.affected import affected_by, changed_files
 from shared.commands import plain_errors, running_database
 from shared.features import find_features
+from shared.scaffold.documents import write_parts
 from shared.settings import Settings, load_settings
 
 commands = typer.Typer()
@@ -22,10 +24,22 @@ def new_feature(
     from shared.scaffold.generating import write_feature  # its libraries are for development only
 
     with plain_errors():
-        files = write_feature(create_app(load_settings(Settings)), name, singular)
+        settings = load_settings(Settings)
+        files = write_feature(create_app(settings), name, singular)
+        feature = files[0].parts[1]
+        importlib.invalidate_caches()
+        files += write_parts(create_app(settings), [feature])
     for path in files:
         typer.echo(path)
-    typer.echo(f"Now: make test feature={files[0].parts[1]}")
+    typer.echo(f"Now: make test feature={feature}")
+
+
+@commands.command("keep-openapi")
+def keep_openapi() -> None:
+    """Write the OpenAPI document anew into the tests, after a wanted change of the API."""
+    with plain_errors():
+        for path in write_parts(create_app(load_settings(Settings))):
+            typer.echo(path)
 
 
 @commands.command()
