@@ -1,13 +1,22 @@
 """The test kit itself: clients of every kind, budgets of queries, bodies, mail and time."""
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
+import sqlalchemy
+import sqlmodel
 import time_machine
 from httpx import AsyncClient
 
 from features.items.schemas import ItemCreate
-from shared.testing import Mails, SignUp, body, max_queries
+from features.users.tables import User
+from shared.database import WriteSession
+from shared.routing import Router
+from shared.settings import Settings
+from shared.testing import Mails, SignUp, body, connect, max_queries, sign_in
+from shared.testing.ownership import watched
+from tests.probing import app_with
 
 
 async def test_each_client_is_another_identity(
@@ -34,6 +43,50 @@ async def test_a_request_over_its_budget_of_queries_fails(client: AsyncClient) -
     with pytest.raises(AssertionError, match=r"(?s)queries instead of 1:.*FROM items"):  # noqa: SIM117
         with max_queries(1):
             await client.get("/items")
+
+
+HANDLERS = """
+async def flushed(session: WriteSession):
+    session.add(Thing(email="eve@example.com"))
+    await session.flush()
+
+async def by_statement(session: WriteSession):
+    await session.exec(change(Thing).values(role="admin"))
+
+async def by_its_table(session: WriteSession):
+    await session.exec(Thing.__table__.delete())
+
+async def by_sql(session: WriteSession):
+    connection = await session.connection()
+    await connection.execute(sqlalchemy.text("UPDATE public.users SET role = 'admin'"))
+
+async def by_attribute(session: WriteSession):
+    (await session.exec(sqlmodel.select(Thing))).one().role = "admin"
+
+async def deleted(session: WriteSession):
+    await session.delete((await session.exec(sqlmodel.select(Thing))).one())
+"""
+
+
+@pytest.mark.parametrize(
+    "name", ["flushed", "by_statement", "by_its_table", "by_sql", "by_attribute", "deleted"]
+)
+async def test_who_writes_to_a_neighbours_table_is_named(settings: Settings, name: str) -> None:
+    """Also where only the commit writes, behind the handler."""
+    code: dict[str, Any] = {"__name__": "features.items.handlers", "change": sqlalchemy.update}
+    code |= {
+        "Thing": User,
+        "WriteSession": WriteSession,
+        "sqlalchemy": sqlalchemy,
+        "sqlmodel": sqlmodel,
+    }
+    exec(HANDLERS, code)
+    probe = Router()
+    probe.post("/probe")(code[name])
+    async with app_with(settings, probe) as app, connect(app) as client:
+        with pytest.raises(AssertionError, match=r"^items writes to users"), watched(app):  # noqa: PT012
+            await sign_in(client, "ada@example.com")
+            assert (await client.post("/probe")).status_code == 200, "or what it wrote is undone"
 
 
 async def test_a_body_is_valid_and_has_what_was_given(client: AsyncClient) -> None:

@@ -32,6 +32,7 @@ from shared.testing.clients import (
     sign_in,
     sign_up,
 )
+from shared.testing.ownership import watched
 from shared.testing.queries import QueryCounts, max_queries
 from shared.testing.servers import Server, drop_database, execute, running_server
 
@@ -150,5 +151,6 @@ async def app(settings: Settings, pytestconfig: pytest.Config) -> AsyncIterator[
     application = create_app(settings, _features(pytestconfig), run_tasks=False)
     if counts := pytestconfig.stash.get(COUNTS, None):
         application.add_middleware(counts.middleware)
-    async with application.router.lifespan_context(application):
-        yield application
+    with watched(application):
+        async with application.router.lifespan_context(application):
+            yield application
