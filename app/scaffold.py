@@ -1,14 +1,17 @@
 """The commands for those who build: a new feature, and a change of its tables."""
 
 import importlib
+from collections.abc import Iterable
 from typing import Annotated
 
 import typer
+from alembic.script import Script
 
 from app.main import create_app
 from shared.affected import affected_by, changed_files
 from shared.commands import plain_errors, running_database
 from shared.features import find_features
+from shared.migrations import load_revisions
 from shared.scaffold.documents import write_parts
 from shared.settings import Settings, load_settings
 
@@ -58,14 +61,24 @@ def migration(
     message: Annotated[str, typer.Argument(help='What changes, like "add colour"')],
 ) -> None:
     """Write a revision on a feature's branch, and say what is unsafe in it on a live table."""
-    from shared.scaffold.linting import unsafe_operations
     from shared.scaffold.revising import write_revision
 
     with plain_errors(), running_database(load_settings(Settings)) as settings:
         assert settings.database_url
-        unsafe = unsafe_operations(write_revision(settings.database_url, feature, message))
-    if unsafe:
-        typer.echo(
-            "\n".join([*unsafe, "Mend it, or accept it there: ACCEPTED = (…,)  # why"]), err=True
-        )
+        script = write_revision(settings.database_url, feature, message)
+    _refuse_unsafe([script])
+
+
+@commands.command("lint-migrations")
+def lint_migrations() -> None:
+    """Say what is unsafe on a live table in any revision; exit status 1 if anything is."""
+    _refuse_unsafe(load_revisions().walk_revisions())
+
+
+def _refuse_unsafe(scripts: Iterable[Script]) -> None:
+    from shared.scaffold.linting import unsafe_operations
+
+    if unsafe := [line for script in scripts for line in unsafe_operations(script)]:
+        mend = "Mend it, or accept it there: ACCEPTED = (…,)  # why"
+        typer.echo("\n".join([*unsafe, mend]), err=True)
         raise typer.Exit(1)
