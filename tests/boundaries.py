@@ -35,15 +35,16 @@ class _Found:
             super().render_broken_contract(check)  # type: ignore[misc]  # of the contract
 
 
-class FoundForbidden(_Found, ForbiddenContract):  # type: ignore[misc]  # it is untyped
+class FoundForbidden(_Found, ForbiddenContract):
     """As `forbidden`."""
 
     def expressions(self) -> Iterable[str]:
-        named: Any = [*self.source_modules, *self.forbidden_modules]
-        return map(str, named)
+        sources: Any = self.source_modules
+        forbidden: Any = self.forbidden_modules
+        return map(str, {*sources, *forbidden})
 
 
-class FoundAcyclic(_Found, AcyclicSiblingsContract):  # type: ignore[misc]  # it is untyped
+class FoundAcyclic(_Found, AcyclicSiblingsContract):
     """As `acyclic_siblings`."""
 
     def expressions(self) -> Iterable[str]:

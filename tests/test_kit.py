@@ -1,15 +1,17 @@
 """The test kit itself: clients of every kind, budgets of queries, bodies, mail and time."""
 
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
 import pytest
 import sqlalchemy
 import sqlmodel
+import structlog
 import time_machine
 from httpx import AsyncClient
 
-from features.items.schemas import ItemCreate
+from features.items.schemas import ItemCreate, ItemUpdate
 from features.users.tables import User
 from shared.database import WriteSession
 from shared.routing import Router
@@ -97,11 +99,27 @@ async def test_a_body_is_valid_and_has_what_was_given(client: AsyncClient) -> No
         assert created.json()["title"] == f"Mug {number}"
 
 
+async def test_a_body_of_a_change_leaves_out_what_may_be_left_out(client: AsyncClient) -> None:
+    url = (await client.post("/items", json=body(ItemCreate))).headers["location"]
+    sent = [body(ItemUpdate, title=f"Mug {number}") for number in range(20)]
+    for changes in sent:
+        changed = await client.patch(url, json=changes)
+        assert changed.status_code == 200, (changes, changed.text)
+    assert len({frozenset(changes) for changes in sent}) > 1
+
+
 async def test_mail_is_caught(sign_up: SignUp, mails: Mails) -> None:
     await sign_up("ada@example.com")
     (welcome,) = await mails("ada@example.com")
     assert "ada@example.com" not in welcome["subject"]
     assert await mails("eve@example.com") == []
+
+
+async def test_what_is_logged_is_caught(events: list[Mapping[str, Any]]) -> None:
+    structlog.get_logger("kettle").info("fills")
+    structlog.get_logger("kettle").warning("boils", litres=2)
+    (boils,) = events
+    assert (boils["event"], boils["litres"]) == ("boils", 2)
 
 
 async def test_time_can_be_moved(client: AsyncClient) -> None:

@@ -32,8 +32,9 @@ from shared.testing.clients import (
     sign_in,
     sign_up,
 )
+from shared.testing.events import events
 from shared.testing.ownership import watched
-from shared.testing.queries import QueryCounts, max_queries
+from shared.testing.queries import QueryCounts, keep_budgets, max_queries
 from shared.testing.servers import Server, drop_database, execute, running_server
 
 __all__ = [
@@ -46,6 +47,8 @@ __all__ = [
     "body",
     "client",
     "connect",
+    "events",
+    "keep_budgets",
     "machine",
     "mails",
     "max_queries",
