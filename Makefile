@@ -7,6 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 feature ?=
 args ?=
+# The tests across features that are cheap, and look at whatever there is
+ACROSS := $(addprefix tests/test_,features.py migration_lint.py openapi.py privacy.py readme.py)
 unexport PYTHONDONTWRITEBYTECODE  # every start would compile everything
 
 help: ## Say what there is
@@ -31,16 +33,18 @@ ifdef changed
 	if [ "$$affected" = all ]; then exec $(BIN)/python -m pytest -n 2 $(args); fi; \
 	for feature in $$affected; do \
 	  $(BIN)/python -m pytest -n 2 features/$$feature --feature=$$feature $(args) || exit; \
-	done
+	done; \
+	exec $(BIN)/python -m pytest -n 2 $(ACROSS) $(args)
 else
 	@$(BIN)/python -m pytest -n 2 $(if $(feature),features/$(feature) --feature=$(feature)) $(args)
 endif
 
-check: setup ## Format, lint, types, slice boundaries
+check: setup ## Format, lint, types, slice boundaries, migrations
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy .
 	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/python -m app lint-migrations
 
 fix: setup ## Format, and mend what the linter can
 	@$(BIN)/ruff format .
@@ -58,8 +62,8 @@ feature: setup ## A new feature with its tests and first migration: make feature
 migration: setup ## A revision on a feature's branch: make migration feature=items message="add colour"
 	@$(BIN)/python -m app migration $(feature) "$(message)"
 
-openapi: setup ## Write tests/openapi.json anew, after a wanted change of the API
-	@$(BIN)/python -m app openapi > tests/openapi.json
+openapi: setup ## Write the tests/openapi.json of all anew, after a wanted change of the API
+	@$(BIN)/python -m app keep-openapi
 
 lock: ## Pin all dependencies anew (needs uv)
 	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \

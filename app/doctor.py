@@ -2,11 +2,13 @@
 
 import asyncio
 import platform
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
 import typer
+from alembic.script import ScriptDirectory
 from fastapi import FastAPI
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -14,13 +16,15 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.main import create_app
 from shared.commands import plain_errors, running_database
-from shared.database import database_of, open_database, reading
-from shared.errors import Unavailable
+from shared.database import CONNECT_ERRORS, open_database
 from shared.features import Feature
 from shared.migrations import load_revisions, pending
+from shared.routing import endpoints
 from shared.settings import Settings, load_settings
 from shared.tables import owners
 
@@ -63,14 +67,13 @@ def slices(features: Sequence[Feature]) -> Table:
     revisions, owner_of = load_revisions(), owners()
     for feature in features:
         own = sorted(name for name, owner in owner_of.items() if owner == feature.name)
-        head = revisions.get_revision(f"{feature.name}@head")
         name = feature.name
         for kind, names in {
             "depends on": ", ".join(feature.depends_on),
             "tables": ", ".join(own),
             "routes": "\n".join(_routes(feature)),
             "settings": ", ".join(_settings(feature)),
-            "migrations": head.revision,
+            "migrations": ", ".join(_heads(revisions, feature)),
         }.items():
             if names:
                 table.add_row(name, kind, names)
@@ -80,10 +83,15 @@ def slices(features: Sequence[Feature]) -> Table:
 
 
 def _routes(feature: Feature) -> list[str]:
-    alone = FastAPI()
-    alone.include_router(feature.router)
-    paths = alone.openapi()["paths"]
-    return [f"{path}  {' '.join(method.upper() for method in paths[path])}" for path in paths]
+    methods = defaultdict(list)
+    for method, path in endpoints(feature.router):
+        methods[path].append(method)
+    return [f"{path}  {' '.join(names)}" for path, names in methods.items()]
+
+
+def _heads(revisions: ScriptDirectory, feature: Feature) -> list[str]:
+    heads = (revisions.get_revision(head) for head in revisions.get_heads())
+    return [head.revision for head in heads if feature.name in head.branch_labels]
 
 
 def _settings(feature: Feature) -> list[str]:
@@ -96,10 +104,15 @@ def _settings(feature: Feature) -> list[str]:
 async def _examine(app: FastAPI, settings: Settings) -> list[Finding]:
     assert settings.database_url
     app.state.database = database = open_database(settings.database_url, settings)
-    app.state.revisions = load_revisions()
+    app.state.revisions = revisions = load_revisions()
     findings = [Finding("Python", platform.python_version()), *await _redis(settings)]
+    findings += filter(None, (_branch(revisions, feature) for feature in app.state.features))
+    servers = {"": database.read_primary} | (
+        {" of the replica": database.read} if database.writers else {}
+    )
     try:
-        findings += await _database(app)
+        for of, engine in servers.items():
+            findings += await _server(of, engine, revisions)
         if all(finding.well for finding in findings):
             findings += [await _start(app, feature) for feature in app.state.features]
     finally:
@@ -107,20 +120,33 @@ async def _examine(app: FastAPI, settings: Settings) -> list[Finding]:
     return findings
 
 
-async def _database(app: FastAPI) -> list[Finding]:
+def _branch(revisions: ScriptDirectory, feature: Feature) -> Finding | None:
+    """What is wrong with the revisions of a feature: no branch, or one that forks."""
+    heads = _heads(revisions, feature)
+    if len(heads) == 1:
+        return None
+    state = f"{len(heads)} heads, {', '.join(heads)}; let one follow the other" if heads else "none"
+    return Finding(f"migrations of {feature.name}", state, well=False)
+
+
+async def _server(of: str, engine: AsyncEngine, revisions: ScriptDirectory) -> list[Finding]:
     try:
-        async with reading(database_of(app)) as session:
-            version = (await session.execute(text("SHOW server_version"))).scalar_one()
-            vector = (await session.execute(PGVECTOR)).scalar_one_or_none()
-            behind = await session.run_sync(pending, app.state.revisions)
-    except Unavailable as error:
-        return [Finding("database", error.detail, well=False)]
+        async with engine.connect() as connection:
+            version = (await connection.execute(text("SHOW server_version"))).scalar_one()
+            vector = (await connection.execute(PGVECTOR)).scalar_one_or_none()
+            behind = await connection.run_sync(pending, revisions)
+    except CONNECT_ERRORS as error:
+        return [Finding(f"database{of}", f"cannot be reached: {error}", well=False)]
+    except DBAPIError as error:
+        return [Finding(f"database{of}", f"cannot be read: {error.orig}", well=False)]
     recent = int(version.split(".")[0]) >= OLDEST_POSTGRES
     wanted = "" if recent else f", but {OLDEST_POSTGRES} is the oldest that is tested"
+    missing = "not installed in the database"
+    waits = f"pending: {', '.join(behind)}" if behind else "done"
     return [
-        Finding("database", f"PostgreSQL {version}{wanted}", recent),
-        Finding("pgvector", vector or "not installed in the database", vector is not None),
-        Finding("migrations", f"pending: {', '.join(behind)}" if behind else "done", not behind),
+        Finding(f"database{of}", f"PostgreSQL {version}{wanted}", recent),
+        Finding(f"pgvector{of}", vector or missing, vector is not None),
+        Finding(f"migrations{of}", waits, not behind),
     ]
 
 

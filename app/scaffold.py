@@ -1,13 +1,18 @@
 """The commands for those who build: a new feature, and a change of its tables."""
 
+import importlib
+from collections.abc import Iterable
 from typing import Annotated
 
 import typer
+from alembic.script import Script
 
 from app.main import create_app
 from shared.affected import affected_by, changed_files
 from shared.commands import plain_errors, running_database
 from shared.features import find_features
+from shared.migrations import load_revisions
+from shared.scaffold.documents import write_parts
 from shared.settings import Settings, load_settings
 
 commands = typer.Typer()
@@ -22,10 +27,22 @@ def new_feature(
     from shared.scaffold.generating import write_feature  # its libraries are for development only
 
     with plain_errors():
-        files = write_feature(create_app(load_settings(Settings)), name, singular)
+        settings = load_settings(Settings)
+        files = write_feature(create_app(settings), name, singular)
+        feature = files[0].parts[1]
+        importlib.invalidate_caches()
+        files += write_parts(create_app(settings), [feature])
     for path in files:
         typer.echo(path)
-    typer.echo(f"Now: make test feature={files[0].parts[1]}")
+    typer.echo(f"Now: make test feature={feature}")
+
+
+@commands.command("keep-openapi")
+def keep_openapi() -> None:
+    """Write the OpenAPI document anew into the tests, after a wanted change of the API."""
+    with plain_errors():
+        for path in write_parts(create_app(load_settings(Settings))):
+            typer.echo(path)
 
 
 @commands.command()
@@ -44,14 +61,24 @@ def migration(
     message: Annotated[str, typer.Argument(help='What changes, like "add colour"')],
 ) -> None:
     """Write a revision on a feature's branch, and say what is unsafe in it on a live table."""
-    from shared.scaffold.linting import unsafe_operations
     from shared.scaffold.revising import write_revision
 
     with plain_errors(), running_database(load_settings(Settings)) as settings:
         assert settings.database_url
-        unsafe = unsafe_operations(write_revision(settings.database_url, feature, message))
-    if unsafe:
-        typer.echo(
-            "\n".join([*unsafe, "Mend it, or accept it there: ACCEPTED = (…,)  # why"]), err=True
-        )
+        script = write_revision(settings.database_url, feature, message)
+    _refuse_unsafe([script])
+
+
+@commands.command("lint-migrations")
+def lint_migrations() -> None:
+    """Say what is unsafe on a live table in any revision; exit status 1 if anything is."""
+    _refuse_unsafe(load_revisions().walk_revisions())
+
+
+def _refuse_unsafe(scripts: Iterable[Script]) -> None:
+    from shared.scaffold.linting import unsafe_operations
+
+    if unsafe := [line for script in scripts for line in unsafe_operations(script)]:
+        mend = "Mend it, or accept it there: ACCEPTED = (…,)  # why"
+        typer.echo("\n".join([*unsafe, mend]), err=True)
         raise typer.Exit(1)

@@ -1,4 +1,7 @@
-"""Which features a change can affect: its own, and all that depend on them."""
+"""Which features a change can affect: its own, and all that depend on them.
+
+The cheap tests across features run after any change, prose too: see the Makefile.
+"""
 
 import subprocess
 from collections.abc import Iterable, Sequence

@@ -1,8 +1,10 @@
 """The router of a slice."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from fastapi import APIRouter
+from fastapi.routing import iter_route_contexts
 from starlette.routing import Match
 from starlette.types import Scope
 
@@ -34,6 +36,13 @@ class Router(APIRouter):
         if scope.get("root_path") or _first_segment(scope["path"]) in self.beginnings:
             return super().matches(scope)
         return Match.NONE, {}
+
+
+def endpoints(router: APIRouter) -> Iterator[tuple[str, str]]:
+    """The method and the path of each of its operations, those of routers inside included."""
+    for route in iter_route_contexts(router.routes):
+        for method in sorted(route.methods or ()):
+            yield method, str(route.path_format)
 
 
 def _first_segment(path: str) -> str:

@@ -1,18 +1,61 @@
 """Contracts of import-linter's own kind: slices meet only through their `__init__`, and each
-touches only its own tables."""
+touches only its own tables. What they cover is derived from what is on disk, and each is broken
+where that is nothing: a check that has nothing to check would pass for ever."""
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import grimp
 from importlinter import Contract, ContractCheck, fields, output
+from importlinter.contracts.acyclic_siblings import AcyclicSiblingsContract
+from importlinter.contracts.forbidden import ForbiddenContract
+
+from tests.imports import imports_of_tests
+
+
+class _Found:
+    """Broken where a module that the contract names, like `features.*.handlers`, is missing in
+    any slice: it may have been renamed."""
+
+    def expressions(self) -> Iterable[str]:
+        raise NotImplementedError
+
+    def check(self, graph: grimp.ImportGraph, verbose: bool) -> ContractCheck:
+        missing = sorted(_missing(graph, self.expressions()))
+        if missing:
+            return ContractCheck(kept=False, metadata={"missing": missing})
+        check: ContractCheck = super().check(graph, verbose)  # type: ignore[misc]  # of the contract
+        return check
+
+    def render_broken_contract(self, check: ContractCheck) -> None:
+        for module in check.metadata.get("missing", ()):
+            output.print_error(f"There is no {module}: nothing was checked.")
+        if "missing" not in check.metadata:
+            super().render_broken_contract(check)  # type: ignore[misc]  # of the contract
+
+
+class FoundForbidden(_Found, ForbiddenContract):
+    """As `forbidden`."""
+
+    def expressions(self) -> Iterable[str]:
+        sources: Any = self.source_modules
+        forbidden: Any = self.forbidden_modules
+        return map(str, {*sources, *forbidden})
+
+
+class FoundAcyclic(_Found, AcyclicSiblingsContract):
+    """As `acyclic_siblings`."""
+
+    def expressions(self) -> Iterable[str]:
+        ancestors: Any = self.ancestors
+        return [f"{ancestor}.*" for ancestor in ancestors]
 
 
 class SlicesContract(Contract):
-    """Whatever is below a slice is imported by that slice alone; neighbours import its package.
+    """Whatever is below a slice is imported by that slice alone; all others import its package.
 
-    Configuration: `package` holds the slices, one subpackage each. They are derived from
-    what is on disk, and a package without any breaks the contract: a check that has nothing
-    to check would pass for ever.
+    Configuration: `package` holds the slices, one subpackage each.
     """
 
     package = fields.StringField()
@@ -20,10 +63,15 @@ class SlicesContract(Contract):
     def check(self, graph: grimp.ImportGraph, verbose: bool) -> ContractCheck:
         slices = graph.find_children(str(self.package))
         breaches = [
-            details
+            f"{importer}:{details['line_number']} imports {imported}"
             for slice_ in sorted(slices)
             for importer, imported in _imports_from_outside(graph, slice_)
             for details in graph.get_import_details(importer=importer, imported=imported)
+        ]
+        breaches += [
+            f"{found.place} imports {found.imported}"
+            for found in imports_of_tests(Path.cwd())
+            if _is_inside_another(found.imported, f"{self.package}.{found.feature}", graph)
         ]
         metadata = {"breaches": breaches, "slices": slices}
         return ContractCheck(kept=bool(slices) and not breaches, metadata=metadata)
@@ -32,10 +80,9 @@ class SlicesContract(Contract):
         if not check.metadata["slices"]:
             output.print_error(f"There are no slices in {self.package}: nothing was checked.")
         for breach in check.metadata["breaches"]:
-            slice_ = ".".join(breach["imported"].split(".")[:2])
+            slice_ = ".".join(breach.rsplit(" ", 1)[1].split(".")[:2])
             output.print_error(
-                f"{breach['importer']}:{breach['line_number']} imports {breach['imported']};"
-                f" import what you need from {slice_}, or have it exported there."
+                f"{breach}; import what you need from {slice_}, or have it exported there."
             )
 
 
@@ -62,11 +109,31 @@ class TablesContract(Contract):
 
 
 def _imports_from_outside(graph: grimp.ImportGraph, slice_: str) -> list[tuple[str, str]]:
-    """(importer, imported) where a module below the slice is imported by another slice."""
-    neighbours = slice_.split(".", maxsplit=1)[0] + "."
+    """(importer, imported) where a module below the slice is imported by one that is not."""
     return [
         (importer, module)
         for module in sorted(graph.find_descendants(slice_))
         for importer in sorted(graph.find_modules_that_directly_import(module))
-        if importer.startswith(neighbours) and not f"{importer}.".startswith(f"{slice_}.")
+        if not f"{importer}.".startswith(f"{slice_}.")
     ]
+
+
+def _is_inside_another(imported: str, slice_: str, graph: grimp.ImportGraph) -> bool:
+    """Whether it is below another slice: its tests, a module, or a name in a module."""
+    package, name, inside = [*imported.split("."), "", ""][:3]
+    other = f"{package}.{name}"
+    if package != slice_.split(".", maxsplit=1)[0] or other == slice_:
+        return False
+    return inside == "tests" or f"{other}.{inside}" in graph.modules
+
+
+def _missing(graph: grimp.ImportGraph, expressions: Iterable[str]) -> set[str]:
+    """The modules that the expressions with a wildcard name, in each slice, and that are not."""
+    missing = set()
+    for expression in expressions:
+        package, wildcard, rest = expression.partition(".*")
+        if wildcard:
+            slices = graph.find_children(package)
+            missing |= {slice_ + rest for slice_ in slices} - graph.modules
+            missing |= set() if slices else {expression}
+    return missing

@@ -8,6 +8,7 @@ import asyncio
 import os
 import re
 import secrets
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -76,6 +77,17 @@ def filter_failure(
         case AllowHeaderMismatch() | UndefinedStatusCode():  # a POST by provider, a DELETE by id
             return not str(case.operation.path).startswith("/users/me/identities/")
     return True
+
+
+@schemathesis.hook
+def after_call(
+    _context: schemathesis.HookContext, case: schemathesis.Case[Any], response: Response
+) -> None:
+    """Notes how each operation was answered, and whether a link led to it."""
+    operation = case.operation.definition.raw.get("operationId")
+    phase = case.meta.phase.name.value if case.meta else ""
+    with Path(os.environ["CONTRACT_ANSWERS"]).open("a") as answers:
+        answers.write(f"{operation} {response.status_code} {phase}\n")
 
 
 async def _promote(email: str) -> None:

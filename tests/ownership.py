@@ -1,4 +1,5 @@
-"""Features touch only their own tables, as far as their code can tell.
+"""Features touch only their own tables, as far as their code can tell; the test kit sees the rest
+while the code runs (shared/testing/ownership.py).
 
 A table belongs to the feature whose models or migrations make it. A feature's code and its
 migrations write to no other table; they read, and refer to, tables of those features alone
@@ -9,6 +10,7 @@ import ast
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import grimp
@@ -19,17 +21,21 @@ from shared.features import find_features
 from shared.migrations import alembic_config
 from shared.scaffold.linting import sql_of
 from shared.tables import owners
+from shared.testing.ownership import written_tables
+from tests.imports import imports_of_tests
 
 SQL = re.compile(r"\b(?:SELECT|INSERT|UPDATE|DELETE|FROM|JOIN|INTO|TABLE|TRIGGER|INDEX)\b")
 LOWER_SQL = re.compile(r"^\s*(?:select|insert|update|delete|with|alter|drop|create|truncate)\s")
-CREATED = re.compile(r"\bCREATE\s+(?:UNLOGGED\s+)?TABLE\s+(?:IF\s+NOT\s+EXISTS\s+)?\"?(\w+)", re.I)
-WRITTEN = re.compile(
-    r"\b(?:INSERT\s+INTO|UPDATE|DELETE\s+FROM|MERGE\s+INTO|COPY|TRUNCATE|(?:ALTER|DROP|LOCK)\s+TABLE"
-    r"|CREATE\s+(?:UNIQUE\s+)?INDEX\s[^;(]*?\bON)(?:\s+(?:TABLE|ONLY|IF\s+EXISTS))*\s+\"?(\w+)",
+CREATED = re.compile(
+    r"\bCREATE\s+(?:UNLOGGED\s+)?TABLE\s+(?:IF\s+NOT\s+EXISTS\s+)?(?:public\.)?\"?(\w+)", re.I
+)
+NAME = r"(?:public\.)?\"?\w+\"?"
+READ = re.compile(  # all of `FROM items AS item, users`
+    rf"\b(?:FROM|JOIN|USING|REFERENCES|ON)(?:\s+ONLY)?\s+((?:{NAME}(?:\s+(?:AS\s+)?\w+)?\s*,\s*)*{NAME})",
     re.I,
 )
-READ = re.compile(r"\b(?:FROM|JOIN|USING|REFERENCES|ON)(?:\s+ONLY)?\s+\"?(\w+)", re.I)
 WRITING_CALLS = frozenset({"insert", "update", "delete"})
+LOOKED_INTO = ("features", "sqlalchemy", "sqlmodel")
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ def check_tables(graph: grimp.ImportGraph, root: Path) -> tuple[set[str], list[s
         for deed in deeds
         if deed.table in owner and not _allowed(deed, owner[deed.table], depends_on)
     ]
-    breaches += _undeclared_imports(graph, depends_on)
+    breaches += _undeclared_imports(graph, root, depends_on)
     return depends_on.keys() & owner.values(), breaches
 
 
@@ -92,27 +98,29 @@ def _in_migrations(migrations: Mapping[Path, str]) -> Iterator[Deed]:
 
 
 def _in_code(root: Path, features: Mapping[str, set[str]]) -> Iterator[Deed]:
-    models = {
-        mapper.class_.__name__: str(mapper.local_table) for mapper in default_registry.mappers
-    }
     for feature in features:
-        for path in sorted((root / "features" / feature).rglob("*.py")):
-            if "tests" not in path.parts:
+        folder = root / "features" / feature
+        for path in sorted(folder.rglob("*.py")):
+            if "tests" not in path.relative_to(folder).parts:
                 tree, place = ast.parse(path.read_text()), str(path.relative_to(root))
                 for text in _strings(tree):
                     if SQL.search(text) or LOWER_SQL.search(text):
                         yield from _in_sql(feature, place, text)
-                for name in _written_models(tree):
-                    if name in models:
-                        yield Deed(feature, place, "writes to", models[name])
+                for table in _written_models(tree):
+                    yield Deed(feature, place, "writes to", table)
 
 
 def _in_sql(feature: str, place: str, sql: str) -> Iterator[Deed]:
-    written = set(WRITTEN.findall(sql))
+    written = written_tables(sql)
     for table in sorted(written):
         yield Deed(feature, place, "writes to", table)
-    for table in sorted(set(READ.findall(sql)) - written):
+    for table in sorted(_read_tables(sql) - written):
         yield Deed(feature, place, "reads", table)
+
+
+def _read_tables(sql: str) -> set[str]:
+    listed = (name.strip() for names in READ.findall(sql) for name in names.split(","))
+    return {name.split()[0].removeprefix("public.").strip('"') for name in listed}
 
 
 def _strings(tree: ast.AST) -> Iterator[str]:
@@ -130,22 +138,51 @@ def _strings(tree: ast.AST) -> Iterator[str]:
 
 
 def _written_models(tree: ast.AST) -> Iterator[str]:
-    """`Item` for `Item(…)`, `insert(Item)`, `update(Item)` and `delete(Item)`, if imported."""
-    imported: set[str] = set()
+    """The tables of `Item(…)`, `insert(Item)`, `sqlalchemy.update(Item)`, and
+    `Item.__table__.delete()`, by whatever names they were imported."""
+    tables = {
+        id(made): str(mapper.local_table)
+        for mapper in default_registry.mappers
+        for made in (mapper.class_, mapper.local_table)
+    }
+    names = dict(_imported_names(tree))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            called = _resolve(node.func, names)
+            written = [called]
+            if getattr(called, "__name__", "") in WRITING_CALLS:
+                arguments = (_resolve(argument, names) for argument in node.args[:1])
+                written = [getattr(called, "__self__", None), *arguments]
+            yield from (tables[id(one)] for one in written if id(one) in tables)
+
+
+def _imported_names(tree: ast.AST) -> Iterator[tuple[str, object]]:
+    """What the names of a module's imports stand for, as far as models and SQL go."""
     for node in ast.walk(tree):
         match node:
-            case ast.ImportFrom(module=str(module), names=names) if module.startswith("features."):
-                imported.update(alias.asname or alias.name for alias in names)
-            case ast.Call(func=ast.Name(id=name)) if name in imported:
-                yield name
-            case ast.Call(func=ast.Name(id=verb), args=[ast.Name(id=name), *_]) if (
-                verb in WRITING_CALLS and name in imported
-            ):
-                yield name
+            case ast.Import(names=names):
+                for alias in names:
+                    module = alias.name if alias.asname else alias.name.split(".")[0]
+                    if module.startswith(LOOKED_INTO):
+                        yield alias.asname or module, import_module(module)
+            case ast.ImportFrom(module=str(module), names=names, level=0):
+                for alias in names:
+                    if module.startswith(LOOKED_INTO):
+                        imported = getattr(import_module(module), alias.name, None)
+                        yield alias.asname or alias.name, imported
+
+
+def _resolve(node: ast.AST, names: Mapping[str, object]) -> object:
+    match node:
+        case ast.Name(id=name):
+            return names.get(name)
+        case ast.Attribute(value=value, attr=attribute):
+            return getattr(_resolve(value, names), attribute, None)
+    return None
 
 
 def _undeclared_imports(
-    graph: grimp.ImportGraph, depends_on: Mapping[str, set[str]]
+    graph: grimp.ImportGraph, root: Path, depends_on: Mapping[str, set[str]]
 ) -> Iterator[str]:
     for feature, declared in depends_on.items():
         package = f"features.{feature}"
@@ -154,3 +191,10 @@ def _undeclared_imports(
                 other = imported.removeprefix("features.").split(".")[0]
                 if imported.startswith("features.") and other not in {feature, *declared}:
                     yield f"{module} imports {imported}, but {feature} does not depend on {other}"
+    for found in imports_of_tests(root):
+        package, other, *_ = [*found.imported.split("."), ""]
+        if package == "features" and other not in {found.feature, *depends_on[found.feature]}:
+            yield (
+                f"{found.place} imports {found.imported},"
+                f" but {found.feature} does not depend on {other}"
+            )

@@ -8,7 +8,7 @@ from fastapi import APIRouter
 
 from shared.affected import affected_by
 from shared.features import Feature
-from tests.copying import copy_repository, run, run_app
+from tests.copying import ROOT, copy_repository, run, run_app
 
 FEATURES = [
     Feature(name=name, router=APIRouter(), depends_on=depends_on)
@@ -52,3 +52,11 @@ def test_the_change_is_what_git_says(tmp_path: Path) -> None:
     (tmp_path / "features/items/new.py").write_text("")
     assert run_app(tmp_path, "affected", "main").stdout.split()[0] == "items"
     assert run_app(tmp_path, "affected", "nowhere").stderr.startswith("error: git: ")
+
+
+def test_after_any_change_the_cheap_tests_across_features_run() -> None:
+    done = run(ROOT, "make", "--dry-run", "--old-file=setup", "test", "changed=main")
+    command = done.stdout.rsplit("pytest", 1)[1]
+    across = [ROOT / word for word in command.split() if word.startswith("tests/")]
+    assert {"test_migration_lint.py", "test_readme.py"} <= {path.name for path in across}
+    assert all(path.exists() for path in across)

@@ -1,15 +1,12 @@
 """Each boundary between slices is held: a deliberate breach is caught by its name."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-LINT = Path(sys.executable).with_name("lint-imports")
+from tests.copying import BIN, copy_repository, run, run_app
 
 KERNEL = "The kernel knows no feature"
 NEIGHBOURS = "Features meet only through their __init__"
@@ -28,18 +25,14 @@ IDS = {
 def lint(root: Path, *contracts: str) -> str:
     """What import-linter says of the code in `root`."""
     only = [f"--contract={IDS[contract]}" for contract in contracts]
-    done = subprocess.run([LINT, "--no-cache", *only], cwd=root, capture_output=True, text=True)
+    done = run(root, str(BIN / "lint-imports"), "--no-cache", *only)
     return done.stdout + done.stderr
 
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """The code in a folder of the test's own, to be spoilt."""
-    for package in ("app", "features", "migrations", "shared"):
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("tests"))
-    (tmp_path / "tests").mkdir()
-    for file in ("pyproject.toml", "tests/boundaries.py", "tests/ownership.py"):
-        shutil.copy(ROOT / file, tmp_path / file)
+    copy_repository(tmp_path)
     return tmp_path
 
 
@@ -54,6 +47,10 @@ def test_the_code_keeps_every_contract(copy: Path) -> None:
     [
         ("shared/errors.py", "import features.items", KERNEL),
         ("features/items/router.py", "import features.users.tables", NEIGHBOURS),
+        ("app/main.py", "from features.users.handlers import sessions", NEIGHBOURS),
+        ("features/items/tests/test_items.py", "import features.users.tables", NEIGHBOURS),
+        ("features/items/tests/test_items.py", "from features.users import tables", NEIGHBOURS),
+        ("features/items/tests/test_items.py", "from features.search import feature", TABLES),
         ("features/users/tables.py", "import features.items", CYCLES),
         ("features/users/handlers.py", "import fastapi", HANDLERS),
         ("features/items/handlers/single.py", "import features.items.router", HANDLERS),
@@ -84,6 +81,30 @@ def test_each_reach_for_a_neighbours_table_is_caught(copy: Path) -> None:
             from features.users.tables import User
             user = User(email="ada@example.com")
         """,
+        "features/search/engine.py": """
+            import sqlalchemy
+            import features.items
+            statement = sqlalchemy.update(features.items.Item)
+        """,
+        "features/search/parsing.py": """
+            from sqlalchemy.dialects.postgresql import insert as add
+            from features.items import Item as Thing
+            statement = add(Thing)
+        """,
+        "features/search/highlighting.py": """
+            from features import items
+            statement = items.Item.__table__.delete()
+        """,
+        "features/search/statements.py": """
+            from features import items
+            thing = items.Item(title="Mug")
+        """,
+        "features/search/tasks.py": """
+            statement = "UPDATE public.items SET price = 1"
+        """,
+        "features/items/formats.py": """
+            statement = "SELECT * FROM items AS item, public.search_words"
+        """,
         "migrations/items/0001_items.py": """
             def upgrade():
                 op.add_column("users", sa.Column("item_id", sa.Uuid()))
@@ -103,6 +124,12 @@ def test_each_reach_for_a_neighbours_table_is_caught(copy: Path) -> None:
         "features/users/tokens.py writes to idempotency_keys, which belongs to shared",
         "features.users.tables.Wish refers to items, which belongs to items",
         "features/items/demo.py writes to users, which belongs to users",
+        "features/search/engine.py writes to items, which belongs to items",
+        "features/search/parsing.py writes to items, which belongs to items",
+        "features/search/highlighting.py writes to items, which belongs to items",
+        "features/search/statements.py writes to items, which belongs to items",
+        "features/search/tasks.py writes to items, which belongs to items",
+        "features/items/formats.py reads search_words, which belongs to search",
         "migrations/items/0001_items.py writes to users, which belongs to users",
         "migrations/users/0001_users.py writes to items, which belongs to items",
     ):
@@ -116,10 +143,40 @@ def test_an_import_of_a_feature_that_is_not_declared_is_caught(copy: Path) -> No
     assert "items does not depend on users" in " ".join(lint(copy, TABLES).split())
 
 
+def test_features_are_told_apart_where_their_names_are_alike(copy: Path) -> None:
+    """A model of the same name in another feature, a checkout and a feature named `tests`."""
+    root = copy / "tests" / "checkout"
+    root.mkdir()
+    copy_repository(root)
+    done = run_app(root, "new-feature", "invoices")
+    assert done.returncode == 0, done.stderr
+    for file in ("features/invoices/tables.py", "features/items/tables.py"):
+        path = root / file
+        path.write_text(f"""{path.read_text()}
+
+class Line(Timestamped, table=True):
+    __tablename__ = "lines_{len(file)}"
+    id: UUID = Field(default_factory=new_id, primary_key=True)
+""")
+    for feature in ("items", "invoices"):
+        path = root / f"features/{feature}/lines.py"
+        path.write_text(f"from features.{feature}.tables import Line\nline = Line()\n")
+    assert f"{TABLES} KEPT" in lint(root, TABLES)
+    path.write_text("statement = 'DELETE FROM users'\n")
+    assert "lines.py writes to users" in " ".join(lint(root, TABLES).split())
+
+
 def test_a_check_that_finds_no_slices_fails(copy: Path) -> None:
     for folder in (copy / "features").iterdir():
         if folder.is_dir():
             shutil.rmtree(folder)
-    said = lint(copy, NEIGHBOURS, TABLES)
-    assert f"{NEIGHBOURS} BROKEN" in said
-    assert f"{TABLES} BROKEN" in said
+    said = lint(copy)
+    for contract in IDS:
+        assert f"{contract} BROKEN" in said
+
+
+def test_a_check_that_misses_the_handlers_of_a_slice_fails(copy: Path) -> None:
+    (copy / "features/items/handlers").rename(copy / "features/items/usecases")
+    said = lint(copy, HANDLERS)
+    assert f"{HANDLERS} BROKEN" in said
+    assert "There is no features.items.handlers: nothing was checked." in said

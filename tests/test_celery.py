@@ -171,6 +171,7 @@ def in_one_trace(collector: Collector, *steps: str) -> set[bytes]:
     return set.intersection(*traces)
 
 
+@pytest.mark.skipif(not (ROOT / "features/search").exists(), reason="search brings the work")
 @pytest.mark.timeout(240)
 def test_work_goes_on_whatever_is_killed(
     client: httpx.Client, variables: dict[str, str], redis: Redis, tmp_path: Path

@@ -1,30 +1,62 @@
 """`python -m app doctor` shows the slices, and says what is wrong."""
 
+import shutil
+from pathlib import Path
+
 from shared.testing import Server
-from tests.copying import ROOT, run_app
+from tests.copying import ROOT, copy_repository, run_app
+
+NOWHERE = "postgresql://postgres@127.0.0.1:1/nothing"
 
 
-def test_a_sound_installation_is_shown(database_url: str) -> None:
-    done = run_app(ROOT, "doctor", database=database_url, COLUMNS="80")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "wrong" not in done.stdout
+def doctor(folder: Path, database: str, code: Path = ROOT, **variables: str) -> tuple[str, int]:
+    """What it says of the code with this database, and its exit status; no `.env` is read."""
+    done = run_app(folder, "doctor", database=database, PYTHONPATH=str(code), **variables)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stdout, done.returncode
+
+
+def test_a_sound_installation_is_shown(database_url: str, tmp_path: Path) -> None:
+    said, status = doctor(tmp_path, database_url, COLUMNS="80")
+    assert status == 0, said
+    assert "wrong" not in said
     for shown in ("items", "users", "/items/{item_id}  GET", "items_0001", "ok    pgvector: "):
-        assert shown in done.stdout
+        assert shown in said
 
 
-def test_a_database_that_is_behind_is_named(server: Server) -> None:
-    done = run_app(ROOT, "doctor", database=server.admin_url)
-    assert done.returncode == 1
-    assert "wrong migrations: pending: " in done.stdout
+def test_a_database_that_is_behind_is_named(server: Server, tmp_path: Path) -> None:
+    said, status = doctor(tmp_path, server.admin_url)
+    assert status == 1
+    assert "wrong migrations: pending: " in said
 
 
-def test_what_does_not_answer_is_named() -> None:
-    done = run_app(
-        ROOT,
-        "doctor",
-        database="postgresql://postgres@127.0.0.1:1/nothing",
-        APP_REDIS_URL="redis://127.0.0.1:1",
-    )
-    assert done.returncode == 1
-    assert "wrong database: The database cannot be reached" in done.stdout
-    assert "wrong Redis: does not answer" in done.stdout
+def test_what_does_not_answer_is_named(tmp_path: Path) -> None:
+    said, status = doctor(tmp_path, NOWHERE, APP_REDIS_URL="redis://127.0.0.1:1")
+    assert status == 1
+    assert "wrong database: cannot be reached: " in said
+    assert "wrong Redis: does not answer" in said
+
+
+def test_the_primary_and_the_replica_are_each_looked_at(database_url: str, tmp_path: Path) -> None:
+    said, status = doctor(tmp_path, NOWHERE, APP_DATABASE_REPLICA_URL=database_url)
+    assert status == 1
+    assert "wrong database: cannot be reached: " in said
+    assert "ok    database of the replica: PostgreSQL" in said
+    said, status = doctor(tmp_path, database_url, APP_DATABASE_REPLICA_URL=NOWHERE)
+    assert status == 1
+    assert "ok    database: PostgreSQL" in said
+    assert "wrong database of the replica: cannot be reached: " in said
+
+
+def test_branches_that_fork_or_are_missing_are_named(database_url: str, tmp_path: Path) -> None:
+    copy_repository(tmp_path)
+    shutil.rmtree(tmp_path / "migrations/search")
+    for fork in ("left", "right"):
+        (tmp_path / f"migrations/items/9999_{fork}.py").write_text(
+            f"revision, down_revision = 'items_{fork}', 'items_0001'\n"
+            "branch_labels = depends_on = None\n"
+        )
+    said, status = doctor(tmp_path, database_url, tmp_path)
+    assert status == 1
+    assert "wrong migrations of items: 2 heads, items_left, items_right" in said
+    assert "wrong migrations of search: none" in said

@@ -1,13 +1,24 @@
 """The test kit itself: clients of every kind, budgets of queries, bodies, mail and time."""
 
+from collections.abc import Mapping
 from datetime import timedelta
+from typing import Any
 
 import pytest
+import sqlalchemy
+import sqlmodel
+import structlog
 import time_machine
 from httpx import AsyncClient
 
-from features.items.schemas import ItemCreate
-from shared.testing import Mails, SignUp, body, max_queries
+from features.items.schemas import ItemCreate, ItemUpdate
+from features.users.tables import User
+from shared.database import WriteSession
+from shared.routing import Router
+from shared.settings import Settings
+from shared.testing import Mails, SignUp, body, connect, max_queries, sign_in
+from shared.testing.ownership import watched
+from tests.probing import app_with
 
 
 async def test_each_client_is_another_identity(
@@ -36,6 +47,50 @@ async def test_a_request_over_its_budget_of_queries_fails(client: AsyncClient) -
             await client.get("/items")
 
 
+HANDLERS = """
+async def flushed(session: WriteSession):
+    session.add(Thing(email="eve@example.com"))
+    await session.flush()
+
+async def by_statement(session: WriteSession):
+    await session.exec(change(Thing).values(role="admin"))
+
+async def by_its_table(session: WriteSession):
+    await session.exec(Thing.__table__.delete())
+
+async def by_sql(session: WriteSession):
+    connection = await session.connection()
+    await connection.execute(sqlalchemy.text("UPDATE public.users SET role = 'admin'"))
+
+async def by_attribute(session: WriteSession):
+    (await session.exec(sqlmodel.select(Thing))).one().role = "admin"
+
+async def deleted(session: WriteSession):
+    await session.delete((await session.exec(sqlmodel.select(Thing))).one())
+"""
+
+
+@pytest.mark.parametrize(
+    "name", ["flushed", "by_statement", "by_its_table", "by_sql", "by_attribute", "deleted"]
+)
+async def test_who_writes_to_a_neighbours_table_is_named(settings: Settings, name: str) -> None:
+    """Also where only the commit writes, behind the handler."""
+    code: dict[str, Any] = {"__name__": "features.items.handlers", "change": sqlalchemy.update}
+    code |= {
+        "Thing": User,
+        "WriteSession": WriteSession,
+        "sqlalchemy": sqlalchemy,
+        "sqlmodel": sqlmodel,
+    }
+    exec(HANDLERS, code)
+    probe = Router()
+    probe.post("/probe")(code[name])
+    async with app_with(settings, probe) as app, connect(app) as client:
+        with pytest.raises(AssertionError, match=r"^items writes to users"), watched(app):  # noqa: PT012
+            await sign_in(client, "ada@example.com")
+            assert (await client.post("/probe")).status_code == 200, "or what it wrote is undone"
+
+
 async def test_a_body_is_valid_and_has_what_was_given(client: AsyncClient) -> None:
     for number in range(20):
         sent = body(ItemCreate, title=f"Mug {number}")
@@ -44,11 +99,27 @@ async def test_a_body_is_valid_and_has_what_was_given(client: AsyncClient) -> No
         assert created.json()["title"] == f"Mug {number}"
 
 
+async def test_a_body_of_a_change_leaves_out_what_may_be_left_out(client: AsyncClient) -> None:
+    url = (await client.post("/items", json=body(ItemCreate))).headers["location"]
+    sent = [body(ItemUpdate, title=f"Mug {number}") for number in range(20)]
+    for changes in sent:
+        changed = await client.patch(url, json=changes)
+        assert changed.status_code == 200, (changes, changed.text)
+    assert len({frozenset(changes) for changes in sent}) > 1
+
+
 async def test_mail_is_caught(sign_up: SignUp, mails: Mails) -> None:
     await sign_up("ada@example.com")
     (welcome,) = await mails("ada@example.com")
     assert "ada@example.com" not in welcome["subject"]
     assert await mails("eve@example.com") == []
+
+
+async def test_what_is_logged_is_caught(events: list[Mapping[str, Any]]) -> None:
+    structlog.get_logger("kettle").info("fills")
+    structlog.get_logger("kettle").warning("boils", litres=2)
+    (boils,) = events
+    assert (boils["event"], boils["litres"]) == ("boils", 2)
 
 
 async def test_time_can_be_moved(client: AsyncClient) -> None:

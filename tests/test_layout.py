@@ -1,21 +1,42 @@
 """The layout holds: any feature that nothing depends on can be deleted, and nothing notices."""
 
+import secrets
 import shutil
-import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from shared.features import find_features
 from shared.migrations import load_revisions
 from shared.testing import Server
-from tests.serving import environment
+from shared.testing.servers import drop_database, execute
+from tests.copying import BIN, ROOT, copy_repository, run, run_app
+from tests.serving import free_port, serving
 
-ROOT = Path(__file__).parent.parent
 FEATURES = [feature.name for feature in find_features()]
 NEEDED = {other for feature in find_features() for other in feature.depends_on}
 MODULES = ("handlers", "router", "schemas", "tables")
+LEFT_OUT = {
+    "resilience": "breaks processes for minutes",
+    "test_boundaries.py": "spoils copies of the whole repository",
+    "test_containers.py": "builds images",
+    "test_contract.py": "sends thousands of requests",
+    "test_embedded.py": "starts and kills PostgreSQL, which knows no feature",
+    "test_layout.py": "is this",
+    "test_merge.py": "copies, generates and tests in turn",
+    "test_readiness.py": "starts and kills PostgreSQL, which knows no feature",
+    "test_readme.py": "reads a document of all features",
+    "test_replica.py": "starts servers for what the kernel does alone",
+    "test_run.py": "starts PostgreSQL again and again, as a newcomer does",
+    "test_scaffold.py": "copies, generates and tests in turn",
+    "test_shutdown.py": "starts servers for what the kernel does alone",
+    "test_signals.py": "starts servers for what the kernel does alone",
+}
+"""The tests that the deletion of a feature does without, each with the reason."""
+
 IMPORT_ALL_OF_SHARED = """
 import importlib, pkgutil, sys, shared
 for module in pkgutil.walk_packages(shared.__path__, "shared."):
@@ -24,21 +45,9 @@ print(*sorted(name for name in sys.modules if name.startswith("features.")))
 """
 
 
-def run(folder: Path, *arguments: str, **settings: str) -> str:
-    """What Python says when it runs with these arguments in this folder; it must succeed."""
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env=environment(settings),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 def test_the_kernel_knows_no_feature() -> None:
-    assert run(ROOT, "-c", IMPORT_ALL_OF_SHARED).strip() == ""
+    done = run(ROOT, sys.executable, "-c", IMPORT_ALL_OF_SHARED)
+    assert (done.stdout.strip(), done.returncode) == ("", 0), done.stderr
 
 
 @pytest.mark.parametrize("feature", FEATURES)
@@ -54,21 +63,35 @@ def test_a_feature_has_its_place_for_everything(feature: str) -> None:
     assert feature in labels, f"migrations/{feature} is no branch"
 
 
-@pytest.mark.parametrize("feature", [name for name in FEATURES if name not in NEEDED])
-def test_a_feature_can_be_deleted(feature: str, server: Server, tmp_path: Path) -> None:
-    for folder in ("app", "features", "migrations", "shared", "tests"):
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored)
-    for file in ("pyproject.toml", "conftest.py"):
-        shutil.copy(ROOT / file, tmp_path / file)
-    shutil.rmtree(tmp_path / "features" / feature)
-    shutil.rmtree(tmp_path / "migrations" / feature)
+@pytest.fixture
+async def empty_database(server: Server) -> AsyncIterator[str]:
+    name = f"test_{secrets.token_hex(8)}"
+    await execute(server.admin_url, f'CREATE DATABASE "{name}"')
+    yield server.url(name)
+    await drop_database(server.admin_url, name)
 
-    assert f'"{feature}' not in run(tmp_path, "-m", "app", "openapi")
-    left = [name for name in FEATURES if name != feature]
-    suites = [f"features/{name}/tests/test_{name}.py" for name in left]
-    across = ["tests/test_privacy.py", "tests/test_migrations.py"]
-    wanted = [suite for suite in (*suites, *across) if (tmp_path / suite).exists()]
-    options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    said = run(tmp_path, "-m", "pytest", *options, *wanted, test_database_url=server.admin_url)
-    assert " passed" in said
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("feature", [name for name in FEATURES if name not in NEEDED])
+def test_a_feature_can_be_deleted(
+    feature: str, server: Server, empty_database: str, tmp_path: Path
+) -> None:
+    """What is left migrates, serves, and passes its own tests."""
+    code = tmp_path / "code"
+    copy_repository(code)
+    shutil.rmtree(code / "features" / feature)
+    shutil.rmtree(code / "migrations" / feature)
+
+    assert run_app(code, "migrate", database=empty_database).returncode == 0
+    settings = {"env": "test", "database_url": empty_database}
+    with serving(tmp_path, free_port(), settings, code) as served:
+        assert httpx.get(f"{served.address}/readyz").status_code == 200
+        paths = httpx.get(f"{served.address}/openapi.json").json()["paths"]
+    tags = {tag for path in paths.values() for one in path.values() for tag in one["tags"]}
+    assert tags
+    assert feature not in tags
+
+    left_out = [f"--ignore=tests/{name}" for name in LEFT_OUT]
+    test = (str(BIN / "python"), "-m", "pytest", "-q", "-n2", *left_out)
+    done = run(code, *test, database=server.admin_url)
+    assert done.returncode == 0, done.stdout + done.stderr

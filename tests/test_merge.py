@@ -10,6 +10,8 @@ from tests.copying import BIN, copy_repository, run, run_app
 
 IDENTITY = ("-c", "user.name=Ada", "-c", "user.email=ada@example.com")
 TEAMS = ("orders", "invoices")
+ACROSS = ("features", "migration_lint", "migrations", "openapi", "privacy")
+"""Of the tests across features, those that look at whatever there is."""
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -36,7 +38,7 @@ def merged(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_two_features_merge_without_conflict(merged: Path, server: Server) -> None:
     assert git(merged, "status", "--porcelain") == ""
     changed = git(merged, "diff", "--name-only", "HEAD^1^1", "HEAD").split()
@@ -45,9 +47,12 @@ def test_two_features_merge_without_conflict(merged: Path, server: Server) -> No
     }
     document = json.loads(run_app(merged, "openapi").stdout)
     assert {"/orders", "/invoices"} <= document["paths"].keys()
-    for command in (
-        (str(BIN / "lint-imports"),),
-        (str(BIN / "python"), "-m", "pytest", "-q", *(f"features/{team}" for team in TEAMS)),
-    ):
-        done = run(merged, *command, database=server.admin_url)
-        assert done.returncode == 0, done.stdout + done.stderr
+    lint = run(merged, str(BIN / "lint-imports"))
+    assert lint.returncode == 0, lint.stdout
+    suites = [
+        *(f"features/{team}" for team in TEAMS),
+        *(f"tests/test_{name}.py" for name in ACROSS),
+    ]
+    test = (str(BIN / "python"), "-m", "pytest", "-q", "-n2", *suites)
+    done = run(merged, *test, database=server.admin_url)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -8,6 +8,7 @@ from alembic.script import Script
 
 from shared.migrations import ROOT, load_revisions
 from shared.scaffold.linting import unsafe_operations
+from tests.copying import copy_repository, run_app
 
 REVISIONS = {script.revision: script for script in load_revisions().walk_revisions()}
 
@@ -70,3 +71,15 @@ def test_the_safe_way_to_add_an_index_is_passed_over(tmp_path: Path) -> None:
         '        op.create_index("ix", "items", ["title"], postgresql_concurrently=True)'
     )
     assert unsafe_operations(revision(tmp_path, safe)) == []
+
+
+def test_the_check_of_all_code_names_what_is_unsafe(tmp_path: Path) -> None:
+    copy_repository(tmp_path)
+    assert run_app(tmp_path, "lint-migrations").returncode == 0
+    path = tmp_path / "migrations/items/0001_items.py"
+    path.write_text(
+        path.read_text().replace("def downgrade", "    op.drop_table('items')\n\n\ndef downgrade")
+    )
+    done = run_app(tmp_path, "lint-migrations")
+    assert done.returncode == 1
+    assert "ban-drop-table" in done.stderr

@@ -4,14 +4,14 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
 import pytest
 from fastapi import FastAPI
 
-KEPT = Path(__file__).with_name("openapi.json")
+from shared.scaffold.documents import ROOT, document_parts
+
 OPERATION_ID = re.compile(r"[a-z]+(_[a-z0-9]+)+")
 
 
@@ -26,9 +26,21 @@ def operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]
             yield f"{method.upper()} {path}", operation
 
 
-def test_the_document_changes_only_on_purpose(document: dict[str, Any]) -> None:
-    kept = json.loads(KEPT.read_text())
-    assert document == kept, "the API has changed; if you mean it: make openapi"
+def test_the_document_changes_only_on_purpose(app: FastAPI) -> None:
+    """Of each feature, and of the kernel, by the file in its own tests."""
+    for file, part in document_parts(app).items():
+        assert (ROOT / file).exists(), f"{file} is missing: make openapi"
+        kept = json.loads((ROOT / file).read_text())
+        assert part == kept, f"the API in {file} has changed; if you mean it: make openapi"
+
+
+def test_the_parts_of_the_document_are_all_of_it(app: FastAPI, document: dict[str, Any]) -> None:
+    parts = document_parts(app).values()
+    kept = {name for part in parts for name, _ in operations(part)}
+    assert kept == {name for name, _ in operations(document)}
+    assert {name for part in parts for name in part["schemas"]} == {
+        *document["components"]["schemas"]
+    }
 
 
 def test_operations_have_names_for_clients(document: dict[str, Any]) -> None:

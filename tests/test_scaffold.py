@@ -1,31 +1,36 @@
 """`make feature`: what it writes is green at once, and of the shape of the features there are."""
 
+import ast
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
 
-from shared.scaffold.generating import plan_feature
-from shared.scaffold.naming import NameRefused, names_of
+from shared.scaffold.formatting import format_code
+from shared.scaffold.generating import plan_feature, render
+from shared.scaffold.naming import MAX_LENGTH, NameRefused, Names, names_of
 from shared.testing import Server
-from tests.copying import copy_repository, make, run_app
+from tests.copying import BIN, ROOT, copy_repository, make, run, run_app
+
+pytestmark = pytest.mark.timeout(600)
 
 FILTERS_OF_ITEMS = {"min_price", "max_price", "q"}
 BULK = {"items_import", "items_export"}
 
 
-@pytest.fixture
-def orders(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def orders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the repository with a new feature."""
-    copy_repository(tmp_path, ".mypy_cache")
-    done = run_app(tmp_path, "new-feature", "orders")
+    folder = tmp_path_factory.mktemp("orders")
+    copy_repository(folder, ".mypy_cache")
+    done = run_app(folder, "new-feature", "orders")
     assert done.returncode == 0, done.stderr
-    return tmp_path
+    return folder
 
 
-@pytest.mark.timeout(300)
 def test_a_new_feature_is_green_untouched(orders: Path, server: Server) -> None:
     make(orders, "check", database=server.admin_url)
     make(orders, "test", "feature=orders", "args=-n0", database=server.admin_url)
@@ -43,6 +48,31 @@ def test_its_api_has_the_shape_of_that_of_items(orders: Path) -> None:
     assert renamed.keys() == items.keys() - BULK
     for name, operation in renamed.items():
         assert shape(operation) == shape(items[name]), name
+
+
+def test_its_code_is_that_of_items() -> None:
+    """But for what only items have: an import, an export, filters, a price."""
+    templates = dict(render(Names("items", "item")))
+    router = functions(templates[Path("features/items/router.py")])
+    handlers = functions(templates[Path("features/items/handlers.py")])
+    del handlers["list_items"]  # has filters
+    assert {"list_", "create", "get", "update", "delete"} <= router.keys()
+    assert {"create_item", "get_item", "update_item", "delete_item"} <= handlers.keys()
+    for file, generated in (("router.py", router), ("handlers/single.py", handlers)):
+        written = functions((ROOT / "features/items" / file).read_text())
+        for name, code in generated.items():
+            assert code == written[name], f"{name} of items and of the template differ"
+
+
+def functions(code: str) -> dict[str, str]:
+    """The functions of a module, by name, without their docstrings."""
+    found = {}
+    for node in ast.parse(code).body:
+        if isinstance(node, ast.AsyncFunctionDef | ast.FunctionDef):
+            if ast.get_docstring(node):
+                del node.body[0]
+            found[node.name] = ast.unparse(node)
+    return found
 
 
 def operations(document: dict[str, Any], tag: str) -> dict[str, Any]:
@@ -97,7 +127,8 @@ def test_a_name_has_all_its_forms(name: str, forms: tuple[str, ...]) -> None:
         ("classes", None, "'class' is a word of Python's own"),
         ("lists", None, "'list' is a word of Python's own"),
         ("references", None, "'references' is a reserved word of SQL"),
-        ("outstanding_customer_invoices", None, "longer than 27 characters"),
+        ("outstanding_customer_bills", None, "longer than 25 characters"),
+        ("heads", None, "'heads' means something else to Alembic"),
         ("items", None, "there is features/items already"),
         ("idempotency_keys", None, "there is a table 'idempotency_keys' already"),
         ("docs", None, "the path /docs is served already"),
@@ -114,6 +145,28 @@ def test_a_name_that_cannot_be_had_is_refused(
         plan_feature(app, name, singular)
     assert why in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_the_longest_name_is_as_green_as_any(app: FastAPI, tmp_path: Path) -> None:
+    copy_repository(tmp_path)
+    files = plan_feature(app, "x" * (MAX_LENGTH - 1) + "s")
+    for path, text in files.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    format_code([tmp_path / path for path in files])
+    done = run(tmp_path, str(BIN / "ruff"), "check", ".")
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_first_migration_that_failed_is_the_first_again(orders: Path, server: Server) -> None:
+    shutil.move(orders / "migrations/orders", orders / "kept")
+    broken = "postgresql://postgres@127.0.0.1:1/nothing"
+    assert run_app(orders, "migration", "orders", "begin", database=broken).returncode == 1
+    done = run_app(orders, "migration", "orders", "begin", database=server.admin_url)
+    assert "Traceback" not in done.stderr, done.stderr
+    assert [path.name for path in (orders / "migrations/orders").glob("*.py")] == ["0001_begin.py"]
+    shutil.rmtree(orders / "migrations/orders")
+    shutil.move(orders / "kept", orders / "migrations/orders")
 
 
 def test_a_plural_that_looks_like_none_needs_its_singular(app: FastAPI) -> None:

@@ -92,7 +92,8 @@ class Revocations:
                         self._news.clear()
                         await self._read(connection)
                         with suppress(TimeoutError):
-                            await asyncio.wait_for(self._news.wait(), SWEEP_SECONDS)
+                            async with asyncio.timeout(SWEEP_SECONDS):
+                                await self._news.wait()
             except CONNECT_ERRORS as error:
                 log.warning("revocations_not_read", error=repr(error))
             except Exception:

@@ -40,10 +40,11 @@ def plan_feature(app: FastAPI, name: str, singular: str | None = None) -> dict[P
     names = names_of(name, singular)
     _refuse_taken(names, app)
     _refuse_ambiguous(names)
-    return dict(_render(names))
+    return dict(render(names))
 
 
-def _render(names: Names) -> Iterator[tuple[Path, str]]:
+def render(names: Names) -> Iterator[tuple[Path, str]]:
+    """The files of a feature with these names, and their texts, not yet formatted."""
     templates = Environment(  # noqa: S701  # it writes Python, where nothing is escaped as HTML
         loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, keep_trailing_newline=True
     )
@@ -70,7 +71,7 @@ def _refuse_ambiguous(names: Names) -> None:
     """Refuses a name that the generated code uses for something else, like `responses`."""
     in_use: set[str] = set()
     wanted: set[str] = set()
-    for _, text in _render(PLACEHOLDER):
+    for _, text in render(PLACEHOLDER):
         for identifier in _identifiers(ast.parse(text)):
             own = identifier.replace(PLACEHOLDER.feature, names.feature)
             own = own.replace(PLACEHOLDER.singular, names.singular)

@@ -10,8 +10,9 @@ from sqlalchemy.dialects.postgresql.base import RESERVED_WORDS
 
 from shared.features import FeatureError
 
-MAX_LENGTH = 27  # `<name>_0001` goes into alembic_version.version_num, a varchar(32)
+MAX_LENGTH = 25  # with more, lines of the templates are too long
 FORBIDDEN = {*keyword.kwlist, *keyword.softkwlist, *dir(builtins)}
+OF_ALEMBIC = {"base", "head", "heads"}
 WELL_FORMED = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 
 
@@ -65,6 +66,8 @@ def names_of(name: str, singular: str | None = None) -> Names:
         raise NameRefused(f"say what one of the {feature!r} is called with --singular")
     if feature in RESERVED_WORDS:
         raise NameRefused(f"{feature!r} is a reserved word of SQL; choose another")
+    if feature in OF_ALEMBIC:
+        raise NameRefused(f"{feature!r} means something else to Alembic; choose another")
     if len(feature) > MAX_LENGTH:
         raise NameRefused(f"{feature!r} is longer than {MAX_LENGTH} characters")
     return Names(feature, one)

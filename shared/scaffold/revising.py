@@ -39,10 +39,10 @@ def write_revision(server_url: str, feature: str, message: str) -> Script:
     found = find_features()
     needed = () if feature == "shared" else with_dependencies(found, feature)
     folder = ROOT / feature
-    is_first = not folder.exists()
+    numbers = [int(path.name[:4]) for path in folder.glob("[0-9]*.py")]
+    is_first, number = not numbers, 1 + max(numbers, default=0)
     folder.mkdir(exist_ok=True)
     others = [other.name for other in needed if other.name != feature]
-    number = 1 + max((int(path.name[:4]) for path in folder.glob("[0-9]*.py")), default=0)
     with _scratch_database(server_url) as url:
         config = alembic_config(url, ["shared", *others, feature])
         slug = re.sub(r"\W+", "_", message.lower()).strip("_")[:40]
@@ -60,8 +60,6 @@ def write_revision(server_url: str, feature: str, message: str) -> Script:
             depends_on=others or "shared" if is_first else None,  # type: ignore[arg-type]  # many are allowed
         )
     if not isinstance(script, Script):
-        if is_first:
-            folder.rmdir()
         raise NothingToRevise(f"the tables of {feature!r} are as its migrations make them")
     format_code([Path(script.path)])
     return script

@@ -32,7 +32,9 @@ from shared.testing.clients import (
     sign_in,
     sign_up,
 )
-from shared.testing.queries import QueryCounts, max_queries
+from shared.testing.events import events
+from shared.testing.ownership import watched
+from shared.testing.queries import QueryCounts, keep_budgets, max_queries
 from shared.testing.servers import Server, drop_database, execute, running_server
 
 __all__ = [
@@ -45,6 +47,8 @@ __all__ = [
     "body",
     "client",
     "connect",
+    "events",
+    "keep_budgets",
     "machine",
     "mails",
     "max_queries",
@@ -150,5 +154,6 @@ async def app(settings: Settings, pytestconfig: pytest.Config) -> AsyncIterator[
     application = create_app(settings, _features(pytestconfig), run_tasks=False)
     if counts := pytestconfig.stash.get(COUNTS, None):
         application.add_middleware(counts.middleware)
-    async with application.router.lifespan_context(application):
-        yield application
+    with watched(application):
+        async with application.router.lifespan_context(application):
+            yield application

@@ -3,12 +3,15 @@
 Counted is what SQLAlchemy executes; BEGIN, COMMIT and COPY are not.
 """
 
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
+from httpx import Response
 from sqlalchemy import Engine, event
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -42,6 +45,22 @@ def max_queries(limit: int) -> Iterator[None]:
         yield
     listed = "\n\n".join(statements)
     assert len(statements) <= limit, f"{len(statements)} queries instead of {limit}:\n\n{listed}"
+
+
+def budgets(document: Path) -> dict[str, int]:
+    """The budgets in a document: `| GET /items | 2 |` is a row of a table."""
+    rows = re.findall(r"^\| ([A-Z]+ /\S*) \| (\d+) \|", document.read_text(), re.MULTILINE)
+    return {endpoint: int(limit) for endpoint, limit in rows}
+
+
+async def keep_budgets(document: Path, requests: Mapping[str, Awaitable[Response]]) -> None:
+    """Fails unless each request succeeds within its budget in the document, and each has one."""
+    limits = budgets(document)
+    assert limits.keys() == requests.keys()
+    for endpoint, request in requests.items():
+        with max_queries(limits[endpoint]):
+            answer = await request
+        assert answer.is_success, f"{endpoint}: {answer.text}"
 
 
 _current: ContextVar[list[str]] = ContextVar("statements of the current request")

@@ -20,7 +20,7 @@ from features.users.tasks import reset_requests
 from features.users.tests.races import Race
 from shared.settings import Settings
 from shared.tasks import drain
-from shared.testing import PASSWORD, Mails, SignUp, connect
+from shared.testing import PASSWORD, Mails, connect
 
 EMAIL = "ada@example.com"
 SECRET_KEY = "a secret for tests, 32 bytes or more"  # that of the fixture `settings`
@@ -132,17 +132,6 @@ async def race(database_url: str) -> AsyncIterator[Race]:
     observer = await asyncpg.connect(database_url)
     yield Race(observer)
     await observer.close()
-
-
-@pytest.fixture
-async def admin(sign_up: SignUp, execute: Execute) -> AsyncClient:
-    """A client signed in as an administrator."""
-    email = "admin@example.com"
-    client = await sign_up(email)
-    await execute("UPDATE users SET role = 'admin' WHERE email = $1", email)
-    tokens = tokens_of(await by_password(client, email))
-    client.headers.update(tokens.header)
-    return client
 
 
 MailedToken = Callable[[str, str], Awaitable[str]]

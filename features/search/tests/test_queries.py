@@ -1,0 +1,26 @@
+"""How many statements each endpoint may send to the database: the table of README.md."""
+
+from pathlib import Path
+
+from httpx import AsyncClient
+
+from features.search.tests.conftest import Index
+from shared.testing import keep_budgets
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+async def test_each_endpoint_keeps_its_budget_of_queries(client: AsyncClient, index: Index) -> None:
+    for title in ("Enamel mug", "Kettle"):
+        made = await client.post("/items", json={"title": title, "price": 12.5})
+    await index()
+    vector = {"vector": [0.1] * 384}
+    await keep_budgets(
+        README,
+        {
+            "GET /search": client.get("/search", params={"q": "mug"}),
+            "POST /search/vector": client.post("/search/vector", json=vector),
+            "GET /items/{item_id}/similar": client.get(f"{made.headers['location']}/similar"),
+            "GET /search/status": client.get("/search/status"),
+        },
+    )

@@ -1,0 +1,97 @@
+"""Each table is written to by the code of its owner alone: watched while the code runs.
+
+Who writes is read from the stack: the feature whose code is nearest to the statement. Where there
+is none, as when the commit of a request flushes what its handler has changed, it is the feature
+of the route.
+"""
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import FrameType
+from typing import Any
+
+import greenlet
+from fastapi import FastAPI
+from sqlalchemy import Engine, event
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from shared.tables import owners
+
+WRITTEN = re.compile(
+    r"\b(?:INSERT\s+INTO|UPDATE|DELETE\s+FROM|MERGE\s+INTO|COPY|TRUNCATE|(?:ALTER|DROP|LOCK)\s+TABLE"
+    r"|CREATE\s+(?:UNIQUE\s+)?INDEX\s[^;(]*?\bON)(?:\s+(?:TABLE|ONLY|IF\s+EXISTS))*"
+    r"\s+(?:public\.)?\"?(\w+)",
+    re.I,
+)
+
+_request: ContextVar[Scope | None] = ContextVar("request", default=None)
+
+
+def written_tables(sql: str) -> set[str]:
+    """The tables that a statement writes to, or may, as far as its words tell."""
+    return set(WRITTEN.findall(sql))
+
+
+@contextmanager
+def watched(app: FastAPI) -> Iterator[None]:
+    """Fails at the end of the block if code in this process wrote to a table of another's."""
+    breaches: set[str] = set()
+
+    def look(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        written = written_tables(statement)
+        writers = _writers() if written else set()
+        owner = owners() if writers else {}
+        for table in written & owner.keys():
+            if owner[table] not in writers:
+                writer = next(iter(writers - {"shared"}), "shared")
+                breaches.add(f"{writer} writes to {table}, which belongs to {owner[table]}")
+
+    app.add_middleware(_remembering)
+    event.listen(Engine, "before_cursor_execute", look)
+    try:
+        yield
+    finally:
+        event.remove(Engine, "before_cursor_execute", look)
+    assert not breaches, "; ".join(sorted(breaches))
+
+
+def _remembering(app: ASGIApp) -> ASGIApp:
+    """A middleware by which a statement knows the request that it is executed for."""
+
+    async def remembering(scope: Scope, receive: Receive, send: Send) -> None:
+        token = _request.set(scope)
+        try:
+            await app(scope, receive, send)
+        finally:
+            _request.reset(token)
+
+    return remembering
+
+
+def _writers() -> set[str]:
+    """The feature that writes, and `shared`, if the kernel does it on its behalf."""
+    writers: set[str] = set()
+    for frame in _stack():
+        package, *module = frame.f_globals.get("__name__", "").split(".")
+        if package == "features" and "tests" not in module:
+            return {*writers, module[0]}
+        if package == "shared" and module[:1] != ["testing"]:
+            writers.add("shared")
+    route = (_request.get() or {}).get("route")
+    owner = route.endpoint.__module__.split(".") if route else []
+    return {*writers, owner[1]} if owner[:1] == ["features"] else set()
+
+
+def _stack() -> Iterator[FrameType]:
+    """The calls that led here, the nearest first, out of the greenlet in which SQLAlchemy runs."""
+    current = greenlet.getcurrent()
+    frame: FrameType | None = sys._getframe()
+    while current is not None:
+        while frame is not None:
+            yield frame
+            frame = frame.f_back
+        current = current.parent
+        frame = current.gr_frame if current is not None else None
