@@ -62,7 +62,8 @@ class BoundsMiddleware:
 
 
 async def _upload(request: Request) -> AsyncIterator[AsyncIterator[bytes]]:
-    async with place_for_stream(database_of(request.app).uploads):
+    seconds = request.app.state.settings.database_pool_timeout
+    async with place_for_stream(database_of(request.app).uploads, seconds):
         request.state.deadline.reschedule(None)
         yield _while_it_comes(request.stream())
 

@@ -244,16 +244,22 @@ async def snapshot(
 
 
 @asynccontextmanager
-async def place_for_stream(places: asyncio.Semaphore) -> AsyncIterator[None]:
+async def place_for_stream(places: asyncio.Semaphore, seconds: float) -> AsyncIterator[None]:
     """One of these places, so that streams leave connections to everybody else.
 
     Raises:
-        Unavailable: all are taken.
+        Unavailable: none became free within so many seconds.
     """
-    if places.locked():
-        raise Unavailable("Too many uploads or downloads are under way; please try again")
-    async with places:
+    try:
+        async with asyncio.timeout(seconds):
+            await places.acquire()
+    except TimeoutError:
+        busy = "Too many uploads or downloads are under way; please try again"
+        raise Unavailable(busy) from None
+    try:
         yield
+    finally:
+        places.release()
 
 
 @asynccontextmanager
@@ -281,7 +287,8 @@ async def _read_session(request: Request) -> AsyncIterator[AsyncConnection]:
 
 async def _snapshot(request: Request) -> AsyncIterator[AsyncConnection]:
     database = database_of(request.app)
-    async with place_for_stream(database.downloads), snapshot(database, request) as connection:
+    place = place_for_stream(database.downloads, request.app.state.settings.database_pool_timeout)
+    async with place, snapshot(database, request) as connection:
         yield connection
 
 
