@@ -115,7 +115,8 @@ async def _work(app: FastAPI, task: Task, perform: Perform, wake: asyncio.Event)
                 return
             await asyncio.sleep(RECONNECT_SECONDS)
         with suppress(TimeoutError):
-            await asyncio.wait_for(wake.wait(), timeout=task.every)
+            async with asyncio.timeout(task.every):
+                await wake.wait()
 
 
 def _cancelled() -> bool:
@@ -156,6 +157,7 @@ async def _lost(connection: "Connection[Any]") -> None:
     connection.add_termination_listener(lambda _: closed.set())
     while not closed.is_set():
         with suppress(TimeoutError):
-            await asyncio.wait_for(closed.wait(), timeout=PING_SECONDS)
+            async with asyncio.timeout(PING_SECONDS):
+                await closed.wait()
         if not closed.is_set():
             await connection.execute("SELECT 1", timeout=PING_TIMEOUT_SECONDS)
