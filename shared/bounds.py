@@ -45,7 +45,8 @@ class BoundsMiddleware:
 
     async def _in_time(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_at_leisure(message: Message) -> None:
-            deadline.reschedule(None)
+            if not deadline.expired():
+                deadline.reschedule(None)
             await send(message)
 
         try:

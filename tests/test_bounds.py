@@ -14,6 +14,7 @@ from sqlalchemy import text
 
 from shared.bounds import Upload
 from shared.database import ReadSession
+from shared.errors import Unavailable
 from shared.settings import Settings
 from tests.probing import app_with, problem
 from tests.serving import ROOT, environment
@@ -25,6 +26,14 @@ probe = APIRouter(prefix="/probe", tags=["probe"])
 @probe.get("/asleep")
 async def asleep(session: ReadSession) -> None:
     await session.execute(text("SELECT pg_sleep(60)"))
+
+
+@probe.get("/interrupted")
+async def interrupted() -> None:
+    try:
+        await asyncio.sleep(60)
+    except asyncio.CancelledError:
+        raise Unavailable("It was interrupted") from None
 
 
 @probe.post("/slow-and-may-be")
@@ -97,6 +106,10 @@ async def app(settings: Settings) -> AsyncIterator[FastAPI]:
 def unavailable(response: Response) -> str:
     assert response.headers["retry-after"] == "1"
     return str(problem(response, 503)["detail"])
+
+
+async def test_an_answer_that_is_late_is_an_answer(anonymous: AsyncClient) -> None:
+    assert unavailable(await anonymous.get("/probe/interrupted")) == "It was interrupted"
 
 
 async def test_a_request_without_an_answer_is_given_up(anonymous: AsyncClient) -> None:

@@ -19,6 +19,7 @@ from shared.pagination import Page, PageQuery, Sort
 from shared.schemas import Instant, Text
 
 MAX_PRICE = Decimal("9999999999.99")
+FINEST = Decimal("1e-10")
 
 
 def _a_number(value: Any) -> Any:
@@ -46,8 +47,8 @@ Price = Annotated[Amount, BeforeValidator(_a_number)]
 
 PriceBound = Annotated[
     Decimal,
-    Field(ge=0, le=MAX_PRICE, decimal_places=10),
-    AfterValidator(Decimal.normalize),  # PostgreSQL cannot hold 0e-999999
+    Field(ge=0, le=MAX_PRICE),
+    AfterValidator(lambda bound: bound.quantize(FINEST)),  # PostgreSQL cannot hold 1e-20000
     WithJsonSchema({"type": "number", "minimum": 0, "maximum": float(MAX_PRICE)}),
 ]
 

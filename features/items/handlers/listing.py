@@ -2,7 +2,7 @@
 
 from uuid import UUID
 
-from sqlalchemy import bindparam, func
+from sqlalchemy import Numeric, bindparam, func
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 
@@ -15,8 +15,8 @@ ITEMS = Listing(
     OWNED,
     {
         "q": func.strpos(func.lower(Item.title), func.lower(bindparam("q"))) > 0,
-        "min_price": col(Item.price) >= bindparam("min_price"),
-        "max_price": col(Item.price) <= bindparam("max_price"),
+        "min_price": col(Item.price) >= bindparam("min_price", type_=Numeric()),
+        "max_price": col(Item.price) <= bindparam("max_price", type_=Numeric()),
         "created_after": col(Item.created_at) > bindparam("created_after"),
         "created_before": col(Item.created_at) < bindparam("created_before"),
     },

@@ -125,6 +125,8 @@ async def test_filters(client: AsyncClient) -> None:
     assert await prices(max_price=20) == [10, 20]
     assert await prices(min_price=15, max_price="30.00") == [20, 30]
     assert await prices(min_price="0e-999999", max_price="10.0000000000") == [10]
+    assert await prices(min_price="10.001", max_price="20.00000000000001") == [20]
+    assert await prices(max_price="1e-20000") == []
     assert await prices(created_after=items[1]["created_at"]) == [30, 40]
     assert await prices(created_before=items[1]["created_at"]) == [10]
     assert await prices(q="enamel") == [40]
@@ -146,7 +148,6 @@ async def test_filters(client: AsyncClient) -> None:
         {"min_price": "NaN"},
         {"min_price": "-1"},
         {"max_price": "1e400"},
-        {"min_price": "1e-20000"},
         {"created_after": "yesterday"},
         {"created_after": "2026-01-01T00:00:00"},
         {"created_after": "0001-01-01T00:00:00+14:00"},

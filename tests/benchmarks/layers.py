@@ -1,0 +1,116 @@
+"""Where the time of `GET /items/{id}` goes: routes that do ever more of it, in one process, each
+called without a server or a socket between.
+
+python -m tests.benchmarks.layers
+"""
+
+import asyncio
+import statistics
+import time
+from typing import Annotated
+
+from fastapi import FastAPI, Response
+from sqlalchemy import literal, select
+from starlette.types import Message, Scope
+
+from app.main import create_app
+from shared.auth import Principal, requires
+from shared.database import ReadSession
+from shared.routing import Router
+from shared.settings import Settings
+from tests.benchmarks.common import migrated_database
+from tests.benchmarks.endpoints import prepare
+
+ROUNDS = 300
+CALLS = 5
+ONE = select(literal(1))
+ANSWER = Response(b'{"id": 1}', media_type="application/json")
+
+Reader = Annotated[Principal, requires("items:read")]
+layers = Router(prefix="/layers")
+
+
+@layers.get("/nothing")
+async def nothing() -> Response:
+    return ANSWER
+
+
+@layers.get("/principal")
+async def principal(_: Reader) -> Response:
+    return ANSWER
+
+
+@layers.get("/session")
+async def session(_: Reader, _session: ReadSession) -> Response:
+    return ANSWER
+
+
+@layers.get("/statement")
+async def statement(_: Reader, session: ReadSession) -> Response:
+    (await session.execute(ONE)).one()
+    return ANSWER
+
+
+async def call(app: FastAPI, path: str, token: str) -> None:
+    scope: Scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "GET",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(b"host", b"localhost"), (b"authorization", f"Bearer {token}".encode())],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 2),
+    }
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await app(scope, receive, send)
+    assert sent[0]["status"] == 200, sent
+
+
+async def measure(settings: Settings) -> dict[str, float]:
+    """CPU microseconds of this thread for one call, the median; the routes take turns."""
+    token, (get, *_) = await prepare(settings)
+    logging = settings.model_copy(update={"log_level": "info", "log_format": "json"})
+    app = create_app(logging, run_tasks=False)
+    app.include_router(layers)
+    paths = {
+        "middleware, routing, the log line": "/layers/nothing",
+        "the token and its scopes": "/layers/principal",
+        "a read session": "/layers/session",
+        "a statement that asks for nothing": "/layers/statement",
+        "the item: path, row, model, entity tag, JSON": get.path,
+    }
+    found: dict[str, list[float]] = {name: [] for name in paths}
+    async with app.router.lifespan_context(app):
+        for _ in range(ROUNDS):
+            for name, path in paths.items():
+                started = time.thread_time()
+                for _ in range(CALLS):
+                    await call(app, path, token)
+                found[name].append((time.thread_time() - started) / CALLS * 1e6)
+    return {name: statistics.median(each[ROUNDS // 10 :]) for name, each in found.items()}
+
+
+def main() -> None:
+    with migrated_database() as settings:
+        found = asyncio.run(measure(settings))
+    whole, before = max(found.values()), 0.0
+    print("| what | CPU µs | of the whole |\n|---|---|---|")
+    for name, until in found.items():
+        print(f"| {name} | {until - before:.0f} | {(until - before) / whole:.0%} |")
+        before = until
+
+
+if __name__ == "__main__":
+    main()
