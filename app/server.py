@@ -30,6 +30,7 @@ from shared.settings import ConfigurationError
 from shared.supervision import exit_with_parent
 
 START_TIMEOUT_SECONDS = 60
+HUNG_SECONDS = 10  # a worker process that does not answer its first one for so long is replaced
 LINGER_SECONDS = 1.0
 
 
@@ -161,6 +162,14 @@ class Workers(Multiprocess):
             mark_process_dead(ended)  # type: ignore[no-untyped-call]
         self.known = running
 
+    def restart_all(self) -> None:
+        # uvicorn gives a new process no more time to start than an old one has to answer.
+        self.config.timeout_worker_healthcheck = START_TIMEOUT_SECONDS
+        try:
+            super().restart_all()
+        finally:
+            self.config.timeout_worker_healthcheck = HUNG_SECONDS
+
     def run(self) -> None:
         super().run()
         if any(process.exitcode == STARTUP_FAILURE for process in self.processes):
@@ -199,7 +208,7 @@ def _config(app: FastAPI | str, **options: Any) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,  # the application believes the proxies that its settings name
         timeout_graceful_shutdown=10,
-        timeout_worker_healthcheck=START_TIMEOUT_SECONDS,  # also what SIGHUP gives a new process
+        timeout_worker_healthcheck=HUNG_SECONDS,
         **options,
     )
 
