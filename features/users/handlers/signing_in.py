@@ -41,21 +41,31 @@ async def sign_in(
     )
     async with transaction(database) as session:
         current = await _find(session, credentials.email, lock=True) if user and matches else None
-        # It may have been changed, closed or deleted while the password was hashed.
-        if user is None or current is None or current.password_hash != user.password_hash:
+        if user is None or current is None:
             await record(session, EventKind.SIGN_IN_FAILED, user.id if user else None, caller)
             return WRONG
-        if not current.is_active:
-            await record(session, EventKind.SIGN_IN_FAILED, current.id, caller, "not active")
-            return WRONG
-        allowed = permissions.of(current.role)
-        if credentials.scope is not None and not read_scope(credentials.scope) <= allowed:
-            return Denial("invalid_scope", "The account does not have all of these scopes")
-        if renewed:
-            current.password_hash = renewed
-        return await open_session(
-            session, current.id, current.role, caller, lifetime, credentials.scope
-        )
+        if current.password_hash == user.password_hash:
+            current.password_hash = renewed or current.password_hash
+            return await _open(session, permissions, current, credentials, caller, lifetime)
+    # The password was changed while it was hashed, or only its hash, by somebody who signed in too.
+    return await sign_in(database, passwords, permissions, credentials, caller, lifetime)
+
+
+async def _open(
+    session: AsyncSession,
+    permissions: Permissions,
+    user: User,
+    credentials: Credentials,
+    caller: Caller,
+    lifetime: timedelta,
+) -> Grant | Denial:
+    if not user.is_active:
+        await record(session, EventKind.SIGN_IN_FAILED, user.id, caller, "not active")
+        return WRONG
+    allowed = permissions.of(user.role)
+    if credentials.scope is not None and not read_scope(credentials.scope) <= allowed:
+        return Denial("invalid_scope", "The account does not have all of these scopes")
+    return await open_session(session, user.id, user.role, caller, lifetime, credentials.scope)
 
 
 async def _find(session: AsyncSession, email: str, *, lock: bool = False) -> User | None:

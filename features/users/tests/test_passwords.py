@@ -7,7 +7,10 @@ import pytest
 import time_machine
 from fastapi import FastAPI
 from httpx import AsyncClient
+from pwdlib.hashers.argon2 import Argon2Hasher
+from sqlmodel import select
 
+from features.users.tables import User
 from features.users.tasks import reset_requests
 from features.users.tests.conftest import (
     EMAIL,
@@ -20,6 +23,7 @@ from features.users.tests.conftest import (
     status_with,
     tokens_of,
 )
+from shared.database import database_of, transaction
 from shared.tasks import drain
 from shared.testing import PASSWORD
 
@@ -64,6 +68,22 @@ async def test_a_change_needs_the_old_password_and_ends_other_sessions(
     assert (await by_refresh(anonymous, other.refresh)).status_code == 400
     assert (await by_password(anonymous, password=PASSWORD)).status_code == 400
     tokens_of(await by_password(anonymous, password=NEW))
+
+
+async def test_all_who_sign_in_while_a_weaker_hash_is_made_anew_get_in(
+    app: FastAPI, anonymous: AsyncClient, signed_in: Tokens
+) -> None:
+    weaker = Argon2Hasher(time_cost=1, memory_cost=16, parallelism=1).hash(PASSWORD)
+    async with transaction(database_of(app)) as session:
+        user = (await session.exec(select(User).where(User.email == EMAIL))).one()
+        user.password_hash = weaker
+
+    answers = await asyncio.gather(*(by_password(anonymous) for _ in range(8)))
+
+    assert [answer.status_code for answer in answers] == [200] * 8
+    async with transaction(database_of(app)) as session:
+        kept = (await session.exec(select(User.password_hash).where(User.email == EMAIL))).one()
+    assert kept != weaker
 
 
 async def test_of_two_changes_at_once_one_wins(anonymous: AsyncClient, signed_in: Tokens) -> None:
