@@ -83,7 +83,11 @@ def pooled_url(pooler: int, database_url: str) -> str:
 
 @pytest.fixture
 def settings(settings: Settings, pooled_url: str, database_url: str) -> Settings:
-    update = {"database_url": pooled_url, "database_direct_url": database_url}
+    update = {
+        "database_url": pooled_url,
+        "database_direct_url": database_url,
+        "database_pool_size": 2 * CLIENTS,  # half of it for streams
+    }
     return settings.model_copy(update=update)
 
 
