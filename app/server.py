@@ -152,15 +152,19 @@ class Workers(Multiprocess):
 
     def init_processes(self) -> None:
         super().init_processes()
+        self.known = self._running()
         if all(process.wait_until_ready(START_TIMEOUT_SECONDS) for process in self.processes):
             self.on_ready()
 
     def keep_subprocess_alive(self) -> None:
         super().keep_subprocess_alive()
-        running = frozenset(process.pid for process in self.processes if process.pid)
+        running = self._running()
         for ended in self.known - running:
             mark_process_dead(ended)  # type: ignore[no-untyped-call]
         self.known = running
+
+    def _running(self) -> frozenset[int]:
+        return frozenset(process.pid for process in self.processes if process.pid)
 
     def restart_all(self) -> None:
         # uvicorn gives a new process no more time to start than an old one has to answer.
