@@ -17,11 +17,10 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.main import create_app
 from shared.commands import plain_errors, running_database
-from shared.database import CONNECT_ERRORS, open_database
+from shared.database import CONNECT_ERRORS, UNNAMED, new_engine, open_database
 from shared.features import Feature
 from shared.migrations import load_revisions, pending
 from shared.routing import endpoints
@@ -107,12 +106,10 @@ async def _examine(app: FastAPI, settings: Settings) -> list[Finding]:
     app.state.revisions = revisions = load_revisions()
     findings = [Finding("Python", platform.python_version()), *await _redis(settings)]
     findings += filter(None, (_branch(revisions, feature) for feature in app.state.features))
-    servers = {"": database.read_primary} | (
-        {" of the replica": database.read} if database.writers else {}
-    )
+    servers = {"": settings.database_url, " of the replica": settings.database_replica_url}
     try:
-        for of, engine in servers.items():
-            findings += await _server(of, engine, revisions)
+        for of, url in servers.items():
+            findings += await _server(of, url, revisions) if url else []
         if all(finding.well for finding in findings):
             findings += [await _start(app, feature) for feature in app.state.features]
     finally:
@@ -129,7 +126,8 @@ def _branch(revisions: ScriptDirectory, feature: Feature) -> Finding | None:
     return Finding(f"migrations of {feature.name}", state, well=False)
 
 
-async def _server(of: str, engine: AsyncEngine, revisions: ScriptDirectory) -> list[Finding]:
+async def _server(of: str, url: str, revisions: ScriptDirectory) -> list[Finding]:
+    engine = new_engine(url, {"timeout": TIMEOUT_SECONDS, "statement_cache_size": 0}, UNNAMED)
     try:
         async with engine.connect() as connection:
             version = (await connection.execute(text("SHOW server_version"))).scalar_one()
@@ -139,6 +137,8 @@ async def _server(of: str, engine: AsyncEngine, revisions: ScriptDirectory) -> l
         return [Finding(f"database{of}", f"cannot be reached: {error}", well=False)]
     except DBAPIError as error:
         return [Finding(f"database{of}", f"cannot be read: {error.orig}", well=False)]
+    finally:
+        await engine.dispose()
     recent = int(version.split(".")[0]) >= OLDEST_POSTGRES
     wanted = "" if recent else f", but {OLDEST_POSTGRES} is the oldest that is tested"
     missing = "not installed in the database"

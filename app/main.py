@@ -114,7 +114,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.revisions = load_revisions()
     async with AsyncExitStack() as stack:
         stack.push_async_callback(database.dispose)
-        await stack.enter_async_context(tracing_calls(database))
+        await stack.enter_async_context(tracing_calls())
         await stack.enter_async_context(metrics.watching_pools(database))
         for feature in features:
             if feature.lifespan:

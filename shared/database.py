@@ -1,4 +1,4 @@
-"""PostgreSQL: two engines, and the unit of work of a request.
+"""PostgreSQL: an engine to write, pools to read, and the unit of work of a request.
 
 A *write session* is one transaction: it commits once, after the handler has returned and
 before the first byte of the response leaves, so that a 2xx means committed. A *read
@@ -6,35 +6,44 @@ session* has no transaction at all: every statement sees the newest snapshot, an
 server refuses writes. It goes to the replica where one is set, but for clients who have
 just written: they read what they wrote, from the primary.
 
-Behind a pooler in transaction mode nothing outlasts a transaction: there, a read session is
-one too, read-only, statements have no names, and each transaction sets its own timeouts.
+Behind a pooler in transaction mode nothing outlasts a transaction: there, each statement of a
+read session is one too, read-only, and each transaction sets its own timeouts.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
 
-from asyncpg import Connection, InterfaceError, PostgresError, connect
+from asyncpg import Connection, InterfaceError, connect
 from fastapi import Depends, FastAPI, Request
 from sqlalchemy import Connection as SyncConnection
 from sqlalchemy import event
 from sqlalchemy.engine import ExceptionContext, make_url
-from sqlalchemy.exc import DBAPIError, DisconnectionError, InvalidRequestError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.exc import DisconnectionError, InvalidRequestError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from shared.errors import Unavailable
+from shared.reading import (
+    CLOSE_TIMEOUT_SECONDS,
+    CONNECT_TIMEOUT_SECONDS,
+    Reading,
+    ReadPool,
+    SnapshotReading,
+    place,
+)
+from shared.reading import CONNECT_ERRORS as READ_CONNECT_ERRORS
+from shared.reading import Connection as ReadConnection
 from shared.replica import Presence, RecentWriters
 from shared.settings import Settings
 
-CONNECT_TIMEOUT_SECONDS = 3.0
-CLOSE_TIMEOUT_SECONDS = 2.0
-# What asyncpg raises while it connects; SQLAlchemy wraps only what comes later. It gives up with
-# an InvalidRequestError where a new connection has ended before it could be used.
-CONNECT_ERRORS = (OSError, TimeoutError, PostgresError, InterfaceError, InvalidRequestError)
+STREAMS_BUSY = "Too many uploads or downloads are under way; please try again"
+# SQLAlchemy wraps only what comes later. It gives up with an InvalidRequestError where a new
+# connection has ended before it could be used.
+CONNECT_ERRORS = (*READ_CONNECT_ERRORS, InvalidRequestError)
 UNNAMED: Mapping[str, Any] = {
     "prepared_statement_cache_size": 0,
     "prepared_statement_name_func": lambda: "",
@@ -46,7 +55,7 @@ UNNAMED: Mapping[str, Any] = {
 class Database:
     """The engines of one process. `direct_url` is a libpq URL that leads past any pooler.
 
-    `read` is the replica's, where one is set; `writers` then go to `read_primary`, and so does
+    `read` is the replica's, where one is set; `writers` then read from `read_primary`, and so does
     everybody while the replica is away. `probe` has a connection of its own, to ask whether
     PostgreSQL answers however busy the others are. `uploads` and `downloads` are the places for
     streams, which take their time: fewer than there are connections to write and to read.
@@ -54,8 +63,8 @@ class Database:
 
     direct_url: str
     write: AsyncEngine
-    read: AsyncEngine
-    read_primary: AsyncEngine
+    read: ReadPool
+    read_primary: ReadPool
     probe: AsyncEngine
     writers: RecentWriters | None
     replica: Presence
@@ -63,14 +72,16 @@ class Database:
     downloads: asyncio.Semaphore
 
     @property
-    def engines(self) -> Mapping[str, AsyncEngine]:
-        """Those of requests, by name, each once."""
-        found = {"write": self.write, "read": self.read}
-        return found | ({"read_primary": self.read_primary} if self.writers else {})
+    def read_pools(self) -> Mapping[str, ReadPool]:
+        """By name, each once."""
+        primary = {"read_primary": self.read_primary} if self.writers else {}
+        return {"read": self.read} | primary
 
     async def dispose(self) -> None:
         """Closes all connections; a server that does not answer is not waited for."""
-        for engine in (*self.engines.values(), self.probe):
+        for pool in self.read_pools.values():
+            await pool.close()
+        for engine in (self.write, self.probe):
             with suppress(TimeoutError):
                 async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
                     await engine.dispose()
@@ -79,16 +90,17 @@ class Database:
 
 
 def open_database(url: str, settings: Settings) -> Database:
-    """Makes the engines. Connects to nothing: that happens when a session first needs it."""
+    """Makes the engine and the pools. Connects to nothing: that happens when a session first
+    needs it."""
     replica, lag = settings.database_replica_url, settings.database_replica_lag
-    primary = _engine(url, settings, read_only=True)
+    primary = _read_pool(url, settings)
     half = max(1, settings.database_pool_size // 2)
     return Database(
         direct_url=settings.database_direct_url or url,
-        write=_engine(url, settings),
-        read=_engine(replica, settings, read_only=True) if replica else primary,
+        write=_engine(url, settings, settings.database_pool_size),
+        read=_read_pool(replica, settings) if replica else primary,
         read_primary=primary,
-        probe=_engine(url, settings, size=1),
+        probe=_engine(url, settings, 1),
         writers=RecentWriters(settings.redis_url, lag) if replica else None,
         replica=Presence(),
         uploads=asyncio.Semaphore(half),
@@ -96,38 +108,45 @@ def open_database(url: str, settings: Settings) -> Database:
     )
 
 
-def _engine(
-    url: str, settings: Settings, *, read_only: bool = False, size: int | None = None
-) -> AsyncEngine:
+def _read_pool(url: str, settings: Settings) -> ReadPool:
+    own, each = _bounds(settings)
+    server = own if each else own | {"default_transaction_read_only": "on"}
+    size, seconds = settings.database_pool_size, settings.database_pool_timeout
+    return ReadPool(url, size, seconds, server, each)
+
+
+def _engine(url: str, settings: Settings, size: int) -> AsyncEngine:
+    own, each = _bounds(settings)
+    connecting: dict[str, Any] = {"timeout": CONNECT_TIMEOUT_SECONDS, "server_settings": own}
+    engine = new_engine(
+        url,
+        connecting | ({"statement_cache_size": 0} if each else {}),
+        UNNAMED if each else {},
+        pool_size=size,
+        max_overflow=0,
+        hide_parameters=True,  # in error messages, which are logged
+        pool_timeout=settings.database_pool_timeout,
+    )
+    event.listen(engine.sync_engine, "checkout", _refuse_closed)
+    event.listen(engine.sync_engine, "handle_error", _part_if_stuck)
+    if each:
+        event.listen(engine.sync_engine, "begin", _beginning_with(each))
+    return engine
+
+
+def _bounds(settings: Settings) -> tuple[dict[str, str], str | None]:
+    """The settings of a connection, and the statement that each transaction begins with: behind a
+    pooler, whose connections have settings that are not ours, the one has what else the other has.
+    """
+    own = {"application_name": "tessera"}
     bounds = {
         "statement_timeout": _milliseconds(settings.database_statement_timeout),
         "lock_timeout": _milliseconds(settings.database_lock_timeout),
     }
-    pooled = settings.database_direct_url is not None
-    server = {"application_name": "tessera"} | ({} if pooled else bounds)
-    connecting: dict[str, Any] = {"timeout": CONNECT_TIMEOUT_SECONDS, "server_settings": server}
-    options: dict[str, Any] = {}
-    if pooled:
-        connecting["statement_cache_size"] = 0
-        options["execution_options"] = {"postgresql_readonly": read_only}
-    elif read_only:
-        server["default_transaction_read_only"] = "on"
-        options["isolation_level"] = "AUTOCOMMIT"
-    engine = new_engine(
-        url,
-        connecting,
-        UNNAMED if pooled else {},
-        pool_size=size or settings.database_pool_size,
-        max_overflow=0,
-        hide_parameters=True,  # in error messages, which are logged
-        pool_timeout=settings.database_pool_timeout,
-        **options,
-    )
-    event.listen(engine.sync_engine, "checkout", _refuse_closed)
-    event.listen(engine.sync_engine, "handle_error", _part_if_stuck)
-    if pooled:
-        event.listen(engine.sync_engine, "begin", _bounded_by(bounds))
-    return engine
+    if settings.database_direct_url is None:
+        return own | bounds, None
+    each = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in bounds.items())
+    return own, f"SELECT {each}"
 
 
 def new_engine(
@@ -148,12 +167,9 @@ def new_engine(
     return engine
 
 
-def _bounded_by(bounds: Mapping[str, str]) -> Callable[[SyncConnection], None]:
-    """For the transactions of a pooler, whose connections have settings that are not ours."""
-    each = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in bounds.items())
-
+def _beginning_with(statement: str) -> Callable[[SyncConnection], None]:
     def begin(connection: SyncConnection) -> None:
-        connection.exec_driver_sql(f"SELECT {each}")
+        connection.exec_driver_sql(statement)
 
     return begin
 
@@ -199,67 +215,52 @@ async def transaction(database: Database) -> AsyncIterator[AsyncSession]:
         await session.commit()
 
 
-@asynccontextmanager
-async def reading(
-    database: Database, request: Request | None = None
-) -> AsyncIterator[AsyncConnection]:
-    """A read session, of a request or outside of any.
-
-    Raises:
-        Unavailable: when no connection can be made.
-    """
-    try:
-        connection = await _replica(database, request) or await database.read_primary.connect()
-    except CONNECT_ERRORS as error:
-        raise Unavailable("The database cannot be reached; please try again") from error
-    try:
-        yield connection
-    finally:
-        await connection.close()
-
-
-async def _replica(database: Database, request: Request | None) -> AsyncConnection | None:
-    """A connection to the replica, if there is one that this request may read from."""
-    if database.writers is None or (request and await database.writers.include(request)):
-        return None
-    if not database.replica.worth_a_try():
-        return None
-    try:
-        connection = await database.read.connect()
-    except (*CONNECT_ERRORS, DBAPIError) as error:
-        database.replica.missed(error)
-        return None
-    database.replica.met()
-    return connection
+def reading(database: Database, request: Request | None = None) -> Reading:
+    """A read session, of a request or outside of any."""
+    return Reading(partial(_connection, database, request))
 
 
 @asynccontextmanager
 async def snapshot(
     database: Database, request: Request | None = None
-) -> AsyncIterator[AsyncConnection]:
-    """A read session whose statements all see one snapshot, and which may have cursors."""
-    async with reading(database, request) as connection:
-        await connection.execution_options(isolation_level="REPEATABLE READ")
-        yield connection
+) -> AsyncIterator[SnapshotReading]:
+    """A read session whose statements all see one snapshot, and whose rows may be streamed.
+
+    Raises:
+        Unavailable: when no connection can be made.
+    """
+    async with _connection(database, request, snapshot=True) as connection:
+        yield SnapshotReading(connection)
 
 
 @asynccontextmanager
-async def place_for_stream(places: asyncio.Semaphore, seconds: float) -> AsyncIterator[None]:
-    """One of these places, so that streams leave connections to everybody else.
+async def _connection(
+    database: Database, request: Request | None, *, snapshot: bool = False
+) -> AsyncIterator[ReadConnection]:
+    async with AsyncExitStack() as stack:
+        if await _reads_replica(database, request):
+            try:
+                replica = database.read.connection(snapshot=snapshot)
+                connection = await stack.enter_async_context(replica)
+            except READ_CONNECT_ERRORS as error:
+                database.replica.missed(error)
+            else:
+                database.replica.met()
+                yield connection
+                return
+        try:
+            primary = database.read_primary.connection(snapshot=snapshot)
+            connection = await stack.enter_async_context(primary)
+        except READ_CONNECT_ERRORS as error:
+            raise Unavailable("The database cannot be reached; please try again") from error
+        yield connection
 
-    Raises:
-        Unavailable: none became free within so many seconds.
-    """
-    try:
-        async with asyncio.timeout(seconds):
-            await places.acquire()
-    except TimeoutError:
-        busy = "Too many uploads or downloads are under way; please try again"
-        raise Unavailable(busy) from None
-    try:
-        yield
-    finally:
-        places.release()
+
+async def _reads_replica(database: Database, request: Request | None) -> bool:
+    """Whether there is a replica that this request may read from."""
+    if database.writers is None or (request and await database.writers.include(request)):
+        return False
+    return database.replica.worth_a_try()
 
 
 @asynccontextmanager
@@ -280,24 +281,25 @@ async def _write_session(request: Request) -> AsyncIterator[AsyncSession]:
         await database.writers.add(request)
 
 
-async def _read_session(request: Request) -> AsyncIterator[AsyncConnection]:
-    async with reading(database_of(request.app), request) as connection:
-        yield connection
+async def _read_session(request: Request) -> Reading:
+    return reading(database_of(request.app), request)
 
 
-async def _snapshot(request: Request) -> AsyncIterator[AsyncConnection]:
-    database = database_of(request.app)
-    place = place_for_stream(database.downloads, request.app.state.settings.database_pool_timeout)
-    async with place, snapshot(database, request) as connection:
-        yield connection
+async def _snapshot(request: Request) -> AsyncIterator[SnapshotReading]:
+    database, seconds = database_of(request.app), request.app.state.settings.database_pool_timeout
+    async with (
+        place(database.downloads, seconds, STREAMS_BUSY),
+        snapshot(database, request) as session,
+    ):
+        yield session
 
 
 WriteSession = Annotated[AsyncSession, Depends(_write_session, scope="function")]
 """One transaction, committed before the response leaves; handlers flush and never commit."""
 
-ReadSession = Annotated[AsyncConnection, Depends(_read_session, scope="function")]
+ReadSession = Annotated[Reading, Depends(_read_session)]
 """Read-only, and no unit: each statement sees what is newest; rows, not objects."""
 
-Snapshot = Annotated[AsyncConnection, Depends(_snapshot, scope="request")]
+Snapshot = Annotated[SnapshotReading, Depends(_snapshot, scope="request")]
 """One read-only snapshot that lives as long as the response: for answers that are streamed. They
 may have half of the connections at once."""

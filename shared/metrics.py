@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import structlog
+from asyncpg import PostgresError
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import (
@@ -23,7 +24,6 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector
 from sqlalchemy import text
-from sqlalchemy.exc import SQLAlchemyError
 
 from shared.database import Database, database_of, reading
 from shared.errors import Unavailable
@@ -110,21 +110,25 @@ async def watching_pools(database: Database) -> AsyncIterator[None]:
 
 
 def _show_pools(database: Database) -> None:
-    for name, engine in database.engines.items():
-        CONNECTIONS.labels(name).set(engine.pool.checkedout())  # type: ignore[attr-defined]  # a QueuePool
-        CONNECTIONS_MAX.labels(name).set(engine.pool.size())  # type: ignore[attr-defined]
+    CONNECTIONS.labels("write").set(database.write.pool.checkedout())  # type: ignore[attr-defined]  # a QueuePool
+    CONNECTIONS_MAX.labels("write").set(database.write.pool.size())  # type: ignore[attr-defined]
+    for name, pool in database.read_pools.items():
+        CONNECTIONS.labels(name).set(pool.in_use)
+        CONNECTIONS_MAX.labels(name).set(pool.size)
 
 
 async def _read_backlogs(app: FastAPI) -> None:
     if time.monotonic() < getattr(app.state, "backlogs_known_until", 0.0):
         return
     app.state.backlogs_known_until = time.monotonic() + BACKLOG_SECONDS
+    session = reading(database_of(app))
     try:
-        async with asyncio.timeout(BACKLOG_TIMEOUT_SECONDS), reading(database_of(app)) as session:
+        async with asyncio.timeout(BACKLOG_TIMEOUT_SECONDS):
             for task in app.state.tasks:
                 if task.backlog:
-                    _show(task, *(await session.execute(text(task.backlog))).one())
-    except (Unavailable, SQLAlchemyError, TimeoutError) as error:
+                    (row,) = await session.fetch(text(task.backlog))
+                    _show(task, *row)
+    except (Unavailable, PostgresError, TimeoutError) as error:
         for task in app.state.tasks:  # rather no number than one that is not true any more
             if task.backlog:
                 _show(task, math.nan, math.nan, math.nan)

@@ -12,10 +12,10 @@ import orjson
 from fastapi import Depends, Request
 from itsdangerous import BadSignature, URLSafeSerializer
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from sqlalchemy import ColumnElement, Row, Select, String, bindparam, cast, func, tuple_
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import ColumnElement, Select, String, bindparam, cast, func, tuple_
 
 from shared.errors import BadRequest
+from shared.reading import Reading, Row
 
 MAX_LIMIT = 100
 MAX_SKIP = 1_000_000
@@ -84,7 +84,7 @@ class Rows:
     """The rows of a page, how many match in all (if that was asked for), and, unless they
     are the last, behind which row the next page begins."""
 
-    rows: Sequence[Row[Any]]
+    rows: Sequence[Row]
     total: int | None
     last: Keyset | None
 
@@ -134,7 +134,7 @@ def _from_text(name: str, column: ColumnElement[Any]) -> ColumnElement[Any]:
 
 
 async def fetch_page(
-    session: AsyncConnection,
+    session: Reading,
     listing: Listing,
     query: PageQuery,
     after: Keyset | None = None,
@@ -152,17 +152,17 @@ async def fetch_page(
     place: dict[str, Any] = {"skip": query.skip, "rows": query.limit + 1}
     if after:
         place |= {"last_value": after.value, "last_id": after.id}
-    found = (await session.execute(page, filters | place)).all()
+    found = await session.fetch(page, filters | place)
     total: int | None = None
     if query.total:
-        counted = found or (await session.execute(count_statement(listing, names), filters)).all()
+        counted = found or await session.fetch(count_statement(listing, names), filters)
         total = counted[0].total
     rows, more = found[: query.limit], len(found) > query.limit
     return Rows(rows, total, _keyset(rows[-1], query.sort.column) if more else None)
 
 
-def _keyset(row: Row[Any], column: str) -> Keyset:
-    value = getattr(row, column)
+def _keyset(row: Row, column: str) -> Keyset:
+    value = row[column]
     return Keyset(value.isoformat() if isinstance(value, datetime) else str(value), str(row.id))
 
 
@@ -192,7 +192,7 @@ class Cursors:
     def page(self, found: Rows, query: PageQuery, *owner: Any) -> dict[str, Any]:
         """The fields of the `Page`: what was found, and where it stands."""
         return {
-            "items": found.rows,
+            "items": [dict(row) for row in found.rows],
             "total": found.total,
             "page": None if query.cursor is not None else query.skip // query.limit + 1,
             "page_size": query.limit,

@@ -16,8 +16,8 @@ import structlog
 from fastapi.telemetry import TelemetryConfig
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.instrumentation.asyncpg import AsyncPGInstrumentor
 from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
-from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from sentry_sdk.integrations.fastapi import FastApiIntegration
@@ -26,7 +26,6 @@ from sentry_sdk.integrations.starlette import StarletteIntegration
 from sentry_sdk.types import Event, Hint
 from structlog.typing import EventDict, WrappedLogger
 
-from shared.database import Database
 from shared.settings import Settings
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
@@ -102,7 +101,7 @@ def tracing() -> TelemetryConfig:
 
 
 @asynccontextmanager
-async def tracing_calls(database: Database) -> AsyncIterator[None]:
+async def tracing_calls() -> AsyncIterator[None]:
     """Sends traces, if anybody wants them; queries and calls of other services are parts."""
     if not traces():
         yield
@@ -110,9 +109,7 @@ async def tracing_calls(database: Database) -> AsyncIterator[None]:
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
-    engines = [engine.sync_engine for engine in database.engines.values()]
-    # It names SQLAlchemy below 2.1 and works with 2.1: tests/test_signals.py shows it.
-    SQLAlchemyInstrumentor().instrument(engines=engines, skip_dep_check=True)
+    AsyncPGInstrumentor().instrument()  # type: ignore[no-untyped-call]
     HTTPXClientInstrumentor().instrument()
     try:
         yield

@@ -25,7 +25,7 @@ probe = APIRouter(prefix="/probe", tags=["probe"])
 
 @probe.get("/asleep")
 async def asleep(session: ReadSession) -> None:
-    await session.execute(text("SELECT pg_sleep(60)"))
+    await session.fetch(text("SELECT pg_sleep(60)"))
 
 
 @probe.get("/interrupted")

@@ -33,7 +33,7 @@ async def unforeseen() -> None:
 @probe.get("/bad-statement")
 async def bad_statement(session: ReadSession) -> None:
     """Sends the database what it cannot take."""
-    await session.execute(text("SELECT :secret, CAST('no number' AS integer)"), {"secret": SECRET})
+    await session.fetch(text("SELECT :secret, CAST('no number' AS integer)"), {"secret": SECRET})
 
 
 @pytest.fixture

@@ -14,12 +14,11 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from asyncpg.exceptions import ReadOnlySQLTransactionError
 from fastapi import FastAPI
 from httpx import AsyncClient
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.main import create_app
 from shared.database import database_of, reading, transaction
@@ -163,17 +162,16 @@ async def test_sessions_keep_their_bounds_and_leave_none_behind(
     asked = text("SELECT name, setting FROM pg_settings WHERE name LIKE ANY (:names)")
     names = {"names": ["statement_timeout", "lock_timeout", "transaction_read_only"]}
 
-    async def bounds(connection: AsyncConnection) -> dict[str, str]:
-        return {row.name: row.setting for row in await connection.execute(asked, names)}
-
     limits = {"statement_timeout": "10000", "lock_timeout": "3000"}
     async with transaction(database_of(app)) as session:
-        connection = await session.connection()
-        assert await bounds(connection) == limits | {"transaction_read_only": "off"}
-    async with reading(database_of(app)) as connection:
-        assert await bounds(connection) == limits | {"transaction_read_only": "on"}
-        with pytest.raises(DBAPIError, match="read-only transaction"):
-            await connection.execute(text("DELETE FROM items"))
+        rows = await (await session.connection()).execute(asked, names)
+        bounds = {row.name: row.setting for row in rows}
+        assert bounds == limits | {"transaction_read_only": "off"}
+    reader = reading(database_of(app))
+    bounds = {row.name: row.setting for row in await reader.fetch(asked, names)}
+    assert bounds == limits | {"transaction_read_only": "on"}
+    with pytest.raises(ReadOnlySQLTransactionError):
+        await reader.fetch(text("DELETE FROM items"))
     others = [await asyncpg.connect(pooled_url) for _ in range(CONNECTIONS)]
     try:
         for other in others:

@@ -225,9 +225,10 @@ async def test_who_has_no_account_needs_no_connection(
 ) -> None:
     unknown = {name: str(uuid4()) for name in names} | NOT_OWNED
     async with AsyncExitStack() as held:
-        for engine in database_of(app).engines.values():
-            for _ in range(app.state.settings.database_pool_size):
-                await held.enter_async_context(engine.connect())
+        database = database_of(app)
+        for _ in range(app.state.settings.database_pool_size):
+            await held.enter_async_context(database.write.connect())
+            await held.enter_async_context(database.read.connection())
         for route in routes_of(app):
             if "security" in route.operation:
                 response = await route.call(anonymous, unknown)

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import asyncpg
 import pytest
-from fastapi import APIRouter, FastAPI, HTTPException
+from fastapi import APIRouter, FastAPI, HTTPException, Request
 from httpx import AsyncClient, Response
 from sqlalchemy import event, text
 from sqlalchemy.engine import make_url
@@ -49,19 +49,20 @@ async def insert(table: str, session: WriteSession, failing: str | None = None) 
 @probe.post("/rows-read")
 async def insert_reading(session: ReadSession) -> None:
     """Writes where it may only read."""
-    await session.execute(text("INSERT INTO mapped VALUES (1)"))
+    await session.fetch(text("INSERT INTO mapped VALUES (1)"))
 
 
 @probe.post("/rows-snapshot")
 async def insert_in_snapshot(session: Snapshot) -> None:
     """Writes where it may only read."""
-    await session.execute(text("INSERT INTO mapped VALUES (1)"))
+    async for _ in session.batches(text("INSERT INTO mapped VALUES (1) RETURNING id"), {}, 1):
+        pass
 
 
 @probe.get("/slow")
 async def slow(session: ReadSession) -> None:
     """Takes longer than any statement may."""
-    await session.execute(text("SELECT pg_sleep(60)"))
+    await session.fetch(text("SELECT pg_sleep(60)"))
 
 
 @probe.post("/slow-driver")
@@ -123,10 +124,11 @@ async def app(settings: Settings, gate: Gate) -> AsyncIterator[FastAPI]:
         await gate.opened.wait()
 
     @router.get("/probe/held-read", tags=["probe"])
-    async def held_read(session: ReadSession) -> None:
+    async def held_read(request: Request) -> None:
         """Holds a connection."""
-        gate.entered.set()
-        await gate.opened.wait()
+        async with database_of(request.app).read.connection():
+            gate.entered.set()
+            await gate.opened.wait()
 
     assert settings.database_url
     await execute(settings.database_url, TABLES)
@@ -255,13 +257,11 @@ async def test_connections_that_end_as_soon_as_they_are_made(
     def end(connection: Any, _record: object) -> None:
         connection.driver_connection.terminate()
 
-    for engine in database_of(app).engines.values():
-        await engine.dispose()
-        event.listen(engine.sync_engine, "connect", end)
-    for send in (anonymous.get("/probe/held-read"), anonymous.post("/probe/rows/mapped")):
-        assert "cannot be reached" in unavailable(await send)
-    for engine in database_of(app).engines.values():
-        event.remove(engine.sync_engine, "connect", end)
+    engine = database_of(app).write
+    await engine.dispose()
+    event.listen(engine.sync_engine, "connect", end)
+    assert "cannot be reached" in unavailable(await anonymous.post("/probe/rows/mapped"))
+    event.remove(engine.sync_engine, "connect", end)
     assert (await anonymous.post("/probe/rows/mapped")).status_code == 201
 
 

@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 from rich.progress import open as open_with_progress
-from sqlalchemy import func, select
-from sqlmodel import col
+from sqlalchemy import func
+from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from features.items.formats import Accepted, Format, Rejected, gunzip, parse, write
@@ -77,9 +77,9 @@ async def _export(database: Database, file: Path, owner: str) -> int:
     format_, open_file = _format(file), gzip.open if file.suffix == ".gz" else open
     async with transaction(database) as session:
         owner_id = await _owner_id(session, owner)
-    counted = select(func.count()).select_from(Item).where(col(Item.owner_id) == owner_id)
+        counted = select(func.count()).select_from(Item).where(col(Item.owner_id) == owner_id)
+        total: int = (await session.exec(counted)).one()
     async with snapshot(database) as session:
-        total: int = (await session.execute(counted)).scalar_one()
         with Progress(console=console) as progress, open_file(file, "wb") as target:
             batches = _followed(export_items(session, owner_id), progress, total)
             async for chunk in write(batches, format_):

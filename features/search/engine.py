@@ -1,29 +1,24 @@
 """What search keeps as long as the process lives: its models, and which one is searched."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Annotated, TypeAlias
+from typing import Annotated
 
 import structlog
 from fastapi import Depends, FastAPI, Request
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from features.search.embedding import PROBE, Embedders, EmbeddingUnavailable, WrongDimension
 from features.search.indexing.models import KnownModel, active_model
 from features.search.settings import SearchSettings
 from shared.cache import open_cache
-from shared.database import database_of, reading
+from shared.reading import Reading
 from shared.settings import ConfigurationError, load_settings
 
 log = structlog.get_logger(__name__)
 
 CHECK_SECONDS = 3.0
-
-Sessions: TypeAlias = Callable[[], AbstractAsyncContextManager[AsyncConnection]]
-"""Opens a read session: for handlers that hold none while a model is at work."""
 
 
 @dataclass
@@ -34,7 +29,7 @@ class Engine:
     language: str
     active: KnownModel | None = None
 
-    async def active_model(self, sessions: Sessions, stale: KnownModel | None = None) -> KnownModel:
+    async def active_model(self, session: Reading, stale: KnownModel | None = None) -> KnownModel:
         """The model that is searched; asks the database only while none is known, or the one that
         the caller found to be `stale`.
 
@@ -42,8 +37,7 @@ class Engine:
             EmbeddingUnavailable: there is none before the first start has prepared it.
         """
         if self.active in (None, stale):
-            async with sessions() as session:
-                self.active = await active_model(session)
+            self.active = await active_model(session)
         if self.active is None:
             raise EmbeddingUnavailable("The items have not been embedded yet")
         return self.active
@@ -95,9 +89,4 @@ async def _engine(request: Request) -> Engine:
     return engine_of(request.app)
 
 
-async def _sessions(request: Request) -> Sessions:
-    return partial(reading, database_of(request.app), request)
-
-
 EngineDep = Annotated[Engine, Depends(_engine)]
-SessionsDep = Annotated[Sessions, Depends(_sessions)]

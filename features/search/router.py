@@ -4,7 +4,7 @@ from uuid import UUID
 from fastapi import Query
 
 from features.search import handlers
-from features.search.engine import EngineDep, SessionsDep
+from features.search.engine import EngineDep
 from features.search.schemas import (
     SearchQuery,
     SearchResults,
@@ -26,19 +26,19 @@ Searcher = Annotated[Principal, requires("search:read")]
 async def search(
     query: Annotated[SearchQuery, Query()],
     principal: Searcher,
-    sessions: SessionsDep,
+    session: ReadSession,
     engine: EngineDep,
 ) -> SearchResults:
     """Your items that answer a query best, by their words and by their meaning."""
-    return await handlers.search(sessions, engine, principal.user_id, query)
+    return await handlers.search(session, engine, principal.user_id, query)
 
 
 @router.post("/search/vector", responses=responses(Unavailable))
 async def search_by_vector(
-    query: VectorQuery, principal: Searcher, sessions: SessionsDep, engine: EngineDep
+    query: VectorQuery, principal: Searcher, session: ReadSession, engine: EngineDep
 ) -> SearchResults:
     """Your items that are nearest to an embedding of your own making."""
-    return await handlers.search_by_vector(sessions, engine, principal.user_id, query)
+    return await handlers.search_by_vector(session, engine, principal.user_id, query)
 
 
 @router.get("/search/status")
@@ -52,8 +52,8 @@ async def similar(
     item_id: UUID,
     query: Annotated[SimilarQuery, Query()],
     principal: Searcher,
-    sessions: SessionsDep,
+    session: ReadSession,
     engine: EngineDep,
 ) -> SearchResults:
     """Your items that are nearest in meaning to one of them."""
-    return await handlers.similar_items(sessions, engine, principal.user_id, item_id, query)
+    return await handlers.similar_items(session, engine, principal.user_id, item_id, query)

@@ -9,10 +9,7 @@ Rows are found by the index of terms, which has the owner's; that they are the o
 with IS TRUE, so that no index of owners is read for it, which would read all that an owner has.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 from sqlalchemy import TextClause, text
 
@@ -238,20 +235,8 @@ BOUNDS = {
 ITEM_COLUMNS = ", ".join(f"i.{name}" for name in ItemPublic.model_fields)
 
 
-@dataclass(frozen=True)
-class Statement:
-    """A statement and the names of its parameters."""
-
-    text: TextClause
-    names: frozenset[str]
-
-    def only(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
-        """Those of the parameters that the statement has."""
-        return {name: parameters[name] for name in self.names}
-
-
 @cache
-def search_statement(mode: Mode, bounded: frozenset[str]) -> Statement:
+def search_statement(mode: Mode, bounded: frozenset[str]) -> TextClause:
     """The statement for a mode and for the filters that are set."""
     filters = "true"
     if bounded:
@@ -265,5 +250,4 @@ def search_statement(mode: Mode, bounded: frozenset[str]) -> Statement:
     if mode is not Mode.LEXICAL:
         parts.append(SEMANTIC)
     parts += [HITS[mode], PAGE.format(columns=ITEM_COLUMNS, order=ORDERS[mode])]
-    clause = text("".join(parts))
-    return Statement(clause, frozenset(clause._bindparams))
+    return text("".join(parts))

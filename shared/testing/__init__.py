@@ -7,7 +7,7 @@ where a Docker daemon answers, else the embedded PostgreSQL.
 
 import secrets
 from collections.abc import AsyncIterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import pytest
@@ -152,8 +152,9 @@ def settings(database_url: str) -> Settings:
 async def app(settings: Settings, pytestconfig: pytest.Config) -> AsyncIterator[FastAPI]:
     """The running application. Its background tasks do not run by themselves: `drain` them."""
     application = create_app(settings, _features(pytestconfig), run_tasks=False)
-    if counts := pytestconfig.stash.get(COUNTS, None):
+    counts = pytestconfig.stash.get(COUNTS, None)
+    if counts:
         application.add_middleware(counts.middleware)
-    with watched(application):
+    with watched(application), counts.counting() if counts else nullcontext():
         async with application.router.lifespan_context(application):
             yield application

@@ -1,37 +1,54 @@
 """How many statements a request sends to the database: budgets for tests, and a table of all.
 
-Counted is what SQLAlchemy executes; BEGIN, COMMIT and COPY are not.
+Counted is what SQLAlchemy executes and what read sessions send; BEGIN, COMMIT and COPY are not.
 """
 
 import re
 from collections import defaultdict
-from collections.abc import Awaitable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from httpx import Response
 from sqlalchemy import Engine, event
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from shared import reading
 
 Endpoint = tuple[str, str]
 """A method, and the path of a route."""
 
 
 @contextmanager
-def recorded_queries() -> Iterator[list[str]]:
-    """The statements that are executed within the block, by anybody in this process."""
-    statements: list[str] = []
+def following(record: Callable[[str], None]) -> Iterator[None]:
+    """Tells `record` each statement that is sent within the block, by anybody in this process."""
+    compiled = reading.compiled
 
-    def record(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        statements.append(statement)
+    def executed(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        record(statement)
 
-    event.listen(Engine, "before_cursor_execute", record)
+    def read(*given: Any) -> tuple[str, list[Any]]:
+        sql, arguments = compiled(*given)
+        record(sql)
+        return sql, arguments
+
+    event.listen(Engine, "before_cursor_execute", executed)
     try:
-        yield statements
+        with patch.object(reading, "compiled", read):
+            yield
     finally:
-        event.remove(Engine, "before_cursor_execute", record)
+        event.remove(Engine, "before_cursor_execute", executed)
+
+
+@contextmanager
+def recorded_queries() -> Iterator[list[str]]:
+    """The statements that are sent within the block, by anybody in this process."""
+    statements: list[str] = []
+    with following(statements.append):
+        yield statements
 
 
 @contextmanager
@@ -71,7 +88,6 @@ class QueryCounts:
 
     def __init__(self) -> None:
         self.seen: dict[Endpoint, set[int]] = defaultdict(set)
-        event.listen(Engine, "before_cursor_execute", self._record)
 
     def middleware(self, app: ASGIApp) -> ASGIApp:
         async def counting(scope: Scope, receive: Receive, send: Send) -> None:
@@ -85,8 +101,11 @@ class QueryCounts:
 
         return counting
 
+    def counting(self) -> AbstractContextManager[None]:
+        return following(self._record)
+
     @staticmethod
-    def _record(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+    def _record(statement: str) -> None:
         if (statements := _current.get(None)) is not None:
             statements.append(statement)
 

@@ -15,7 +15,6 @@ import asyncpg
 import orjson
 from joserfc.jwk import OKPKey
 from pwdlib import PasswordHash
-from sqlalchemy.dialects.postgresql.asyncpg import dialect
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -29,6 +28,7 @@ from features.search.schemas import Mode
 from features.search.statements import CANDIDATES, search_statement
 from features.users.tokens import TokenReader, write_access_token
 from shared.auth import Principal
+from shared.reading import compiled
 from shared.tables import new_id
 
 COLUMNS = "id, external_id, title, description, price, created_at, updated_at"
@@ -61,7 +61,6 @@ signing_key = OKPKey.generate_key("Ed25519", {"kid": "bare"})
 embedder = LocalEmbedder(None, 2)
 vectors: dict[str, str] = {}
 statements = {mode: search_statement(mode, frozenset()) for mode in Mode}
-compiled = {mode: statements[mode].text.compile(dialect=dialect()) for mode in Mode}  # type: ignore[no-untyped-call]
 
 
 def signed_in(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
@@ -167,8 +166,8 @@ async def search(request: Request, principal: Principal) -> Response:
         "vector": vectors.get(parsed.meaning),
         **dict.fromkeys(("min_price", "max_price", "created_after", "created_before")),
     }
-    names = compiled[mode].positiontup or []
-    rows = await pool.fetch(compiled[mode].string, *(values[name] for name in names))
+    sql, arguments = compiled(statements[mode], values)
+    rows = await pool.fetch(sql, *arguments)
     hits = [
         {
             "item": {name: row[name] for name in COLUMNS.split(", ")}

@@ -47,7 +47,7 @@ async def session(_: Reader, _session: ReadSession) -> Response:
 
 @layers.get("/statement")
 async def statement(_: Reader, session: ReadSession) -> Response:
-    (await session.execute(ONE)).one()
+    await session.fetch(ONE)
     return ANSWER
 
 

@@ -3,22 +3,20 @@
 from collections.abc import AsyncIterator, Sequence
 from uuid import UUID
 
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 
-from features.items.handlers.single import PUBLIC
+from features.items.handlers.single import OWNED
 from features.items.schemas import ItemPublic
 from features.items.tables import Item
+from shared.reading import SnapshotReading
 
 BATCH_ROWS = 1_000
+EVERYTHING = OWNED.order_by(col(Item.created_at), col(Item.id))
 
 
 async def export_items(
-    session: AsyncConnection, owner_id: UUID
+    session: SnapshotReading, owner_id: UUID
 ) -> AsyncIterator[Sequence[ItemPublic]]:
-    """The owner's items in batches, oldest first; needs a snapshot, for its cursor."""
-    everything = PUBLIC.where(col(Item.owner_id) == owner_id)
-    ordered = everything.order_by(col(Item.created_at), col(Item.id))
-    async with session.stream(ordered.execution_options(yield_per=BATCH_ROWS)) as rows:
-        async for batch in rows.partitions():
-            yield [ItemPublic.model_validate(row) for row in batch]
+    """The owner's items in batches, oldest first."""
+    async for batch in session.batches(EVERYTHING, {"owner_id": owner_id}, BATCH_ROWS):
+        yield [ItemPublic.model_validate(dict(row)) for row in batch]

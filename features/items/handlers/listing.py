@@ -3,13 +3,13 @@
 from uuid import UUID
 
 from sqlalchemy import Numeric, bindparam, func
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 
 from features.items.handlers.single import OWNED
 from features.items.schemas import ItemQuery
 from features.items.tables import Item
 from shared.pagination import Keyset, Listing, Rows, fetch_page
+from shared.reading import Reading
 
 ITEMS = Listing(
     OWNED,
@@ -24,7 +24,7 @@ ITEMS = Listing(
 
 
 async def list_items(
-    session: AsyncConnection, owner_id: UUID, query: ItemQuery, after: Keyset | None = None
+    session: Reading, owner_id: UUID, query: ItemQuery, after: Keyset | None = None
 ) -> Rows:
     """A page of the owner's items that match."""
     return await fetch_page(session, ITEMS, query, after, owner_id=owner_id)

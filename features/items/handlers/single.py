@@ -4,7 +4,6 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Row, bindparam, delete, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -12,6 +11,7 @@ from features.items.schemas import ItemCreate, ItemPublic, ItemUpdate
 from features.items.tables import Item
 from shared.errors import NotFound
 from shared.preconditions import check_if_match, entity_tag
+from shared.reading import Reading
 from shared.tables import columns, new_id, table_of
 
 ITEMS = table_of(Item)
@@ -33,13 +33,12 @@ async def create_item(session: AsyncSession, owner_id: UUID, new: ItemCreate) ->
     return ItemPublic.model_validate(row)
 
 
-async def get_item(session: AsyncConnection, owner_id: UUID, item_id: UUID) -> ItemPublic:
+async def get_item(session: Reading, owner_id: UUID, item_id: UUID) -> ItemPublic:
     """
     Raises:
         NotFound: there is no such item, or it is somebody else's.
     """
-    key = {"id": item_id, "owner_id": owner_id}
-    row = (await session.execute(ONE, key)).one_or_none()
+    row = await session.fetch_one(ONE, {"id": item_id, "owner_id": owner_id})
     if row is None:
         raise _not_found(item_id)
     return ItemPublic.model_validate(row)

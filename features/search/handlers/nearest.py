@@ -4,7 +4,6 @@ from uuid import UUID
 
 import numpy as np
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from features.items import ItemPublic
 from features.search.embedding import (
@@ -13,7 +12,7 @@ from features.search.embedding import (
     as_text,
     unit,
 )
-from features.search.engine import Engine, Sessions
+from features.search.engine import Engine
 from features.search.indexing.models import KnownModel
 from features.search.schemas import (
     Hit,
@@ -25,6 +24,7 @@ from features.search.schemas import (
 )
 from features.search.statements import CANDIDATES, ITEM_COLUMNS
 from shared.errors import FieldError, NotFound, Unprocessable
+from shared.reading import Reading
 
 NEAREST = text(f"""
 WITH nearest AS MATERIALIZED (
@@ -59,7 +59,7 @@ WHERE i.id = :item AND i.owner_id = :owner
 
 
 async def search_by_vector(
-    sessions: Sessions,
+    session: Reading,
     engine: Engine,
     owner_id: UUID,
     query: VectorQuery,
@@ -71,23 +71,22 @@ async def search_by_vector(
         Unprocessable: it has another dimension than the model, or no direction.
         EmbeddingUnavailable: nothing has been embedded yet.
     """
-    known = await engine.active_model(sessions, stale)
+    known = await engine.active_model(session, stale)
     if len(query.vector) != known.model.dimension:
         if stale is None:  # it may have been made for a newer model than is known here
-            return await search_by_vector(sessions, engine, owner_id, query, stale=known)
+            return await search_by_vector(session, engine, owner_id, query, stale=known)
         expected = f"{known.model.dimension} numbers ({known.model.name})"
         raise _bad_vector(f"The vector has {len(query.vector)} numbers, but needs {expected}")
     try:
         vector = unit(np.array(query.vector, np.float64))
     except EmbeddingRefused:
         raise _bad_vector("The vector is all zeros: it has no direction") from None
-    async with sessions() as session:
-        results = await _nearest(session, owner_id, known.id, vector, query)
-    return results or await search_by_vector(sessions, engine, owner_id, query, stale=known)
+    results = await _nearest(session, owner_id, known.id, vector, query)
+    return results or await search_by_vector(session, engine, owner_id, query, stale=known)
 
 
 async def similar_items(
-    sessions: Sessions,
+    session: Reading,
     engine: Engine,
     owner_id: UUID,
     item_id: UUID,
@@ -102,22 +101,20 @@ async def similar_items(
         EmbeddingUnavailable: it is not embedded, and the model does not answer.
     """
     wanted = {"item": item_id, "owner": owner_id}
-    async with sessions() as session:
-        row = (await session.execute(ITEM, wanted)).one_or_none()
+    row = await session.fetch_one(ITEM, wanted)
     if row is None:
         raise NotFound(f"Item {item_id} not found")
-    known = await engine.active_model(sessions, stale)
+    known = await engine.active_model(session, stale)
     if row.model_id == known.id and row.embedding is not None:
         vector = unit(np.array(row.embedding))
     else:
         vector = await engine.embedders.embed_query(known.model, row.text)
-    async with sessions() as session:
-        results = await _nearest(session, owner_id, known.id, vector, query, but=item_id)
-    return results or await similar_items(sessions, engine, owner_id, item_id, query, stale=known)
+    results = await _nearest(session, owner_id, known.id, vector, query, but=item_id)
+    return results or await similar_items(session, engine, owner_id, item_id, query, stale=known)
 
 
 async def _nearest(
-    session: AsyncConnection,
+    session: Reading,
     owner_id: UUID,
     model_id: int,
     vector: Vector,
@@ -134,7 +131,7 @@ async def _nearest(
         "offset": query.offset,
         "but": but,
     }
-    rows = (await session.execute(NEAREST, parameters)).all()
+    rows = await session.fetch(NEAREST, parameters)
     if rows[0].active_model != model_id:
         return None
     hits = [

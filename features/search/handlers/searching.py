@@ -1,14 +1,10 @@
 from collections.abc import Sequence
 from time import perf_counter
-from typing import Any
 from uuid import UUID
-
-from sqlalchemy import Row
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from features.items import ItemPublic
 from features.search.embedding import EmbeddingUnavailable, Vector, as_text
-from features.search.engine import Engine, Sessions
+from features.search.engine import Engine
 from features.search.highlighting import BRACKETS, MARKERS, SPECIAL, highlight
 from features.search.indexing.models import KnownModel
 from features.search.parsing import ParsedQuery, parse_query
@@ -22,6 +18,7 @@ from features.search.schemas import (
     filter_values,
 )
 from features.search.statements import CANDIDATES, search_statement
+from shared.reading import Reading, Row
 
 FEW = 10
 """Where fewer items than this have all the words, those with some of them follow."""
@@ -34,7 +31,7 @@ WORDS_SHARE = 0.6
 
 
 async def search(
-    sessions: Sessions,
+    session: Reading,
     engine: Engine,
     owner_id: UUID,
     query: SearchQuery,
@@ -47,13 +44,12 @@ async def search(
     """
     parsed = parse_query(query.q)
     started = perf_counter()
-    known, vector = await _embed(sessions, engine, query.mode, parsed, stale)
+    known, vector = await _embed(session, engine, query.mode, parsed, stale)
     embedded = perf_counter()
     mode = Mode.LEXICAL if vector is None else query.mode
-    async with sessions() as session:
-        rows = await _run(session, owner_id, query, parsed, mode, known, vector)
+    rows = await _run(session, owner_id, query, parsed, mode, known, vector)
     if known and rows[0].active_model != known.id:  # the embeddings were switched to another
-        return await search(sessions, engine, owner_id, query, stale=known)
+        return await search(session, engine, owner_id, query, stale=known)
     explanation = Explanation(
         plan=rows[0].plan,
         model=known.model.name if known else None,
@@ -70,7 +66,7 @@ async def search(
 
 
 async def _embed(
-    sessions: Sessions,
+    session: Reading,
     engine: Engine,
     mode: Mode,
     parsed: ParsedQuery,
@@ -80,7 +76,7 @@ async def _embed(
     if mode is Mode.LEXICAL:
         return None, None
     try:
-        known = await engine.active_model(sessions, stale)
+        known = await engine.active_model(session, stale)
         return known, await engine.embedders.embed_query(known.model, parsed.meaning)
     except EmbeddingUnavailable:
         if mode is Mode.SEMANTIC:
@@ -89,14 +85,14 @@ async def _embed(
 
 
 async def _run(
-    session: AsyncConnection,
+    session: Reading,
     owner_id: UUID,
     query: SearchQuery,
     parsed: ParsedQuery,
     mode: Mode,
     known: KnownModel | None,
     vector: Vector | None,
-) -> Sequence[Row[Any]]:
+) -> Sequence[Row]:
     bounds = filter_values(query)
     parameters = {
         **bounds,
@@ -115,11 +111,10 @@ async def _run(
         "vector": None if vector is None else as_text(vector),
     }
     bounded = frozenset(name for name, bound in bounds.items() if bound is not None)
-    statement = search_statement(mode, bounded)
-    return (await session.execute(statement.text, statement.only(parameters))).all()
+    return await session.fetch(search_statement(mode, bounded), parameters)
 
 
-def _hit(row: Row[Any]) -> Hit:
+def _hit(row: Row) -> Hit:
     description = row.marked_description
     return Hit(
         item=ItemPublic.model_validate(row),

@@ -1,9 +1,9 @@
 from uuid import UUID
 
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from features.search.schemas import ParkedItem, SearchStatus
+from shared.reading import Reading
 
 STATUS = text("""
 SELECT model.name, model.dimension, embeddings.indexed,
@@ -25,14 +25,14 @@ LEFT JOIN LATERAL (
 """)
 
 
-async def index_status(session: AsyncConnection, owner_id: UUID) -> SearchStatus:
+async def index_status(session: Reading, owner_id: UUID) -> SearchStatus:
     """How many of the owner's items are embedded, wait, or could not be."""
-    row = (await session.execute(STATUS, {"owner": owner_id})).one()
+    (row,) = await session.fetch(STATUS, {"owner": owner_id})
     return SearchStatus(
         indexed=row.indexed,
         pending=row.pending,
         parked=row.parked,
         model=row.name,
         dimension=row.dimension,
-        parked_items=[ParkedItem.model_validate(item) for item in row.parked_items or ()],
+        parked_items=[ParkedItem.model_validate_json(item) for item in row.parked_items or ()],
     )

@@ -81,8 +81,7 @@ async def embed_due(database: Database, embedders: Embedders, language: str) -> 
     Returns:
         How many rows left the queue or were postponed; 0 also while the model does not answer.
     """
-    async with reading(database) as session:
-        models = await known_models(session)
+    models = await known_models(reading(database))
     if not any(known.active for known in models):
         await prepare(database, embedders.configured, language)
         return 1

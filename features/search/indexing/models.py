@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from features.search.embedding import Model
 from features.search.indexing.documents import (
@@ -14,6 +13,7 @@ from features.search.indexing.documents import (
     settle,
 )
 from shared.database import Database
+from shared.reading import Reading
 
 KNOWN = text("SELECT id, provider, name, dimension, active FROM search_models ORDER BY id")
 ADD = text("""
@@ -34,6 +34,7 @@ UPDATE search_queue
 SET attempts = 0, parked = false, error = NULL, next_attempt_at = clock_timestamp()
 WHERE model_id = :model AND parked
 """)
+PREPARED = text("SELECT EXISTS (SELECT FROM search_models WHERE active)")
 ACTIVATE = text("UPDATE search_models SET active = true WHERE id = :model")
 
 
@@ -46,15 +47,15 @@ class KnownModel:
     active: bool
 
 
-async def known_models(session: AsyncConnection) -> list[KnownModel]:
+async def known_models(session: Reading) -> list[KnownModel]:
     """All models that embeddings are kept for."""
-    rows = (await session.execute(KNOWN)).all()
     return [
-        KnownModel(row.id, Model(row.provider, row.name, row.dimension), row.active) for row in rows
+        KnownModel(row.id, Model(row.provider, row.name, row.dimension), row.active)
+        for row in await session.fetch(KNOWN)
     ]
 
 
-async def active_model(session: AsyncConnection) -> KnownModel | None:
+async def active_model(session: Reading) -> KnownModel | None:
     """The model whose embeddings are searched; None until the first start has prepared it."""
     return next((known for known in await known_models(session) if known.active), None)
 
@@ -69,14 +70,14 @@ async def prepare(database: Database, model: Model, language: str) -> None:
         Unavailable: somebody has been writing to items for too long.
     """
     async with database.write.connect() as session:
-        if await active_model(session):
+        if (await session.execute(PREPARED)).scalar_one():
             return
     await change_language(database, language)
     await index_missing(database)
     known = await add_model(database, model)
     async with database.write.begin() as session:
         await session.execute(LOCK)
-        if await active_model(session) is None:
+        if not (await session.execute(PREPARED)).scalar_one():
             await session.execute(text(f"CREATE INDEX IF NOT EXISTS {hnsw_index(known.id, model)}"))
             await session.execute(ACTIVATE, {"model": known.id})
 

@@ -15,7 +15,6 @@ from features.search.indexing.models import (
     add_model,
     hnsw_index,
     hnsw_index_name,
-    known_models,
     prepare,
 )
 from shared.database import Database
@@ -28,6 +27,7 @@ PARKED = text("""
 SELECT count(*) FROM search_queue WHERE parked
 AND model_id = (SELECT id FROM search_models WHERE active)
 """)
+OTHERS = text("SELECT id FROM search_models WHERE id <> :model")
 SWITCH = [
     text("UPDATE search_models SET active = false WHERE active AND id <> :model"),
     text("UPDATE search_models SET active = true WHERE id = :model"),
@@ -109,10 +109,9 @@ async def _switch(database: Database, known: KnownModel) -> None:
 
 async def _forget_others(database: Database, known: KnownModel) -> None:
     async with _unbounded(database) as session:
-        for other in await known_models(session):
-            if other.id != known.id:
-                name = hnsw_index_name(other.id)
-                await session.execute(text(f"DROP INDEX CONCURRENTLY IF EXISTS {name}"))
+        for other in (await session.execute(OTHERS, {"model": known.id})).scalars():
+            name = hnsw_index_name(other)
+            await session.execute(text(f"DROP INDEX CONCURRENTLY IF EXISTS {name}"))
     async with database.write.begin() as session:
         await session.execute(NO_TIMEOUTS)
         for statement in FORGET_OTHERS:

@@ -182,7 +182,7 @@ async def test_no_connection_waits_for_the_model(
     async with asyncio.timeout(60):
         while len(endpoint.requests) < 13:  # noqa: ASYNC110  # the endpoint's doing
             await asyncio.sleep(0.01)
-    assert database_of(app).read.pool.checkedout() == 0  # type: ignore[attr-defined]
+    assert database_of(app).read.in_use == 0
     assert (await client.get(f"/items/{waiting['id']}")).status_code == 200
     answering.set()
     answers = await asyncio.gather(*asked)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 from httpx import AsyncClient
-from sqlalchemy.dialects.postgresql.asyncpg import dialect
 
 from features.search.embedding import Model, as_text, unit
 from features.search.handlers import searching
@@ -19,6 +18,7 @@ from features.search.schemas import Mode
 from features.search.statements import search_statement
 from features.search.tasks import fold
 from shared.database import database_of, reading
+from shared.reading import compiled
 from shared.tasks import drain
 
 ITEMS, DIMENSION, WANTED = 2_000, 16, 10
@@ -79,8 +79,7 @@ def _vectors(count: int, seed: int) -> list[str]:
 @pytest.fixture
 async def owner(app: FastAPI, client: AsyncClient, database_url: str) -> AsyncIterator[Owner]:
     await prepare(database_of(app), MODEL, "english")
-    async with reading(database_of(app)) as session:
-        (model,) = [known.id for known in await known_models(session)]
+    (model,) = [known.id for known in await known_models(reading(database_of(app)))]
     owner_id = UUID((await client.get("/users/me")).json()["id"])
     connection = await asyncpg.connect(database_url)
     made = await connection.fetchrow(FILL, owner_id, _vectors(ITEMS, seed=1))
@@ -115,8 +114,6 @@ async def test_an_index_that_finds_too_few_is_not_believed(owner: Owner) -> None
 
 async def test_words_are_found_by_their_index_alone(owner: Owner) -> None:
     await owner.connection.execute("ANALYZE")
-    statement = search_statement(Mode.LEXICAL, frozenset())
-    compiled = statement.text.compile(dialect=dialect())  # type: ignore[no-untyped-call]
     values = parse_query("mug 77").parameters | {
         "owner": owner.id,
         "few": searching.FEW,
@@ -128,8 +125,8 @@ async def test_words_are_found_by_their_index_alone(owner: Owner) -> None:
         "brackets": "",
         "markers": "",
     }
-    given = [values[name] for name in compiled.positiontup or []]
-    rows = await owner.connection.fetch(f"EXPLAIN {compiled.string}", *given)
+    sql, arguments = compiled(search_statement(Mode.LEXICAL, frozenset()), values)
+    rows = await owner.connection.fetch(f"EXPLAIN {sql}", *arguments)
     plan = "\n".join(row[0] for row in rows)
     assert "ix_search_documents_terms" in plan
     assert "ix_search_documents_owner_id" not in plan

@@ -4,7 +4,6 @@ from uuid import UUID
 
 import sqlalchemy
 from sqlalchemy import bindparam
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -19,6 +18,7 @@ from features.users.schemas import UserCreate, UserPublic, UserUpdate
 from features.users.tables import EventKind, Role, User
 from shared.database import Database, transaction
 from shared.errors import Conflict, Unauthorized
+from shared.reading import Reading
 
 PUBLIC = sqlalchemy.select(*(getattr(User, name) for name in UserPublic.model_fields))
 """The columns that the account sees."""
@@ -69,12 +69,12 @@ async def find_user(session: AsyncSession, user_id: UUID, *, lock: bool = False)
     return await session.get(User, user_id, with_for_update=NO_KEY_UPDATE if lock else None)
 
 
-async def read_user(session: AsyncConnection, user_id: UUID) -> UserPublic:
+async def read_user(session: Reading, user_id: UUID) -> UserPublic:
     """
     Raises:
         Unauthorized: the account is gone, although somebody still holds a token of it.
     """
-    row = (await session.execute(ONE, {"id": user_id})).one_or_none()
+    row = await session.fetch_one(ONE, {"id": user_id})
     if row is None:
         raise Unauthorized("User not found")
     return UserPublic.model_validate(row)

@@ -3,7 +3,6 @@
 from uuid import UUID
 
 from sqlalchemy import bindparam, func
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -20,6 +19,7 @@ from features.users.schemas import UserAdminUpdate, UserQuery
 from features.users.tables import EventKind, Role, User
 from shared.errors import NotFound
 from shared.pagination import Keyset, Listing, Rows, fetch_page
+from shared.reading import Reading
 
 Q = func.lower(bindparam("q"))
 USERS = Listing(
@@ -32,9 +32,7 @@ USERS = Listing(
 )
 
 
-async def list_users(
-    session: AsyncConnection, query: UserQuery, after: Keyset | None = None
-) -> Rows:
+async def list_users(session: Reading, query: UserQuery, after: Keyset | None = None) -> Rows:
     """A page of the accounts that match; a whole address is found however it is spelled."""
     if query.q:
         query = query.model_copy(update={"q": normal_email(query.q)})

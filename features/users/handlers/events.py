@@ -3,7 +3,6 @@
 from uuid import UUID
 
 from sqlalchemy import bindparam, case, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -11,6 +10,7 @@ from features.users.access import Caller
 from features.users.schemas import EventPublic, EventQuery
 from features.users.tables import Event, EventKind
 from shared.pagination import Keyset, Listing, Rows, fetch_page
+from shared.reading import Reading
 
 PRIVATE = ("address", "user_agent")  # of an administrator, to those whom they administer
 OWN = col(Event.actor_id).is_(None)
@@ -48,7 +48,7 @@ async def record(
 
 
 async def list_events(
-    session: AsyncConnection, user_id: UUID, query: EventQuery, after: Keyset | None = None
+    session: Reading, user_id: UUID, query: EventQuery, after: Keyset | None = None
 ) -> Rows:
     """A page of what happened to an account."""
     return await fetch_page(session, EVENTS, query, after, user_id=user_id)

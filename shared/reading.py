@@ -1,0 +1,224 @@
+"""Reading: statements of SQLAlchemy Core, sent by asyncpg itself, and the rows that come back.
+
+A read is no unit of work and makes no objects: what SQLAlchemy's own connection does around a
+statement takes longer than the statement (`python -m tests.benchmarks.layers`).
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from functools import lru_cache
+from typing import Any, TypeAlias
+
+import structlog
+from asyncpg import InterfaceError, InternalClientError, PostgresError, Record, create_pool
+from asyncpg.pool import PoolConnectionProxy
+from sqlalchemy import Executable
+from sqlalchemy.dialects.postgresql.asyncpg import dialect
+from sqlalchemy.sql.compiler import SQLCompiler
+
+from shared.errors import Unavailable
+
+CONNECT_TIMEOUT_SECONDS = 3.0
+RELEASE_TIMEOUT_SECONDS = 1.0  # for a statement that was given up to end
+CLOSE_TIMEOUT_SECONDS = 2.0
+CONNECT_ERRORS = (OSError, TimeoutError, PostgresError, InterfaceError)
+"""What asyncpg raises while it connects."""
+
+STATEMENTS = 1_000  # that are kept compiled
+DIALECT = dialect()  # type: ignore[no-untyped-call]
+NOTHING: Mapping[str, Any] = {}
+
+log = structlog.get_logger(__name__)
+
+
+class Row(Record):
+    """A row of a result: its columns are attributes."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+Connection: TypeAlias = "PoolConnectionProxy[Row]"
+Connections: TypeAlias = Callable[[], AbstractAsyncContextManager[Connection]]
+
+
+class ReadPool:
+    """Connections to read by, each made when it is first needed; `size` at most.
+
+    `bounds` is a statement, with which each transaction begins: behind a pooler in transaction
+    mode, where nothing outlasts one, statements are in one and have no names.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        size: int,
+        wait_seconds: float,
+        server_settings: Mapping[str, str],
+        bounds: str | None = None,
+    ) -> None:
+        self.size, self.wait_seconds, self.bounds = size, wait_seconds, bounds
+        self._places = asyncio.Semaphore(size)
+        pooled: dict[str, Any] = {"statement_cache_size": 0} if bounds else {}
+        self._pool = create_pool(
+            url,
+            min_size=0,
+            max_size=size,
+            max_inactive_connection_lifetime=0,
+            reset=_leave,
+            record_class=Row,
+            timeout=CONNECT_TIMEOUT_SECONDS,
+            server_settings=dict(server_settings),
+            **pooled,
+        )
+
+    @property
+    def in_use(self) -> int:
+        """How many connections are at work."""
+        return self._pool.get_size() - self._pool.get_idle_size()
+
+    @asynccontextmanager
+    async def connection(self, *, snapshot: bool = False) -> AsyncIterator[Connection]:
+        """A connection; all statements of a `snapshot` see one state, and may have cursors.
+
+        Raises:
+            Unavailable: none became free in time.
+            OSError, TimeoutError, PostgresError, InterfaceError: none can be made.
+        """
+        async with place(self._places, self.wait_seconds, "The service is busy; please try again"):
+            await self._pool  # opens it, once; that takes no connection
+            connection = await self._pool.acquire()
+            try:
+                async with self._transaction(connection, snapshot=snapshot):
+                    yield connection
+            finally:
+                with suppress(TimeoutError):
+                    await self._pool.release(connection, timeout=RELEASE_TIMEOUT_SECONDS)
+
+    @asynccontextmanager
+    async def _transaction(self, connection: Connection, *, snapshot: bool) -> AsyncIterator[None]:
+        if not snapshot and self.bounds is None:
+            yield
+            return
+        isolation: Any = "repeatable_read" if snapshot else None
+        async with connection.transaction(isolation=isolation, readonly=True):
+            if self.bounds:
+                await connection.execute(self.bounds)
+            yield
+
+    async def close(self) -> None:
+        """Closes all connections; one that is still at work is not waited for."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
+                await (await self._pool).close()
+
+
+class Reading:
+    """A read session: no unit, but statements that each see what is newest. None of them holds
+    a connection longer than it runs, so a session may be kept while something else is waited for.
+    """
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+
+    async def fetch(self, statement: Executable, values: Mapping[str, Any] = NOTHING) -> list[Row]:
+        """All rows of a statement; `values` may have more than its parameters.
+
+        Raises:
+            Unavailable: there is no connection, or it was lost.
+            PostgresError: the statement failed.
+        """
+        sql, arguments = compiled(statement, values)
+        async with self._connections() as connection:
+            with _told_if_lost(connection):
+                return await connection.fetch(sql, *arguments)
+
+    async def fetch_one(
+        self, statement: Executable, values: Mapping[str, Any] = NOTHING
+    ) -> Row | None:
+        """The first row of a statement, if there is any; raises as `fetch` does."""
+        rows = await self.fetch(statement, values)
+        return rows[0] if rows else None
+
+
+class SnapshotReading:
+    """A read session whose statements all see one snapshot."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def batches(
+        self, statement: Executable, values: Mapping[str, Any], size: int
+    ) -> AsyncIterator[Sequence[Row]]:
+        """The rows of a statement as they are read, up to `size` at once; raises as
+        `Reading.fetch` does."""
+        sql, arguments = compiled(statement, values)
+        with _told_if_lost(self._connection):
+            cursor = await self._connection.cursor(sql, *arguments)
+        while True:
+            with _told_if_lost(self._connection):
+                batch = await cursor.fetch(size)
+            if not batch:
+                return
+            yield batch
+
+
+@asynccontextmanager
+async def place(places: asyncio.Semaphore, seconds: float, busy: str) -> AsyncIterator[None]:
+    """
+    Raises:
+        Unavailable: no place became free within so many seconds.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            await places.acquire()
+    except TimeoutError:
+        log.warning("no_place", detail=busy)
+        raise Unavailable(busy) from None
+    try:
+        yield
+    finally:
+        places.release()
+
+
+def compiled(statement: Executable, values: Mapping[str, Any]) -> tuple[str, list[Any]]:
+    """The SQL of a statement, and its arguments in their order.
+
+    Raises:
+        InvalidRequestError: a parameter has no value.
+    """
+    compiler = _compiler(statement)
+    parameters = compiler.construct_params(values)
+    return compiler.string, [parameters[name] for name in compiler.positiontup or ()]
+
+
+@lru_cache(STATEMENTS)
+def _compiler(statement: Executable) -> SQLCompiler:
+    compiler = statement.compile(dialect=DIALECT)  # type: ignore[attr-defined]
+    assert isinstance(compiler, SQLCompiler)
+    return compiler
+
+
+@contextmanager
+def _told_if_lost(connection: Connection) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, InterfaceError, InternalClientError) as error:
+        if not _is_lost(connection):
+            raise
+        raise Unavailable("The database connection was lost; please try again") from error
+
+
+def _is_lost(connection: Connection) -> bool:
+    try:
+        return connection.is_closed()
+    except InterfaceError:  # the pool took it back when it closed
+        return True
+
+
+async def _leave(_connection: object) -> None:
+    """What is done to a connection that comes back: nothing, as no read leaves anything in it."""
