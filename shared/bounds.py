@@ -9,9 +9,8 @@ from fastapi import Depends, Request
 from prometheus_client import Counter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shared.database import STREAMS_BUSY, database_of
+from shared.database import database_of, place_for_stream
 from shared.errors import RequestTimeout, Unavailable, problem
-from shared.reading import place
 from shared.telemetry import PROBES
 
 IDLE_SECONDS = 30.0  # for so long a client may send or take nothing in the middle of a stream
@@ -64,8 +63,7 @@ class BoundsMiddleware:
 
 
 async def _upload(request: Request) -> AsyncIterator[AsyncIterator[bytes]]:
-    seconds = request.app.state.settings.database_pool_timeout
-    async with place(database_of(request.app).uploads, seconds, STREAMS_BUSY):
+    async with place_for_stream(database_of(request.app).uploads, request):
         request.state.deadline.reschedule(None)
         yield _while_it_comes(request.stream())
 

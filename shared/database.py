@@ -12,12 +12,12 @@ read session is one too, read-only, and each transaction sets its own timeouts.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
 
-from asyncpg import Connection, InterfaceError, connect
+from asyncpg import Connection, InterfaceError, PostgresError, connect
 from fastapi import Depends, FastAPI, Request
 from sqlalchemy import Connection as SyncConnection
 from sqlalchemy import event
@@ -33,14 +33,14 @@ from shared.reading import (
     Reading,
     ReadPool,
     SnapshotReading,
-    place,
+    Unreachable,
+    take_place,
 )
 from shared.reading import CONNECT_ERRORS as READ_CONNECT_ERRORS
 from shared.reading import Connection as ReadConnection
 from shared.replica import Presence, RecentWriters
 from shared.settings import Settings
 
-STREAMS_BUSY = "Too many uploads or downloads are under way; please try again"
 # SQLAlchemy wraps only what comes later. It gives up with an InvalidRequestError where a new
 # connection has ended before it could be used.
 CONNECT_ERRORS = (*READ_CONNECT_ERRORS, InvalidRequestError)
@@ -227,38 +227,43 @@ async def snapshot(
     """A read session whose statements all see one snapshot, and whose rows may be streamed.
 
     Raises:
-        Unavailable: when no connection can be made.
+        Unavailable: there is no connection.
     """
     async with _connection(database, request, snapshot=True) as connection:
         yield SnapshotReading(connection)
 
 
-@asynccontextmanager
-async def _connection(
+def _connection(
     database: Database, request: Request | None, *, snapshot: bool = False
+) -> AbstractAsyncContextManager[ReadConnection]:
+    if database.writers is None:
+        return database.read_primary.connection(snapshot=snapshot)
+    return _connection_to_either(database, request, snapshot=snapshot)
+
+
+@asynccontextmanager
+async def _connection_to_either(
+    database: Database, request: Request | None, *, snapshot: bool
 ) -> AsyncIterator[ReadConnection]:
+    """To the replica, if this request may read from it and it is there; else to the primary."""
     async with AsyncExitStack() as stack:
+        connection: ReadConnection | None = None
         if await _reads_replica(database, request):
             try:
                 replica = database.read.connection(snapshot=snapshot)
                 connection = await stack.enter_async_context(replica)
-            except READ_CONNECT_ERRORS as error:
-                database.replica.missed(error)
-            else:
                 database.replica.met()
-                yield connection
-                return
-        try:
+            except (Unreachable, PostgresError) as error:
+                database.replica.missed(error)
+        if connection is None:
             primary = database.read_primary.connection(snapshot=snapshot)
             connection = await stack.enter_async_context(primary)
-        except READ_CONNECT_ERRORS as error:
-            raise Unavailable("The database cannot be reached; please try again") from error
         yield connection
 
 
 async def _reads_replica(database: Database, request: Request | None) -> bool:
     """Whether there is a replica that this request may read from."""
-    if database.writers is None or (request and await database.writers.include(request)):
+    if request and database.writers and await database.writers.include(request):
         return False
     return database.replica.worth_a_try()
 
@@ -286,12 +291,28 @@ async def _read_session(request: Request) -> Reading:
 
 
 async def _snapshot(request: Request) -> AsyncIterator[SnapshotReading]:
-    database, seconds = database_of(request.app), request.app.state.settings.database_pool_timeout
+    database = database_of(request.app)
     async with (
-        place(database.downloads, seconds, STREAMS_BUSY),
+        place_for_stream(database.downloads, request),
         snapshot(database, request) as session,
     ):
         yield session
+
+
+@asynccontextmanager
+async def place_for_stream(places: asyncio.Semaphore, request: Request) -> AsyncIterator[None]:
+    """One of these places, so that streams leave connections to everybody else.
+
+    Raises:
+        Unavailable: none became free in time.
+    """
+    seconds = request.app.state.settings.database_pool_timeout
+    busy = "Too many uploads or downloads are under way; please try again"
+    await take_place(places, seconds, busy)
+    try:
+        yield
+    finally:
+        places.release()
 
 
 WriteSession = Annotated[AsyncSession, Depends(_write_session, scope="function")]

@@ -32,6 +32,10 @@ NOTHING: Mapping[str, Any] = {}
 log = structlog.get_logger(__name__)
 
 
+class Unreachable(Unavailable):
+    """No connection to the database can be made."""
+
+
 class Row(Record):
     """A row of a result: its columns are attributes."""
 
@@ -86,24 +90,34 @@ class ReadPool:
         """A connection; all statements of a `snapshot` see one state, and may have cursors.
 
         Raises:
-            Unavailable: none became free in time.
-            OSError, TimeoutError, PostgresError, InterfaceError: none can be made.
+            Unavailable: none became free in time, or it was lost.
+            Unreachable: none can be made.
         """
-        async with place(self._places, self.wait_seconds, "The service is busy; please try again"):
-            await self._pool  # opens it, once; that takes no connection
-            connection = await self._pool.acquire()
+        await take_place(self._places, self.wait_seconds, "The service is busy; please try again")
+        try:
+            connection = await self._acquire()
             try:
-                async with self._transaction(connection, snapshot=snapshot):
-                    yield connection
+                with _told_if_lost(connection):
+                    if snapshot or self.bounds:
+                        async with self._transaction(connection, snapshot=snapshot):
+                            yield connection
+                    else:
+                        yield connection
             finally:
                 with suppress(TimeoutError):
                     await self._pool.release(connection, timeout=RELEASE_TIMEOUT_SECONDS)
+        finally:
+            self._places.release()
+
+    async def _acquire(self) -> Connection:
+        try:
+            await self._pool  # opens it, once; that takes no connection
+            return await self._pool.acquire()
+        except CONNECT_ERRORS as error:
+            raise Unreachable("The database cannot be reached; please try again") from error
 
     @asynccontextmanager
     async def _transaction(self, connection: Connection, *, snapshot: bool) -> AsyncIterator[None]:
-        if not snapshot and self.bounds is None:
-            yield
-            return
         isolation: Any = "repeatable_read" if snapshot else None
         async with connection.transaction(isolation=isolation, readonly=True):
             if self.bounds:
@@ -134,8 +148,7 @@ class Reading:
         """
         sql, arguments = compiled(statement, values)
         async with self._connections() as connection:
-            with _told_if_lost(connection):
-                return await connection.fetch(sql, *arguments)
+            return await connection.fetch(sql, *arguments)
 
     async def fetch_one(
         self, statement: Executable, values: Mapping[str, Any] = NOTHING
@@ -154,35 +167,31 @@ class SnapshotReading:
     async def batches(
         self, statement: Executable, values: Mapping[str, Any], size: int
     ) -> AsyncIterator[Sequence[Row]]:
-        """The rows of a statement as they are read, up to `size` at once; raises as
-        `Reading.fetch` does."""
+        """The rows of a statement as they are read, up to `size` at once.
+
+        Raises:
+            PostgresError: the statement failed.
+        """
         sql, arguments = compiled(statement, values)
-        with _told_if_lost(self._connection):
-            cursor = await self._connection.cursor(sql, *arguments)
-        while True:
-            with _told_if_lost(self._connection):
-                batch = await cursor.fetch(size)
-            if not batch:
-                return
+        cursor = await self._connection.cursor(sql, *arguments)
+        while batch := await cursor.fetch(size):
             yield batch
 
 
-@asynccontextmanager
-async def place(places: asyncio.Semaphore, seconds: float, busy: str) -> AsyncIterator[None]:
+async def take_place(places: asyncio.Semaphore, seconds: float, busy: str) -> None:
     """
     Raises:
         Unavailable: no place became free within so many seconds.
     """
+    if not places.locked():
+        await places.acquire()
+        return
     try:
         async with asyncio.timeout(seconds):
             await places.acquire()
     except TimeoutError:
-        log.warning("no_place", detail=busy)
+        log.warning("no_place_left", seconds=seconds)
         raise Unavailable(busy) from None
-    try:
-        yield
-    finally:
-        places.release()
 
 
 def compiled(statement: Executable, values: Mapping[str, Any]) -> tuple[str, list[Any]]:

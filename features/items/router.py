@@ -89,48 +89,6 @@ async def create(
     return await idempotency.keep(principal, answer)
 
 
-@router.post(
-    "/import",
-    responses=responses(BadRequest, RequestTimeout),
-    max_body_size=UNLIMITED,
-    openapi_extra=IMPORT_OPENAPI,
-)
-async def import_(
-    principal: Writer,
-    format_: ImportFormat,
-    gzipped: ImportEncoding,
-    body: Upload,
-    session: WriteSession,
-    dry_run: Annotated[bool, Query(description="Report what would happen, change nothing")] = False,
-) -> ImportReport:
-    """Adds or replaces items from JSON Lines or CSV, by `external_id`.
-
-    The body is a stream of any length. Rows that are not valid are reported with their line
-    number and left out; all others are taken, in one transaction. An empty cell of CSV is no value.
-    """
-    batches = parse(gunzip(body) if gzipped else body, format_)
-    return await handlers.import_items(session, principal.user_id, batches, dry_run=dry_run)
-
-
-@router.get(
-    "/export",
-    response_class=StreamingResponse,
-    responses={**responses(NotAcceptable), **EXPORT_OPENAPI},
-)
-async def export(principal: Reader, format_: ExportFormat, session: Snapshot) -> StreamingResponse:
-    """All your items as a stream, oldest first: JSON Lines, or CSV if `Accept` says so.
-
-    CSV has an empty cell where there is no value, and for an empty description.
-    """
-    batches = handlers.export_items(session, principal.user_id)
-    suffix = "csv" if format_ is Format.CSV else "jsonl"
-    return StreamingResponse(
-        write(batches, format_),
-        media_type=format_.value,
-        headers={"Content-Disposition": f'attachment; filename="items.{suffix}"'},
-    )
-
-
 @router.get(
     "/{item_id:uuid}",
     response_model=ItemPublic,
@@ -179,3 +137,45 @@ async def delete(
 ) -> None:
     """Deletes an item."""
     await handlers.delete_item(session, principal.user_id, item_id, if_match)
+
+
+@router.post(
+    "/import",
+    responses=responses(BadRequest, RequestTimeout),
+    max_body_size=UNLIMITED,
+    openapi_extra=IMPORT_OPENAPI,
+)
+async def import_(
+    principal: Writer,
+    format_: ImportFormat,
+    gzipped: ImportEncoding,
+    body: Upload,
+    session: WriteSession,
+    dry_run: Annotated[bool, Query(description="Report what would happen, change nothing")] = False,
+) -> ImportReport:
+    """Adds or replaces items from JSON Lines or CSV, by `external_id`.
+
+    The body is a stream of any length. Rows that are not valid are reported with their line
+    number and left out; all others are taken, in one transaction. An empty cell of CSV is no value.
+    """
+    batches = parse(gunzip(body) if gzipped else body, format_)
+    return await handlers.import_items(session, principal.user_id, batches, dry_run=dry_run)
+
+
+@router.get(
+    "/export",
+    response_class=StreamingResponse,
+    responses={**responses(NotAcceptable), **EXPORT_OPENAPI},
+)
+async def export(principal: Reader, format_: ExportFormat, session: Snapshot) -> StreamingResponse:
+    """All your items as a stream, oldest first: JSON Lines, or CSV if `Accept` says so.
+
+    CSV has an empty cell where there is no value, and for an empty description.
+    """
+    batches = handlers.export_items(session, principal.user_id)
+    suffix = "csv" if format_ is Format.CSV else "jsonl"
+    return StreamingResponse(
+        write(batches, format_),
+        media_type=format_.value,
+        headers={"Content-Disposition": f'attachment; filename="items.{suffix}"'},
+    )
