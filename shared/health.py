@@ -6,20 +6,21 @@ from pathlib import Path
 
 import anyio
 import structlog
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import FastAPI, Request
 from pydantic import BaseModel, Field
 from sqlalchemy.exc import SQLAlchemyError
 
 from shared.database import CONNECT_ERRORS, database_of
 from shared.errors import Unavailable, responses
 from shared.migrations import pending
+from shared.routing import Router
 from shared.tasks import Task
 
 READINESS_TIMEOUT_SECONDS = 1.5
 HEARTBEAT_SECONDS = 5.0
 
 log = structlog.get_logger(__name__)
-router = APIRouter(tags=["health"])
+router = Router(tags=["health"])
 
 
 class Health(BaseModel):

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 
 import structlog
 from asyncpg import PostgresError
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -27,6 +27,7 @@ from sqlalchemy import text
 
 from shared.database import Database, database_of, reading
 from shared.errors import Unavailable
+from shared.routing import Router
 from shared.settings import ConfigurationError
 from shared.tasks import Task
 
@@ -59,7 +60,7 @@ BACKLOG_AGE = Gauge(
 )
 
 log = structlog.get_logger(__name__)
-router = APIRouter(tags=["health"])
+router = Router(tags=["health"])
 
 
 @router.get("/metrics", response_class=PlainTextResponse)

@@ -51,7 +51,8 @@ async def statement(_: Reader, session: ReadSession) -> Response:
     return ANSWER
 
 
-async def call(app: FastAPI, path: str, token: str) -> None:
+async def call(app: FastAPI, url: str, token: str) -> None:
+    path, _, query = url.partition("?")
     scope: Scope = {
         "type": "http",
         "asgi": {"version": "3.0"},
@@ -60,7 +61,7 @@ async def call(app: FastAPI, path: str, token: str) -> None:
         "scheme": "http",
         "path": path,
         "raw_path": path.encode(),
-        "query_string": b"",
+        "query_string": query.encode(),
         "root_path": "",
         "headers": [(b"host", b"localhost"), (b"authorization", f"Bearer {token}".encode())],
         "client": ("127.0.0.1", 1),
