@@ -1,7 +1,7 @@
-"""What a request costs as data grows: owners of 10² items and of many more, in one table, beside
-thousands of other owners. Writes growth.svg beside itself.
+"""What a request costs as data grows: for owners of ever more items in one table, and for an owner
+of few items among ever more others. Writes growth.svg beside itself.
 
-python -m tests.benchmarks.growth [LARGEST]
+python -m tests.benchmarks.growth [ITEMS [OWNERS]]
 """
 
 import asyncio
@@ -12,8 +12,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from statistics import median
+from typing import TypeAlias
+from urllib.parse import urlsplit
 
 import asyncpg
+from fastapi import FastAPI
 from httpx import AsyncClient
 
 from app.main import create_app
@@ -26,6 +29,7 @@ from tests.benchmarks.common import migrated_database
 ROUNDS = 60
 OTHERS = 10_000
 ITEMS_OF_OTHERS = 10
+ITEMS_AMONG_OTHERS = 100
 FILL = """
 INSERT INTO items (id, owner_id, title, description, price)
 SELECT gen_random_uuid(), $1, (ARRAY['Enamel', 'Glass', 'Steel', 'Oak', 'Linen'])[1 + n % 5] || ' '
@@ -47,7 +51,9 @@ ENDPOINTS = ("get", "list", "list, total=false", "create", "search, lexical")
 COLOURS = ("#1b6ca8", "#d1495b", "#edae49", "#2e8b57", "#6a4c93")
 PLOT = Path(__file__).with_name("growth.svg")
 
-Times = Mapping[str, Sequence[float]]
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+Times: TypeAlias = Mapping[str, Sequence[float]]
+"""Milliseconds by endpoint, one for each size."""
 
 
 async def ask(client: AsyncClient, endpoint: str, item: str) -> float:
@@ -68,39 +74,77 @@ async def ask(client: AsyncClient, endpoint: str, item: str) -> float:
     return (time.perf_counter() - started) * 1000
 
 
-async def measure(settings: Settings, sizes: Sequence[int]) -> Times:
-    """The median of each endpoint for each size; sizes take turns."""
+async def settle(app: FastAPI, connection: Connection) -> None:
+    while await fold_changes(database_of(app)):
+        pass
+    await connection.execute("VACUUM ANALYZE", timeout=3600)
+
+
+async def newcomer(
+    app: FastAPI, connection: Connection, size: int, stack: AsyncExitStack
+) -> tuple[AsyncClient, str]:
+    """The client of a new owner of so many items, and the id of one of them."""
+    client = await stack.enter_async_context(connect(app, timeout=600))
+    await sign_in(client, f"owner-of-{size}@example.com")
+    owner = (await client.get("/users/me")).json()["id"]
+    await connection.execute(FILL, owner, size, timeout=3600)
+    return client, (await client.get("/items?limit=1")).json()["items"][0]["id"]
+
+
+async def by_items(settings: Settings, sizes: Sequence[int]) -> Times:
+    """Owners of so many items each, in one table."""
     app = create_app(settings, run_tasks=False)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(app.router.lifespan_context(app))
-        clients, items = [], []
         connection = await asyncpg.connect(settings.database_url)
+        stack.push_async_callback(connection.close)
         await connection.execute(FILL_OTHERS, OTHERS, ITEMS_OF_OTHERS, timeout=3600)
-        for size in sizes:
-            client = await stack.enter_async_context(connect(app, timeout=600))
-            await sign_in(client, f"owner-of-{size}@example.com")
-            owner = (await client.get("/users/me")).json()["id"]
-            await connection.execute(FILL, owner, size, timeout=3600)
-            clients.append(client)
-            items.append((await client.get("/items?limit=1")).json()["items"][0]["id"])
-        while await fold_changes(database_of(app)):
-            pass
-        await connection.execute("VACUUM ANALYZE", timeout=3600)
-        times: dict[str, list[float]] = {}
-        for endpoint in ENDPOINTS:
-            each: list[list[float]] = [[] for _ in sizes]
-            for _ in range(ROUNDS + 5):
-                for number, (client, item) in enumerate(zip(clients, items, strict=True)):
-                    each[number].append(await ask(client, endpoint, item))
-            times[endpoint] = [median(found[5:]) for found in each]
-        await connection.close()
+        asked = [await newcomer(app, connection, size, stack) for size in sizes]
+        await settle(app, connection)
+        return await in_turns(asked)
+
+
+async def by_owners(settings: Settings, counts: Sequence[int]) -> Times:
+    """An owner of few items among so many others: each count in a database of its own."""
+    assert settings.database_url
+    async with AsyncExitStack() as stack:
+        asked = []
+        for count in counts:
+            url = await copied(settings.database_url, f"among_{count}")
+            app = create_app(settings.model_copy(update={"database_url": url}), run_tasks=False)
+            await stack.enter_async_context(app.router.lifespan_context(app))
+            connection = await asyncpg.connect(url)
+            stack.push_async_callback(connection.close)
+            await connection.execute(FILL_OTHERS, count, ITEMS_OF_OTHERS, timeout=3600)
+            asked.append(await newcomer(app, connection, ITEMS_AMONG_OTHERS, stack))
+            await settle(app, connection)
+        return await in_turns(asked)
+
+
+async def copied(url: str, name: str) -> str:
+    """The URL of a copy of a database that nobody is connected to."""
+    parts = urlsplit(url)
+    admin = await asyncpg.connect(parts._replace(path="/postgres").geturl())
+    await admin.execute(f"CREATE DATABASE {name} TEMPLATE {parts.path[1:]}")
+    await admin.close()
+    return parts._replace(path=f"/{name}").geturl()
+
+
+async def in_turns(asked: Sequence[tuple[AsyncClient, str]]) -> Times:
+    """The median of each endpoint for each client."""
+    times: dict[str, list[float]] = {}
+    for endpoint in ENDPOINTS:
+        each: list[list[float]] = [[] for _ in asked]
+        for _ in range(ROUNDS + 5):
+            for found, (client, item) in zip(each, asked, strict=True):
+                found.append(await ask(client, endpoint, item))
+        times[endpoint] = [median(found[5:]) for found in each]
     return times
 
 
-def plot(sizes: Sequence[int], times: Times) -> str:
+def panel(left: int, title: str, sizes: Sequence[int], times: Times) -> str:
     """Both axes are logarithmic, so that what grows with the data would rise."""
-    left, top, width, height = 60, 20, 480, 260
-    highest = math.ceil(math.log10(max(max(values) for values in times.values())))
+    top, width, height, highest = 20, 300, 260, 3
     first, last = math.log10(sizes[0]), math.log10(sizes[-1])
 
     def x(size: float) -> float:
@@ -118,34 +162,53 @@ def plot(sizes: Sequence[int], times: Times) -> str:
         f'<text x="{x(size):.0f}" y="{top + height + 20}" text-anchor="middle">{size:,}</text>'
         for size in sizes
     ]
-    for number, (endpoint, values) in enumerate(times.items()):
+    for colour, values in zip(COLOURS, times.values(), strict=True):
         points = " ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in zip(sizes, values, strict=True))
-        colour, line = COLOURS[number], top + 20 + 20 * number
         drawn.append(
             f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
-            f'<text x="{left + width + 12}" y="{line}" fill="{colour}">{endpoint}</text>'
         )
     drawn.append(
         f'<text x="{left + width / 2:.0f}" y="{top + height + 44}" text-anchor="middle">'
-        "items of the owner</text>"
+        f"{title}</text>"
     )
+    return "".join(drawn)
+
+
+def plot(panels: Sequence[tuple[str, Sequence[int], Times]]) -> str:
+    drawn = [panel(60 + 380 * n, *given) for n, given in enumerate(panels)]
+    drawn += [
+        f'<text x="{70 + 145 * n}" y="360" fill="{colour}">{endpoint}</text>'
+        for n, (colour, endpoint) in enumerate(zip(COLOURS, ENDPOINTS, strict=True))
+    ]
     return (
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 700 340" '
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 780 370" '
         f'font-family="sans-serif" font-size="13">{"".join(drawn)}</svg>\n'
     )
 
 
-def main() -> None:
-    largest = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
-    sizes = [10**n for n in range(2, round(math.log10(largest)) + 1)]
-    with migrated_database() as settings:
-        times = asyncio.run(measure(settings, sizes))
-    print("| ms, median | " + " | ".join(f"{size:,} items" for size in sizes) + " |")
+def show(what: str, sizes: Sequence[int], times: Times) -> None:
+    print("\n| ms, median | " + " | ".join(f"{size:,} {what}" for size in sizes) + " |")
     print("|---" * (len(sizes) + 1) + "|")
     for endpoint, values in times.items():
-        print(f"| {endpoint} | " + " | ".join(f"{value:.1f}" for value in values) + " |")
-    PLOT.write_text(plot(sizes, times))
+        print(
+            f"| {endpoint} | " + " | ".join(f"{value:.1f}" for value in values) + " |", flush=True
+        )
+
+
+def main(most_items: int = 100_000, most_owners: int = 100_000) -> None:
+    sizes = [10**n for n in range(2, round(math.log10(most_items)) + 1)]
+    counts = [10**n for n in range(1, round(math.log10(most_owners)) + 1)]
+    with migrated_database() as settings:
+        among = asyncio.run(by_owners(settings, counts))
+        show("owners", counts, among)
+        own = asyncio.run(by_items(settings, sizes))
+        show("items", sizes, own)
+    panels = [
+        ("items of the owner", sizes, own),
+        ("other owners, of ten items each", counts, among),
+    ]
+    PLOT.write_text(plot(panels))
 
 
 if __name__ == "__main__":
-    main()
+    main(*(int(argument) for argument in sys.argv[1:3]))

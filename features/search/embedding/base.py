@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from shared.errors import Unavailable
@@ -69,4 +70,4 @@ def unit(values: NDArray[np.floating]) -> Vector:
 
 def as_text(vector: Vector) -> str:
     """As PostgreSQL reads it: `[0.1,-0.2]`."""
-    return "[" + ",".join(map(str, vector.tolist())) + "]"
+    return orjson.dumps(vector, option=orjson.OPT_SERIALIZE_NUMPY).decode()
