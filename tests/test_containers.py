@@ -88,7 +88,7 @@ def make_private_clone(folder: Path) -> None:
 @pytest.mark.timeout(1200)  # the first build downloads every dependency
 def test_the_stack_from_make_up_to_make_down(stack: Stack) -> None:
     """One test, so that one stack is built however many workers the suite has."""
-    address = up(stack, "--scale api=2 --scale worker=2")
+    address = up(stack, "--scale api=3 --scale worker=2")
     every_service_is_healthy(stack)
     an_account_can_make_an_item(address)
     the_documentation_has_its_assets(address)
@@ -112,7 +112,7 @@ def up(stack: Stack, args: str = "") -> str:
 
 
 def every_service_is_healthy(stack: Stack) -> None:
-    for service, count in {"proxy": 1, "api": 2, "worker": 2, "postgres": 1, "redis": 1}.items():
+    for service, count in {"proxy": 1, "api": 3, "worker": 2, "postgres": 1, "redis": 1}.items():
         found = [state["Health"]["Status"] for state in stack.states(service)]
         assert found == ["healthy"] * count, service
 
@@ -141,7 +141,7 @@ def the_metrics_are_not_for_everybody(address: str) -> None:
 
 
 def a_deploy_fails_no_request(stack: Stack, address: str) -> None:
-    """Both replicas are replaced, one after the other, while clients write and search."""
+    """The replicas are replaced, one after the other, while clients write and search."""
     before = {state["StartedAt"] for state in stack.states("api")}
 
     async def deploy() -> Load:
