@@ -64,15 +64,17 @@ class BoundsMiddleware:
 
 async def _upload(request: Request) -> AsyncIterator[AsyncIterator[bytes]]:
     async with place_for_stream(database_of(request.app).uploads, request):
-        request.state.deadline.reschedule(None)
-        yield _while_it_comes(request.stream())
+        yield _while_it_comes(request.stream(), request.state.deadline)
 
 
-async def _while_it_comes(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _while_it_comes(
+    pieces: AsyncIterator[bytes], deadline: asyncio.Timeout
+) -> AsyncIterator[bytes]:
     """
     Raises:
         RequestTimeout: no piece came for so long.
     """
+    deadline.reschedule(None)
     while True:
         try:
             async with asyncio.timeout(IDLE_SECONDS):
@@ -85,5 +87,6 @@ async def _while_it_comes(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 
 Upload = Annotated[AsyncIterator[bytes], Depends(_upload, scope="function")]
-"""A body of any length, as it comes, for a request that may take any time. Half as many as there
-are connections to write may be under way; one that stands still is given up."""
+"""A body of any length, as it comes. From the first look at it the request may take any time: ask
+the database something before, lest a connection that is dead be waited for. Half as many uploads
+as there are connections to write may be under way; one that stands still is given up."""

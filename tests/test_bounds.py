@@ -37,8 +37,15 @@ async def interrupted() -> None:
 
 
 @probe.post("/slow-and-may-be")
-async def slow(_: Upload) -> None:
+async def slow(body: Upload) -> None:
+    async for _ in body:
+        pass
     await asyncio.sleep(2 * SECONDS)
+
+
+@probe.post("/slow-before-the-body")
+async def slow_before(_: Upload) -> None:
+    await asyncio.sleep(60)
 
 
 @probe.get("/stream")
@@ -121,8 +128,9 @@ async def test_an_answer_that_has_begun_may_take_its_time(anonymous: AsyncClient
     assert (await anonymous.get("/probe/stream")).text == "begun\nended\n"
 
 
-async def test_a_route_may_lift_the_deadline(anonymous: AsyncClient) -> None:
+async def test_a_body_lifts_the_deadline_when_it_is_looked_at(anonymous: AsyncClient) -> None:
     assert (await anonymous.post("/probe/slow-and-may-be")).status_code == 200
+    assert "no answer" in unavailable(await anonymous.post("/probe/slow-before-the-body"))
 
 
 async def test_more_than_can_be_served_is_refused_at_once(
