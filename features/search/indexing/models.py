@@ -103,13 +103,16 @@ async def add_model(database: Database, model: Model) -> KnownModel:
 def hnsw_index(model_id: int, model: Model) -> str:
     """The definition of a model's vector index (Malkov & Yashunin 2018), behind CREATE INDEX.
 
-    More edges than pgvector's defaults: where an owner has many items that are nearly the same, a
-    graph of fewer strands some searches (recall@10 of 0.94 with m = 16, and 0.99 with 24).
+    More edges than pgvector's defaults, chosen among more: items that are nearly the same take all
+    the edges of each other, and a search then ends among those it met first. Of 300,000 rows, the
+    first 1,000 of a search have a recall@10 of 0.97 with ef_construction = 200 (more edges, m = 32,
+    do not help), and of 0.99 with 400. The index is as large; a search takes about a fifth longer,
+    a build twice as long, and a vector 3 ms to insert, not 1.6.
     """
     return (
         f"{hnsw_index_name(model_id)} ON search_embeddings "
         f"USING hnsw ((embedding::halfvec({model.dimension:d})) halfvec_cosine_ops) "
-        f"WITH (m = 24, ef_construction = 200) WHERE model_id = {model_id:d}"
+        f"WITH (m = 24, ef_construction = 400) WHERE model_id = {model_id:d}"
     )
 
 
