@@ -98,7 +98,7 @@ STATEMENTS_BY_NAME = {
 }
 HNSW = """
 CREATE INDEX ON {table} USING hnsw ((embedding::halfvec(384)) halfvec_cosine_ops)
-WITH (m = 24, ef_construction = 200)
+WITH (m = 24, ef_construction = 400)
 """
 CHURN = """
 UPDATE {side}.items SET price = 6
