@@ -103,6 +103,7 @@ class Settings(BaseSettings):
     max_concurrency: int = Field(default=200, ge=1)
     request_timeout: float = Field(default=30.0, gt=0, le=3600)
     shutdown_delay: float = Field(default=0.0, ge=0, le=300)
+    metrics_port: int | None = Field(default=None, ge=1, le=65535)
     log_format: Literal["console", "json"] | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
