@@ -243,6 +243,13 @@ async def test_dashboard_and_alerts_ask_for_what_there_is(client: AsyncClient) -
         assert asked <= shown | declared, file
 
 
+def test_each_number_of_ours_is_on_the_dashboard_or_in_an_alert() -> None:
+    files = [OBSERVABILITY / file for file in ("dashboard.json", "alerts.yaml")]
+    text = "".join(file.read_text() for file in files)
+    ours = {metric.name for metric in REGISTRY.collect() if metric.name.startswith("tessera_")}
+    assert not {name for name in ours if name not in text}
+
+
 async def test_a_database_that_is_gone_fails_no_scrape(settings: Settings) -> None:
     nowhere = "postgresql://127.0.0.1:1/gone"
     gone = settings.model_copy(update={"database_url": nowhere, "database_replica_url": nowhere})
