@@ -124,6 +124,14 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def pooler_named(self) -> "Settings":
+        if self.database_direct_url and self.database_url is None:
+            raise ValueError(
+                "APP_DATABASE_DIRECT_URL leads past a pooler, which APP_DATABASE_URL must name"
+            )
+        return self
+
+    @model_validator(mode="after")
     def queue_at_hand(self) -> "Settings":
         if self.task_queue == "celery":
             if self.redis_url is None:
