@@ -307,8 +307,8 @@ async def place_for_stream(places: asyncio.Semaphore, request: Request) -> Async
         Unavailable: none became free in time.
     """
     seconds = request.app.state.settings.database_pool_timeout
-    busy = "Too many uploads or downloads are under way; please try again"
-    await take_place(places, seconds, busy)
+    detail = "Too many uploads or downloads are under way; please try again"
+    await take_place(places, seconds, "streams", detail)
     try:
         yield
     finally:

@@ -10,6 +10,7 @@ from urllib.parse import quote
 import httpx
 from fastapi import APIRouter, FastAPI
 from httpx import Response
+from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 from structlog.stdlib import ProcessorFormatter
 
@@ -73,6 +74,11 @@ def parsed(text: str) -> dict[Sample, float]:
         for family in text_string_to_metric_families(text)
         for found in family.samples
     }
+
+
+def shed(reason: str) -> float:
+    """How many requests this process has refused for want of that."""
+    return REGISTRY.get_sample_value("tessera_requests_shed_total", {"reason": reason}) or 0
 
 
 def scraped(url: str) -> dict[Sample, float]:
