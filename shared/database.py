@@ -269,8 +269,8 @@ async def _reads_replica(database: Database, request: Request | None) -> bool:
 
 
 @asynccontextmanager
-async def listening(database: Database) -> AsyncIterator["Connection[Any]"]:
-    """A connection of its own, outside the pool, for LISTEN."""
+async def past_pooler(database: Database) -> AsyncIterator["Connection[Any]"]:
+    """A connection of its own, outside of any pool: for LISTEN, and what else needs a session."""
     connection = await connect(database.direct_url, timeout=CONNECT_TIMEOUT_SECONDS)
     try:
         yield connection
