@@ -98,15 +98,11 @@ def worker(
         Path | None,
         typer.Option("--heartbeat", help="Touch this file every 5 s while the database answers."),
     ] = None,
-    metrics_port: Annotated[
-        int | None,
-        typer.Option(min=1, max=65535, help="Answer Prometheus at /metrics on this port."),
-    ] = None,
 ) -> None:
     """Run the background work without serving HTTP; any number of these may run."""
     with plain_errors(), running_database(load_settings(Settings)) as settings:
-        if metrics_port:
-            serve_metrics(metrics_port)
+        if settings.metrics_port:
+            serve_metrics(settings.metrics_port)
         own = [heartbeat(heartbeat_file)] if heartbeat_file else []
         asyncio.run(_run_until_stopped(create_app(settings), own))
 

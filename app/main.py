@@ -128,7 +128,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 def _performer(settings: Settings) -> Perform:
     if settings.task_queue == "inline":
         return drain
-    from app.worker import send  # and with it Celery, which nobody else has to have
+    from app.messages import send  # and with it Celery, which nobody else has to have
 
     return send
 

@@ -19,7 +19,6 @@ from typing import Any
 import uvicorn
 import uvloop
 from fastapi import FastAPI
-from prometheus_client.multiprocess import mark_process_dead
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.supervisors import Multiprocess
@@ -148,23 +147,11 @@ class Workers(Multiprocess):
     each in turn."""
 
     on_ready: OnReady
-    known: frozenset[int] = frozenset()
 
     def init_processes(self) -> None:
         super().init_processes()
-        self.known = self._running()
         if all(process.wait_until_ready(START_TIMEOUT_SECONDS) for process in self.processes):
             self.on_ready()
-
-    def keep_subprocess_alive(self) -> None:
-        super().keep_subprocess_alive()
-        running = self._running()
-        for ended in self.known - running:
-            mark_process_dead(ended)  # type: ignore[no-untyped-call]
-        self.known = running
-
-    def _running(self) -> frozenset[int]:
-        return frozenset(process.pid for process in self.processes if process.pid)
 
     def restart_all(self) -> None:
         # uvicorn gives a new process no more time to start than an old one has to answer.

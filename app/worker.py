@@ -1,88 +1,42 @@
 """Background work on Celery, with `APP_TASK_QUEUE=celery`: `celery -A app.worker worker`.
 
-What is to be done stands in PostgreSQL; a message only says which task to look at. The API's
-processes, and `python -m app worker`, send one when a NOTIFY says so and every so often anyway:
-a Redis that loses every message delays work, and loses none. Any number of workers may run.
-
-A message is one batch, and whoever has done something sends the next. Each task has a queue of
-its own name, and workers take from them in turn: so mail waits for no backlog of another kind.
+Any number of workers may run, each with as many processes as `--concurrency` says. With
+`APP_METRICS_PORT` the first process of a worker tells what all of them count.
 """
 
-import asyncio
 import logging
+import os
 from collections.abc import Mapping
 from contextlib import ExitStack
+from tempfile import TemporaryDirectory
 
-import structlog
 from anyio.from_thread import BlockingPortal, start_blocking_portal
-from celery import Celery
-from celery.signals import setup_logging, worker_process_init, worker_process_shutdown
+from celery.signals import (
+    setup_logging,
+    worker_init,
+    worker_process_init,
+    worker_process_shutdown,
+)
 from fastapi import FastAPI
-from kombu.entity import Queue
-from kombu.exceptions import OperationalError
 from opentelemetry.context import Context
-from opentelemetry.propagate import extract, inject
+from opentelemetry.propagate import extract
 from opentelemetry.trace import SpanKind
-from redis import Redis, RedisError
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from app.main import background_tasks, create_app
-from shared.features import find_features
-from shared.logging import configure_logging
 from shared.settings import Settings, load_settings
-from shared.tasks import Task, drain_batch, report_failure
-from shared.telemetry import tracer
 
-PAUSE_SECONDS = 0.2  # between two messages of a process for one task, however much is written
-REDIS_TIMEOUT_SECONDS = 1.0
-START_SECONDS = 60.0  # for a process to start; 4 would be Celery's own choice, for far less
+metrics_port = load_settings(Settings).metrics_port
+if metrics_port:
+    # Whether to count in files is decided once, when the first counter is declared: by an import.
+    counted = TemporaryDirectory(prefix="tessera-metrics-")
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = counted.name
 
-log = structlog.get_logger(__name__)
-url = load_settings(Settings).redis_url
-redis = Redis.from_url(
-    url or "redis://127.0.0.1:6379/0",
-    retry=Retry(NoBackoff(), 0),
-    socket_timeout=REDIS_TIMEOUT_SECONDS,
-    socket_connect_timeout=REDIS_TIMEOUT_SECONDS,
-)
-names = [task.name for task in background_tasks(find_features())]
-celery = Celery(
-    "tessera",
-    broker=url,
-    broker_connection_retry_on_startup=True,
-    broker_transport_options={
-        # A message is a hint, so none is acknowledged; and a worker that holds some when Redis
-        # goes away would die on putting them back (kombu 5.7).
-        "ack_emulation": False,
-        "socket_timeout": REDIS_TIMEOUT_SECONDS,
-        "socket_connect_timeout": REDIS_TIMEOUT_SECONDS,
-    },
-    task_ignore_result=True,
-    task_queues=[Queue(name) for name in names],  # type: ignore[no-untyped-call]
-    worker_disable_prefetch=True,
-    worker_proc_alive_timeout=START_SECONDS,
-)
-
-
-async def send(_app: FastAPI, task: Task) -> None:
-    """Has some worker look at a task."""
-    await asyncio.to_thread(send_message, task)
-    await asyncio.sleep(PAUSE_SECONDS)
-
-
-def send_message(task: Task) -> None:
-    """Leaves a message that says which task to look at, unless one waits to be read already.
-    One that is lost is no loss: within the task's period there will be another."""
-    try:
-        if redis.llen(task.name):
-            return
-        with tracer.start_as_current_span(f"send {task.name}", kind=SpanKind.PRODUCER):
-            trace: dict[str, str] = {}
-            inject(trace)
-            celery.send_task("drain", (task.name, trace), queue=task.name, retry=False)
-    except (OperationalError, RedisError) as error:
-        log.warning("message_not_sent", task=task.name, error=str(error))
+from app.main import create_app  # noqa: E402
+from app.messages import celery, send_message  # noqa: E402
+from shared.commands import plain_errors  # noqa: E402
+from shared.logging import configure_logging  # noqa: E402
+from shared.metrics import serve_metrics  # noqa: E402
+from shared.tasks import Task, drain_batch, report_failure  # noqa: E402
+from shared.telemetry import tracer  # noqa: E402
 
 
 class WorkerProcess:
@@ -123,6 +77,13 @@ def _drain_batch(task: Task, context: Context) -> int:
         return 0
 
 
+def show_metrics(**_: object) -> None:
+    """In the first process: those of the pool begin later."""
+    if metrics_port:
+        with plain_errors():
+            serve_metrics(metrics_port)
+
+
 def set_up_logging(**_: object) -> None:
     """Celery leaves logging alone where somebody listens to its signal."""
     configure_logging(load_settings(Settings))
@@ -133,5 +94,6 @@ def set_up_logging(**_: object) -> None:
 process = WorkerProcess()
 celery.task(drain_by_name, name="drain")
 setup_logging.connect(set_up_logging)
+worker_init.connect(show_metrics)
 worker_process_init.connect(process.start, weak=False)
 worker_process_shutdown.connect(process.stop, weak=False)

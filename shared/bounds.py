@@ -10,13 +10,12 @@ from prometheus_client import Counter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared.database import database_of, place_for_stream
-from shared.errors import RequestTimeout, Unavailable, problem
+from shared.errors import RequestTimeout, Unavailable, busy, problem
 from shared.telemetry import PROBES
 
 IDLE_SECONDS = 30.0  # for so long a client may send or take nothing in the middle of a stream
 
 log = structlog.get_logger(__name__)
-SHED = Counter("tessera_requests_shed_total", "Requests that were refused: too many were under way")
 EXPIRED = Counter("tessera_requests_expired_total", "Requests given up at their deadline")
 
 
@@ -33,9 +32,7 @@ class BoundsMiddleware:
             await self.app(scope, receive, send)
             return
         if self.under_way >= self.concurrency:
-            SHED.inc()
-            busy = Unavailable("The service is busy; please try again")
-            await problem(Request(scope), busy)(scope, receive, send)
+            await problem(Request(scope), busy("concurrency"))(scope, receive, send)
             return
         self.under_way += 1
         try:

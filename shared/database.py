@@ -269,8 +269,8 @@ async def _reads_replica(database: Database, request: Request | None) -> bool:
 
 
 @asynccontextmanager
-async def listening(database: Database) -> AsyncIterator["Connection[Any]"]:
-    """A connection of its own, outside the pool, for LISTEN."""
+async def past_pooler(database: Database) -> AsyncIterator["Connection[Any]"]:
+    """A connection of its own, outside of any pool: for LISTEN, and what else needs a session."""
     connection = await connect(database.direct_url, timeout=CONNECT_TIMEOUT_SECONDS)
     try:
         yield connection
@@ -307,8 +307,8 @@ async def place_for_stream(places: asyncio.Semaphore, request: Request) -> Async
         Unavailable: none became free in time.
     """
     seconds = request.app.state.settings.database_pool_timeout
-    busy = "Too many uploads or downloads are under way; please try again"
-    await take_place(places, seconds, busy)
+    detail = "Too many uploads or downloads are under way; please try again"
+    await take_place(places, seconds, "streams", detail)
     try:
         yield
     finally:

@@ -14,6 +14,7 @@ from asyncpg import PostgresError
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from prometheus_client import Counter
 from pydantic import BaseModel, Field
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -26,6 +27,10 @@ from shared.schemas import NO_NUL
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = "1"
+BUSY = "The service is busy; please try again"
+SHED = Counter(
+    "tessera_requests_shed_total", "Requests refused as too much was under way", ("reason",)
+)
 
 log = structlog.get_logger(__name__)
 
@@ -128,6 +133,12 @@ class Unavailable(Problem):
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
     headers: Mapping[str, str] = {"Retry-After": RETRY_AFTER_SECONDS}
+
+
+def busy(reason: str, detail: str = BUSY) -> Unavailable:
+    """What a request is refused with, and counted by, where there are not enough of these."""
+    SHED.labels(reason).inc()
+    return Unavailable(detail)
 
 
 TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}  # the names of RFC 9110
@@ -316,7 +327,7 @@ def database_problem(error: DBAPIError | PostgresError) -> Problem | None:
 
 async def _on_pool_timeout(request: Request, error: PoolTimeoutError) -> Response:
     log.warning("database_pool_exhausted")
-    return await _on_problem(request, Unavailable("The service is busy; please try again"))
+    return await _on_problem(request, busy("connections"))
 
 
 def install_error_handlers(app: FastAPI, constraints: Mapping[str, Problem]) -> None:

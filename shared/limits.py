@@ -1,11 +1,14 @@
 """Rate limits: counted in Redis where it is set, so that all processes share them, else here.
 
-A Redis that does not answer limits nothing away: this process counts on its own meanwhile.
+A Redis that does not answer limits nothing away: this process counts on its own meanwhile, and
+asks for it again after some seconds, so that not every request waits for it.
 The headers of a refusal are those of draft-ietf-httpapi-ratelimit-headers.
 """
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv6Network, ip_address
 
@@ -17,9 +20,9 @@ from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from limits.errors import StorageError
 from prometheus_client import Counter
 
+from shared.cache import FAILURES, PAUSE_SECONDS, REDIS_TIMEOUT_SECONDS
 from shared.errors import TooManyRequests
 
-REDIS_TIMEOUT_SECONDS = 0.25
 RATE_LIMITED = Counter("tessera_rate_limited_total", "Requests refused by a limit", ("limit",))
 
 log = structlog.get_logger(__name__)
@@ -49,6 +52,7 @@ class Limiter:
         self._enabled = enabled
         self._local = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._shared = SlidingWindowCounterRateLimiter(_redis(redis_url)) if redis_url else None
+        self._alone_until = 0.0
 
     async def hit(self, limit: Limit, *who: str) -> None:
         """Counts one request.
@@ -58,22 +62,32 @@ class Limiter:
         """
         if not self._enabled:
             return
-        if self._shared:
-            try:
+        if self._shared and not self._alone:
+            with self._alone_if_it_fails():
                 await _hit(self._shared, limit, who)
-            except StorageError as error:
-                log.warning("limits_not_shared", error=str(error))
-            else:
                 return
         await _hit(self._local, limit, who)
 
     async def forget(self, limit: Limit, *who: str) -> None:
         """Starts to count anew."""
-        for counter in filter(None, (self._shared, self._local)):
-            try:
-                await counter.clear(limit.rate, limit.name, *who)
-            except StorageError as error:
+        await self._local.clear(limit.rate, limit.name, *who)
+        if self._shared and not self._alone:
+            with self._alone_if_it_fails():
+                await self._shared.clear(limit.rate, limit.name, *who)
+
+    @property
+    def _alone(self) -> bool:
+        return time.monotonic() < self._alone_until
+
+    @contextmanager
+    def _alone_if_it_fails(self) -> Iterator[None]:
+        try:
+            yield
+        except StorageError as error:
+            FAILURES.inc()
+            if not self._alone:  # the first of many that have waited
                 log.warning("limits_not_shared", error=str(error))
+            self._alone_until = time.monotonic() + PAUSE_SECONDS
 
 
 async def _hit(

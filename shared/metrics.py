@@ -7,8 +7,9 @@ import asyncio
 import math
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import structlog
 from asyncpg import PostgresError
@@ -19,6 +20,7 @@ from prometheus_client import (
     REGISTRY,
     CollectorRegistry,
     Gauge,
+    Metric,
     generate_latest,
     start_http_server,
 )
@@ -89,8 +91,27 @@ def _registry() -> CollectorRegistry:
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         return REGISTRY
     registry = CollectorRegistry()
-    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    Processes(registry)  # type: ignore[no-untyped-call]
     return registry
+
+
+class Processes(MultiProcessCollector):
+    """What all have counted in the files of one folder. What has ended counts on what it did, but
+    no more on what it has in use."""
+
+    def collect(self) -> Iterable[Metric]:
+        for file in Path(self._path).glob("gauge_live*.db"):
+            if not _is_running(int(file.stem.rpartition("_")[2])):
+                file.unlink(missing_ok=True)  # another of them may have been asked too
+        return super().collect()  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
 
 
 @asynccontextmanager

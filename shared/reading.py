@@ -17,7 +17,7 @@ from sqlalchemy import Executable
 from sqlalchemy.dialects.postgresql.asyncpg import dialect
 from sqlalchemy.sql.compiler import SQLCompiler
 
-from shared.errors import Unavailable
+from shared.errors import BUSY, Unavailable, busy
 
 CONNECT_TIMEOUT_SECONDS = 3.0
 RELEASE_TIMEOUT_SECONDS = 1.0  # for a statement that was given up to end
@@ -93,7 +93,7 @@ class ReadPool:
             Unavailable: none became free in time, or it was lost.
             Unreachable: none can be made.
         """
-        await take_place(self._places, self.wait_seconds, "The service is busy; please try again")
+        await take_place(self._places, self.wait_seconds, "connections")
         try:
             connection = await self._acquire()
             try:
@@ -178,7 +178,9 @@ class SnapshotReading:
             yield batch
 
 
-async def take_place(places: asyncio.Semaphore, seconds: float, busy: str) -> None:
+async def take_place(
+    places: asyncio.Semaphore, seconds: float, reason: str, detail: str = BUSY
+) -> None:
     """
     Raises:
         Unavailable: no place became free within so many seconds.
@@ -191,7 +193,7 @@ async def take_place(places: asyncio.Semaphore, seconds: float, busy: str) -> No
             await places.acquire()
     except TimeoutError:
         log.warning("no_place_left", seconds=seconds)
-        raise Unavailable(busy) from None
+        raise busy(reason, detail) from None
 
 
 def compiled(statement: Executable, values: Mapping[str, Any]) -> tuple[str, list[Any]]:

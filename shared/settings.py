@@ -103,6 +103,7 @@ class Settings(BaseSettings):
     max_concurrency: int = Field(default=200, ge=1)
     request_timeout: float = Field(default=30.0, gt=0, le=3600)
     shutdown_delay: float = Field(default=0.0, ge=0, le=300)
+    metrics_port: int | None = Field(default=None, ge=1, le=65535)
     log_format: Literal["console", "json"] | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -119,6 +120,14 @@ class Settings(BaseSettings):
         if self.smtp_url is None:
             raise ValueError(
                 "APP_SMTP_URL is required when APP_ENV=prod; `log:` writes mails to the log"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def pooler_named(self) -> "Settings":
+        if self.database_direct_url and self.database_url is None:
+            raise ValueError(
+                "APP_DATABASE_DIRECT_URL leads past a pooler, which APP_DATABASE_URL must name"
             )
         return self
 

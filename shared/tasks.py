@@ -18,7 +18,7 @@ from asyncpg import Connection
 from fastapi import FastAPI
 from prometheus_client import Counter, Histogram
 
-from shared.database import CONNECT_ERRORS, database_of, listening
+from shared.database import CONNECT_ERRORS, database_of, past_pooler
 from shared.errors import Unavailable
 from shared.telemetry import tracer
 
@@ -138,7 +138,7 @@ async def _listen(app: FastAPI, tasks: Sequence[Task], wake: dict[str, asyncio.E
 
     while channels:
         with suppress(*CONNECT_ERRORS):
-            async with listening(database_of(app)) as connection:
+            async with past_pooler(database_of(app)) as connection:
                 for channel in channels:
                     await connection.add_listener(channel, on_notify)
                 for event in wake.values():

@@ -1,14 +1,17 @@
-"""What these tests share: an application with a route of the test's own, and problems."""
+"""What these tests share: an application with a route of the test's own, problems, and numbers."""
 
 import io
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import quote
 
+import httpx
 from fastapi import APIRouter, FastAPI
 from httpx import Response
+from prometheus_client import REGISTRY
+from prometheus_client.parser import text_string_to_metric_families
 from structlog.stdlib import ProcessorFormatter
 
 from app.main import create_app
@@ -55,3 +58,28 @@ def captured_log() -> io.StringIO:
         if isinstance(handler.formatter, ProcessorFormatter):
             handler.setStream(lines)  # type: ignore[attr-defined]  # it is our StreamHandler
     return lines
+
+
+Sample: TypeAlias = tuple[str, frozenset[tuple[str, str]]]
+"""The name and the labels of a number at /metrics."""
+
+
+def sample(name: str, /, **labels: str) -> Sample:
+    return name, frozenset(labels.items())
+
+
+def parsed(text: str) -> dict[Sample, float]:
+    return {
+        sample(found.name, **found.labels): found.value
+        for family in text_string_to_metric_families(text)
+        for found in family.samples
+    }
+
+
+def shed(reason: str) -> float:
+    """How many requests this process has refused for want of that."""
+    return REGISTRY.get_sample_value("tessera_requests_shed_total", {"reason": reason}) or 0
+
+
+def scraped(url: str) -> dict[Sample, float]:
+    return parsed(httpx.get(url, timeout=30).raise_for_status().text)

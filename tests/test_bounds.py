@@ -16,7 +16,7 @@ from shared.bounds import Upload
 from shared.database import ReadSession
 from shared.errors import Unavailable
 from shared.settings import Settings
-from tests.probing import app_with, problem
+from tests.probing import app_with, problem, shed
 from tests.serving import ROOT, environment
 
 SECONDS = 1.0
@@ -139,8 +139,10 @@ async def test_more_than_can_be_served_is_refused_at_once(
     holders = [asyncio.create_task(anonymous.get("/probe/held")) for _ in range(2)]
     for _ in holders:
         await app.state.held.acquire()
+    before = shed("concurrency")
     refused = await anonymous.get("/items")
     assert "busy" in unavailable(refused)
+    assert shed("concurrency") == before + 1
     assert (await anonymous.get("/readyz")).status_code == 200
     app.state.gate.set()
     assert [(await holder).status_code for holder in holders] == [200, 200]

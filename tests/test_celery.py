@@ -25,7 +25,7 @@ from shared.testing import PASSWORD
 from shared.testing.servers import execute
 from tests.collecting import Collector
 from tests.copying import BIN
-from tests.probing import captured_log
+from tests.probing import captured_log, sample, scraped
 from tests.serving import ROOT, Redis, children, environment, free_port, serving
 
 WITHIN_SECONDS = 60.0
@@ -59,12 +59,13 @@ def variables(settings: Settings, redis: Redis) -> dict[str, str]:
 
 @contextmanager
 def celery_worker(
-    variables: dict[str, str], folder: Path, processes: int = 2
+    variables: dict[str, str], folder: Path, processes: int = 2, pool: str = "prefork"
 ) -> Iterator[subprocess.Popen[bytes]]:
     """`celery -A app.worker worker` with some processes, as long as the block."""
+    how = ["--concurrency", str(processes), "--pool", pool]
     with (folder / "celery.log").open("ab") as log:
         process = subprocess.Popen(
-            [BIN / "celery", "-A", "app.worker", "worker", "--concurrency", str(processes)],
+            [BIN / "celery", "-A", "app.worker", "worker", *how],
             cwd=ROOT,
             env=environment(variables),
             stdout=log,
@@ -227,6 +228,40 @@ def waiting(client: httpx.Client, task: str) -> float:
     metrics = client.get("/metrics").raise_for_status().text
     line = f'tessera_backlog_rows{{state="waiting",task="{task}"}} '
     return float(metrics.partition(line)[2].split()[0])
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("pool", ["prefork", "solo"])
+def test_one_port_tells_what_all_processes_of_a_worker_count(
+    client: httpx.Client,  # whose address is to be confirmed by a mail
+    variables: dict[str, str],
+    pool: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    files = tmp_path / "files"
+    files.mkdir()
+    monkeypatch.setenv("TMPDIR", str(files))
+    port = free_port()
+    metrics = f"http://127.0.0.1:{port}/metrics"
+    done = sample("tessera_task_rows_total", task="deliver_mail")
+
+    def counting() -> set[int]:
+        labels = [dict(labels) for name, labels in scraped(metrics)]
+        return {int(found["pid"]) for found in labels if found.get("pool") == "write"}
+
+    with celery_worker(variables | {"metrics_port": str(port)}, tmp_path, pool=pool) as worker:
+        eventually(lambda: waiting(client, "deliver_mail") == 0)
+        eventually(lambda: scraped(metrics).get(done) == 1)
+        if pool == "prefork":
+            eventually(lambda: counting() == set(children(worker.pid)))
+            killed = min(counting())
+            os.kill(killed, signal.SIGKILL)
+            eventually(lambda: killed not in counting())
+        else:
+            assert counting() == {worker.pid}
+        assert scraped(metrics)[done] == 1
+    assert not list(files.glob("tessera-*"))
 
 
 def test_a_batch_that_fails_is_no_error_of_celerys(

@@ -183,6 +183,29 @@ async def test_sessions_keep_their_bounds_and_leave_none_behind(
             await other.close()
 
 
+@pytest.mark.timeout(240)
+async def test_a_reindex_goes_past_the_pooler_where_it_must(
+    client: AsyncClient, pooled_url: str, database_url: str, settings: Settings
+) -> None:
+    await client.post("/items", json={"title": "Kettles", "price": 5})
+    variables = environment(
+        {
+            "env": "test",
+            "database_url": pooled_url,
+            "database_direct_url": database_url,
+            "secret_key": settings.secret(),
+            "search_language": "simple",
+        }
+    )
+    command = [sys.executable, "-m", "app", "reindex"]
+    done = await asyncio.to_thread(
+        subprocess.run, command, cwd=ROOT, env=variables, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    status = (await client.get("/search/status")).json()
+    assert (status["indexed"], status["pending"]) == (1, 0)
+
+
 def test_migrations_go_past_the_pooler(database_url: str) -> None:
     nowhere = f"postgresql://127.0.0.1:{free_port()}/tessera"
     settings = {"env": "test", "database_url": nowhere, "database_direct_url": database_url}

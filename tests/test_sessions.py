@@ -17,7 +17,7 @@ from shared.database import ReadSession, Snapshot, WriteSession, database_of
 from shared.errors import Conflict
 from shared.settings import Settings
 from shared.testing import Server, SignUp, connect
-from tests.probing import app_with, problem
+from tests.probing import app_with, problem, shed
 from tests.resilience.servers import Proxy
 
 TABLES = """
@@ -130,6 +130,12 @@ async def app(settings: Settings, gate: Gate) -> AsyncIterator[FastAPI]:
             gate.entered.set()
             await gate.opened.wait()
 
+    @router.get("/probe/held-stream", tags=["probe"])
+    async def held_stream(_: Snapshot) -> None:
+        """Holds a place for a stream."""
+        gate.entered.set()
+        await gate.opened.wait()
+
     assert settings.database_url
     await execute(settings.database_url, TABLES)
     taken = Conflict("This row is there already")
@@ -223,12 +229,28 @@ async def test_a_pool_that_is_exhausted_refuses(
         asyncio.create_task(anonymous.get(f"/probe/held-{kind}")),
     ]
     await gate.entered.wait()
+    before = shed("connections")
     refused = await anonymous.get(f"/probe/held-{kind}")
     assert "busy" in unavailable(refused)
+    assert shed("connections") == before + 1
     assert (await anonymous.get("/readyz")).status_code == 200
     gate.opened.set()
     assert [(await holder).status_code for holder in holders] == [200, 200]
     assert (await anonymous.get(f"/probe/held-{kind}")).status_code == 200
+
+
+async def test_streams_are_refused_before_all_connections_are_theirs(
+    anonymous: AsyncClient, gate: Gate
+) -> None:
+    holder = asyncio.create_task(anonymous.get("/probe/held-stream"))
+    await gate.entered.wait()
+    before = shed("streams")
+    refused = await anonymous.get("/probe/held-stream")
+    assert "uploads or downloads" in unavailable(refused)
+    assert shed("streams") == before + 1
+    assert (await anonymous.get("/readyz")).status_code == 200
+    gate.opened.set()
+    assert (await holder).status_code == 200
 
 
 async def test_connections_that_the_server_has_closed_cost_no_request(

@@ -79,6 +79,10 @@ def test_each_wrong_value_is_told_in_a_line_of_its_own() -> None:
         ({"APP_LOG_LEVEL": "loud"}, "APP_LOG_LEVEL: Input should be 'debug', 'info', "),
         ({"APP_DATABASE_URL": "mysql://host/db"}, "APP_DATABASE_URL: must be a URL like postgres"),
         ({"APP_DATABASE_URL": "postgresql://h:x/db"}, "APP_DATABASE_URL: must be a URL like post"),
+        (
+            {"APP_DATABASE_DIRECT_URL": "postgresql://host/db"},
+            "APP_DATABASE_DIRECT_URL leads past a pooler, which APP_DATABASE_URL must name",
+        ),
         ({"APP_REDIS_URL": "redis://h:x"}, "APP_REDIS_URL: Port could not be cast"),
         ({"APP_SMTP_URL": "smtp://h:x"}, "APP_SMTP_URL: Port could not be cast"),
         ({"APP_SENTRY_DSN": "nonsense"}, "APP_SENTRY_DSN: must be a URL like https://key@"),

@@ -22,12 +22,12 @@ import pytest
 from httpx import AsyncClient
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from prometheus_client import REGISTRY
-from prometheus_client.parser import text_string_to_metric_families
 
 from app.main import create_app
 from shared.settings import Settings
 from shared.testing import PASSWORD, connect
 from tests.collecting import Collector
+from tests.probing import Sample, parsed, sample, scraped
 from tests.serving import ROOT, environment, serving
 
 SECRET = "correct-horse-battery"
@@ -200,23 +200,11 @@ def spans_with(collector: Collector, name: str, value: str) -> list[Span]:
     ]
 
 
-async def numbers(client: AsyncClient) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+async def numbers(client: AsyncClient) -> dict[Sample, float]:
     """Each sample at /metrics, by its name and labels."""
     answer = await client.get("/metrics")
     assert answer.status_code == 200, answer.text
     return parsed(answer.text)
-
-
-def parsed(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    return {
-        (sample.name, frozenset(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
-
-
-def sample(name: str, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
-    return name, frozenset(labels.items())
 
 
 async def test_requests_are_counted_by_the_template_of_their_route(client: AsyncClient) -> None:
@@ -255,6 +243,13 @@ async def test_dashboard_and_alerts_ask_for_what_there_is(client: AsyncClient) -
         assert asked <= shown | declared, file
 
 
+def test_each_number_of_ours_is_on_the_dashboard_or_in_an_alert() -> None:
+    files = [OBSERVABILITY / file for file in ("dashboard.json", "alerts.yaml")]
+    text = "".join(file.read_text() for file in files)
+    ours = {metric.name for metric in REGISTRY.collect() if metric.name.startswith("tessera_")}
+    assert not {name for name in ours if name not in text}
+
+
 async def test_a_database_that_is_gone_fails_no_scrape(settings: Settings) -> None:
     nowhere = "postgresql://127.0.0.1:1/gone"
     gone = settings.model_copy(update={"database_url": nowhere, "database_replica_url": nowhere})
@@ -263,10 +258,6 @@ async def test_a_database_that_is_gone_fails_no_scrape(settings: Settings) -> No
         shown = await numbers(client)
     assert sample("tessera_database_connections_max", pool="read") in shown
     assert all(isnan(shown[name]) for name in shown if name[0].startswith("tessera_backlog"))
-
-
-def scraped(url: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    return parsed(httpx.get(url, timeout=30).raise_for_status().text)
 
 
 @pytest.mark.timeout(240)
@@ -304,11 +295,11 @@ def test_a_worker_without_http_has_metrics(
         "env": "test",
         "database_url": settings.database_url or "",
         "secret_key": settings.secret(),
+        "metrics_port": str(unused_tcp_port),
     }
-    command = ["app", "worker", f"--metrics-port={unused_tcp_port}"]
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", *command], cwd=ROOT, env=environment(wanted), stderr=log
+            [sys.executable, "-m", "app", "worker"], cwd=ROOT, env=environment(wanted), stderr=log
         )
     try:
         rows = sample("tessera_task_batch_seconds_count", task="search_embeddings")

@@ -20,7 +20,7 @@ import structlog
 from asyncpg import Connection
 
 from features.users.tokens import LEEWAY_SECONDS
-from shared.database import CONNECT_ERRORS, Database, listening
+from shared.database import CONNECT_ERRORS, Database, past_pooler
 
 CHANNEL = "access"
 SWEEP_SECONDS = 0.25
@@ -84,7 +84,7 @@ class Revocations:
         """For ever; connects again whenever that is needed."""
         while True:
             try:
-                async with listening(self.database) as connection:
+                async with past_pooler(self.database) as connection:
                     await connection.add_listener(CHANNEL, lambda *_: self._news.set())
                     # It may be another database now, or one that was set back: read all of it.
                     self._connection, self._horizon = connection, 0

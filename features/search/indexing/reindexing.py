@@ -3,9 +3,10 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
+from asyncpg import Connection
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from features.search.embedding import Embedder
 from features.search.indexing.documents import LOCK, NO_TIMEOUTS, change_language, settle
@@ -17,17 +18,17 @@ from features.search.indexing.models import (
     hnsw_index_name,
     prepare,
 )
-from shared.database import Database
+from shared.database import Database, past_pooler
 
 POLL_SECONDS = 0.5
 
 WAITING = text("SELECT count(*) FROM search_queue WHERE model_id = :model AND NOT parked")
-IS_VALID = text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)")
+IS_VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass($1)"
 PARKED = text("""
 SELECT count(*) FROM search_queue WHERE parked
 AND model_id = (SELECT id FROM search_models WHERE active)
 """)
-OTHERS = text("SELECT id FROM search_models WHERE id <> :model")
+OTHERS = "SELECT id FROM search_models WHERE id <> $1"
 SWITCH = [
     text("UPDATE search_models SET active = false WHERE active AND id <> :model"),
     text("UPDATE search_models SET active = true WHERE id = :model"),
@@ -92,12 +93,10 @@ async def _embed_all(
 async def _build_index(database: Database, known: KnownModel) -> None:
     name = hnsw_index_name(known.id)
     async with _unbounded(database) as session:
-        if (await session.execute(IS_VALID, {"name": name})).scalar() is False:
-            await session.execute(
-                text(f"DROP INDEX CONCURRENTLY {name}")
-            )  # a build that was cut off
+        if await session.fetchval(IS_VALID, name) is False:  # a build that was cut off
+            await session.execute(f"DROP INDEX CONCURRENTLY {name}")
         definition = hnsw_index(known.id, known.model)
-        await session.execute(text(f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {definition}"))
+        await session.execute(f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {definition}")
 
 
 async def _switch(database: Database, known: KnownModel) -> None:
@@ -109,9 +108,9 @@ async def _switch(database: Database, known: KnownModel) -> None:
 
 async def _forget_others(database: Database, known: KnownModel) -> None:
     async with _unbounded(database) as session:
-        for other in (await session.execute(OTHERS, {"model": known.id})).scalars():
-            name = hnsw_index_name(other)
-            await session.execute(text(f"DROP INDEX CONCURRENTLY IF EXISTS {name}"))
+        for other in await session.fetch(OTHERS, known.id):
+            name = hnsw_index_name(other["id"])
+            await session.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
     async with database.write.begin() as session:
         await session.execute(NO_TIMEOUTS)
         for statement in FORGET_OTHERS:
@@ -123,16 +122,10 @@ async def _forget_others(database: Database, known: KnownModel) -> None:
 
 
 @asynccontextmanager
-async def _unbounded(database: Database) -> AsyncIterator[AsyncConnection]:
+async def _unbounded(database: Database) -> AsyncIterator["Connection[Any]"]:
     """A session without transactions, whose statements take and wait as long as they need. What
     they wait for keeps nobody else waiting, as long as they are CONCURRENTLY."""
-    engine = database.write.execution_options(isolation_level="AUTOCOMMIT")
-    bounds = ("statement_timeout", "lock_timeout")
-    async with engine.connect() as session:
-        for bound in bounds:
-            await session.execute(text(f"SET {bound} = 0"))
-        try:
-            yield session
-        finally:
-            for bound in bounds:
-                await session.execute(text(f"RESET {bound}"))
+    async with past_pooler(database) as session:
+        for bound in ("statement_timeout", "lock_timeout"):
+            await session.execute(f"SET {bound} = 0")
+        yield session

@@ -8,6 +8,7 @@ import asyncpg
 import pytest
 from fastapi import FastAPI
 from httpx import AsyncClient
+from sqlalchemy import event
 from typer.testing import CliRunner
 
 from features.search.commands import commands
@@ -236,3 +237,18 @@ async def test_a_reindex_tells_what_the_model_did_not_embed_and_tries_it_again(
     endpoint.poison = None
     assert "did not embed" not in await run()
     assert (await client.get("/search/status")).json()["indexed"] == 2
+
+
+async def test_a_pooler_is_sent_nothing_that_outlasts_a_transaction(
+    app: FastAPI, client: AsyncClient
+) -> None:
+    await add(client, "Kettle")
+    sent: list[str] = []
+    event.listen(
+        database_of(app).write.sync_engine,
+        "before_cursor_execute",
+        lambda _connection, _cursor, statement, *_: sent.append(statement),
+    )
+    await run_reindex(app, "english")
+    assert sent
+    assert not [each for each in sent if each.startswith(("SET", "RESET")) or "CONCURR" in each]

@@ -1,0 +1,43 @@
+"""Rate limits, while the Redis that shares them is frozen."""
+
+import signal
+import time
+
+import pytest
+
+from shared.cache import PAUSE_SECONDS, REDIS_TIMEOUT_SECONDS
+from shared.errors import TooManyRequests
+from shared.limits import Limiter, new_limit
+from tests.probing import captured_log
+from tests.serving import Redis
+from tests.test_cache import failures
+
+
+async def test_a_frozen_redis_slows_one_request_and_limits_nothing_away(
+    redis: Redis, app: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limiter, limit = Limiter(redis.url, enabled=True), new_limit("probe", "5/minute")
+    await limiter.hit(limit, "ada")
+    lines, before = captured_log(), failures()
+    redis.signal(signal.SIGSTOP)
+    await limiter.hit(limit, "ada")
+
+    started = time.perf_counter()
+    for _ in range(4):
+        await limiter.hit(limit, "ada")
+    with pytest.raises(TooManyRequests):
+        await limiter.hit(limit, "ada")
+    await limiter.forget(limit, "ada")
+    await limiter.hit(limit, "ada")
+    assert time.perf_counter() - started < REDIS_TIMEOUT_SECONDS
+    assert failures() == before + 1
+    assert lines.getvalue().count("limits_not_shared") == 1
+
+    redis.signal(signal.SIGCONT)
+    clock = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + PAUSE_SECONDS)
+    another = Limiter(redis.url, enabled=True)
+    for _ in range(5):
+        await another.hit(limit, "grace")
+    with pytest.raises(TooManyRequests):
+        await limiter.hit(limit, "grace")
