@@ -2,11 +2,17 @@
 
 import asyncio
 
+import asyncpg
 from fastapi import FastAPI
 
 from shared.errors import Unavailable
 from shared.tasks import Task, drain, running
 from tests.probing import captured_log
+
+END_THE_LISTENER = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE datname = current_database() AND query LIKE 'LISTEN%'
+"""
 
 
 async def test_a_task_that_fails_while_it_is_cancelled_stops_all_the_same(app: FastAPI) -> None:
@@ -39,3 +45,23 @@ async def test_a_database_that_is_away_is_no_error(app: FastAPI) -> None:
         await asyncio.sleep(0)
     assert "task_postponed" in lines.getvalue()
     assert "Traceback" not in lines.getvalue()
+
+
+async def test_a_notification_wakes_a_task_also_after_the_connection_was_lost(
+    app: FastAPI, database_url: str
+) -> None:
+    batches: asyncio.Queue[None] = asyncio.Queue()
+
+    async def find_nothing(_app: FastAPI) -> int:
+        batches.put_nowait(None)
+        return 0
+
+    task = Task(name="probe", drain=find_nothing, every=600, channel="probe")
+    connection = await asyncpg.connect(database_url)
+    async with asyncio.timeout(30), running(app, [task], drain):
+        for _ in range(2):
+            await batches.get()  # at the start, then once it listens
+        for statement in ("NOTIFY probe", END_THE_LISTENER, "NOTIFY probe"):
+            await connection.execute(statement)
+            await batches.get()
+    await connection.close()
