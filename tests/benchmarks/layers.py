@@ -4,11 +4,11 @@ called without a server or a socket between.
 python -m tests.benchmarks.layers
 """
 
-import asyncio
 import statistics
 import time
 from typing import Annotated
 
+import uvloop
 from fastapi import FastAPI, Response
 from sqlalchemy import literal, select
 from starlette.types import Message, Scope
@@ -105,7 +105,7 @@ async def measure(settings: Settings) -> dict[str, float]:
 
 def main() -> None:
     with migrated_database() as settings:
-        found = asyncio.run(measure(settings))
+        found = uvloop.run(measure(settings))
     whole, before = max(found.values()), 0.0
     print("| what | CPU µs | of the whole |\n|---|---|---|")
     for name, until in found.items():
