@@ -8,17 +8,10 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from fastapi import FastAPI, Response
+from fastapi import FastAPI
 from httpx import AsyncClient
 
-from tests.benchmarks.layers import call
-
-least = FastAPI()
-
-
-@least.get("/")
-async def nothing() -> Response:
-    return Response()
+from tests.benchmarks.layers import call, least
 
 
 @contextmanager

@@ -28,6 +28,13 @@ ANSWER = Response(b'{"id": 1}', media_type="application/json")
 
 Reader = Annotated[Principal, requires("items:read")]
 layers = Router(prefix="/layers")
+least = FastAPI()
+
+
+@least.get("/")
+async def alone() -> Response:
+    """As little as FastAPI does for any request."""
+    return ANSWER
 
 
 @layers.get("/nothing")
@@ -85,20 +92,21 @@ async def measure(settings: Settings) -> dict[str, float]:
     logging = settings.model_copy(update={"log_level": "info", "log_format": "json"})
     app = create_app(logging, run_tasks=False)
     app.include_router(layers)
-    paths = {
-        "middleware, routing, the log line": "/layers/nothing",
-        "the token and its scopes": "/layers/principal",
-        "a read session": "/layers/session",
-        "a statement that asks for nothing": "/layers/statement",
-        "the item: path, row, model, entity tag, JSON": get.path,
+    routes = {
+        "FastAPI alone": (least, "/"),
+        "middleware, the routers of all slices, the log line": (app, "/layers/nothing"),
+        "the token and its scopes": (app, "/layers/principal"),
+        "a read session": (app, "/layers/session"),
+        "a statement that asks for nothing": (app, "/layers/statement"),
+        "the item: path, row, model, entity tag, JSON": (app, get.path),
     }
-    found: dict[str, list[float]] = {name: [] for name in paths}
+    found: dict[str, list[float]] = {name: [] for name in routes}
     async with app.router.lifespan_context(app):
         for _ in range(ROUNDS):
-            for name, path in paths.items():
+            for name, (asked, path) in routes.items():
                 started = time.thread_time()
                 for _ in range(CALLS):
-                    await call(app, path, token)
+                    await call(asked, path, token)
                 found[name].append((time.thread_time() - started) / CALLS * 1e6)
     return {name: statistics.median(each[ROUNDS // 10 :]) for name, each in found.items()}
 

@@ -114,15 +114,6 @@ class Load:
         if self.healed and not self.recovery:
             self.recovery = time.monotonic() - self.healed
 
-    async def write_once(self, client: httpx.AsyncClient) -> bool:
-        """Whether one write was acknowledged; if not, it is not sent again."""
-        titles = (secrets.token_hex(8),)
-        self.attempted.append(titles)
-        acknowledged = await self._post(client, 0, titles)
-        if acknowledged:
-            self.acknowledged.append(titles)
-        return acknowledged
-
     async def _post(self, client: httpx.AsyncClient, turn: int, titles: tuple[str, ...]) -> bool:
         body = json.dumps({"title": titles[0], "price": 5})
         headers = {"Idempotency-Key": titles[0], "Content-Type": "application/json"}
