@@ -9,9 +9,11 @@ import time
 from typing import Annotated
 
 import uvloop
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 from sqlalchemy import literal, select
-from starlette.types import Message, Scope
+from starlette.applications import Starlette
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Scope
 
 from app.main import create_app
 from shared.auth import Principal, requires
@@ -29,6 +31,13 @@ ANSWER = Response(b'{"id": 1}', media_type="application/json")
 Reader = Annotated[Principal, requires("items:read")]
 layers = Router(prefix="/layers")
 least = FastAPI()
+
+
+async def barely(_request: Request) -> Response:
+    return ANSWER
+
+
+starlette = Starlette(routes=[Route("/", barely)])
 
 
 @least.get("/")
@@ -58,7 +67,7 @@ async def statement(_: Reader, session: ReadSession) -> Response:
     return ANSWER
 
 
-async def call(app: FastAPI, url: str, token: str) -> None:
+async def call(app: ASGIApp, url: str, token: str) -> None:
     path, _, query = url.partition("?")
     scope: Scope = {
         "type": "http",
@@ -92,7 +101,8 @@ async def measure(settings: Settings) -> dict[str, float]:
     logging = settings.model_copy(update={"log_level": "info", "log_format": "json"})
     app = create_app(logging, run_tasks=False)
     app.include_router(layers)
-    routes = {
+    routes: dict[str, tuple[ASGIApp, str]] = {
+        "Starlette alone": (starlette, "/"),
         "FastAPI alone": (least, "/"),
         "middleware, the routers of all slices, the log line": (app, "/layers/nothing"),
         "the token and its scopes": (app, "/layers/principal"),
