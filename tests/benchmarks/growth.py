@@ -181,7 +181,7 @@ def plot(panels: Sequence[tuple[str, Sequence[int], Times]]) -> str:
         for n, (colour, endpoint) in enumerate(zip(COLOURS, ENDPOINTS, strict=True))
     ]
     return (
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 780 370" '
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="-12 0 800 370" '
         f'font-family="sans-serif" font-size="13">{"".join(drawn)}</svg>\n'
     )
 
