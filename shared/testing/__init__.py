@@ -18,6 +18,7 @@ from app.main import create_app
 from shared.features import Feature, find_features, with_dependencies
 from shared.settings import Settings
 from shared.testing.bodies import body
+from shared.testing.calls import keep_calls
 from shared.testing.clients import (
     PASSWORD,
     Mails,
@@ -49,6 +50,7 @@ __all__ = [
     "connect",
     "events",
     "keep_budgets",
+    "keep_calls",
     "machine",
     "mails",
     "max_queries",

@@ -9,17 +9,18 @@ import time
 from typing import Annotated
 
 import uvloop
-from fastapi import FastAPI, Request, Response
+from fastapi import Request, Response
 from sqlalchemy import literal, select
 from starlette.applications import Starlette
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Scope
+from starlette.types import ASGIApp
 
 from app.main import create_app
 from shared.auth import Principal, requires
 from shared.database import ReadSession
 from shared.routing import Router
 from shared.settings import Settings
+from shared.testing import calls
 from tests.benchmarks.common import migrated_database
 from tests.benchmarks.endpoints import prepare
 
@@ -30,7 +31,6 @@ ANSWER = Response(b'{"id": 1}', media_type="application/json")
 
 Reader = Annotated[Principal, requires("items:read")]
 layers = Router(prefix="/layers")
-least = FastAPI()
 
 
 async def barely(_request: Request) -> Response:
@@ -38,12 +38,6 @@ async def barely(_request: Request) -> Response:
 
 
 starlette = Starlette(routes=[Route("/", barely)])
-
-
-@least.get("/")
-async def alone() -> Response:
-    """As little as FastAPI does for any request."""
-    return ANSWER
 
 
 @layers.get("/nothing")
@@ -67,34 +61,6 @@ async def statement(_: Reader, session: ReadSession) -> Response:
     return ANSWER
 
 
-async def call(app: ASGIApp, url: str, token: str) -> None:
-    path, _, query = url.partition("?")
-    scope: Scope = {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": "GET",
-        "scheme": "http",
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": query.encode(),
-        "root_path": "",
-        "headers": [(b"host", b"localhost"), (b"authorization", f"Bearer {token}".encode())],
-        "client": ("127.0.0.1", 1),
-        "server": ("127.0.0.1", 2),
-    }
-    sent: list[Message] = []
-
-    async def receive() -> Message:
-        return {"type": "http.request", "body": b"", "more_body": False}
-
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    await app(scope, receive, send)
-    assert sent[0]["status"] == 200, sent
-
-
 async def measure(settings: Settings) -> dict[str, float]:
     """CPU microseconds of this thread for one call, the median; the routes take turns."""
     token, (get, *_) = await prepare(settings)
@@ -103,7 +69,7 @@ async def measure(settings: Settings) -> dict[str, float]:
     app.include_router(layers)
     routes: dict[str, tuple[ASGIApp, str]] = {
         "Starlette alone": (starlette, "/"),
-        "FastAPI alone": (least, "/"),
+        "FastAPI alone": (calls.least, "/"),
         "middleware, the routers of all slices, the log line": (app, "/layers/nothing"),
         "the token and its scopes": (app, "/layers/principal"),
         "a read session": (app, "/layers/session"),
@@ -116,7 +82,7 @@ async def measure(settings: Settings) -> dict[str, float]:
             for name, (asked, path) in routes.items():
                 started = time.thread_time()
                 for _ in range(CALLS):
-                    await call(asked, path, token)
+                    await calls.get(asked, path, token)
                 found[name].append((time.thread_time() - started) / CALLS * 1e6)
     return {name: statistics.median(each[ROUNDS // 10 :]) for name, each in found.items()}
 

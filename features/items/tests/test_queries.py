@@ -1,9 +1,10 @@
-"""How many statements each endpoint may send to the database."""
+"""How many statements each endpoint may send to the database, and what else a request takes."""
 
+from fastapi import FastAPI
 from httpx import AsyncClient
 
 from features.items.schemas import ItemCreate
-from shared.testing import body, max_queries
+from shared.testing import body, keep_calls, max_queries
 
 
 async def test_each_endpoint_keeps_its_budget_of_queries(client: AsyncClient) -> None:
@@ -45,3 +46,9 @@ async def test_answers_stay_small(client: AsyncClient) -> None:
         made = await client.post("/items", json={"title": f"Mug {number:02}", "price": 9.99})
     assert len((await client.get(made.headers["location"])).content) < 230
     assert len((await client.get("/items")).content) < 20 * 230 + 100
+
+
+async def test_requests_call_few_functions(app: FastAPI, client: AsyncClient) -> None:
+    made = await client.post("/items", json={"title": "Enamel mug", "price": 12.5})
+    await keep_calls(client, app, made.headers["location"], most=7.4)
+    await keep_calls(client, app, "/items", most=10.2)

@@ -1,11 +1,13 @@
-"""How many statements each endpoint may send to the database: the table of README.md."""
+"""How many statements each endpoint may send to the database: the table of README.md. And what
+else a search takes."""
 
 from pathlib import Path
 
+from fastapi import FastAPI
 from httpx import AsyncClient
 
 from features.search.tests.conftest import Index
-from shared.testing import keep_budgets
+from shared.testing import keep_budgets, keep_calls
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -24,3 +26,8 @@ async def test_each_endpoint_keeps_its_budget_of_queries(client: AsyncClient, in
             "GET /search/status": client.get("/search/status"),
         },
     )
+
+
+async def test_a_search_calls_few_functions(app: FastAPI, client: AsyncClient) -> None:
+    await client.post("/items", json={"title": "Enamel mug", "price": 12.5})
+    await keep_calls(client, app, "/search?q=mug&mode=lexical", most=10.6)
