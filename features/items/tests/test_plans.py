@@ -8,12 +8,12 @@ from uuid import UUID
 import asyncpg
 import pytest
 from sqlalchemy import Select
-from sqlalchemy.dialects.postgresql.asyncpg import dialect
 
 from features.items.handlers.listing import ITEMS
 from features.items.handlers.single import ONE
 from features.items.schemas import ItemSort
 from shared.pagination import count_statement, page_statement
+from shared.reading import compiled
 
 OWNERS = 20
 ITEMS_EACH = 500
@@ -43,13 +43,12 @@ async def plan(
     connection: "asyncpg.Connection[Any]", statement: Select[Any], **values: Any
 ) -> list[dict[str, Any]]:
     """The nodes of the plan that PostgreSQL chooses, as it was executed."""
-    compiled = statement.compile(dialect=dialect())  # type: ignore[no-untyped-call]
     row = await connection.fetchrow("SELECT id, owner_id FROM items LIMIT 1")
     assert row
     known = {"id": row["id"], "owner_id": row["owner_id"], "skip": 0, "rows": 21} | values
-    given = [known[name] for name in compiled.positiontup or []]
-    explain = f"EXPLAIN (ANALYZE, FORMAT JSON) {compiled.string}"
-    return list(_nodes(json.loads(await connection.fetchval(explain, *given))[0]["Plan"]))
+    sql, arguments = compiled(statement, known)
+    explain = f"EXPLAIN (ANALYZE, FORMAT JSON) {sql}"
+    return list(_nodes(json.loads(await connection.fetchval(explain, *arguments))[0]["Plan"]))
 
 
 def _nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
