@@ -14,6 +14,7 @@ from shared.errors import RequestTimeout, Unavailable, busy, problem
 from shared.telemetry import PROBES
 
 IDLE_SECONDS = 30.0  # for so long a client may send or take nothing in the middle of a stream
+STREAM_SECONDS = 600.0  # for so long a stream may stand still, whatever holds it up
 
 log = structlog.get_logger(__name__)
 EXPIRED = Counter("tessera_requests_expired_total", "Requests given up at their deadline")
@@ -21,7 +22,7 @@ EXPIRED = Counter("tessera_requests_expired_total", "Requests given up at their 
 
 class BoundsMiddleware:
     """Refuses at once what could only wait, so that the rest stays fast; and gives up, with
-    503, what has no answer within `seconds`. An answer that has begun may take its time."""
+    503, what has no answer within `seconds`. A stream may take its time, as long as it moves."""
 
     def __init__(self, app: ASGIApp, concurrency: int, seconds: float) -> None:
         self.app, self.concurrency, self.seconds = app, concurrency, seconds
@@ -41,9 +42,12 @@ class BoundsMiddleware:
             self.under_way -= 1
 
     async def _in_time(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
         async def send_at_leisure(message: Message) -> None:
-            if not deadline.expired():
-                deadline.reschedule(None)
+            nonlocal begun
+            begun = True
+            _move(deadline)
             await send(message)
 
         try:
@@ -54,9 +58,16 @@ class BoundsMiddleware:
             if not deadline.expired():
                 raise
             EXPIRED.inc()
-            log.warning("deadline_passed")
+            log.warning("deadline_passed", begun=begun)
+            if begun:
+                raise
             late = Unavailable(f"There was no answer within {self.seconds:g} s; please try again")
             await problem(Request(scope), late)(scope, receive, send)
+
+
+def _move(deadline: asyncio.Timeout) -> None:
+    if not deadline.expired():
+        deadline.reschedule(asyncio.get_running_loop().time() + STREAM_SECONDS)
 
 
 async def _upload(request: Request) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -71,8 +82,8 @@ async def _while_it_comes(
     Raises:
         RequestTimeout: no piece came for so long.
     """
-    deadline.reschedule(None)
     while True:
+        _move(deadline)
         try:
             async with asyncio.timeout(IDLE_SECONDS):
                 piece = await anext(pieces)
@@ -84,6 +95,7 @@ async def _while_it_comes(
 
 
 Upload = Annotated[AsyncIterator[bytes], Depends(_upload, scope="function")]
-"""A body of any length, as it comes. From the first look at it the request may take any time: ask
-the database something before, lest a connection that is dead be waited for. Half as many uploads
-as there are connections to write may be under way; one that stands still is given up."""
+"""A body of any length, as it comes. From the first look at it the request may take its time: ask
+the database something before, so that a dead connection is known as soon as anywhere else. Half as
+many uploads as there are connections to write may be under way; one that stands still is given up.
+"""

@@ -49,6 +49,13 @@ UNNAMED: Mapping[str, Any] = {
     "prepared_statement_name_func": lambda: "",
 }
 """What SQLAlchemy is told about prepared statements where a pooler cannot keep them."""
+KEEPALIVE: Mapping[str, str] = {
+    "tcp_keepalives_idle": "30",
+    "tcp_keepalives_interval": "10",
+    "tcp_keepalives_count": "3",
+}
+"""Whoever vanished without closing its connections holds its locks for a minute, not for hours."""
+IDLE_SECONDS = 300.0  # for so long a transaction may stand still, whatever holds it up
 
 
 @dataclass(frozen=True)
@@ -142,9 +149,10 @@ def _bounds(settings: Settings) -> tuple[dict[str, str], str | None]:
     bounds = {
         "statement_timeout": _milliseconds(settings.database_statement_timeout),
         "lock_timeout": _milliseconds(settings.database_lock_timeout),
+        "idle_in_transaction_session_timeout": _milliseconds(IDLE_SECONDS),
     }
     if settings.database_direct_url is None:
-        return own | bounds, None
+        return {**own, **KEEPALIVE, **bounds}, None
     each = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in bounds.items())
     return own, f"SELECT {each}"
 

@@ -12,6 +12,7 @@ from fastapi.responses import StreamingResponse
 from httpx import AsyncClient, Response
 from sqlalchemy import text
 
+from shared import bounds
 from shared.bounds import Upload
 from shared.database import ReadSession
 from shared.errors import Unavailable
@@ -131,6 +132,14 @@ async def test_an_answer_that_has_begun_may_take_its_time(anonymous: AsyncClient
 async def test_a_body_lifts_the_deadline_when_it_is_looked_at(anonymous: AsyncClient) -> None:
     assert (await anonymous.post("/probe/slow-and-may-be")).status_code == 200
     assert "no answer" in unavailable(await anonymous.post("/probe/slow-before-the-body"))
+
+
+async def test_a_stream_that_stands_still_is_given_up(
+    anonymous: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "STREAM_SECONDS", 0.2)
+    assert "no answer" in unavailable(await anonymous.post("/probe/slow-and-may-be"))
+    assert (await anonymous.get("/probe/held")).text == "begun\n"  # and is broken off
 
 
 async def test_more_than_can_be_served_is_refused_at_once(

@@ -160,9 +160,12 @@ async def test_sessions_keep_their_bounds_and_leave_none_behind(
     app: FastAPI, settings: Settings, pooled_url: str
 ) -> None:
     asked = text("SELECT name, setting FROM pg_settings WHERE name LIKE ANY (:names)")
-    names = {"names": ["statement_timeout", "lock_timeout", "transaction_read_only"]}
-
-    limits = {"statement_timeout": "10000", "lock_timeout": "3000"}
+    limits = {
+        "statement_timeout": "10000",
+        "lock_timeout": "3000",
+        "idle_in_transaction_session_timeout": "300000",
+    }
+    names = {"names": [*limits, "transaction_read_only"]}
     async with transaction(database_of(app)) as session:
         rows = await (await session.connection()).execute(asked, names)
         bounds = {row.name: row.setting for row in rows}

@@ -13,6 +13,7 @@ from httpx import AsyncClient, Response
 from sqlalchemy import event, text
 from sqlalchemy.engine import make_url
 
+from shared import database
 from shared.database import ReadSession, Snapshot, WriteSession, database_of
 from shared.errors import Conflict
 from shared.settings import Settings
@@ -70,6 +71,13 @@ async def slow_driver(session: WriteSession) -> None:
     """Takes longer than any statement may, past SQLAlchemy, as COPY does."""
     driver: Any = (await (await session.connection()).get_raw_connection()).driver_connection
     await driver.execute("SELECT pg_sleep(60)")
+
+
+@probe.post("/standing-still")
+async def standing_still(session: WriteSession) -> None:
+    """Does nothing for longer than a transaction may."""
+    await (await session.connection()).execute(text("INSERT INTO mapped VALUES (1)"))
+    await asyncio.sleep(1)
 
 
 @probe.post("/suicide")
@@ -218,6 +226,16 @@ async def test_a_lock_that_others_hold_is_not_waited_for(
 async def test_a_statement_that_takes_too_long_is_cut_off(anonymous: AsyncClient) -> None:
     assert "too long" in unavailable(await anonymous.get("/probe/slow"))
     assert "too long" in unavailable(await anonymous.post("/probe/slow-driver"))
+
+
+async def test_a_transaction_that_stands_still_is_ended_with_its_locks(
+    settings: Settings, app: FastAPI, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of a process that hangs, for one."""
+    monkeypatch.setattr(database, "IDLE_SECONDS", 0.2)
+    async with app_with(settings, probe) as impatient, connect(impatient) as client:
+        assert "lost" in unavailable(await client.post("/probe/standing-still"))
+    assert await count(database_url) == 0
 
 
 @pytest.mark.parametrize("kind", ["write", "read"])

@@ -58,6 +58,7 @@ class Proxy:
     target: int = 0
     holds: bool = False
     _streams: set[asyncio.StreamWriter] = field(default_factory=set)
+    _to_server: set[asyncio.StreamWriter] = field(default_factory=set)
     _silent: set[asyncio.StreamWriter] = field(default_factory=set)
 
     async def start(self) -> asyncio.Server:
@@ -71,7 +72,10 @@ class Proxy:
         except OSError:
             writer.transport.abort()
             return
+        self._to_server.add(back)
         await asyncio.gather(self._pump(reader, back), self._pump(there, writer))
+        self._to_server.discard(back)
+        writer.close()
 
     async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         self._streams.add(sink)
@@ -80,14 +84,16 @@ class Proxy:
                 if sink not in self._silent:
                     sink.write(data)
                     await sink.drain()
-        if not self.holds:
+        if not self.holds and sink not in self._silent:
             sink.close()
         self._streams.discard(sink)
         self._silent.discard(sink)
 
     def fall_silent(self) -> None:
-        """From now on nothing passes on the connections there are, which stay open."""
+        """The server's sessions are gone, and whoever is connected does not hear of it."""
         self._silent |= self._streams
+        for back in self._to_server:
+            back.transport.abort()
 
     def hang_up(self) -> None:
         """Resets all connections."""
