@@ -14,7 +14,9 @@ from shared.errors import RequestTimeout, Unavailable, busy, problem
 from shared.telemetry import PROBES
 
 IDLE_SECONDS = 30.0  # for so long a client may send or take nothing in the middle of a stream
-STREAM_SECONDS = 600.0  # for so long a stream may stand still, whatever holds it up
+STREAM_SECONDS = (
+    1000.0  # for so long a stream may stand still: longer than PostgreSQL lets an import
+)
 
 log = structlog.get_logger(__name__)
 EXPIRED = Counter("tessera_requests_expired_total", "Requests given up at their deadline")
@@ -42,7 +44,7 @@ class BoundsMiddleware:
             self.under_way -= 1
 
     async def _in_time(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun = False
+        begun, started = False, asyncio.get_running_loop().time()
 
         async def send_at_leisure(message: Message) -> None:
             nonlocal begun
@@ -61,7 +63,8 @@ class BoundsMiddleware:
             log.warning("deadline_passed", begun=begun)
             if begun:
                 raise
-            late = Unavailable(f"There was no answer within {self.seconds:g} s; please try again")
+            allowed = round((deadline.when() or started) - started, 1)
+            late = Unavailable(f"There was no answer within {allowed:g} s; please try again")
             await problem(Request(scope), late)(scope, receive, send)
 
 

@@ -55,7 +55,7 @@ KEEPALIVE: Mapping[str, str] = {
     "tcp_keepalives_count": "3",
 }
 """Whoever vanished without closing its connections holds its locks for a minute, not for hours."""
-IDLE_SECONDS = 300.0  # for so long a transaction may stand still, whatever holds it up
+STANDSTILL_SECONDS = 300.0  # for so long a transaction may have no statement under way
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def _bounds(settings: Settings) -> tuple[dict[str, str], str | None]:
     bounds = {
         "statement_timeout": _milliseconds(settings.database_statement_timeout),
         "lock_timeout": _milliseconds(settings.database_lock_timeout),
-        "idle_in_transaction_session_timeout": _milliseconds(IDLE_SECONDS),
+        "idle_in_transaction_session_timeout": _milliseconds(STANDSTILL_SECONDS),
     }
     if settings.database_direct_url is None:
         return {**own, **KEEPALIVE, **bounds}, None

@@ -14,7 +14,14 @@ from sqlalchemy import event, text
 from sqlalchemy.engine import make_url
 
 from shared import database
-from shared.database import ReadSession, Snapshot, WriteSession, database_of
+from shared.database import (
+    ReadSession,
+    Snapshot,
+    WriteSession,
+    database_of,
+    reading,
+    transaction,
+)
 from shared.errors import Conflict
 from shared.settings import Settings
 from shared.testing import Server, SignUp, connect
@@ -232,10 +239,18 @@ async def test_a_transaction_that_stands_still_is_ended_with_its_locks(
     settings: Settings, app: FastAPI, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That of a process that hangs, for one."""
-    monkeypatch.setattr(database, "IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(database, "STANDSTILL_SECONDS", 0.2)
     async with app_with(settings, probe) as impatient, connect(impatient) as client:
         assert "lost" in unavailable(await client.post("/probe/standing-still"))
     assert await count(database_url) == 0
+
+
+async def test_the_server_looks_after_clients_that_say_nothing(app: FastAPI) -> None:
+    """Else it would keep the sessions, and the locks, of one that lost its power, for hours."""
+    shown = text("SELECT current_setting('tcp_keepalives_idle') AS seconds")
+    async with transaction(database_of(app)) as session:
+        assert (await (await session.connection()).execute(shown)).scalar_one() == "30"
+    assert [row.seconds for row in await reading(database_of(app)).fetch(shown)] == ["30"]
 
 
 @pytest.mark.parametrize("kind", ["write", "read"])
