@@ -105,19 +105,31 @@ class Redis:
     def start(self) -> None:
         command = ["redis-server", "--port", str(self.port), "--save", "", "--dir", "/"]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        self._wait_until_it_answers()
+
+    def _wait_until_it_answers(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_SECONDS
-        while not self._listens():
+        while not self._answers():
+            assert self.process
             assert self.process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
-    def _listens(self) -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+    def _answers(self) -> bool:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1) as probe:
+            probe.sendall(b"PING\r\n")
+            return probe.recv(16) == b"+PONG\r\n"
+        return False
 
-    def signal(self, number: int) -> None:
-        if self.process:
-            self.process.send_signal(number)
+    def freeze(self) -> None:
+        assert self.process
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Returns when it answers again: the kernel may wake it later."""
+        assert self.process
+        self.process.send_signal(signal.SIGCONT)
+        self._wait_until_it_answers()
 
     def kill(self) -> None:
         if self.process:

@@ -1,7 +1,6 @@
 """The cache, while Redis is gone, frozen or full."""
 
 import asyncio
-import signal
 import time
 
 import pytest
@@ -44,7 +43,7 @@ async def inflict(redis: Redis, fault: str) -> None:
     if fault == "gone":
         redis.kill()
     elif fault == "frozen":
-        redis.signal(signal.SIGSTOP)
+        redis.freeze()
     else:
         await configure(redis, maxmemory="1")
 
@@ -53,7 +52,7 @@ async def relieve(redis: Redis, fault: str) -> None:
     if fault == "gone":
         redis.start()
     elif fault == "frozen":
-        redis.signal(signal.SIGCONT)
+        redis.thaw()
     else:
         await configure(redis, maxmemory="0")
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import secrets
-import signal
 import subprocess
 import sys
 
@@ -76,12 +75,12 @@ async def test_redis_is_not_missed(stack: Stack, report: Report, fault: str) -> 
                 await load.goes_on()
                 stack.redis.start()
             case "frozen":
-                stack.redis.signal(signal.SIGSTOP)
+                stack.redis.freeze()
                 try:
                     await asyncio.sleep(FROZEN_SECONDS)
                     await load.goes_on()
                 finally:
-                    stack.redis.signal(signal.SIGCONT)
+                    stack.redis.thaw()
             case "flushed":
                 flush = ["redis-cli", "-p", str(stack.redis.port), "FLUSHALL"]
                 await asyncio.to_thread(subprocess.run, flush, check=True, capture_output=True)
