@@ -1,10 +1,12 @@
 """PostgreSQL: an engine to write, pools to read, and the unit of work of a request.
 
 A *write session* is one transaction: it commits once, after the handler has returned and
-before the first byte of the response leaves, so that a 2xx means committed. A *read
-session* has no transaction at all: every statement sees the newest snapshot, and the
-server refuses writes. It goes to the replica where one is set, but for clients who have
-just written: they read what they wrote, from the primary.
+before the first byte of the response leaves, so that a 2xx means committed. So is an *ORM
+session*, whose objects SQLAlchemy keeps track of, at the price of a few statements; a request
+has one or the other, on connections of the same pool. A *read session* has no transaction at
+all: every statement sees the newest snapshot, and the server refuses writes. It goes to the
+replica where one is set, but for clients who have just written: they read what they wrote,
+from the primary.
 
 Behind a pooler in transaction mode nothing outlasts a transaction: there, each statement of a
 read session is one too, read-only, and each transaction sets its own timeouts.
@@ -32,6 +34,7 @@ from shared.reading import (
     CONNECT_TIMEOUT_SECONDS,
     Reading,
     ReadPool,
+    Row,
     SnapshotReading,
     Unreachable,
     take_place,
@@ -40,6 +43,7 @@ from shared.reading import CONNECT_ERRORS as READ_CONNECT_ERRORS
 from shared.reading import Connection as ReadConnection
 from shared.replica import Presence, RecentWriters
 from shared.settings import Settings
+from shared.writing import Writing, unit_of_work
 
 # SQLAlchemy wraps only what comes later. It gives up with an InvalidRequestError where a new
 # connection has ended before it could be used.
@@ -62,14 +66,16 @@ STANDSTILL_SECONDS = 300.0  # for so long a transaction may have no statement un
 class Database:
     """The engines of one process. `direct_url` is a libpq URL that leads past any pooler.
 
-    `read` is the replica's, where one is set; `writers` then read from `read_primary`, and so does
-    everybody while the replica is away. `probe` has a connection of its own, to ask whether
-    PostgreSQL answers however busy the others are. `uploads` and `downloads` are the places for
-    streams, which take their time: fewer than there are connections to write and to read.
+    `begin` is how write sessions begin their transactions. `read` is the replica's, where one is
+    set; `writers` then read from `read_primary`, and so does everybody while the replica is away.
+    `probe` has a connection of its own, to ask whether PostgreSQL answers however busy the others
+    are. `uploads` and `downloads` are the places for streams, which take their time: fewer than
+    there are connections to write and to read.
     """
 
     direct_url: str
     write: AsyncEngine
+    begin: str
     read: ReadPool
     read_primary: ReadPool
     probe: AsyncEngine
@@ -105,6 +111,7 @@ def open_database(url: str, settings: Settings) -> Database:
     return Database(
         direct_url=settings.database_direct_url or url,
         write=_engine(url, settings, settings.database_pool_size),
+        begin="; ".join(filter(None, ("BEGIN", _bounds(settings)[1]))),
         read=_read_pool(replica, settings) if replica else primary,
         read_primary=primary,
         probe=_engine(url, settings, 1),
@@ -124,7 +131,11 @@ def _read_pool(url: str, settings: Settings) -> ReadPool:
 
 def _engine(url: str, settings: Settings, size: int) -> AsyncEngine:
     own, each = _bounds(settings)
-    connecting: dict[str, Any] = {"timeout": CONNECT_TIMEOUT_SECONDS, "server_settings": own}
+    connecting: dict[str, Any] = {
+        "timeout": CONNECT_TIMEOUT_SECONDS,
+        "server_settings": own,
+        "record_class": Row,
+    }
     engine = new_engine(
         url,
         connecting | ({"statement_cache_size": 0} if each else {}),
@@ -209,7 +220,7 @@ def database_of(app: FastAPI) -> Database:
 
 @asynccontextmanager
 async def transaction(database: Database) -> AsyncIterator[AsyncSession]:
-    """A write session outside a request: commits at the end, rolls back on any error.
+    """An ORM session outside a request: commits at the end, rolls back on any error.
 
     Raises:
         Unavailable: when no connection can be made.
@@ -221,6 +232,32 @@ async def transaction(database: Database) -> AsyncIterator[AsyncSession]:
             raise Unavailable("The database cannot be reached; please try again") from error
         yield session
         await session.commit()
+
+
+async def statements(session: AsyncSession) -> Writing:
+    """A write session in the transaction of an ORM session, whose objects are flushed."""
+    connection: Any = await (await session.connection()).get_raw_connection()
+    return Writing(connection.driver_connection)
+
+
+@asynccontextmanager
+async def writing(database: Database) -> AsyncIterator[Writing]:
+    """A write session outside a request: commits at the end, rolls back on any error.
+
+    Raises:
+        Unavailable: there is no connection, or it was lost.
+        PostgresError: it cannot be committed.
+    """
+    try:
+        connection = await database.write.raw_connection()
+    except CONNECT_ERRORS as error:
+        raise Unavailable("The database cannot be reached; please try again") from error
+    try:
+        driver: Any = connection.driver_connection
+        async with unit_of_work(driver, database.begin) as session:
+            yield session
+    finally:
+        connection.close()
 
 
 def reading(database: Database, request: Request | None = None) -> Reading:
@@ -286,10 +323,24 @@ async def past_pooler(database: Database) -> AsyncIterator["Connection[Any]"]:
         connection.terminate()
 
 
-async def _write_session(request: Request) -> AsyncIterator[AsyncSession]:
-    database = database_of(request.app)
-    async with transaction(database) as session:
+async def _write_session(request: Request) -> AsyncIterator[Writing]:
+    async with _one_unit(request) as database, writing(database) as session:
         yield session
+
+
+async def _orm_session(request: Request) -> AsyncIterator[AsyncSession]:
+    async with _one_unit(request) as database, transaction(database) as session:
+        yield session
+
+
+@asynccontextmanager
+async def _one_unit(request: Request) -> AsyncIterator[Database]:
+    """Who wrote is known once it is committed. What writes in two sessions could be half done."""
+    if hasattr(request.state, "writes"):
+        raise RuntimeError("A request has a WriteSession or an OrmSession, and not both")
+    request.state.writes = True
+    database = database_of(request.app)
+    yield database
     if database.writers:
         await database.writers.add(request)
 
@@ -323,8 +374,11 @@ async def place_for_stream(places: asyncio.Semaphore, request: Request) -> Async
         places.release()
 
 
-WriteSession = Annotated[AsyncSession, Depends(_write_session, scope="function")]
-"""One transaction, committed before the response leaves; handlers flush and never commit."""
+WriteSession = Annotated[Writing, Depends(_write_session, scope="function")]
+"""One transaction, committed before the response leaves; rows, not objects."""
+
+OrmSession = Annotated[AsyncSession, Depends(_orm_session, scope="function")]
+"""The same of objects, where several change together; handlers flush and never commit."""
 
 ReadSession = Annotated[Reading, Depends(_read_session)]
 """Read-only, and no unit: each statement sees what is newest; rows, not objects."""

@@ -16,7 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import Counter
 from pydantic import BaseModel, Field
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.middleware.body_limit import MAX_BODY_SIZE_SCOPE_KEY
@@ -276,15 +276,10 @@ def _unsupported_body(request: Request, invalid: RequestValidationError) -> Prob
     return UnsupportedMediaType(f"The body must be application/json, not {sent}")
 
 
-async def _on_integrity_error(request: Request, error: IntegrityError) -> Response:
-    constraint = getattr(_cause(error), "constraint_name", None)
-    problem = request.app.state.constraints.get(constraint)
-    if problem is None:
-        raise error
-    return await _on_problem(request, problem)
-
-
 async def _on_database_error(request: Request, error: DBAPIError | PostgresError) -> Response:
+    constraint = getattr(_cause(error), "constraint_name", None)
+    if violated := request.app.state.constraints.get(constraint):
+        return await _on_problem(request, violated)
     problem = database_problem(error)
     if problem is None:
         raise error
@@ -337,7 +332,6 @@ def install_error_handlers(app: FastAPI, constraints: Mapping[str, Problem]) -> 
         Problem: _on_problem,
         HTTPException: _on_http_exception,
         RequestValidationError: _on_invalid_request,
-        IntegrityError: _on_integrity_error,
         DBAPIError: _on_database_error,
         PostgresError: _on_database_error,
         PoolTimeoutError: _on_pool_timeout,

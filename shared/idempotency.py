@@ -12,17 +12,17 @@ from uuid import UUID
 
 from fastapi import Depends, FastAPI, Header, Request
 from fastapi.responses import Response
-from sqlalchemy import LargeBinary, delete, func, select, tuple_
+from sqlalchemy import LargeBinary, bindparam, delete, func, insert, select, tuple_
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlmodel import Field, SQLModel, col
-from sqlmodel.ext.asyncio.session import AsyncSession
 
 from shared.auth import Principal
 from shared.database import WriteSession, database_of, transaction
 from shared.errors import Conflict, Unprocessable
 from shared.schemas import Text
-from shared.tables import new_id
+from shared.tables import new_id, table_of
 from shared.tasks import Task
+from shared.writing import Writing
 
 LIFETIME = timedelta(hours=24)
 BATCH_ROWS = 1_000
@@ -44,6 +44,16 @@ class IdempotencyKey(SQLModel, table=True):
     expires_at: datetime = Field(index=True)
 
 
+KEYS = table_of(IdempotencyKey)
+THIS = (KEYS.c.user_id == bindparam("user_id"), KEYS.c.key == bindparam("key"))
+LOCK = select(
+    func.pg_try_advisory_xact_lock(func.hashtextextended(bindparam("lock"), 0)).label("locked")
+)
+KEPT = select(KEYS).where(*THIS)
+KEEP = insert(KEYS)
+FORGET = delete(KEYS).where(*THIS)
+
+
 @dataclass(frozen=True)
 class Idempotency:
     """The key of this request, if it has one.
@@ -56,7 +66,7 @@ class Idempotency:
         return await idempotency.keep(principal, answer)
     """
 
-    session: AsyncSession
+    session: Writing
     key: str | None
     fingerprint: str
 
@@ -69,17 +79,16 @@ class Idempotency:
         """
         if self.key is None:
             return None
-        lock = func.pg_try_advisory_xact_lock(
-            func.hashtextextended(f"idempotency {principal.user_id} {self.key}", 0)
-        )
-        if not await self.session.scalar(select(lock)):
+        this = {"user_id": principal.user_id, "key": self.key}
+        lock = {"lock": f"idempotency {principal.user_id} {self.key}"}
+        [taken] = await self.session.fetch(LOCK, lock)
+        if not taken.locked:
             raise Conflict("A request with this Idempotency-Key is still being worked on")
-        kept = await self.session.get(IdempotencyKey, (principal.user_id, self.key))
+        kept = await self.session.fetch_one(KEPT, this)
         if kept is None:
             return None
         if kept.expires_at <= datetime.now(UTC):
-            await self.session.delete(kept)
-            await self.session.flush()
+            await self.session.execute(FORGET, this)
             return None
         if kept.fingerprint != self.fingerprint:
             raise Unprocessable("This Idempotency-Key was used for a different request")
@@ -88,17 +97,16 @@ class Idempotency:
     async def keep(self, principal: Principal, answer: Response) -> Response:
         """Keeps the answer with the key, to be committed with the work."""
         if self.key is not None:
-            self.session.add(
-                IdempotencyKey(
-                    user_id=principal.user_id,
-                    key=self.key,
-                    fingerprint=self.fingerprint,
-                    status=answer.status_code,
-                    headers={k: v for k, v in answer.headers.items() if k in KEPT_HEADERS},
-                    body=bytes(answer.body),
-                    expires_at=datetime.now(UTC) + LIFETIME,
-                )
-            )
+            kept = {
+                "user_id": principal.user_id,
+                "key": self.key,
+                "fingerprint": self.fingerprint,
+                "status": answer.status_code,
+                "headers": {k: v for k, v in answer.headers.items() if k in KEPT_HEADERS},
+                "body": bytes(answer.body),
+                "expires_at": datetime.now(UTC) + LIFETIME,
+            }
+            await self.session.execute(KEEP, kept)
         return answer
 
 

@@ -10,10 +10,12 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from functools import lru_cache
 from typing import Any, TypeAlias
 
+import orjson
 import structlog
+from asyncpg import Connection as Driver
 from asyncpg import InterfaceError, InternalClientError, PostgresError, Record, create_pool
 from asyncpg.pool import PoolConnectionProxy
-from sqlalchemy import Executable
+from sqlalchemy import Executable, Insert, Update
 from sqlalchemy.dialects.postgresql.asyncpg import dialect
 from sqlalchemy.sql.compiler import SQLCompiler
 
@@ -46,7 +48,8 @@ class Row(Record):
             raise AttributeError(name) from None
 
 
-Connection: TypeAlias = "PoolConnectionProxy[Row]"
+Pooled: TypeAlias = "PoolConnectionProxy[Row]"
+Connection: TypeAlias = "Pooled | Driver[Row]"
 Connections: TypeAlias = Callable[[], AbstractAsyncContextManager[Connection]]
 
 
@@ -73,6 +76,7 @@ class ReadPool:
             min_size=0,
             max_size=size,
             max_inactive_connection_lifetime=0,
+            init=_decode_json,
             reset=_leave,
             record_class=Row,
             timeout=CONNECT_TIMEOUT_SECONDS,
@@ -97,7 +101,7 @@ class ReadPool:
         try:
             connection = await self._acquire()
             try:
-                with _told_if_lost(connection):
+                with told_if_lost(connection):
                     if snapshot or self.bounds:
                         async with self._transaction(connection, snapshot=snapshot):
                             yield connection
@@ -109,7 +113,7 @@ class ReadPool:
         finally:
             self._places.release()
 
-    async def _acquire(self) -> Connection:
+    async def _acquire(self) -> Pooled:
         try:
             await self._pool  # opens it, once; that takes no connection
             return await self._pool.acquire()
@@ -197,25 +201,41 @@ async def take_place(
 
 
 def compiled(statement: Executable, values: Mapping[str, Any]) -> tuple[str, list[Any]]:
-    """The SQL of a statement, and its arguments in their order.
+    """The SQL of a statement, and its arguments in their order; what is inserted or updated are
+    the columns that have values.
 
     Raises:
         InvalidRequestError: a parameter has no value.
     """
-    compiler = _compiler(statement)
+    columns = tuple(values) if isinstance(statement, Insert | Update) else None
+    compiler, processors = _compiler(statement, columns)
     parameters = compiler.construct_params(values)
+    for name, process in processors.items():
+        parameters[name] = process(parameters[name])
     return compiler.string, [parameters[name] for name in compiler.positiontup or ()]
 
 
+Processor = Callable[[Any], Any]
+
+
 @lru_cache(STATEMENTS)
-def _compiler(statement: Executable) -> SQLCompiler:
-    compiler = statement.compile(dialect=DIALECT)  # type: ignore[attr-defined]
+def _compiler(
+    statement: Executable, columns: tuple[str, ...] | None
+) -> tuple[SQLCompiler, Mapping[str, Processor]]:
+    """How a statement is compiled, and how SQLAlchemy's types want their values sent."""
+    compiler = statement.compile(dialect=DIALECT, column_keys=columns)  # type: ignore[attr-defined]
     assert isinstance(compiler, SQLCompiler)
-    return compiler
+    types = {name: bound.type.dialect_impl(DIALECT) for name, bound in compiler.binds.items()}
+    processors = {name: type_.bind_processor(DIALECT) for name, type_ in types.items()}
+    return compiler, {name: process for name, process in processors.items() if process}
 
 
 @contextmanager
-def _told_if_lost(connection: Connection) -> Iterator[None]:
+def told_if_lost(connection: Connection) -> Iterator[None]:
+    """
+    Raises:
+        Unavailable: the connection was lost within the block.
+    """
     try:
         yield
     except (OSError, InterfaceError, InternalClientError) as error:
@@ -229,6 +249,14 @@ def _is_lost(connection: Connection) -> bool:
         return connection.is_closed()
     except InterfaceError:  # the pool took it back when it closed
         return True
+
+
+async def _decode_json(connection: Connection) -> None:
+    """As SQLAlchemy does on its own connections: it comes out as objects, and goes in as text."""
+    for name in ("json", "jsonb"):
+        await connection.set_type_codec(
+            name, schema="pg_catalog", encoder=str, decoder=orjson.loads
+        )
 
 
 async def _leave(_connection: object) -> None:

@@ -13,7 +13,7 @@ from httpx import AsyncClient
 
 from features.items.schemas import ItemCreate, ItemUpdate
 from features.users.tables import User
-from shared.database import WriteSession
+from shared.database import OrmSession, WriteSession
 from shared.routing import Router
 from shared.settings import Settings
 from shared.testing import Mails, SignUp, body, connect, max_queries, sign_in
@@ -48,36 +48,49 @@ async def test_a_request_over_its_budget_of_queries_fails(client: AsyncClient) -
 
 
 HANDLERS = """
-async def flushed(session: WriteSession):
+async def past_sqlalchemy(session: WriteSession):
+    await session.execute(change(Thing).values(role="admin"))
+
+async def flushed(session: OrmSession):
     session.add(Thing(email="eve@example.com"))
     await session.flush()
 
-async def by_statement(session: WriteSession):
+async def by_statement(session: OrmSession):
     await session.exec(change(Thing).values(role="admin"))
 
-async def by_its_table(session: WriteSession):
+async def by_its_table(session: OrmSession):
     await session.exec(Thing.__table__.delete())
 
-async def by_sql(session: WriteSession):
+async def by_sql(session: OrmSession):
     connection = await session.connection()
     await connection.execute(sqlalchemy.text("UPDATE public.users SET role = 'admin'"))
 
-async def by_attribute(session: WriteSession):
+async def by_attribute(session: OrmSession):
     (await session.exec(sqlmodel.select(Thing))).one().role = "admin"
 
-async def deleted(session: WriteSession):
+async def deleted(session: OrmSession):
     await session.delete((await session.exec(sqlmodel.select(Thing))).one())
 """
 
 
 @pytest.mark.parametrize(
-    "name", ["flushed", "by_statement", "by_its_table", "by_sql", "by_attribute", "deleted"]
+    "name",
+    [
+        "past_sqlalchemy",
+        "flushed",
+        "by_statement",
+        "by_its_table",
+        "by_sql",
+        "by_attribute",
+        "deleted",
+    ],
 )
 async def test_who_writes_to_a_neighbours_table_is_named(settings: Settings, name: str) -> None:
     """Also where only the commit writes, behind the handler."""
     code: dict[str, Any] = {"__name__": "features.items.handlers", "change": sqlalchemy.update}
     code |= {
         "Thing": User,
+        "OrmSession": OrmSession,
         "WriteSession": WriteSession,
         "sqlalchemy": sqlalchemy,
         "sqlmodel": sqlmodel,

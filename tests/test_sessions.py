@@ -1,30 +1,36 @@
 """The unit of work of a request: a 2xx means committed, and trouble is told, not waited out."""
 
 import asyncio
-import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 
 import asyncpg
 import pytest
+from asyncpg import PostgresError
 from fastapi import APIRouter, FastAPI, HTTPException, Request
 from httpx import AsyncClient, Response
 from sqlalchemy import event, text
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
+from sqlmodel.ext.asyncio.session import AsyncSession
 
 from shared import database
 from shared.database import (
+    OrmSession,
     ReadSession,
     Snapshot,
     WriteSession,
     database_of,
     reading,
-    transaction,
+    statements,
+    writing,
 )
 from shared.errors import Conflict
 from shared.settings import Settings
 from shared.testing import Server, SignUp, connect
+from shared.writing import Writing
 from tests.probing import app_with, problem, shed
 from tests.resilience.servers import Proxy
 
@@ -42,16 +48,74 @@ FAILURES = {
     "bug": (RuntimeError("No"), 500),
 }
 
+KINDS: dict[str, Any] = {"write": WriteSession, "orm": OrmSession}
 probe = APIRouter(prefix="/probe", tags=["probe"])
 
 
-@probe.post("/rows/{table}", status_code=201)
-async def insert(table: str, session: WriteSession, failing: str | None = None) -> str:
-    """Adds a row; the constraint is checked when the transaction commits."""
-    await (await session.connection()).execute(text(f"INSERT INTO {table} VALUES (1)"))
-    if failing:
-        raise FAILURES[failing][0]
-    return "added"
+async def run(session: Writing | AsyncSession, sql: str) -> Sequence[Any]:
+    """The rows of a statement, sent as sessions of this kind send them."""
+    if isinstance(session, Writing):
+        return await session.fetch(text(sql))
+    result = await (await session.connection()).execute(text(sql))
+    return result.all() if result.returns_rows else []
+
+
+async def past_sqlalchemy(session: Writing | AsyncSession) -> Writing:
+    return session if isinstance(session, Writing) else await statements(session)
+
+
+def writing_probe(kind: Any) -> APIRouter:
+    """What writes, by sessions of this kind."""
+    probe = APIRouter()
+
+    @probe.post("/rows/{table}", status_code=201)
+    async def insert(table: str, session: kind, failing: str | None = None) -> str:
+        """Adds a row; the constraint is checked when the transaction commits."""
+        await run(session, f"INSERT INTO {table} VALUES (1)")
+        if failing:
+            raise FAILURES[failing][0]
+        return "added"
+
+    @probe.post("/swallow")
+    async def swallow(session: kind) -> str:
+        """Does not mind that a statement fails."""
+        await run(session, "INSERT INTO mapped VALUES (1)")
+        with suppress(PostgresError, DBAPIError):
+            await run(session, "SELECT 1 / 0")
+        return "added"
+
+    @probe.post("/slow")
+    async def slow(session: kind) -> None:
+        """Takes longer than any statement may."""
+        await (await past_sqlalchemy(session)).fetch(text("SELECT pg_sleep(60)"))
+
+    @probe.post("/standing-still")
+    async def standing_still(session: kind) -> None:
+        """Does nothing for longer than a transaction may."""
+        await run(session, "INSERT INTO mapped VALUES (1)")
+        await asyncio.sleep(1)
+
+    @probe.post("/suicide")
+    async def suicide(session: kind, url: str, *, copy: bool = False) -> str:
+        """Loses its connection after the last statement and before the commit."""
+        [[pid]] = await run(session, "SELECT pg_backend_pid()")
+        await run(session, "INSERT INTO mapped VALUES (1)")
+        await execute(url, f"SELECT pg_terminate_backend({pid}, 10000)")
+        await asyncio.sleep(0.1)  # the more likely asyncpg has read what the server said
+        if copy:
+            await (await past_sqlalchemy(session)).copy("mapped", ["id"], [(2,)])
+        return "added"
+
+    return probe
+
+
+for name, kind in KINDS.items():
+    probe.include_router(writing_probe(kind), prefix=f"/{name}")
+
+
+@probe.post("/both")
+async def both(_writing: WriteSession, _orm: OrmSession) -> None:
+    """Writes in two transactions."""
 
 
 @probe.post("/rows-read")
@@ -71,34 +135,6 @@ async def insert_in_snapshot(session: Snapshot) -> None:
 async def slow(session: ReadSession) -> None:
     """Takes longer than any statement may."""
     await session.fetch(text("SELECT pg_sleep(60)"))
-
-
-@probe.post("/slow-driver")
-async def slow_driver(session: WriteSession) -> None:
-    """Takes longer than any statement may, past SQLAlchemy, as COPY does."""
-    driver: Any = (await (await session.connection()).get_raw_connection()).driver_connection
-    await driver.execute("SELECT pg_sleep(60)")
-
-
-@probe.post("/standing-still")
-async def standing_still(session: WriteSession) -> None:
-    """Does nothing for longer than a transaction may."""
-    await (await session.connection()).execute(text("INSERT INTO mapped VALUES (1)"))
-    await asyncio.sleep(1)
-
-
-@probe.post("/suicide")
-async def suicide(session: WriteSession, url: str, *, copy: bool = False) -> str:
-    """Loses its connection after the last statement and before the commit."""
-    connection = await session.connection()
-    pid = (await connection.execute(text("SELECT pg_backend_pid()"))).scalar_one()
-    await connection.execute(text("INSERT INTO mapped VALUES (1)"))
-    await execute(url, f"SELECT pg_terminate_backend({pid}, 10000)")
-    await asyncio.sleep(0.1)  # the more likely asyncpg has read what the server said
-    if copy:
-        driver: Any = (await connection.get_raw_connection()).driver_connection
-        await driver.copy_to_table("mapped", source=io.BytesIO(b"2\n"))
-    return "added"
 
 
 class Gate:
@@ -132,9 +168,8 @@ async def app(settings: Settings, gate: Gate) -> AsyncIterator[FastAPI]:
     router.include_router(probe)
 
     @router.get("/probe/held-write", tags=["probe"])
-    async def held_write(session: WriteSession) -> None:
+    async def held_write(_: WriteSession) -> None:
         """Holds a connection."""
-        await session.connection()
         gate.entered.set()
         await gate.opened.wait()
 
@@ -180,32 +215,49 @@ def unavailable(response: Response) -> str:
     return detail
 
 
+@pytest.mark.parametrize("kind", KINDS)
 async def test_a_commit_that_fails_is_told_by_its_constraint(
-    anonymous: AsyncClient, database_url: str
+    anonymous: AsyncClient, database_url: str, kind: str
 ) -> None:
-    assert (await anonymous.post("/probe/rows/mapped")).status_code == 201
-    second = await anonymous.post("/probe/rows/mapped")
+    assert (await anonymous.post(f"/probe/{kind}/rows/mapped")).status_code == 201
+    second = await anonymous.post(f"/probe/{kind}/rows/mapped")
     assert problem(second, 409)["detail"] == "This row is there already"
     assert await count(database_url) == 1
 
 
+@pytest.mark.parametrize("kind", KINDS)
 async def test_a_commit_that_fails_unforeseen_is_never_a_success(
-    anonymous: AsyncClient, database_url: str
+    anonymous: AsyncClient, database_url: str, kind: str
 ) -> None:
-    assert (await anonymous.post("/probe/rows/unmapped")).status_code == 201
-    second = await anonymous.post("/probe/rows/unmapped")
+    assert (await anonymous.post(f"/probe/{kind}/rows/unmapped")).status_code == 201
+    second = await anonymous.post(f"/probe/{kind}/rows/unmapped")
     assert problem(second, 500)["detail"] == "Internal server error"
     assert await count(database_url, "unmapped") == 1
 
 
+async def test_what_goes_on_after_a_failure_is_no_success(
+    anonymous: AsyncClient, database_url: str
+) -> None:
+    """PostgreSQL commits nothing then, and says so in other words than by an error."""
+    problem(await anonymous.post("/probe/write/swallow"), 500)
+    assert await count(database_url) == 0
+    assert (await anonymous.post("/probe/write/rows/mapped")).status_code == 201
+
+
+async def test_a_request_writes_in_one_session(anonymous: AsyncClient) -> None:
+    problem(await anonymous.post("/probe/both"), 500)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("failing", FAILURES)
 async def test_a_failure_of_any_kind_rolls_back(
-    anonymous: AsyncClient, database_url: str, failing: str
+    anonymous: AsyncClient, database_url: str, failing: str, kind: str
 ) -> None:
-    response = await anonymous.post("/probe/rows/mapped", params={"failing": failing})
+    path = f"/probe/{kind}/rows/mapped"
+    response = await anonymous.post(path, params={"failing": failing})
     problem(response, FAILURES[failing][1])
     assert await count(database_url) == 0
-    assert (await anonymous.post("/probe/rows/mapped")).status_code == 201
+    assert (await anonymous.post(path)).status_code == 201
 
 
 @pytest.mark.parametrize("path", ["/probe/rows-read", "/probe/rows-snapshot"])
@@ -232,24 +284,26 @@ async def test_a_lock_that_others_hold_is_not_waited_for(
 
 async def test_a_statement_that_takes_too_long_is_cut_off(anonymous: AsyncClient) -> None:
     assert "too long" in unavailable(await anonymous.get("/probe/slow"))
-    assert "too long" in unavailable(await anonymous.post("/probe/slow-driver"))
+    for kind in KINDS:
+        assert "too long" in unavailable(await anonymous.post(f"/probe/{kind}/slow"))
 
 
+@pytest.mark.parametrize("kind", KINDS)
 async def test_a_transaction_that_stands_still_is_ended_with_its_locks(
-    settings: Settings, app: FastAPI, database_url: str, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, app: FastAPI, database_url: str, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """That of a process that hangs, for one."""
     monkeypatch.setattr(database, "STANDSTILL_SECONDS", 0.2)
     async with app_with(settings, probe) as impatient, connect(impatient) as client:
-        assert "lost" in unavailable(await client.post("/probe/standing-still"))
+        assert "lost" in unavailable(await client.post(f"/probe/{kind}/standing-still"))
     assert await count(database_url) == 0
 
 
 async def test_the_server_looks_after_clients_that_say_nothing(app: FastAPI) -> None:
     """Else it would keep the sessions, and the locks, of one that lost its power, for hours."""
     shown = text("SELECT current_setting('tcp_keepalives_idle') AS seconds")
-    async with transaction(database_of(app)) as session:
-        assert (await (await session.connection()).execute(shown)).scalar_one() == "30"
+    async with writing(database_of(app)) as session:
+        assert [row.seconds for row in await session.fetch(shown)] == ["30"]
     assert [row.seconds for row in await reading(database_of(app)).fetch(shown)] == ["30"]
 
 
@@ -304,8 +358,9 @@ async def test_connections_that_the_server_has_closed_cost_no_request(
         assert (await client.post("/items", json=item)).status_code == 201
 
 
+@pytest.mark.parametrize("kind", KINDS)
 async def test_connections_that_end_as_soon_as_they_are_made(
-    app: FastAPI, anonymous: AsyncClient
+    app: FastAPI, anonymous: AsyncClient, kind: str
 ) -> None:
     """As those to a server that is dying."""
 
@@ -315,21 +370,24 @@ async def test_connections_that_end_as_soon_as_they_are_made(
     engine = database_of(app).write
     await engine.dispose()
     event.listen(engine.sync_engine, "connect", end)
-    assert "cannot be reached" in unavailable(await anonymous.post("/probe/rows/mapped"))
+    path = f"/probe/{kind}/rows/mapped"
+    assert "cannot be reached" in unavailable(await anonymous.post(path))
     event.remove(engine.sync_engine, "connect", end)
-    assert (await anonymous.post("/probe/rows/mapped")).status_code == 201
+    assert (await anonymous.post(path)).status_code == 201
 
 
+@pytest.mark.parametrize("kind", KINDS)
 async def test_a_connection_lost_before_the_commit_is_no_success(
-    anonymous: AsyncClient, database_url: str
+    anonymous: AsyncClient, database_url: str, kind: str
 ) -> None:
-    response = await anonymous.post("/probe/suicide", params={"url": database_url})
+    response = await anonymous.post(f"/probe/{kind}/suicide", params={"url": database_url})
     assert "connection was lost" in unavailable(response)
     assert await count(database_url) == 0
 
 
+@pytest.mark.parametrize("kind", KINDS)
 async def test_a_copy_to_a_server_that_has_said_goodbye(
-    settings: Settings, app: FastAPI, database_url: str
+    settings: Settings, app: FastAPI, database_url: str, kind: str
 ) -> None:
     """Its last words have come, but not yet the end of the connection: asyncpg can then neither
     copy nor roll back."""
@@ -340,10 +398,10 @@ async def test_a_copy_to_a_server_that_has_said_goodbye(
     way = url.set(port=proxy.port).render_as_string(hide_password=False)
     behind = app_with(settings.model_copy(update={"database_url": way}), probe)
     async with behind as held, connect(held) as client:
-        response = await client.post(f"/probe/suicide?copy=true&url={quote(database_url)}")
+        response = await client.post(f"/probe/{kind}/suicide?copy=true&url={quote(database_url)}")
         assert "connection was lost" in unavailable(response)
         assert await count(database_url) == 0
-        assert (await client.post("/probe/rows/mapped")).status_code == 201
+        assert (await client.post(f"/probe/{kind}/rows/mapped")).status_code == 201
         proxy.hang_up()
     listener.close()
 
@@ -362,5 +420,6 @@ async def test_a_server_that_is_not_there(settings: Settings, unused_tcp_port: i
     lost = settings.model_copy(update={"database_url": nowhere})
     async with app_with(lost, probe) as app, connect(app) as client:
         unavailable(await client.get("/probe/slow"))
-        unavailable(await client.post("/probe/rows/mapped"))
+        for kind in KINDS:
+            unavailable(await client.post(f"/probe/{kind}/rows/mapped"))
         unavailable(await client.get("/readyz"))

@@ -10,9 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 from rich.progress import open as open_with_progress
-from sqlalchemy import func
-from sqlmodel import col, select
-from sqlmodel.ext.asyncio.session import AsyncSession
+from sqlalchemy import bindparam, func, select
 
 from features.items.formats import Accepted, Format, Rejected, gunzip, parse, write
 from features.items.handlers import export_items, import_items
@@ -20,13 +18,17 @@ from features.items.schemas import ImportReport, ItemPublic
 from features.items.tables import Item
 from features.users import find_user_id
 from shared.commands import run_with_database
-from shared.database import Database, snapshot, transaction
+from shared.database import Database, reading, snapshot, writing
 from shared.errors import NotFound, Unprocessable
+from shared.reading import Reading
+from shared.tables import table_of
 
 commands = typer.Typer()
 console = Console(stderr=True)
 
 CHUNK_BYTES = 1 << 16
+ITEMS = table_of(Item)
+COUNT = select(func.count().label("total")).where(ITEMS.c.owner_id == bindparam("owner_id"))
 SUFFIXES = {".jsonl": Format.JSON_LINES, ".ndjson": Format.JSON_LINES, ".csv": Format.CSV}
 
 File = Annotated[Path, typer.Argument(help="*.jsonl or *.csv, also with .gz behind")]
@@ -47,7 +49,7 @@ def import_command(
 
 async def _import(database: Database, file: Path, owner: str, dry_run: bool) -> ImportReport:
     format_ = _format(file)
-    async with transaction(database) as session:
+    async with writing(database) as session:
         owner_id = await _owner_id(session, owner)
         with open_with_progress(file, "rb", description=file.name, console=console) as source:
             chunks = _chunks(source)
@@ -75,10 +77,9 @@ def export_command(file: File, owner: Owner) -> None:
 
 async def _export(database: Database, file: Path, owner: str) -> int:
     format_, open_file = _format(file), gzip.open if file.suffix == ".gz" else open
-    async with transaction(database) as session:
-        owner_id = await _owner_id(session, owner)
-        counted = select(func.count()).select_from(Item).where(col(Item.owner_id) == owner_id)
-        total: int = (await session.exec(counted)).one()
+    owner_id = await _owner_id(reading(database), owner)
+    [counted] = await reading(database).fetch(COUNT, {"owner_id": owner_id})
+    total: int = counted.total
     async with snapshot(database) as session:
         with Progress(console=console) as progress, open_file(file, "wb") as target:
             batches = _followed(export_items(session, owner_id), progress, total)
@@ -103,7 +104,7 @@ def _format(file: Path) -> Format:
     return SUFFIXES[suffix]
 
 
-async def _owner_id(session: AsyncSession, email: str) -> UUID:
+async def _owner_id(session: Reading, email: str) -> UUID:
     owner_id = await find_user_id(session, email)
     if owner_id is None:
         raise NotFound(f"There is no account {email}")

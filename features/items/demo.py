@@ -6,6 +6,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from features.items.formats import Format, parse
 from features.items.handlers import import_items
 from features.users import find_user_id
+from shared.database import statements
 from shared.demo import DEMO_EMAIL
 
 CATALOGUE = Path(__file__).parent / "demo.jsonl"
@@ -13,10 +14,11 @@ CATALOGUE = Path(__file__).parent / "demo.jsonl"
 
 async def add_demo_catalogue(session: AsyncSession) -> bool:
     """Imports the demo catalogue for the demo account."""
-    owner_id = await find_user_id(session, DEMO_EMAIL)
+    writing = await statements(session)
+    owner_id = await find_user_id(writing, DEMO_EMAIL)
     if owner_id is None:
         return False
-    report = await import_items(session, owner_id, parse(_catalogue(), Format.JSON_LINES))
+    report = await import_items(writing, owner_id, parse(_catalogue(), Format.JSON_LINES))
     return report.created > 0
 
 

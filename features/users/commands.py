@@ -18,7 +18,7 @@ from features.users.passwords import Passwords
 from features.users.schemas import NewPassword, UserAdminUpdate
 from features.users.tables import EventKind, Role, User
 from shared.commands import plain_errors, run_with_database
-from shared.database import Database, transaction
+from shared.database import Database, statements, transaction
 from shared.errors import Conflict, Unprocessable, message_of
 from shared.sealing import sealer
 from shared.settings import Settings, load_settings
@@ -60,7 +60,7 @@ async def _is_proven(database: Database, email: str) -> bool:
 async def _make_admin(database: Database, email: str, password: str | None) -> None:
     password_hash = await Passwords(cheap=False).hash(password) if password else None
     async with transaction(database) as session:
-        user_id = await find_user_id(session, email)
+        user_id = await find_user_id(await statements(session), email)
         if user_id is None:
             user = await add_user(session, email, None)
             await record(session, EventKind.REGISTERED, user.id, CONSOLE)

@@ -11,14 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import FrameType
-from typing import Any
 
 import greenlet
 from fastapi import FastAPI
-from sqlalchemy import Engine, event
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shared.tables import owners
+from shared.testing.queries import following
 
 WRITTEN = re.compile(
     r"\b(?:INSERT\s+INTO|UPDATE|DELETE\s+FROM|MERGE\s+INTO|COPY|TRUNCATE|(?:ALTER|DROP|LOCK)\s+TABLE"
@@ -40,7 +39,7 @@ def watched(app: FastAPI) -> Iterator[None]:
     """Fails at the end of the block if code in this process wrote to a table of another's."""
     breaches: set[str] = set()
 
-    def look(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+    def look(statement: str) -> None:
         written = written_tables(statement)
         writers = _writers() if written else set()
         owner = owners() if writers else {}
@@ -50,11 +49,8 @@ def watched(app: FastAPI) -> Iterator[None]:
                 breaches.add(f"{writer} writes to {table}, which belongs to {owner[table]}")
 
     app.add_middleware(_remembering)
-    event.listen(Engine, "before_cursor_execute", look)
-    try:
+    with following(look):
         yield
-    finally:
-        event.remove(Engine, "before_cursor_execute", look)
     assert not breaches, "; ".join(sorted(breaches))
 
 

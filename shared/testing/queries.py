@@ -1,6 +1,6 @@
 """How many statements a request sends to the database: budgets for tests, and a table of all.
 
-Counted is what SQLAlchemy executes and what read sessions send; BEGIN, COMMIT and COPY are not.
+Counted is what SQLAlchemy executes and what is sent past it; BEGIN, COMMIT and COPY are not.
 """
 
 import re

@@ -4,25 +4,26 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, select, text
-from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlmodel.ext.asyncio.session import AsyncSession
+from sqlalchemy import text
 
 from features.items.formats import Accepted, Rejected
 from features.items.schemas import ImportReport, RowError
 from shared.tables import new_id
+from shared.writing import Writing
 
 MAX_ERRORS = 1_000
-LIMITS = """
+LIMITS = text("""
 SELECT set_config('statement_timeout', '10min', true), set_config('lock_timeout', '5min', true)
-"""
+""")
 STAGED = ("line", "id", "external_id", "title", "description", "price")
 
-STAGING_TABLE = """
+STAGING_TABLE = text("""
 CREATE TEMPORARY TABLE staged_items (
     line bigint, id uuid, external_id text, title text, description text, price numeric(12, 2)
 ) ON COMMIT DROP
-"""
+""")
+ANALYZE = text("ANALYZE staged_items")
+LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended('import ' || :owner_id, 0))")
 
 # Each row is compared with what it replaces: an earlier row of the same file with the same
 # external_id, else the item in the table. So the counts are those of applying row by row.
@@ -67,9 +68,12 @@ UPSERT = """
 )
 """
 
+MERGE = text(COMPARED + UPSERT + COUNTS)
+DRY_RUN = text(COMPARED + COUNTS)
+
 
 async def import_items(
-    session: AsyncSession,
+    session: Writing,
     owner_id: UUID,
     batches: AsyncIterator[Sequence[Accepted | Rejected]],
     *,
@@ -79,30 +83,25 @@ async def import_items(
 
     Rows that are not valid are reported and left out; with `dry_run` nothing is changed.
     """
-    connection = await session.connection()
-    await connection.execute(text(LIMITS))
-    await connection.execute(text(STAGING_TABLE))
-    report = await _stage(connection, batches)
-    await connection.execute(text("ANALYZE staged_items"))
+    await session.execute(LIMITS)
+    await session.execute(STAGING_TABLE)
+    report = await _stage(session, batches)
+    await session.execute(ANALYZE)
     # Two that change the same items in different orders would wait for each other.
-    lock = func.pg_advisory_xact_lock(func.hashtextextended(f"import {owner_id}", 0))
-    await connection.execute(select(lock))
-    merge = COMPARED + COUNTS if dry_run else COMPARED + UPSERT + COUNTS
-    counts = (await connection.execute(text(merge), {"owner_id": owner_id})).one()
-    return report.model_copy(update=counts._asdict())
+    await session.execute(LOCK, {"owner_id": str(owner_id)})
+    [counts] = await session.fetch(DRY_RUN if dry_run else MERGE, {"owner_id": owner_id})
+    return report.model_copy(update=dict(counts))
 
 
 async def _stage(
-    connection: AsyncConnection, batches: AsyncIterator[Sequence[Accepted | Rejected]]
+    session: Writing, batches: AsyncIterator[Sequence[Accepted | Rejected]]
 ) -> ImportReport:
     """Copies the valid rows into the staging table, and reports the others."""
-    asyncpg_connection: Any = (await connection.get_raw_connection()).driver_connection
-    copy = asyncpg_connection.copy_records_to_table
     report = ImportReport()
     async for batch in batches:
         records = [_record(row) for row in batch if isinstance(row, Accepted)]
         if records:
-            await copy("staged_items", columns=STAGED, records=records)
+            await session.copy("staged_items", STAGED, records)
         rejected = [row for row in batch if isinstance(row, Rejected)]
         report.rejected += len(rejected)
         room = MAX_ERRORS - len(report.errors)

@@ -1,18 +1,17 @@
 """One item: create, get, update, delete."""
 
-from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, bindparam, delete, insert, select, update
+from sqlalchemy import bindparam, delete, insert, select, update
 from sqlmodel import col
-from sqlmodel.ext.asyncio.session import AsyncSession
 
 from features.items.schemas import ItemCreate, ItemPublic, ItemUpdate
 from features.items.tables import Item
 from shared.errors import NotFound
 from shared.preconditions import check_if_match, entity_tag
-from shared.reading import Reading
+from shared.reading import Reading, Row
 from shared.tables import columns, new_id, table_of
+from shared.writing import Writing
 
 ITEMS = table_of(Item)
 PUBLIC = select(*columns(ITEMS, ItemPublic))
@@ -26,10 +25,10 @@ UPDATE = update(ITEMS).where(ITEMS.c.id == bindparam("key")).returning(*PUBLIC.s
 DELETE = delete(ITEMS).where(ITEMS.c.id == bindparam("key"))
 
 
-async def create_item(session: AsyncSession, owner_id: UUID, new: ItemCreate) -> ItemPublic:
+async def create_item(session: Writing, owner_id: UUID, new: ItemCreate) -> ItemPublic:
     """Adds an item. A taken `external_id` violates `uq_items_owner_id_external_id`."""
     values = {"id": new_id(), "owner_id": owner_id, **new.model_dump()}
-    row = (await session.exec(CREATE, params=values)).one()
+    [row] = await session.fetch(CREATE, values)
     return ItemPublic.model_validate(row)
 
 
@@ -45,7 +44,7 @@ async def get_item(session: Reading, owner_id: UUID, item_id: UUID) -> ItemPubli
 
 
 async def update_item(
-    session: AsyncSession,
+    session: Writing,
     owner_id: UUID,
     item_id: UUID,
     changes: ItemUpdate,
@@ -59,12 +58,12 @@ async def update_item(
     row = await _lock_item(session, owner_id, item_id, if_match)
     given = changes.model_dump(exclude_unset=True)
     if given:
-        row = (await session.exec(UPDATE, params={"key": item_id, **given})).one()
+        [row] = await session.fetch(UPDATE, {"key": item_id, **given})
     return ItemPublic.model_validate(row)
 
 
 async def delete_item(
-    session: AsyncSession, owner_id: UUID, item_id: UUID, if_match: str | None = None
+    session: Writing, owner_id: UUID, item_id: UUID, if_match: str | None = None
 ) -> None:
     """
     Raises:
@@ -72,15 +71,11 @@ async def delete_item(
         PreconditionFailed: the item has changed since `if_match` was its tag.
     """
     await _lock_item(session, owner_id, item_id, if_match)
-    await session.exec(DELETE, params={"key": item_id})
+    await session.execute(DELETE, {"key": item_id})
 
 
-async def _lock_item(
-    session: AsyncSession, owner_id: UUID, item_id: UUID, if_match: str | None
-) -> Row[Any]:
-    connection = await session.connection()
-    key = {"id": item_id, "owner_id": owner_id}
-    row = (await connection.execute(LOCKED, key)).one_or_none()
+async def _lock_item(session: Writing, owner_id: UUID, item_id: UUID, if_match: str | None) -> Row:
+    row = await session.fetch_one(LOCKED, {"id": item_id, "owner_id": owner_id})
     if row is None:
         raise _not_found(item_id)
     check_if_match(if_match, entity_tag(row.updated_at))

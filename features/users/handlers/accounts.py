@@ -24,6 +24,7 @@ PUBLIC = sqlalchemy.select(*(getattr(User, name) for name in UserPublic.model_fi
 """The columns that the account sees."""
 
 ONE = PUBLIC.where(col(User.id) == bindparam("id"))
+KNOWN = sqlalchemy.select(col(User.id)).where(col(User.email) == bindparam("email"))
 NO_KEY_UPDATE = {"key_share": True}  # SELECT … FOR NO KEY UPDATE
 
 
@@ -57,10 +58,10 @@ async def add_user(
     return user
 
 
-async def find_user_id(session: AsyncSession, email: str) -> UUID | None:
+async def find_user_id(session: Reading, email: str) -> UUID | None:
     """The id of the account with this email, however it is spelled."""
-    known = select(User.id).where(User.email == normal_email(email))
-    return (await session.exec(known)).one_or_none()
+    row = await session.fetch_one(KNOWN, {"email": normal_email(email)})
+    return row.id if row else None
 
 
 async def find_user(session: AsyncSession, user_id: UUID, *, lock: bool = False) -> User | None:

@@ -4,7 +4,7 @@ from features.users.handlers import accounts, verification
 from features.users.router.identity import Person, Self
 from features.users.schemas import EmailVerification, UserCreate, UserPublic, UserUpdate
 from features.users.state import CallerDep, StateDep
-from shared.database import ReadSession, WriteSession
+from shared.database import OrmSession, ReadSession
 from shared.errors import BadRequest, Conflict, TooManyRequests, responses
 from shared.routing import Router
 
@@ -30,14 +30,14 @@ async def get_me(principal: Self, session: ReadSession) -> UserPublic:
 
 
 @router.patch("/users/me")
-async def update_me(changes: UserUpdate, principal: Self, session: WriteSession) -> UserPublic:
+async def update_me(changes: UserUpdate, principal: Self, session: OrmSession) -> UserPublic:
     """Changes the account that is asking."""
     user = await accounts.update_user(session, principal.user_id, changes)
     return UserPublic.model_validate(user)
 
 
 @router.delete("/users/me", status_code=status.HTTP_204_NO_CONTENT, responses=responses(Conflict))
-async def delete_me(person: Person, session: WriteSession, caller: CallerDep) -> None:
+async def delete_me(person: Person, session: OrmSession, caller: CallerDep) -> None:
     """Deletes the account that is asking, and everything it owns."""
     await accounts.delete_user(session, person.user_id, person.user_id, caller)
 
@@ -48,7 +48,7 @@ async def delete_me(person: Person, session: WriteSession, caller: CallerDep) ->
     responses=responses(BadRequest, TooManyRequests),
 )
 async def verify_email(
-    body: EmailVerification, state: StateDep, caller: CallerDep, session: WriteSession
+    body: EmailVerification, state: StateDep, caller: CallerDep, session: OrmSession
 ) -> None:
     """Verifies an address with the token that was mailed to it."""
     await state.limits.reset(caller.address)
@@ -61,7 +61,7 @@ async def verify_email(
     responses=responses(TooManyRequests),
 )
 async def send_verification(
-    state: StateDep, caller: CallerDep, principal: Self, session: WriteSession
+    state: StateDep, caller: CallerDep, principal: Self, session: OrmSession
 ) -> None:
     """Mails the token that verifies the address once more, unless that is done."""
     user = await accounts.get_user(session, principal.user_id)

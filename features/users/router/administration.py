@@ -7,7 +7,7 @@ from features.users.handlers import administration
 from features.users.router.identity import Admin, AdminPerson
 from features.users.schemas import UserAdminUpdate, UserPage, UserPublic, UserQuery
 from features.users.state import CallerDep
-from shared.database import ReadSession, WriteSession
+from shared.database import OrmSession, ReadSession
 from shared.errors import BadRequest, Conflict, NotFound, responses
 from shared.pagination import CursorCodec
 from shared.routing import Router
@@ -28,7 +28,7 @@ async def list_(
 
 
 @router.get("/{user_id:uuid}", responses=responses(NotFound))
-async def get(user_id: UUID, admin: Admin, session: WriteSession) -> UserPublic:
+async def get(user_id: UUID, admin: Admin, session: OrmSession) -> UserPublic:
     """One account."""
     return UserPublic.model_validate(await administration.get_account(session, user_id))
 
@@ -38,7 +38,7 @@ async def update(
     user_id: UUID,
     changes: UserAdminUpdate,
     admin: AdminPerson,
-    session: WriteSession,
+    session: OrmSession,
     caller: CallerDep,
 ) -> UserPublic:
     """Changes an account. A change of role, and deactivation, end its sessions."""
@@ -51,8 +51,6 @@ async def update(
     status_code=status.HTTP_204_NO_CONTENT,
     responses=responses(NotFound, Conflict),
 )
-async def delete(
-    user_id: UUID, admin: AdminPerson, session: WriteSession, caller: CallerDep
-) -> None:
+async def delete(user_id: UUID, admin: AdminPerson, session: OrmSession, caller: CallerDep) -> None:
     """Deletes an account, and everything it owns."""
     await administration.delete_account(session, user_id, admin.user_id, caller)

@@ -9,7 +9,7 @@ from features.users.router.identity import Person
 from features.users.schemas import ApiKeyCreate, ApiKeyCreated, ApiKeyList, ApiKeyPublic
 from features.users.state import CallerDep
 from features.users.tables import ApiKey
-from shared.database import WriteSession
+from shared.database import OrmSession
 from shared.errors import Conflict, NotFound, responses
 from shared.routing import Router
 
@@ -18,7 +18,7 @@ router = Router(prefix="/users/me/api-keys", tags=["api_keys"])
 
 @router.post("", status_code=status.HTTP_201_CREATED, responses=responses(Conflict))
 async def create(
-    new: ApiKeyCreate, person: Person, session: WriteSession, caller: CallerDep
+    new: ApiKeyCreate, person: Person, session: OrmSession, caller: CallerDep
 ) -> ApiKeyCreated:
     """Makes a key for a machine. The key itself is in this answer, and nowhere else."""
     row, key = await api_keys.create_api_key(
@@ -28,7 +28,7 @@ async def create(
 
 
 @router.get("")
-async def list_(person: Person, session: WriteSession) -> ApiKeyList:
+async def list_(person: Person, session: OrmSession) -> ApiKeyList:
     """Your keys, the newest first."""
     rows = await api_keys.list_api_keys(session, person.user_id)
     return ApiKeyList(items=[ApiKeyPublic.model_validate(_public(row)) for row in rows])
@@ -37,7 +37,7 @@ async def list_(person: Person, session: WriteSession) -> ApiKeyList:
 @router.delete(
     "/{key_id:uuid}", status_code=status.HTTP_204_NO_CONTENT, responses=responses(NotFound)
 )
-async def delete(key_id: UUID, person: Person, session: WriteSession, caller: CallerDep) -> None:
+async def delete(key_id: UUID, person: Person, session: OrmSession, caller: CallerDep) -> None:
     """Deletes a key: it is refused everywhere within a second."""
     await api_keys.delete_api_key(session, person.user_id, key_id, caller)
 

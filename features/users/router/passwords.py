@@ -4,7 +4,7 @@ from features.users.handlers import passwords
 from features.users.router.identity import Person
 from features.users.schemas import PasswordChange, PasswordForgotten, PasswordReset
 from features.users.state import CallerDep, StateDep
-from shared.database import WriteSession
+from shared.database import OrmSession
 from shared.errors import BadRequest, Conflict, TooManyRequests, responses
 from shared.routing import Router
 
@@ -37,7 +37,7 @@ async def change(body: PasswordChange, state: StateDep, caller: CallerDep, perso
     responses=responses(TooManyRequests),
 )
 async def forget(
-    body: PasswordForgotten, state: StateDep, caller: CallerDep, session: WriteSession
+    body: PasswordForgotten, state: StateDep, caller: CallerDep, session: OrmSession
 ) -> None:
     """Mails a token that resets the password, if there is such an account."""
     await state.limits.reset(caller.address, body.email)

@@ -14,7 +14,7 @@ from features.users.router.identity import Person
 from features.users.router.tokens import NO_STORE, token_response
 from features.users.schemas import Authorization, IdentityList, IdentityPublic, TokenResponse
 from features.users.state import CallerDep, StateDep, UsersState
-from shared.database import WriteSession, transaction
+from shared.database import OrmSession, transaction
 from shared.errors import (
     BadRequest,
     Conflict,
@@ -109,7 +109,7 @@ async def callback(
 
 
 @router.get("/users/me/identities")
-async def list_(person: Person, session: WriteSession) -> IdentityList:
+async def list_(person: Person, session: OrmSession) -> IdentityList:
     """Who may sign in to the account at a provider."""
     found = await single_sign_on.list_identities(session, person.user_id)
     return IdentityList(items=[IdentityPublic.model_validate(row) for row in found])
@@ -120,9 +120,7 @@ async def list_(person: Person, session: WriteSession) -> IdentityList:
     status_code=status.HTTP_204_NO_CONTENT,
     responses=responses(NotFound, Conflict),
 )
-async def delete(
-    identity_id: UUID, person: Person, session: WriteSession, caller: CallerDep
-) -> None:
+async def delete(identity_id: UUID, person: Person, session: OrmSession, caller: CallerDep) -> None:
     """Ends that somebody at a provider may sign in to the account."""
     await single_sign_on.unlink(session, person.user_id, identity_id, caller)
 
