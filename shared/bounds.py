@@ -9,8 +9,9 @@ from fastapi import Depends, Request
 from prometheus_client import Counter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shared.database import database_of, place_for_stream
+from shared.database import database_of
 from shared.errors import RequestTimeout, Unavailable, busy, problem
+from shared.sessions import place_for_stream
 from shared.telemetry import PROBES
 
 IDLE_SECONDS = 30.0  # for so long a client may send or take nothing in the middle of a stream

@@ -1,7 +1,8 @@
 """A demo account with a catalogue, for a first look at an empty database."""
 
-from shared.database import open_database, transaction
+from shared.database import open_database
 from shared.features import find_features
+from shared.sessions import orm_session
 from shared.settings import Settings
 
 DEMO_EMAIL = "demo@example.com"
@@ -13,7 +14,7 @@ async def load_demo(settings: Settings) -> None:
     assert settings.database_url
     database = open_database(settings.database_url, settings)
     try:
-        async with transaction(database) as session:
+        async with orm_session(database) as session:
             for feature in find_features():
                 if feature.demo and not await feature.demo(session):
                     break

@@ -14,12 +14,13 @@ from fastapi import Depends, FastAPI, Header, Request
 from fastapi.responses import Response
 from sqlalchemy import LargeBinary, bindparam, delete, func, insert, select, tuple_
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlmodel import Field, SQLModel, col
+from sqlmodel import Field, SQLModel
 
 from shared.auth import Principal
-from shared.database import WriteSession, database_of, transaction
+from shared.database import database_of
 from shared.errors import Conflict, Unprocessable
 from shared.schemas import Text
+from shared.sessions import WriteSession, writing
 from shared.tables import new_id, table_of
 from shared.tasks import Task
 from shared.writing import Writing
@@ -52,6 +53,12 @@ LOCK = select(
 KEPT = select(KEYS).where(*THIS)
 KEEP = insert(KEYS)
 FORGET = delete(KEYS).where(*THIS)
+EXPIRED = select(KEYS.c.user_id, KEYS.c.key).where(KEYS.c.expires_at < func.now()).limit(BATCH_ROWS)
+FORGET_EXPIRED = (
+    delete(KEYS)
+    .where(tuple_(KEYS.c.user_id, KEYS.c.key).in_(EXPIRED.with_for_update(skip_locked=True)))
+    .returning(KEYS.c.key)
+)
 
 
 @dataclass(frozen=True)
@@ -133,13 +140,8 @@ IdempotencyDep = Annotated[Idempotency, Depends(_idempotency)]
 
 
 async def _forget_expired(app: FastAPI) -> int:
-    key = (col(IdempotencyKey.user_id), col(IdempotencyKey.key))
-    expired = select(*key).where(col(IdempotencyKey.expires_at) < func.now()).limit(BATCH_ROWS)
-    forget = delete(IdempotencyKey).where(
-        tuple_(*key).in_(expired.with_for_update(skip_locked=True))
-    )
-    async with transaction(database_of(app)) as session:
-        return (await (await session.connection()).execute(forget)).rowcount
+    async with writing(database_of(app)) as session:
+        return len(await session.fetch(FORGET_EXPIRED))
 
 
 forget_expired_keys = Task(name="forget_expired_keys", drain=_forget_expired, every=3600)

@@ -19,8 +19,9 @@ from sqlalchemy import LargeBinary, delete, func, text
 from sqlmodel import Field, SQLModel, col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from shared.database import database_of, transaction
+from shared.database import database_of
 from shared.sealing import sealer
+from shared.sessions import orm_session
 from shared.settings import Settings
 from shared.tables import new_id
 from shared.tasks import Task
@@ -84,7 +85,7 @@ async def _deliver(app: FastAPI) -> int:
         .limit(1)
         .with_for_update(skip_locked=True)
     )
-    async with transaction(database_of(app)) as session:
+    async with orm_session(database_of(app)) as session:
         mail = (await session.exec(due)).one_or_none()
         if mail is None:
             return 0
@@ -150,7 +151,7 @@ async def _forget_parked(app: FastAPI) -> int:
     before = round((datetime.now(UTC) - PARKED).timestamp() * 1_000)
     oldest = UUID(int=before << 80)  # an id begins with the milliseconds (RFC 9562, section 5.7)
     parked = delete(OutgoingMail).where(col(OutgoingMail.next_attempt_at).is_(None))
-    async with transaction(database_of(app)) as session:
+    async with orm_session(database_of(app)) as session:
         await session.exec(parked.where(col(OutgoingMail.id) < oldest))
     return 0
 

@@ -27,9 +27,10 @@ from prometheus_client import (
 from prometheus_client.multiprocess import MultiProcessCollector
 from sqlalchemy import text
 
-from shared.database import Database, database_of, reading
+from shared.database import Database, database_of
 from shared.errors import Unavailable
 from shared.routing import Router
+from shared.sessions import reading
 from shared.settings import ConfigurationError
 from shared.tasks import Task
 

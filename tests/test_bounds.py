@@ -14,8 +14,8 @@ from sqlalchemy import text
 
 from shared import bounds
 from shared.bounds import Upload
-from shared.database import ReadSession
 from shared.errors import Unavailable
+from shared.sessions import ReadSession
 from shared.settings import Settings
 from tests.probing import app_with, problem, shed
 from tests.serving import ROOT, environment

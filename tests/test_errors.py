@@ -11,8 +11,8 @@ from httpx import AsyncClient
 from sqlalchemy import text
 from starlette.types import Message
 
-from shared.database import ReadSession
 from shared.errors import MEDIA_TYPE
+from shared.sessions import ReadSession
 from shared.settings import Settings
 from shared.testing import connect
 from tests.probing import app_with, captured_log, problem

@@ -13,8 +13,8 @@ from httpx import AsyncClient
 
 from features.items.schemas import ItemCreate, ItemUpdate
 from features.users.tables import User
-from shared.database import OrmSession, WriteSession
 from shared.routing import Router
+from shared.sessions import OrmSession, WriteSession
 from shared.settings import Settings
 from shared.testing import Mails, SignUp, body, connect, max_queries, sign_in
 from shared.testing.ownership import watched

@@ -21,7 +21,8 @@ from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
 from app.main import create_app
-from shared.database import database_of, reading, transaction
+from shared.database import database_of
+from shared.sessions import orm_session, reading
 from shared.settings import Settings
 from shared.testing import Server, SignUp, connect
 from tests.serving import ROOT, environment, free_port
@@ -166,7 +167,7 @@ async def test_sessions_keep_their_bounds_and_leave_none_behind(
         "idle_in_transaction_session_timeout": "300000",
     }
     names = {"names": [*limits, "transaction_read_only"]}
-    async with transaction(database_of(app)) as session:
+    async with orm_session(database_of(app)) as session:
         rows = await (await session.connection()).execute(asked, names)
         bounds = {row.name: row.setting for row in rows}
         assert bounds == limits | {"transaction_read_only": "off"}

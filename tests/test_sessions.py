@@ -17,17 +17,17 @@ from sqlalchemy.exc import DBAPIError
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from shared import database
-from shared.database import (
+from shared.database import database_of
+from shared.errors import Conflict
+from shared.sessions import (
     OrmSession,
     ReadSession,
     Snapshot,
     WriteSession,
-    database_of,
     reading,
     statements,
     writing,
 )
-from shared.errors import Conflict
 from shared.settings import Settings
 from shared.testing import Server, SignUp, connect
 from shared.writing import Writing

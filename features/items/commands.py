@@ -18,9 +18,10 @@ from features.items.schemas import ImportReport, ItemPublic
 from features.items.tables import Item
 from features.users import find_user_id
 from shared.commands import run_with_database
-from shared.database import Database, reading, snapshot, writing
+from shared.database import Database
 from shared.errors import NotFound, Unprocessable
 from shared.reading import Reading
+from shared.sessions import reading, snapshot, writing
 from shared.tables import table_of
 
 commands = typer.Typer()

@@ -6,8 +6,8 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from features.items.formats import Format, parse
 from features.items.handlers import import_items
 from features.users import find_user_id
-from shared.database import statements
 from shared.demo import DEMO_EMAIL
+from shared.sessions import statements
 
 CATALOGUE = Path(__file__).parent / "demo.jsonl"
 

@@ -23,7 +23,6 @@ from features.items.schemas import (
 )
 from shared.auth import Principal, requires
 from shared.bounds import Upload
-from shared.database import ReadSession, Snapshot, WriteSession
 from shared.errors import (
     BadRequest,
     Conflict,
@@ -46,6 +45,7 @@ from shared.preconditions import (
     is_current,
 )
 from shared.routing import Router
+from shared.sessions import ReadSession, Snapshot, WriteSession
 
 router = Router(prefix="/items", tags=["items"])
 

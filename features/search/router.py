@@ -13,9 +13,9 @@ from features.search.schemas import (
     VectorQuery,
 )
 from shared.auth import Principal, requires
-from shared.database import ReadSession
 from shared.errors import NotFound, Unavailable, responses
 from shared.routing import Router
+from shared.sessions import ReadSession
 
 router = Router(tags=["search"])
 

@@ -12,7 +12,8 @@ from features.users.opaque import API_KEY, digest, is_token
 from features.users.tables import ApiKey, Role, User
 from features.users.tokens import InvalidToken
 from shared.auth import Principal
-from shared.database import Database, transaction
+from shared.database import Database
+from shared.sessions import orm_session
 
 KNOWN_SECONDS = 0.8
 REMEMBERED = 10_000
@@ -62,7 +63,7 @@ async def _find(
     database: Database, permissions: Permissions, hash_: bytes, *, until: float
 ) -> KnownKey:
     now = datetime.now(UTC)
-    async with transaction(database) as session:
+    async with orm_session(database) as session:
         found = (await session.exec(FIND.where(col(ApiKey.hash) == hash_))).one_or_none()
         if found is None:
             raise InvalidToken

@@ -9,8 +9,9 @@ from features.users.state import state_of
 from features.users.tables import Session, User
 from features.users.tokens import InvalidToken, UnknownKey
 from shared.auth import Principal
-from shared.database import Database, transaction
+from shared.database import Database
 from shared.errors import Unauthorized
+from shared.sessions import orm_session
 
 
 async def authenticate(app: FastAPI, credential: str) -> Principal:
@@ -57,7 +58,7 @@ async def _ask(database: Database, principal: Principal) -> None:
     asked = asked.outerjoin(
         Session, (col(Session.user_id) == col(User.id)) & (col(Session.id) == principal.session_id)
     )
-    async with transaction(database) as session:
+    async with orm_session(database) as session:
         row = (await session.exec(asked)).one_or_none()
     if row is None:
         raise Unauthorized("User not found")

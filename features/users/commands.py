@@ -18,9 +18,10 @@ from features.users.passwords import Passwords
 from features.users.schemas import NewPassword, UserAdminUpdate
 from features.users.tables import EventKind, Role, User
 from shared.commands import plain_errors, run_with_database
-from shared.database import Database, statements, transaction
+from shared.database import Database
 from shared.errors import Conflict, Unprocessable, message_of
 from shared.sealing import sealer
+from shared.sessions import orm_session, statements
 from shared.settings import Settings, load_settings
 
 commands = typer.Typer()
@@ -52,14 +53,14 @@ def _valid(kind: TypeAdapter[str], value: str) -> str:
 
 
 async def _is_proven(database: Database, email: str) -> bool:
-    async with transaction(database) as session:
+    async with orm_session(database) as session:
         proven = select(User.id).where(User.email == email, col(User.email_verified))
         return (await session.exec(proven)).one_or_none() is not None
 
 
 async def _make_admin(database: Database, email: str, password: str | None) -> None:
     password_hash = await Passwords(cheap=False).hash(password) if password else None
-    async with transaction(database) as session:
+    async with orm_session(database) as session:
         user_id = await find_user_id(await statements(session), email)
         if user_id is None:
             user = await add_user(session, email, None)
@@ -90,7 +91,7 @@ def rotate_keys(
 async def _rotate(database: Database, revoke: bool) -> tuple[str, datetime]:
     seal = sealer(load_settings(Settings).secret(), "signing keys")
     active_at = datetime.now(UTC) + (PUBLISHED_BEFORE * (not revoke))
-    async with transaction(database) as session:
+    async with orm_session(database) as session:
         if revoke:
             await remove_keys(session)
         return await add_key(session, seal, active_at), active_at

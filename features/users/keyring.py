@@ -24,8 +24,9 @@ from features.users.revocation import CHANNEL
 from features.users.tables import SigningKey
 from features.users.tokens import ALGORITHM, LEEWAY_SECONDS, TokenReader, write_access_token
 from shared.auth import Principal
-from shared.database import Database, transaction
+from shared.database import Database
 from shared.errors import Unavailable
+from shared.sessions import orm_session
 
 PUBLISHED_BEFORE = timedelta(minutes=5)  # also the max-age of the JWKS
 RELOAD_SECONDS = 1.0
@@ -54,7 +55,7 @@ class Keyring:
     async def load(self) -> None:
         """Reads the keys, and makes the first one where none can sign."""
         self._loaded = time.monotonic()
-        async with transaction(self.database) as session:
+        async with orm_session(self.database) as session:
             rows = await _all(session)
             if self._signing(self._opened(rows)) is None:
                 await add_key(session, self.seal, datetime.now(UTC))

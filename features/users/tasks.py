@@ -12,7 +12,7 @@ from features.users.keyring import remove_expired_keys
 from features.users.settings import MAX_ACCESS_LIFETIME
 from features.users.state import state_of
 from features.users.tables import RefreshToken, Revocation, Session
-from shared.database import transaction
+from shared.sessions import orm_session
 from shared.tasks import Task
 
 BATCH = 1_000  # rows of a table, so that no statement runs out of its time
@@ -20,7 +20,7 @@ BATCH = 1_000  # rows of a table, so that no statement runs out of its time
 
 async def _answer_reset_requests(app: FastAPI) -> int:
     state = state_of(app)
-    async with transaction(state.database) as session:
+    async with orm_session(state.database) as session:
         return await answer_reset_requests(session, state.links)
 
 
@@ -29,7 +29,7 @@ async def _forget_ended(app: FastAPI) -> int:
     state, now = state_of(app), datetime.now(UTC)
     unused = now - timedelta(seconds=state.settings.session_lifetime)
     known = now - 2 * MAX_ACCESS_LIFETIME
-    async with transaction(state.database) as session:
+    async with orm_session(state.database) as session:
         done = await _delete(session, Session, col(Session.expires_at) < now)
         done += await _delete(session, RefreshToken, col(RefreshToken.used_at) < unused)
         done += await _delete(session, Revocation, col(Revocation.created_at) < known)

@@ -17,8 +17,8 @@ from starlette.types import ASGIApp
 
 from app.main import create_app
 from shared.auth import Principal, requires
-from shared.database import ReadSession
 from shared.routing import Router
+from shared.sessions import ReadSession
 from shared.settings import Settings
 from shared.testing import calls
 from tests.benchmarks.common import migrated_database

@@ -12,7 +12,8 @@ from httpx import AsyncClient
 
 from features.items.handlers import export_items
 from features.items.schemas import ItemPublic
-from shared.database import database_of, snapshot
+from shared.database import database_of
+from shared.sessions import snapshot
 
 ODD_ITEMS: list[dict[str, Any]] = [
     {"title": "Mug", "price": 19.99, "description": "Blue", "external_id": "M-1"},

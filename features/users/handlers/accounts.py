@@ -16,9 +16,10 @@ from features.users.links import Links
 from features.users.passwords import Passwords
 from features.users.schemas import UserCreate, UserPublic, UserUpdate
 from features.users.tables import EventKind, Role, User
-from shared.database import Database, transaction
+from shared.database import Database
 from shared.errors import Conflict, Unauthorized
 from shared.reading import Reading
+from shared.sessions import orm_session
 
 PUBLIC = sqlalchemy.select(*(getattr(User, name) for name in UserPublic.model_fields))
 """The columns that the account sees."""
@@ -34,7 +35,7 @@ async def register(
     """Creates an account, and mails it a token that verifies its address. A taken email
     violates `uq_users_email`. No connection is held while the password is hashed."""
     password_hash = await passwords.hash(new.password)
-    async with transaction(database) as session:
+    async with orm_session(database) as session:
         user = await add_user(session, new.email, password_hash, new.name)
         await record(session, EventKind.REGISTERED, user.id, caller)
         await send_verification(session, links, user)

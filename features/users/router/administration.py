@@ -7,10 +7,10 @@ from features.users.handlers import administration
 from features.users.router.identity import Admin, AdminPerson
 from features.users.schemas import UserAdminUpdate, UserPage, UserPublic, UserQuery
 from features.users.state import CallerDep
-from shared.database import OrmSession, ReadSession
 from shared.errors import BadRequest, Conflict, NotFound, responses
 from shared.pagination import CursorCodec
 from shared.routing import Router
+from shared.sessions import OrmSession, ReadSession
 
 router = Router(prefix="/users", tags=["users"])
 

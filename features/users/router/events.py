@@ -5,10 +5,10 @@ from fastapi import Query
 from features.users.handlers.events import list_events
 from features.users.router.identity import Self
 from features.users.schemas import EventPage, EventQuery
-from shared.database import ReadSession
 from shared.errors import BadRequest, responses
 from shared.pagination import CursorCodec
 from shared.routing import Router
+from shared.sessions import ReadSession
 
 router = Router(prefix="/users/me/events", tags=["events"])
 

@@ -14,7 +14,6 @@ from features.users.router.identity import Person
 from features.users.router.tokens import NO_STORE, token_response
 from features.users.schemas import Authorization, IdentityList, IdentityPublic, TokenResponse
 from features.users.state import CallerDep, StateDep, UsersState
-from shared.database import OrmSession, transaction
 from shared.errors import (
     BadRequest,
     Conflict,
@@ -26,6 +25,7 @@ from shared.errors import (
     responses,
 )
 from shared.routing import Router
+from shared.sessions import OrmSession, orm_session
 
 router = Router(tags=["identities"])
 
@@ -95,7 +95,7 @@ async def callback(
         raise BadRequest(f"The provider did not sign you in: {reason}")
     proven = await asked.identify(code, attempt)
     lifetime = timedelta(seconds=state.settings.session_lifetime)
-    async with transaction(state.database) as session:
+    async with orm_session(state.database) as session:
         if attempt.user_id and attempt.session_id:
             linked = await single_sign_on.link(
                 session, attempt.user_id, attempt.session_id, proven, caller

@@ -15,10 +15,10 @@ from features.users.keyring import PUBLISHED_BEFORE
 from features.users.schemas import TokenError, TokenResponse
 from features.users.state import CallerDep, StateDep, UsersState
 from shared.auth import Principal
-from shared.database import transaction
 from shared.errors import TooManyRequests, message_of, responses
 from shared.routing import Router
 from shared.schemas import Text
+from shared.sessions import orm_session
 
 
 class FormRoute(APIRoute):
@@ -94,7 +94,7 @@ async def _by_refresh_token(
     await state.limits.refresh(caller.address)
     lifetime = timedelta(seconds=state.settings.session_lifetime)
     grace = timedelta(seconds=state.settings.refresh_grace)
-    async with transaction(state.database) as session:  # committed whatever the outcome
+    async with orm_session(state.database) as session:  # committed whatever the outcome
         return await refresh(session, token, caller, lifetime, grace, scope)
 
 
