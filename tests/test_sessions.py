@@ -24,6 +24,7 @@ from shared.sessions import (
     ReadSession,
     Snapshot,
     WriteSession,
+    orm_session,
     reading,
     statements,
     writing,
@@ -305,6 +306,16 @@ async def test_the_server_looks_after_clients_that_say_nothing(app: FastAPI) -> 
     async with writing(database_of(app)) as session:
         assert [row.seconds for row in await session.fetch(shown)] == ["30"]
     assert [row.seconds for row in await reading(database_of(app)).fetch(shown)] == ["30"]
+
+
+async def test_json_comes_out_the_same_of_every_session(app: FastAPI) -> None:
+    query = text("""SELECT '{"colour": "blue"}'::jsonb AS it""")
+    async with writing(database_of(app)) as session:
+        [written] = await session.fetch(query)
+    [read] = await reading(database_of(app)).fetch(query)
+    async with orm_session(database_of(app)) as orm:
+        [of_orm] = await run(orm, query.text)
+    assert written.it == read.it == of_orm.it == {"colour": "blue"}
 
 
 @pytest.mark.parametrize("kind", ["write", "read"])

@@ -25,7 +25,7 @@ from features.users.revocation import Revocations
 from shared.auth import Principal
 from shared.settings import Settings, load_settings
 from shared.testing import PASSWORD
-from tests.benchmarks.common import migrated_database
+from tests.benchmarks.common import migrated_database, save
 
 CONNECTIONS = 8
 ROUNDS = 9
@@ -163,6 +163,7 @@ async def compare(settings: Settings) -> dict[str, Server]:
 def main() -> None:
     with migrated_database() as settings:
         servers = asyncio.run(compare(settings))
+    save("auth_cost", {name: {"rates": s.rates, "cpu": s.cpu} for name, s in servers.items()})
     rate = {name: statistics.median(measured.rates) for name, measured in servers.items()}
     cpu = {name: statistics.median(measured.cpu) for name, measured in servers.items()}
     print(

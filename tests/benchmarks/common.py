@@ -1,10 +1,12 @@
 """What the benchmarks share: a durable database of their own, and the trial data."""
 
 import asyncio
+import json
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 from pydantic import SecretStr
 
@@ -16,6 +18,15 @@ from shared.settings import Settings
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data"
 """Judged collections beside the project; benchmarks that need one say so where it is missing."""
+
+
+RESULTS = ROOT / "bench-results"
+
+
+def save(name: str, found: Any) -> None:
+    """Keeps what each round measured, for whoever compares runs."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1))
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from app.main import create_app
 from shared.settings import Settings
 from shared.tasks import drain
 from shared.testing import PASSWORD, connect, sign_in
-from tests.benchmarks.common import ROOT, migrated_database
+from tests.benchmarks.common import ROOT, migrated_database, save
 
 CONNECTIONS = 16
 ITEMS = 2_000
@@ -39,7 +39,6 @@ OURS, BARE, GUIDELINE = "tessera", "bare", "guideline"
 SERVERS = {OURS: "tests.benchmarks.endpoints:without_tasks", BARE: "tests.benchmarks.bare:app"} | {
     GUIDELINE: "tests.benchmarks.guideline:app"
 }
-RESULTS = ROOT / "bench-results" / "endpoints.json"
 WRK = """
 wrk.method = "{method}"
 wrk.body = {body}
@@ -248,8 +247,7 @@ def show(endpoints: list[Endpoint], servers: list[Server], memory: Mapping[str, 
     print("| memory, MB | " + " | ".join(f"{memory[s.name]:.0f}" for s in servers) + " |")
     starts = (f"{server.seconds_to_start:.1f}" for server in servers)
     print("| s to the first answer | " + " | ".join(starts) + " |")
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(found, indent=1))
+    save("endpoints", found)
 
 
 def main(seconds: float = 2, rounds: int = 5) -> None:

@@ -24,7 +24,7 @@ from features.search.indexing import fold_changes
 from shared.database import database_of
 from shared.settings import Settings
 from shared.testing import connect, sign_in
-from tests.benchmarks.common import migrated_database
+from tests.benchmarks.common import migrated_database, save
 
 ROUNDS = 60
 OTHERS = 10_000
@@ -203,6 +203,7 @@ def main(most_items: int = 100_000, most_owners: int = 100_000) -> None:
         show("owners", counts, among)
         own = asyncio.run(by_items(settings, sizes))
         show("items", sizes, own)
+    save("growth", {"items": [sizes, own], "owners": [counts, among]})
     panels = [
         ("items of the owner", sizes, own),
         ("other owners, of ten items each", counts, among),

@@ -22,7 +22,7 @@ from app.main import create_app
 from shared.settings import Settings
 from shared.tables import new_id
 from shared.testing import connect, sign_in
-from tests.benchmarks.common import DATA, migrated_database
+from tests.benchmarks.common import DATA, migrated_database, save
 
 ROUNDS = 5
 COLUMNS = [
@@ -100,6 +100,7 @@ def main() -> None:
     rows = catalogue()
     with migrated_database() as settings:
         imported, copied = asyncio.run(measure(settings, rows))
+    save("import_rows", {"imported": imported, "copied": copied})
     ours, bare = statistics.median(imported), statistics.median(copied)
     print(f"| {len(rows):,} rows, median of {ROUNDS} | seconds | rows/s | of bare COPY |")
     print("|---|---|---|---|")

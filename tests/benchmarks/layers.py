@@ -21,7 +21,7 @@ from shared.routing import Router
 from shared.sessions import ReadSession
 from shared.settings import Settings
 from shared.testing import calls
-from tests.benchmarks.common import migrated_database
+from tests.benchmarks.common import migrated_database, save
 from tests.benchmarks.endpoints import prepare
 
 ROUNDS = 300
@@ -90,6 +90,7 @@ async def measure(settings: Settings) -> dict[str, float]:
 def main() -> None:
     with migrated_database() as settings:
         found = uvloop.run(measure(settings))
+    save("layers", found)
     whole, before = max(found.values()), 0.0
     print("| what | CPU µs | of the whole |\n|---|---|---|")
     for name, until in found.items():

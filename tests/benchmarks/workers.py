@@ -13,7 +13,7 @@ import statistics
 import sys
 from contextlib import ExitStack
 
-from tests.benchmarks.common import migrated_database
+from tests.benchmarks.common import migrated_database, save
 from tests.benchmarks.endpoints import OURS, load, prepare, ratios, served
 
 WORKERS = (1, 2)
@@ -30,6 +30,7 @@ def main(seconds: float = 2, rounds: int = 5) -> None:
             stack.enter_context(served(OURS, settings, 18_610 + workers, workers))
             for workers in WORKERS
         )
+        found: dict[int, list[list[float]]] = {}
         print(f"{os.cpu_count()} cores\n")
         print("| connections | 1 worker, requests/s | 2 workers, of one |\n|---|---|---|")
         for connections in CONNECTIONS:
@@ -42,6 +43,8 @@ def main(seconds: float = 2, rounds: int = 5) -> None:
             rate = statistics.median(one.rates[get.name])
             growth = ratios(two.rates[get.name], one.rates[get.name])
             print(f"| {connections} | {rate:,.0f} | {growth} |")
+            found[connections] = [one.rates[get.name], two.rates[get.name]]
+    save("workers", {"connections": found})
 
 
 if __name__ == "__main__":
