@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
+from fastapi.encoders import jsonable_encoder
 from fastapi.openapi.docs import get_swagger_ui_html, get_swagger_ui_oauth2_redirect_html
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse
@@ -13,6 +14,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
+from shared.auth import api_key, bearer
 from shared.errors import MEDIA_TYPE, FieldError, ProblemDetails, title
 
 ASSETS = "/docs/assets"
@@ -90,11 +92,15 @@ def _exact(app: FastAPI) -> dict[str, Any]:
         ref_template="#/components/schemas/{model}",
     )
     schemas.update(definitions["$defs"])
-    flow = components["securitySchemes"]["OAuth2"]["flows"]["password"]
+    schemes = components["securitySchemes"]
+    schemes[api_key.scheme_name] = jsonable_encoder(api_key.model, exclude_none=True)
+    flow = schemes[bearer.scheme_name]["flows"]["password"]
     flow["scopes"] = {k: v for feature in app.state.features for k, v in feature.scopes.items()}
     for path in document["paths"].values():
         for operation in path.values():
             _declare_problems(operation)
+            if security := operation.get("security"):
+                security.append({api_key.scheme_name: security[0][bearer.scheme_name]})
             for parameter in operation.get("parameters", []):
                 parameter["schema"] = _without_null(parameter["schema"])
     return document
