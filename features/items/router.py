@@ -67,6 +67,27 @@ async def list_(
     return ItemPage.model_validate(cursors.page(found, query, principal.user_id))
 
 
+@router.get(
+    "/{item_id:uuid}",
+    response_model=ItemPublic,
+    responses={**responses(NotFound), **TAGGED, **NOT_MODIFIED},
+)
+async def get(
+    item_id: UUID,
+    response: Response,
+    principal: Reader,
+    session: ReadSession,
+    if_none_match: IfNoneMatch = None,
+) -> ItemPublic | Response:
+    """One item."""
+    item = await handlers.get_item(session, principal.user_id, item_id)
+    tag = entity_tag(item.updated_at)
+    if is_current(if_none_match, tag):
+        return Response(status_code=status.HTTP_304_NOT_MODIFIED, headers={"ETag": tag})
+    response.headers["ETag"] = tag
+    return item
+
+
 @router.post(
     "",
     status_code=status.HTTP_201_CREATED,
@@ -87,27 +108,6 @@ async def create(
     location = f"{request.url.path}/{item.id}"
     answer = created(item, location, entity_tag(item.updated_at))
     return await idempotency.keep(principal, answer)
-
-
-@router.get(
-    "/{item_id:uuid}",
-    response_model=ItemPublic,
-    responses={**responses(NotFound), **TAGGED, **NOT_MODIFIED},
-)
-async def get(
-    item_id: UUID,
-    response: Response,
-    principal: Reader,
-    session: ReadSession,
-    if_none_match: IfNoneMatch = None,
-) -> ItemPublic | Response:
-    """One item."""
-    item = await handlers.get_item(session, principal.user_id, item_id)
-    tag = entity_tag(item.updated_at)
-    if is_current(if_none_match, tag):
-        return Response(status_code=status.HTTP_304_NOT_MODIFIED, headers={"ETag": tag})
-    response.headers["ETag"] = tag
-    return item
 
 
 @router.patch(
