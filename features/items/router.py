@@ -45,6 +45,7 @@ from shared.preconditions import (
     entity_tag,
     is_current,
 )
+from shared.queries import from_query
 from shared.routing import Router
 
 router = Router(prefix="/items", tags=["items"])
@@ -56,8 +57,8 @@ UNLIMITED = 1 << 50  # bytes: an import is read as it comes, and never held whol
 
 @router.get("", responses=responses(BadRequest))
 async def list_(
-    query: Annotated[ItemQuery, Query()],
     principal: Reader,
+    query: Annotated[ItemQuery, from_query(ItemQuery)],
     session: ReadSession,
     cursors: CursorCodec,
 ) -> ItemPage:
