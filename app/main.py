@@ -94,7 +94,7 @@ def create_app(
     app.add_middleware(RequestMiddleware)
     if settings.trusted_proxies:
         app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=list(settings.trusted_proxies))
-    for router in (health.router, metrics.router, *(feature.router for feature in features)):
+    for router in (*(feature.router for feature in features), health.router, metrics.router):
         app.include_router(router, max_body_size=settings.max_body_size)
     mount_docs(app)
     return app

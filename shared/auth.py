@@ -6,12 +6,13 @@ The kernel knows the words; a feature (users) knows the accounts, and supplies t
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 from uuid import UUID
 
 import structlog
-from fastapi import Depends, FastAPI, Request, Security
+from fastapi import FastAPI, Request, Security
 from fastapi.security import APIKeyHeader, OAuth2PasswordBearer, SecurityScopes
+from fastapi.security.base import SecurityBase
 
 from shared.errors import Forbidden, Unauthorized
 
@@ -42,28 +43,33 @@ api_key = APIKeyHeader(
 )
 
 
-async def authenticate(
-    request: Request,
-    required: SecurityScopes,
-    token: Annotated[str | None, Depends(bearer)],
-    key: Annotated[str | None, Depends(api_key)],
-) -> Principal:
-    """The principal of a request.
+class Authentication(SecurityBase):
+    """A dependency that is a scheme itself, and asks the other, which shared/docs.py declares:
+    as dependencies of a third, both would take a tenth of a request that reads one row."""
 
-    Raises:
-        Unauthorized: no credential, or one that is not valid (RFC 6750).
-        Forbidden: the token lacks a scope that the route requires.
-    """
-    credential = token or key
-    if not credential:
-        raise Unauthorized("Not authenticated")
-    principal: Principal = await request.app.state.authenticator(request.app, credential)
-    structlog.contextvars.bind_contextvars(user_id=str(principal.user_id))
-    if missing := sorted(set(required.scopes) - principal.scopes):
-        scope = " ".join(missing)
-        challenge = f'Bearer error="insufficient_scope", scope="{scope}"'
-        raise Forbidden(f"This needs the scope {scope}", headers={"WWW-Authenticate": challenge})
-    return principal
+    model, scheme_name = bearer.model, bearer.scheme_name
+
+    async def __call__(self, request: Request, required: SecurityScopes) -> Principal:
+        """The principal of a request.
+
+        Raises:
+            Unauthorized: no credential, or one that is not valid (RFC 6750).
+            Forbidden: the token lacks a scope that the route requires.
+        """
+        credential = await bearer(request) or await api_key(request)
+        if not credential:
+            raise Unauthorized("Not authenticated")
+        principal: Principal = await request.app.state.authenticator(request.app, credential)
+        structlog.contextvars.bind_contextvars(user_id=str(principal.user_id))
+        if missing := sorted(set(required.scopes) - principal.scopes):
+            scope = " ".join(missing)
+            challenge = f'Bearer error="insufficient_scope", scope="{scope}"'
+            headers = {"WWW-Authenticate": challenge}
+            raise Forbidden(f"This needs the scope {scope}", headers=headers)
+        return principal
+
+
+authenticate = Authentication()
 
 
 def requires(*scopes: str) -> Any:

@@ -1,19 +1,24 @@
 """The OpenAPI document, made exact, and its page, which needs no internet access."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
+from fastapi.encoders import jsonable_encoder
 from fastapi.openapi.docs import get_swagger_ui_html, get_swagger_ui_oauth2_redirect_html
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse
-from fastapi.routing import APIRoute
+from fastapi.routing import APIRoute, iter_route_contexts
 from pydantic.json_schema import models_json_schema
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
+from shared.auth import api_key, bearer
 from shared.errors import MEDIA_TYPE, FieldError, ProblemDetails, title
+from shared.queries import QueryReader
 
 ASSETS = "/docs/assets"
 PAGE_POLICY = (
@@ -74,13 +79,14 @@ async def oauth2_redirect() -> Response:
 
 def _exact(app: FastAPI) -> dict[str, Any]:
     """The generated document with every error declared as what it really is."""
-    document = get_openapi(
-        title=app.title,
-        version=app.version,
-        description=app.description,
-        routes=app.routes,
-        tags=app.openapi_tags,
-    )
+    with _queries_shown(app):
+        document = get_openapi(
+            title=app.title,
+            version=app.version,
+            description=app.description,
+            routes=app.routes,
+            tags=app.openapi_tags,
+        )
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
     for generated in ("HTTPValidationError", "ValidationError"):
@@ -90,14 +96,37 @@ def _exact(app: FastAPI) -> dict[str, Any]:
         ref_template="#/components/schemas/{model}",
     )
     schemas.update(definitions["$defs"])
-    flow = components["securitySchemes"]["OAuth2"]["flows"]["password"]
+    schemes = components["securitySchemes"]
+    schemes[api_key.scheme_name] = jsonable_encoder(api_key.model, exclude_none=True)
+    flow = schemes[bearer.scheme_name]["flows"]["password"]
     flow["scopes"] = {k: v for feature in app.state.features for k, v in feature.scopes.items()}
     for path in document["paths"].values():
         for operation in path.values():
             _declare_problems(operation)
+            if security := operation.get("security"):
+                security.append({api_key.scheme_name: security[0][bearer.scheme_name]})
             for parameter in operation.get("parameters", []):
                 parameter["schema"] = _without_null(parameter["schema"])
     return document
+
+
+@contextmanager
+def _queries_shown(app: FastAPI) -> Iterator[None]:
+    """While the document is made, what reads a query model has its fields, as if FastAPI did."""
+    dependencies = [
+        dependency
+        for route in iter_route_contexts(app.routes)
+        if isinstance(route.original_route, APIRoute)
+        for dependency in route.dependant.dependencies
+        if isinstance(dependency.call, QueryReader)
+    ]
+    for dependency in dependencies:
+        dependency.query_params = dependency.call.fields
+    try:
+        yield
+    finally:
+        for dependency in dependencies:
+            dependency.query_params = []
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Every error is a problem (RFC 9457), says what is wrong, and nothing of the inside."""
 
 import json
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
@@ -185,6 +186,18 @@ async def test_a_query_that_is_not_valid(client: AsyncClient, query: str) -> Non
     found = problem(await client.get(f"/items?{query}"), 422)
     (error,) = found["errors"]
     assert (error["location"], error["pointer"]) == ("query", f"/{query.partition('=')[0]}")
+
+
+async def test_nobody_is_told_what_is_wrong_with_a_query(
+    app: FastAPI, anonymous: AsyncClient
+) -> None:
+    paths = {
+        path: methods["get"] for path, methods in app.openapi()["paths"].items() if "get" in methods
+    }
+    for path, operation in paths.items():
+        if "security" in operation:
+            url = re.sub(r"{\w+}", str(uuid4()), path)
+            problem(await anonymous.get(url, params={"limit": "none"}), 401)
 
 
 @pytest.mark.parametrize("item_id", ["%00", "%ff", "%2F", "0197", "9" * 5_000])

@@ -44,6 +44,7 @@ from shared.preconditions import (
     entity_tag,
     is_current,
 )
+from shared.queries import from_query
 from shared.routing import Router
 from shared.sessions import ReadSession, Snapshot, WriteSession
 
@@ -56,8 +57,8 @@ UNLIMITED = 1 << 50  # bytes: an import is read as it comes, and never held whol
 
 @router.get("", responses=responses(BadRequest))
 async def list_(
-    query: Annotated[ItemQuery, Query()],
     principal: Reader,
+    query: Annotated[ItemQuery, from_query(ItemQuery)],
     session: ReadSession,
     cursors: CursorCodec,
 ) -> ItemPage:
@@ -65,6 +66,27 @@ async def list_(
     after = cursors.read(query, principal.user_id)
     found = await handlers.list_items(session, principal.user_id, query, after)
     return ItemPage.model_validate(cursors.page(found, query, principal.user_id))
+
+
+@router.get(
+    "/{item_id:uuid}",
+    response_model=ItemPublic,
+    responses={**responses(NotFound), **TAGGED, **NOT_MODIFIED},
+)
+async def get(
+    item_id: UUID,
+    response: Response,
+    principal: Reader,
+    session: ReadSession,
+    if_none_match: IfNoneMatch = None,
+) -> ItemPublic | Response:
+    """One item."""
+    item = await handlers.get_item(session, principal.user_id, item_id)
+    tag = entity_tag(item.updated_at)
+    if is_current(if_none_match, tag):
+        return Response(status_code=status.HTTP_304_NOT_MODIFIED, headers={"ETag": tag})
+    response.headers["ETag"] = tag
+    return item
 
 
 @router.post(
@@ -87,27 +109,6 @@ async def create(
     location = f"{request.url.path}/{item.id}"
     answer = created(item, location, entity_tag(item.updated_at))
     return await idempotency.keep(principal, answer)
-
-
-@router.get(
-    "/{item_id:uuid}",
-    response_model=ItemPublic,
-    responses={**responses(NotFound), **TAGGED, **NOT_MODIFIED},
-)
-async def get(
-    item_id: UUID,
-    response: Response,
-    principal: Reader,
-    session: ReadSession,
-    if_none_match: IfNoneMatch = None,
-) -> ItemPublic | Response:
-    """One item."""
-    item = await handlers.get_item(session, principal.user_id, item_id)
-    tag = entity_tag(item.updated_at)
-    if is_current(if_none_match, tag):
-        return Response(status_code=status.HTTP_304_NOT_MODIFIED, headers={"ETag": tag})
-    response.headers["ETag"] = tag
-    return item
 
 
 @router.patch(

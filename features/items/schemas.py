@@ -28,22 +28,27 @@ def _a_number(value: Any) -> Any:
     return value
 
 
+_PRICE_SCHEMA = WithJsonSchema(
+    {
+        "type": "number",
+        "exclusiveMinimum": 0,
+        "maximum": float(MAX_PRICE),
+        "description": "At most 2 decimals",
+        "examples": [19.99],
+    }
+)
+
 Amount = Annotated[
     Decimal,
     Field(gt=0, le=MAX_PRICE, decimal_places=2),
     PlainSerializer(float, return_type=float),
-    WithJsonSchema(
-        {
-            "type": "number",
-            "exclusiveMinimum": 0,
-            "maximum": float(MAX_PRICE),
-            "description": "At most 2 decimals",
-            "examples": [19.99],
-        }
-    ),
+    _PRICE_SCHEMA,
 ]
 Price = Annotated[Amount, BeforeValidator(_a_number)]
 """Exact in the database, a JSON number on the wire."""
+
+PublicPrice = Annotated[float, _PRICE_SCHEMA]
+"""A price that is only shown: what the database holds needs no validation."""
 
 PriceBound = Annotated[
     Decimal,
@@ -88,7 +93,7 @@ class ItemPublic(BaseModel):
     external_id: str | None
     title: str
     description: str | None
-    price: Amount
+    price: PublicPrice
     created_at: datetime
     updated_at: datetime
 

@@ -10,9 +10,12 @@ MARKERS = f"StartSel={START}, StopSel={STOP}"
 SPECIAL, BRACKETS = f"<>{START}{STOP}{LESS}{GREATER}", f"{LESS}{GREATER}"
 """What `translate` takes away from a text, and what it puts in the place of `<` and `>`."""
 
-_HTML = str.maketrans({START: "<mark>", STOP: "</mark>", LESS: "&lt;", GREATER: "&gt;"})
+_HTML = {START: "<mark>", STOP: "</mark>", LESS: "&lt;", GREATER: "&gt;"}
 
 
 def highlight(marked: str) -> str:
     """The text as HTML: everything escaped, found words in `<mark>`."""
-    return escape(marked).translate(_HTML)
+    text = escape(marked)
+    for character, html in _HTML.items():  # `translate` takes eight times as long
+        text = text.replace(character, html)
+    return text

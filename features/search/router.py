@@ -1,8 +1,6 @@
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import Query
-
 from features.search import handlers
 from features.search.engine import EngineDep
 from features.search.schemas import (
@@ -14,6 +12,7 @@ from features.search.schemas import (
 )
 from shared.auth import Principal, requires
 from shared.errors import NotFound, Unavailable, responses
+from shared.queries import from_query
 from shared.routing import Router
 from shared.sessions import ReadSession
 
@@ -24,8 +23,8 @@ Searcher = Annotated[Principal, requires("search:read")]
 
 @router.get("/search", responses=responses(Unavailable))
 async def search(
-    query: Annotated[SearchQuery, Query()],
     principal: Searcher,
+    query: Annotated[SearchQuery, from_query(SearchQuery)],
     session: ReadSession,
     engine: EngineDep,
 ) -> SearchResults:
@@ -50,8 +49,8 @@ async def status(principal: Searcher, session: ReadSession) -> SearchStatus:
 @router.get("/items/{item_id}/similar", responses=responses(NotFound, Unavailable))
 async def similar(
     item_id: UUID,
-    query: Annotated[SimilarQuery, Query()],
     principal: Searcher,
+    query: Annotated[SimilarQuery, from_query(SimilarQuery)],
     session: ReadSession,
     engine: EngineDep,
 ) -> SearchResults:

@@ -40,7 +40,7 @@ async def get_item(session: Reading, owner_id: UUID, item_id: UUID) -> ItemPubli
     row = await session.fetch_one(ONE, {"id": item_id, "owner_id": owner_id})
     if row is None:
         raise _not_found(item_id)
-    return ItemPublic.model_validate(row)
+    return ItemPublic.model_validate(dict(row))
 
 
 async def update_item(

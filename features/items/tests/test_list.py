@@ -74,7 +74,7 @@ async def test_cursors_visit_each_item_once_in_order(client: AsyncClient, sort: 
 
 
 async def test_a_cursor_of_the_longest_title_is_taken_back(client: AsyncClient) -> None:
-    for first in range(2):  # characters that JSON escapes in twelve, and that do not compress
+    for first in range(2):  # characters of four bytes
         title = "".join(chr(0x10000 + (first + n * 7919) % 0xFFFFF) for n in range(500))
         await add(client, 1, title=title)
     assert len(await walk(client, sort="title", limit=1)) == 2

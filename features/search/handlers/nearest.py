@@ -136,7 +136,7 @@ async def _nearest(
         return None
     hits = [
         Hit(
-            item=ItemPublic.model_validate(row),
+            item=ItemPublic.model_validate(dict(row)),
             score=row.similarity,
             lexical_rank=None,
             semantic_rank=row.rank,

@@ -1,8 +1,8 @@
 from collections.abc import Sequence
 from time import perf_counter
+from typing import Any
 from uuid import UUID
 
-from features.items import ItemPublic
 from features.search.embedding import EmbeddingUnavailable, Vector, as_text
 from features.search.engine import Engine
 from features.search.highlighting import BRACKETS, MARKERS, SPECIAL, highlight
@@ -10,8 +10,6 @@ from features.search.indexing.models import KnownModel
 from features.search.parsing import ParsedQuery, parse_query
 from features.search.schemas import (
     Explanation,
-    Highlights,
-    Hit,
     Mode,
     SearchQuery,
     SearchResults,
@@ -56,12 +54,14 @@ async def search(
         embedding_ms=round((embedded - started) * 1000, 2),
         sql_ms=round((perf_counter() - embedded) * 1000, 2),
     )
-    return SearchResults(
-        hits=[_hit(row) for row in rows if row.id],
-        total=rows[0].total,
-        mode=query.mode,
-        degraded=mode is not query.mode,
-        explanation=explanation if query.explain else None,
+    return SearchResults.model_validate(
+        {
+            "hits": [_hit(row) for row in rows if row.id],
+            "total": rows[0].total,
+            "mode": query.mode,
+            "degraded": mode is not query.mode,
+            "explanation": explanation if query.explain else None,
+        }
     )
 
 
@@ -114,15 +114,11 @@ async def _run(
     return await session.fetch(search_statement(mode, bounded), parameters)
 
 
-def _hit(row: Row) -> Hit:
-    description = row.marked_description
-    return Hit(
-        item=ItemPublic.model_validate(row),
-        score=row.score,
-        lexical_rank=row.lexical_rank,
-        semantic_rank=row.semantic_rank,
-        highlights=Highlights(
-            title=highlight(row.marked_title),
-            description=None if description is None else highlight(description),
-        ),
-    )
+def _hit(row: Row) -> dict[str, Any]:
+    """The fields of a `Hit`: the score and the ranks are columns."""
+    columns, description = dict(row), row.marked_description
+    highlights = {
+        "title": highlight(row.marked_title),
+        "description": None if description is None else highlight(description),
+    }
+    return {**columns, "item": columns, "highlights": highlights}

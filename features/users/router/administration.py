@@ -1,7 +1,7 @@
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import Query, status
+from fastapi import status
 
 from features.users.handlers import administration
 from features.users.router.identity import Admin, AdminPerson
@@ -9,6 +9,7 @@ from features.users.schemas import UserAdminUpdate, UserPage, UserPublic, UserQu
 from features.users.state import CallerDep
 from shared.errors import BadRequest, Conflict, NotFound, responses
 from shared.pagination import CursorCodec
+from shared.queries import from_query
 from shared.routing import Router
 from shared.sessions import OrmSession, ReadSession
 
@@ -17,8 +18,8 @@ router = Router(prefix="/users", tags=["users"])
 
 @router.get("", responses=responses(BadRequest))
 async def list_(
-    query: Annotated[UserQuery, Query()],
     admin: Admin,
+    query: Annotated[UserQuery, from_query(UserQuery)],
     session: ReadSession,
     cursors: CursorCodec,
 ) -> UserPage:

@@ -1,12 +1,11 @@
 from typing import Annotated
 
-from fastapi import Query
-
 from features.users.handlers.events import list_events
 from features.users.router.identity import Self
 from features.users.schemas import EventPage, EventQuery
 from shared.errors import BadRequest, responses
 from shared.pagination import CursorCodec
+from shared.queries import from_query
 from shared.routing import Router
 from shared.sessions import ReadSession
 
@@ -15,8 +14,8 @@ router = Router(prefix="/users/me/events", tags=["events"])
 
 @router.get("", responses=responses(BadRequest))
 async def list_(
-    query: Annotated[EventQuery, Query()],
     principal: Self,
+    query: Annotated[EventQuery, from_query(EventQuery)],
     session: ReadSession,
     cursors: CursorCodec,
 ) -> EventPage:
