@@ -2,9 +2,11 @@
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 MAX_WORDS = 100
+NOTHING: Mapping[str, str] = {}
 
 _TOKEN = re.compile(r'(-?)(?:"([^"]*)"|(\S+))')
 _WORD = re.compile(r"\w")
@@ -38,11 +40,10 @@ class ParsedQuery:
     choices: list[Choice]
     unfinished: str
 
-    @property
-    def meaning(self) -> str:
-        """What is embedded: the words in their order, without the syntax."""
+    def meaning(self, respelt: Mapping[str, str] = NOTHING) -> str:
+        """What is embedded: the words in their order, some spelt otherwise, without the syntax."""
         words = [word for choice in self.choices for word in choice.words]
-        return " ".join(dict.fromkeys(words))
+        return " ".join(respelt.get(word, word) for word in dict.fromkeys(words))
 
     @property
     def parameters(self) -> dict[str, str]:

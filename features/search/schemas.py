@@ -94,6 +94,10 @@ class Explanation(BaseModel):
 
     plan: str | None = Field(description="`exact` or `index`; null without a vector")
     model: str | None
+    respelt: dict[str, str] = Field(
+        description="Words that none of your items has, each with the one that is most like it:"
+        " the vector is between both meanings"
+    )
     embedding_ms: float
     sql_ms: float
 

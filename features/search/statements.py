@@ -52,11 +52,13 @@ WITH owner AS MATERIALIZED (
     ) AS more
     WHERE words.unfinished AND length(words.word) > 1
 ), alike AS MATERIALIZED (
-    SELECT words.word, more.lexeme
+    SELECT words.word, more.*
     FROM words CROSS JOIN LATERAL (
-        SELECT s.lexeme FROM search_words AS s
+        SELECT s.lexeme, s.word AS spelt,
+            row_number() OVER (ORDER BY similarity(s.word, words.word) DESC, s.word) AS place
+        FROM search_words AS s
         WHERE s.owner_id = :owner AND s.word % words.word
-        ORDER BY similarity(s.word, words.word) DESC, s.word LIMIT 3
+        ORDER BY place LIMIT 3
     ) AS more
     WHERE NOT words.known AND length(words.word) > 3
     AND words.word NOT IN (SELECT word FROM longer)
@@ -204,13 +206,17 @@ HITS = {
 }
 
 PAGE = """
-SELECT counted.total, counted.plan, active.id AS active_model, page.*,
+SELECT counted.total, counted.plan, respelt.words AS respelt, active.id AS active_model, page.*,
     ts_headline('search', translate(page.title, :special, :brackets), query.shown,
         'HighlightAll=true, ' || :markers) AS marked_title,
     ts_headline('search', translate(page.description, :special, :brackets), query.shown,
         'MaxFragments=2, MaxWords=25, MinWords=8, ShortWord=0, FragmentDelimiter=" … ", '
             || :markers) AS marked_description
 FROM (SELECT coalesce(max(total), 0) AS total, max(plan) AS plan FROM hits) AS counted
+CROSS JOIN (
+    SELECT jsonb_object_agg(word, spelt) AS words FROM alike
+    WHERE place = 1 AND similarity(spelt, word) >= :misspelt
+) AS respelt
 CROSS JOIN query
 LEFT JOIN search_models AS active ON active.active
 LEFT JOIN (

@@ -148,13 +148,14 @@ async def update(request: Request, principal: Principal) -> Response:
 
 async def search(request: Request, principal: Principal) -> Response:
     mode, parsed = Mode(request.query_params["mode"]), parse_query(request.query_params["q"])
-    if mode is Mode.HYBRID and parsed.meaning not in vectors:
-        vectors[parsed.meaning] = as_text(await embedder.embed_query(parsed.meaning))
+    if mode is Mode.HYBRID and parsed.meaning() not in vectors:
+        vectors[parsed.meaning()] = as_text(await embedder.embed_query(parsed.meaning()))
     values = {
         **parsed.parameters,
         "owner": principal.user_id,
         "few": 10,
         "enough": 20_000,
+        "misspelt": 0.4,
         "words_share": 0.6,
         "depth": 20 if mode is Mode.LEXICAL else CANDIDATES,
         "limit": 20,
@@ -163,7 +164,7 @@ async def search(request: Request, principal: Principal) -> Response:
         "brackets": BRACKETS,
         "markers": MARKERS,
         "model": 1,
-        "vector": vectors.get(parsed.meaning),
+        "vector": vectors.get(parsed.meaning()),
         **dict.fromkeys(("min_price", "max_price", "created_after", "created_before")),
     }
     sql, arguments = compiled(statements[mode], values)

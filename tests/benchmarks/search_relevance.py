@@ -18,9 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from random import Random
 from statistics import quantiles
-from string import ascii_lowercase
 from typing import Any
 
 import asyncpg
@@ -29,7 +27,7 @@ from httpx import AsyncClient
 
 from app.main import background_tasks, create_app
 from features.search.handlers import searching
-from features.search.tests.measures import Judgements, quality
+from features.search.tests.measures import Judgements, misspell, quality
 from shared.settings import Settings
 from shared.tasks import Task, drain
 from shared.testing import PASSWORD, connect, sign_in
@@ -139,27 +137,6 @@ def reciprocal_rank(scores: dict[str, float]) -> dict[str, float]:
 def min_max(scores: dict[str, float]) -> dict[str, float]:
     low, high = min(scores.values(), default=0), max(scores.values(), default=0)
     return {item: (score - low) / ((high - low) or 1) for item, score in scores.items()}
-
-
-def misspell(query: str) -> str:
-    """The query with one edit in one of its words of four letters or more, always the same."""
-    random = Random(query)
-    words = query.split()
-    long = [place for place, word in enumerate(words) if len(word) > 3 and word.isalpha()]
-    if not long:
-        return query
-    place = random.choice(long)
-    word, at = words[place], random.randrange(1, len(words[place]) - 1)
-    letter = random.choice(ascii_lowercase)
-    words[place] = random.choice(
-        [
-            word[:at] + word[at + 1 :],
-            word[:at] + letter + word[at:],
-            word[:at] + letter + word[at + 1 :],
-            word[:at] + word[at + 1] + word[at] + word[at + 2 :],
-        ]
-    )
-    return " ".join(words)
 
 
 async def ts_rank(url: str, queries: Mapping[str, str], query: str) -> Rankings:

@@ -34,5 +34,5 @@ async def index_status(session: Reading, owner_id: UUID) -> SearchStatus:
         parked=row.parked,
         model=row.name,
         dimension=row.dimension,
-        parked_items=[ParkedItem.model_validate_json(item) for item in row.parked_items or ()],
+        parked_items=[ParkedItem.model_validate(item) for item in row.parked_items or ()],
     )

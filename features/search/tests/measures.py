@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import log2
+from random import Random
 from statistics import fmean
+from string import ascii_lowercase
 
 Judgements = Mapping[str, int]
 """Grades by item, 0 for not relevant; an item that nobody judged is not in it."""
@@ -41,6 +43,27 @@ def ndcg(ranking: Sequence[str], grades: Judgements, depth: int = 10) -> float:
     gains = [2 ** grades.get(item, 0) - 1 for item in ranking[:depth]]
     best = sorted((2**grade - 1 for grade in grades.values()), reverse=True)[:depth]
     return _discounted(gains) / _discounted(best)
+
+
+def misspell(query: str) -> str:
+    """The query with one edit in one of its words of four letters or more, always the same."""
+    random = Random(query)
+    words = query.split()
+    long = [place for place, word in enumerate(words) if len(word) > 3 and word.isalpha()]
+    if not long:
+        return query
+    place = random.choice(long)
+    word, at = words[place], random.randrange(1, len(words[place]) - 1)
+    letter = random.choice(ascii_lowercase)
+    words[place] = random.choice(
+        [
+            word[:at] + word[at + 1 :],
+            word[:at] + letter + word[at:],
+            word[:at] + letter + word[at + 1 :],
+            word[:at] + word[at + 1] + word[at] + word[at + 2 :],
+        ]
+    )
+    return " ".join(words)
 
 
 def _discounted(gains: Sequence[int]) -> float:

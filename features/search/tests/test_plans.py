@@ -119,6 +119,7 @@ async def test_words_are_found_by_their_index_alone(owner: Owner) -> None:
         "owner": owner.id,
         "few": searching.FEW,
         "enough": searching.ENOUGH_ROWS,
+        "misspelt": searching.MISSPELT,
         "depth": 10,
         "limit": 10,
         "offset": 0,
