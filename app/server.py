@@ -5,6 +5,7 @@ sent a POST on one may not send it again.
 """
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -122,9 +123,11 @@ def _accept_all(listener: socket.socket) -> list[socket.socket]:
 
 
 class Loop(uvloop.Loop):
-    """uvloop, whose servers give everybody a last call."""
+    """uvloop, whose servers give everybody a last call, and find the process ready."""
 
     async def create_server(self, connect: Any, *, sock: Any, **options: Any) -> Any:  # type: ignore[override]
+        gc.collect()
+        gc.freeze()  # modules, models and routes stay: to walk them again and again finds nothing
         server = await super().create_server(connect, sock=sock, **options)
         return LastCall(server, sock, connect)
 
@@ -180,9 +183,11 @@ def serve(app: FastAPI, listener: socket.socket, on_ready: OnReady) -> None:
     server.run(sockets=[listener])
 
 
-def serve_with_workers(listener: socket.socket, workers: int, on_ready: OnReady) -> None:
+def serve_with_workers(
+    listener: socket.socket, workers: int, on_ready: OnReady, factory: str = "app.server:worker"
+) -> None:
     """Serves with so many processes, whose settings come from the environment."""
-    supervisor = Workers(_config("app.server:worker", factory=True, workers=workers), [listener])
+    supervisor = Workers(_config(factory, factory=True, workers=workers), [listener])
     supervisor.on_ready = on_ready
     with TemporaryDirectory(prefix="tessera-metrics-") as folder:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # each process answers for all of them

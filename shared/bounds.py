@@ -49,8 +49,9 @@ class BoundsMiddleware:
 
         async def send_at_leisure(message: Message) -> None:
             nonlocal begun
+            if not begun or message.get("more_body"):  # what is whole has no need of more
+                _move(deadline)
             begun = True
-            _move(deadline)
             await send(message)
 
         try:

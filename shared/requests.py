@@ -2,27 +2,26 @@
 
 import re
 import time
-from collections.abc import Mapping
 
 import structlog
 from fastapi import Request
 from prometheus_client import Histogram
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uuid_utils.compat import uuid7
+from uuid_utils import uuid7
 
 from shared.errors import content_too_large, internal_error
 from shared.telemetry import PROBES, tag_trace
 
-WELL_FORMED_ID = re.compile(r"[A-Za-z0-9._-]{8,128}")
-SECURITY_HEADERS: Mapping[str, str] = {
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Strict-Transport-Security": "max-age=31536000; includeSubDomains",
-}
+WELL_FORMED_ID = re.compile(rb"[A-Za-z0-9._-]{8,128}")
+SECURITY_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"strict-transport-security", b"max-age=31536000; includeSubDomains"),
+)
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 REQUESTS = Histogram(
@@ -62,10 +61,12 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-ID"] = request_id
-                for name, value in SECURITY_HEADERS.items():
-                    headers.setdefault(name, value)
+                given = {name for name, _ in message["headers"]}
+                message["headers"] = [
+                    *message["headers"],
+                    (b"x-request-id", request_id.encode()),
+                    *(header for header in SECURITY_HEADERS if header[0] not in given),
+                ]
             await send(message)
 
         try:
@@ -110,13 +111,14 @@ class LastResortMiddleware:
 
 def _is_plain_413(start: Message) -> bool:
     """Whether Starlette itself refuses a Content-Length beyond the limit, in plain text."""
-    media_type = Headers(raw=start["headers"]).get("content-type", "")
-    return start["status"] == 413 and media_type.startswith("text/plain")
+    if start["status"] != 413:
+        return False
+    return Headers(raw=start["headers"]).get("content-type", "").startswith("text/plain")
 
 
 def _request_id(scope: Scope) -> str:
-    given = Headers(scope=scope).get("x-request-id", "")
-    return given if WELL_FORMED_ID.fullmatch(given) else uuid7().hex
+    given = dict(scope["headers"]).get(b"x-request-id", b"")
+    return given.decode() if WELL_FORMED_ID.fullmatch(given) else uuid7().hex
 
 
 def _count_request(scope: Scope, status: int, seconds: float) -> None:

@@ -31,9 +31,7 @@ from shared.settings import Settings
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 FLUSH_MILLISECONDS = 2_000  # for the last traces, when the process stops
 PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
-SAID_ELSEWHERE = frozenset(
-    {"event", "exc_info", "level", "timestamp", "_record", "_from_structlog"}
-)
+SAID_ELSEWHERE = frozenset({"event", "exc_info", "level", "timestamp"})
 
 tracer = trace.get_tracer("tessera")
 

@@ -12,11 +12,11 @@ from fastapi import APIRouter, FastAPI
 from httpx import Response
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
-from structlog.stdlib import ProcessorFormatter
 
 from app.main import create_app
 from shared.errors import MEDIA_TYPE, Problem
 from shared.features import Feature, find_features
+from shared.logging import Lines
 from shared.settings import Settings
 
 
@@ -51,12 +51,12 @@ def problem(response: Response, status: int) -> dict[str, Any]:
     return body
 
 
-def captured_log() -> io.StringIO:
+def captured_log(lines: io.StringIO | None = None) -> io.StringIO:
     """What is logged from now on, as it is written."""
-    lines = io.StringIO()
+    lines = lines or io.StringIO()
     for handler in logging.getLogger().handlers:
-        if isinstance(handler.formatter, ProcessorFormatter):
-            handler.setStream(lines)  # type: ignore[attr-defined]  # it is our StreamHandler
+        if isinstance(handler, Lines):
+            handler.setStream(lines)
     return lines
 
 

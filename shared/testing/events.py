@@ -1,21 +1,12 @@
 """What the application logs."""
 
-import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
+import structlog
 from fastapi import FastAPI
-
-
-class _Noting(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__()
-        self.events: list[Mapping[str, Any]] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if isinstance(record.msg, Mapping):
-            self.events.append(record.msg)
+from structlog.typing import EventDict, WrappedLogger
 
 
 @pytest.fixture
@@ -23,7 +14,13 @@ def events(app: FastAPI) -> Iterator[list[Mapping[str, Any]]]:
     """What has been logged, oldest first: `[e["event"] for e in events]`. In tests that is what
     is at least a warning, unless `settings` say otherwise."""
     assert app, "it sets up the log anew"
-    handler = _Noting()
-    logging.getLogger().addHandler(handler)
-    yield handler.events
-    logging.getLogger().removeHandler(handler)
+    noted: list[Mapping[str, Any]] = []
+
+    def note(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        noted.append(dict(event))
+        return event
+
+    processors = structlog.get_config()["processors"]
+    structlog.configure(processors=[*processors, note])
+    yield noted
+    structlog.configure(processors=processors)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-HELPERS = {"__init__", "__main__", "bare", "common", "guideline"}
+HELPERS = {"__init__", "__main__", "bare", "common", "guideline", "tessera"}
 
 
 def main(names: list[str]) -> None:

@@ -24,7 +24,6 @@ from typing import Any
 from urllib.parse import urlencode
 
 import httpx
-from fastapi import FastAPI
 
 from app.main import create_app
 from shared.settings import Settings
@@ -36,9 +35,7 @@ CONNECTIONS = 16
 ITEMS = 2_000
 TICKS = os.sysconf("SC_CLK_TCK")
 OURS, BARE, GUIDELINE = "tessera", "bare", "guideline"
-SERVERS = {OURS: "tests.benchmarks.endpoints:without_tasks", BARE: "tests.benchmarks.bare:app"} | {
-    GUIDELINE: "tests.benchmarks.guideline:app"
-}
+SERVERS = (OURS, BARE, GUIDELINE)
 WRK = """
 wrk.method = "{method}"
 wrk.body = {body}
@@ -46,11 +43,6 @@ wrk.headers["Content-Type"] = "application/json"
 wrk.headers["Authorization"] = "Bearer {token}"
 {more}
 """
-
-
-def without_tasks() -> FastAPI:
-    """Ours, with its background work left to workers, as nobody else here has any."""
-    return create_app(run_tasks=False)
 
 
 @dataclass(frozen=True)
@@ -94,14 +86,17 @@ def served(name: str, settings: Settings, port: int, workers: int = 1) -> Iterat
         "APP_LOG_FORMAT": "json",
         "APP_RATE_LIMITING": "false",
     }
-    command = [sys.executable, "-m", "uvicorn", SERVERS[name], "--port", str(port)]
-    command += ["--loop", "uvloop", "--http", "httptools", "--no-server-header"]
-    command += ["--workers", str(workers)]
-    command += ["--factory", "--no-access-log"] if name == OURS else []
-    command += ["--no-access-log", "--log-level", "warning"] if name == BARE else []
+    module = f"tests.benchmarks.{name}"
+    if name == OURS:
+        arguments = [module, str(port), str(workers)]
+    else:
+        arguments = ["uvicorn", f"{module}:app", "--port", str(port), "--workers", "1"]
+        arguments += ["--loop", "uvloop", "--http", "httptools", "--no-server-header"]
+    if name == BARE:
+        arguments += ["--no-access-log", "--log-level", "warning"]
     started = time.perf_counter()
     process = subprocess.Popen(
-        command,
+        [sys.executable, "-m", *arguments],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.DEVNULL,

@@ -4,8 +4,11 @@ called without a server or a socket between.
 python -m tests.benchmarks.layers
 """
 
+import os
 import statistics
 import time
+from contextlib import redirect_stderr
+from pathlib import Path
 from typing import Annotated
 
 import uvloop
@@ -88,7 +91,11 @@ async def measure(settings: Settings) -> dict[str, float]:
 
 
 def main() -> None:
-    with migrated_database() as settings:
+    with (
+        migrated_database() as settings,
+        Path(os.devnull).open("w") as nowhere,
+        redirect_stderr(nowhere),
+    ):
         found = uvloop.run(measure(settings))
     save("layers", found)
     whole, before = max(found.values()), 0.0
