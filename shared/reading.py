@@ -5,16 +5,15 @@ statement takes longer than the statement (`python -m tests.benchmarks.layers`).
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
-from functools import lru_cache
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from functools import lru_cache, partial
 from typing import Any, TypeAlias
 
+import asyncpg
 import orjson
 import structlog
-from asyncpg import Connection as Driver
-from asyncpg import InterfaceError, InternalClientError, PostgresError, Record, create_pool
-from asyncpg.pool import PoolConnectionProxy
+from asyncpg import InterfaceError, InternalClientError, PostgresError, Record
 from sqlalchemy import Executable, Insert, Update
 from sqlalchemy.dialects.postgresql.asyncpg import dialect
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -22,10 +21,14 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from shared.errors import BUSY, Unavailable, busy
 
 CONNECT_TIMEOUT_SECONDS = 3.0
-RELEASE_TIMEOUT_SECONDS = 1.0  # for a statement that was given up to end
+PART_TIMEOUT_SECONDS = 1.0  # for a statement that was given up to end
 CLOSE_TIMEOUT_SECONDS = 2.0
 CONNECT_ERRORS = (OSError, TimeoutError, PostgresError, InterfaceError)
 """What asyncpg raises while it connects."""
+LOSSES = (OSError, InterfaceError, InternalClientError)
+"""What asyncpg raises where a connection is lost, or is not used as it should be."""
+
+LOST = "The database connection was lost; please try again"
 
 STATEMENTS = 1_000  # that are kept compiled
 DIALECT = dialect()  # type: ignore[no-untyped-call]
@@ -48,13 +51,13 @@ class Row(Record):
             raise AttributeError(name) from None
 
 
-Pooled: TypeAlias = "PoolConnectionProxy[Row]"
-Connection: TypeAlias = "Pooled | Driver[Row]"
+Connection: TypeAlias = "asyncpg.Connection[Row]"
 Connections: TypeAlias = Callable[[], AbstractAsyncContextManager[Connection]]
 
 
 class ReadPool:
-    """Connections to read by, each made when it is first needed; `size` at most.
+    """Connections to read by, each made when it is first needed; `size` at most. What
+    asyncpg's own pool does around a statement takes three times as long as the statement.
 
     `bounds` is a statement, with which each transaction begins: behind a pooler in transaction
     mode, where nothing outlasts one, statements are in one and have no names.
@@ -69,25 +72,19 @@ class ReadPool:
         bounds: str | None = None,
     ) -> None:
         self.size, self.wait_seconds, self.bounds = size, wait_seconds, bounds
+        self.in_use = 0
         self._places = asyncio.Semaphore(size)
+        self._idle: list[Connection] = []
+        self._open = True
         pooled: dict[str, Any] = {"statement_cache_size": 0} if bounds else {}
-        self._pool = create_pool(
+        self._connect = partial(
+            asyncpg.connect,
             url,
-            min_size=0,
-            max_size=size,
-            max_inactive_connection_lifetime=0,
-            init=_decode_json,
-            reset=_leave,
             record_class=Row,
             timeout=CONNECT_TIMEOUT_SECONDS,
             server_settings=dict(server_settings),
             **pooled,
         )
-
-    @property
-    def in_use(self) -> int:
-        """How many connections are at work."""
-        return self._pool.get_size() - self._pool.get_idle_size()
 
     @asynccontextmanager
     async def connection(self, *, snapshot: bool = False) -> AsyncIterator[Connection]:
@@ -99,26 +96,44 @@ class ReadPool:
         """
         await take_place(self._places, self.wait_seconds, "connections")
         try:
-            connection = await self._acquire()
+            connection = await self._idle_or_new()
+            self.in_use += 1
+            keep = True
             try:
-                with told_if_lost(connection):
-                    if snapshot or self.bounds:
-                        async with self._transaction(connection, snapshot=snapshot):
-                            yield connection
-                    else:
+                if snapshot or self.bounds:
+                    async with self._transaction(connection, snapshot=snapshot):
                         yield connection
+                else:
+                    yield connection
+            except LOSSES as error:
+                keep = False
+                if not connection.is_closed():
+                    raise
+                raise Unavailable(LOST) from error
+            except (asyncio.CancelledError, GeneratorExit):
+                keep = False  # a statement may still run
+                raise
             finally:
-                with suppress(TimeoutError):
-                    await self._pool.release(connection, timeout=RELEASE_TIMEOUT_SECONDS)
+                self.in_use -= 1
+                if keep and self._open:
+                    self._idle.append(connection)
+                else:
+                    await _part(connection, PART_TIMEOUT_SECONDS)
         finally:
             self._places.release()
 
-    async def _acquire(self) -> Pooled:
+    async def _idle_or_new(self) -> Connection:
+        """One that PostgreSQL has not closed; there is nothing in it that a read has left."""
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.is_closed():
+                return connection
         try:
-            await self._pool  # opens it, once; that takes no connection
-            return await self._pool.acquire()
+            connection = await self._connect()
+            await _decode_json(connection)
         except CONNECT_ERRORS as error:
             raise Unreachable("The database cannot be reached; please try again") from error
+        return connection
 
     @asynccontextmanager
     async def _transaction(self, connection: Connection, *, snapshot: bool) -> AsyncIterator[None]:
@@ -129,10 +144,9 @@ class ReadPool:
             yield
 
     async def close(self) -> None:
-        """Closes all connections; one that is still at work is not waited for."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
-                await (await self._pool).close()
+        """Closes all connections; one that is still at work closes once it is not."""
+        self._open = False
+        await asyncio.gather(*(_part(idle, CLOSE_TIMEOUT_SECONDS) for idle in self._idle))
 
 
 class Reading:
@@ -230,27 +244,6 @@ def _compiler(
     return compiler, {name: process for name, process in processors.items() if process}
 
 
-@contextmanager
-def told_if_lost(connection: Connection) -> Iterator[None]:
-    """
-    Raises:
-        Unavailable: the connection was lost within the block.
-    """
-    try:
-        yield
-    except (OSError, InterfaceError, InternalClientError) as error:
-        if not _is_lost(connection):
-            raise
-        raise Unavailable("The database connection was lost; please try again") from error
-
-
-def _is_lost(connection: Connection) -> bool:
-    try:
-        return connection.is_closed()
-    except InterfaceError:  # the pool took it back when it closed
-        return True
-
-
 async def _decode_json(connection: Connection) -> None:
     """As SQLAlchemy does on its own connections: it comes out as objects, and goes in as text."""
     for name in ("json", "jsonb"):
@@ -259,5 +252,8 @@ async def _decode_json(connection: Connection) -> None:
         )
 
 
-async def _leave(_connection: object) -> None:
-    """What is done to a connection that comes back: nothing, as no read leaves anything in it."""
+async def _part(connection: Connection, seconds: float) -> None:
+    """Closes a connection; asyncpg cancels what still runs in it."""
+    with suppress(OSError, PostgresError, InterfaceError):  # also that it took too long
+        async with asyncio.timeout(seconds):
+            await connection.close()

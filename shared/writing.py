@@ -3,15 +3,13 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
-from typing import Any, TypeAlias
+from typing import Any
 
 import structlog
-from asyncpg import Connection
 from sqlalchemy import Executable
 
-from shared.reading import NOTHING, RELEASE_TIMEOUT_SECONDS, Reading, Row, told_if_lost
-
-Driver: TypeAlias = "Connection[Row]"
+from shared.errors import Unavailable
+from shared.reading import LOSSES, LOST, NOTHING, PART_TIMEOUT_SECONDS, Connection, Reading
 
 log = structlog.get_logger(__name__)
 
@@ -19,9 +17,9 @@ log = structlog.get_logger(__name__)
 class Writing(Reading):
     """A write session: one transaction, whose statements see what those before them did."""
 
-    def __init__(self, driver: Driver) -> None:
-        super().__init__(lambda: nullcontext(driver))
-        self._driver = driver
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(lambda: nullcontext(connection))
+        self._connection = connection
 
     async def execute(self, statement: Executable, values: Mapping[str, Any] = NOTHING) -> None:
         """A statement that has no rows to give; raises as `fetch` does."""
@@ -31,42 +29,43 @@ class Writing(Reading):
         self, table: str, columns: Sequence[str], records: Iterable[Sequence[Any]]
     ) -> None:
         """COPY of these records into a table; raises as `fetch` does."""
-        await self._driver.copy_records_to_table(table, columns=columns, records=records)
+        await self._connection.copy_records_to_table(table, columns=columns, records=records)
 
 
 @asynccontextmanager
-async def unit_of_work(driver: Driver, begin: str) -> AsyncIterator[Writing]:
+async def unit_of_work(connection: Connection, begin: str) -> AsyncIterator[Writing]:
     """A transaction that this statement begins: committed at the end, rolled back on any error.
 
     Raises:
         Unavailable: the connection was lost.
         PostgresError: it cannot be committed.
     """
-    with told_if_lost(driver):
-        try:
-            await driver.execute(begin)
-            yield Writing(driver)
-            await _commit(driver)
-        except BaseException:
-            await _roll_back(driver)
-            raise
+    try:
+        await connection.execute(begin)
+        yield Writing(connection)
+        await _commit(connection)
+    except BaseException as error:
+        await _roll_back(connection)
+        if isinstance(error, LOSSES) and connection.is_closed():
+            raise Unavailable(LOST) from error
+        raise
 
 
-async def _commit(driver: Driver) -> None:
+async def _commit(connection: Connection) -> None:
     # Where a statement has failed, and nobody minded, PostgreSQL rolls back and calls it no error.
-    if await driver.execute("COMMIT") == "ROLLBACK":
+    if await connection.execute("COMMIT") == "ROLLBACK":
         raise RuntimeError("A statement had failed: nothing was committed")
 
 
-async def _roll_back(driver: Driver) -> None:
+async def _roll_back(connection: Connection) -> None:
     """Leaves nothing on the connection, or nobody will have it again."""
     rolled_back = False
     try:
-        async with asyncio.timeout(RELEASE_TIMEOUT_SECONDS):
-            await driver.execute("ROLLBACK")
+        async with asyncio.timeout(PART_TIMEOUT_SECONDS):
+            await connection.execute("ROLLBACK")
             rolled_back = True
     except Exception as error:
         log.warning("connection_given_up", error=str(error))
     finally:
         if not rolled_back:
-            driver.terminate()
+            connection.terminate()

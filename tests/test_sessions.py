@@ -396,6 +396,18 @@ async def test_a_connection_lost_before_the_commit_is_no_success(
     assert await count(database_url) == 0
 
 
+async def test_a_connection_is_not_used_again_once_a_statement_was_given_up(app: FastAPI) -> None:
+    database, me = database_of(app), text("SELECT pg_backend_pid() AS pid")
+    [first] = await reading(database).fetch(me)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await reading(database).fetch(text("SELECT pg_sleep(0.9)"))
+    [second] = await reading(database).fetch(me)
+    [again] = await reading(database).fetch(me)
+    assert first.pid != second.pid == again.pid
+    assert database.read.in_use == 0
+
+
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_copy_to_a_server_that_has_said_goodbye(
     settings: Settings, app: FastAPI, database_url: str, kind: str
