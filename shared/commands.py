@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from shared.database import Database, open_database
 from shared.embedded import EmbeddedPostgresError, embedded_postgres, ensure_database
-from shared.errors import Problem
+from shared.errors import Problem, database_cause, database_problem
 from shared.features import FeatureError
 from shared.settings import DATA, ConfigurationError, Settings, load_settings
 
@@ -27,15 +27,15 @@ def plain_errors() -> Iterator[None]:
         yield
     except (ConfigurationError, EmbeddedPostgresError, FeatureError, Problem) as error:
         _fail(str(error))
-    except (OSError, PostgresError) as error:  # from connecting: no session is open yet
-        file = getattr(error, "filename", None)
-        _fail(str(error) if file else f"the database cannot be used: {error}")
-    except DBAPIError as error:
-        if error.orig and isinstance(error.orig.__cause__, UndefinedTableError):
+    except OSError as error:
+        _fail(str(error) if error.filename else f"the database cannot be used: {error}")
+    except (PostgresError, DBAPIError) as error:
+        cause = database_cause(error)
+        if isinstance(cause, UndefinedTableError):
             _fail("the database has no tables; run `python -m app migrate`")
-        if type(error) is not DBAPIError:  # its subclasses are bugs of ours, and need a traceback
+        if database_problem(error) is None:  # a bug of ours, which needs a traceback
             raise
-        _fail(f"the database cannot be used: {error.orig}")
+        _fail(f"the database cannot be used: {cause}")
 
 
 def _fail(message: str) -> NoReturn:

@@ -277,17 +277,17 @@ def _unsupported_body(request: Request, invalid: RequestValidationError) -> Prob
 
 
 async def _on_database_error(request: Request, error: DBAPIError | PostgresError) -> Response:
-    constraint = getattr(_cause(error), "constraint_name", None)
+    constraint = getattr(database_cause(error), "constraint_name", None)
     if violated := request.app.state.constraints.get(constraint):
         return await _on_problem(request, violated)
     problem = database_problem(error)
     if problem is None:
         raise error
-    log.warning("database_problem", error=str(_cause(error)), problem=problem.detail)
+    log.warning("database_problem", error=str(database_cause(error)), problem=problem.detail)
     return await _on_problem(request, problem)
 
 
-def _cause(error: DBAPIError | PostgresError) -> BaseException | None:
+def database_cause(error: DBAPIError | PostgresError) -> BaseException | None:
     """What asyncpg raised; SQLAlchemy wraps it, unless its connection was used past it."""
     if isinstance(error, DBAPIError):
         return error.orig.__cause__ if error.orig else None
@@ -303,7 +303,7 @@ def database_problem(error: DBAPIError | PostgresError) -> Problem | None:
     """
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return Unavailable("The database connection was lost; please try again")
-    cause = _cause(error)
+    cause = database_cause(error)
     if isinstance(cause, OSError):
         return Unavailable("The database cannot be reached; please try again")
     state = cause.sqlstate if isinstance(cause, PostgresError) else None

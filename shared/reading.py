@@ -222,8 +222,10 @@ def compiled(statement: Executable, values: Mapping[str, Any]) -> tuple[str, lis
         InvalidRequestError: a parameter has no value.
     """
     columns = tuple(values) if isinstance(statement, Insert | Update) else None
-    compiler, processors = _compiler(statement, columns)
+    compiler, defaults, processors = _compiler(statement, columns)
     parameters = compiler.construct_params(values)
+    for name, default in defaults.items():
+        parameters[name] = default.arg if default.is_scalar else default.arg(None)
     for name, process in processors.items():
         parameters[name] = process(parameters[name])
     return compiler.string, [parameters[name] for name in compiler.positiontup or ()]
@@ -235,13 +237,16 @@ Processor = Callable[[Any], Any]
 @lru_cache(STATEMENTS)
 def _compiler(
     statement: Executable, columns: tuple[str, ...] | None
-) -> tuple[SQLCompiler, Mapping[str, Processor]]:
-    """How a statement is compiled, and how SQLAlchemy's types want their values sent."""
+) -> tuple[SQLCompiler, Mapping[str, Any], Mapping[str, Processor]]:
+    """How a statement is compiled; and what else SQLAlchemy does when it sends one: the defaults
+    of columns that are made here, and what their types make of values."""
     compiler = statement.compile(dialect=DIALECT, column_keys=columns)  # type: ignore[attr-defined]
     assert isinstance(compiler, SQLCompiler)
+    defaults = {column.key: column.default for column in compiler.insert_prefetch}
+    defaults |= {column.key: column.onupdate for column in compiler.update_prefetch}
     types = {name: bound.type.dialect_impl(DIALECT) for name, bound in compiler.binds.items()}
     processors = {name: type_.bind_processor(DIALECT) for name, type_ in types.items()}
-    return compiler, {name: process for name, process in processors.items() if process}
+    return compiler, defaults, {name: process for name, process in processors.items() if process}
 
 
 async def _decode_json(connection: Connection) -> None:

@@ -60,7 +60,7 @@ async def writing(database: Database) -> AsyncIterator[Writing]:
     """
     try:
         connection = await database.write.raw_connection()
-    except CONNECT_ERRORS as error:
+    except (*CONNECT_ERRORS, database.write.dialect.loaded_dbapi.Error) as error:
         raise Unavailable("The database cannot be reached; please try again") from error
     try:
         driver: Any = connection.driver_connection

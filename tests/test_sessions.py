@@ -11,7 +11,8 @@ import pytest
 from asyncpg import PostgresError
 from fastapi import APIRouter, FastAPI, HTTPException, Request
 from httpx import AsyncClient, Response
-from sqlalchemy import event, text
+from sqlalchemy import Column, Integer, MetaData, Table, event, insert, text, update
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -42,7 +43,15 @@ CREATE TABLE mapped (
 CREATE TABLE unmapped (
     id integer CONSTRAINT uq_unmapped_id UNIQUE DEFERRABLE INITIALLY DEFERRED
 );
+CREATE TABLE parcels (id integer, weight integer, contents jsonb);
 """
+PARCELS = Table(
+    "parcels",
+    MetaData(),
+    Column("id", Integer, primary_key=True, default=lambda: 7),
+    Column("weight", Integer, default=1, onupdate=lambda: 2),
+    Column("contents", JSONB(none_as_null=True)),
+)
 FAILURES = {
     "problem": (Conflict("No"), 409),
     "http": (HTTPException(418, "No"), 418),
@@ -306,6 +315,18 @@ async def test_the_server_looks_after_clients_that_say_nothing(app: FastAPI) -> 
     async with writing(database_of(app)) as session:
         assert [row.seconds for row in await session.fetch(shown)] == ["30"]
     assert [row.seconds for row in await reading(database_of(app)).fetch(shown)] == ["30"]
+
+
+async def test_what_sqlalchemy_does_with_values_is_done(app: FastAPI) -> None:
+    """Defaults that are made here, and types that change what is sent."""
+    async with writing(database_of(app)) as session:
+        [made] = await session.fetch(insert(PARCELS).returning(PARCELS), {"contents": {"mugs": 2}})
+        assert dict(made) == {"id": 7, "weight": 1, "contents": {"mugs": 2}}
+        change = update(PARCELS).returning(PARCELS)
+        [changed] = await session.fetch(change, {"contents": None})
+        assert dict(changed) == {"id": 7, "weight": 2, "contents": None}
+        [given] = await session.fetch(change, {"weight": 3})
+        assert given.weight == 3
 
 
 async def test_json_comes_out_the_same_of_every_session(app: FastAPI) -> None:
