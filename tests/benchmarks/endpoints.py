@@ -176,8 +176,12 @@ async def prepare(settings: Settings) -> tuple[str, list[Endpoint]]:
         ),
         Endpoint("GET /items?limit=20", "/items?limit=20"),
         Endpoint("… total=false", "/items?limit=20&total=false", guideline=False),
-        Endpoint("GET /search lexical", "/search?q=enamel+mug&mode=lexical", guideline=False),
-        Endpoint("GET /search hybrid", "/search?q=enamel+mug&mode=hybrid", guideline=False),
+        Endpoint(
+            "GET /search lexical", "/search?q=enamel+mug&mode=lexical&limit=20", guideline=False
+        ),
+        Endpoint(
+            "GET /search hybrid", "/search?q=enamel+mug&mode=hybrid&limit=20", guideline=False
+        ),
         Endpoint("GET /items/export, 2,000 items", "/items/export", guideline=False),
         Endpoint("PATCH /items/{id}", f"/items/{item}", "PATCH", '{"price": 9.5}'),
         Endpoint("POST /items", "/items", "POST", create),
