@@ -7,16 +7,26 @@ from contextlib import contextmanager
 from typing import NoReturn, TypeVar
 
 import typer
-from asyncpg import PostgresError, UndefinedTableError
+from asyncpg import (
+    DataError,
+    IntegrityConstraintViolationError,
+    PostgresError,
+    PostgresSyntaxError,
+    UndefinedColumnError,
+    UndefinedTableError,
+)
 from sqlalchemy.exc import DBAPIError
 
 from shared.database import Database, open_database
 from shared.embedded import EmbeddedPostgresError, embedded_postgres, ensure_database
-from shared.errors import Problem, database_cause, database_problem
+from shared.errors import Problem, database_cause
 from shared.features import FeatureError
 from shared.settings import DATA, ConfigurationError, Settings, load_settings
 
 Answer = TypeVar("Answer")
+BUGS = (DataError, IntegrityConstraintViolationError, PostgresSyntaxError, UndefinedColumnError)
+"""What PostgreSQL says of statements that are wrong: that needs a traceback."""
+
 DATABASE = "tessera"
 
 
@@ -33,7 +43,7 @@ def plain_errors() -> Iterator[None]:
         cause = database_cause(error)
         if isinstance(cause, UndefinedTableError):
             _fail("the database has no tables; run `python -m app migrate`")
-        if database_problem(error) is None:  # a bug of ours, which needs a traceback
+        if not isinstance(cause, OSError | PostgresError) or isinstance(cause, BUGS):
             raise
         _fail(f"the database cannot be used: {cause}")
 

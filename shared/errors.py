@@ -17,7 +17,6 @@ from fastapi.responses import JSONResponse
 from prometheus_client import Counter
 from pydantic import BaseModel, Field
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.middleware.body_limit import MAX_BODY_SIZE_SCOPE_KEY
 from starlette.responses import Response
@@ -28,6 +27,8 @@ from shared.schemas import NO_NUL
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = "1"
 BUSY = "The service is busy; please try again"
+LOST = "The database connection was lost; please try again"
+UNREACHABLE = "The database cannot be reached; please try again"
 SHED = Counter(
     "tessera_requests_shed_total", "Requests refused as too much was under way", ("reason",)
 )
@@ -302,10 +303,10 @@ def database_problem(error: DBAPIError | PostgresError) -> Problem | None:
     many connections, shutting down; data that PostgreSQL cannot hold.
     """
     if isinstance(error, DBAPIError) and error.connection_invalidated:
-        return Unavailable("The database connection was lost; please try again")
+        return Unavailable(LOST)
     cause = database_cause(error)
     if isinstance(cause, OSError):
-        return Unavailable("The database cannot be reached; please try again")
+        return Unavailable(UNREACHABLE)
     state = cause.sqlstate if isinstance(cause, PostgresError) else None
     if state is None:
         return None
@@ -320,11 +321,6 @@ def database_problem(error: DBAPIError | PostgresError) -> Problem | None:
     return None
 
 
-async def _on_pool_timeout(request: Request, error: PoolTimeoutError) -> Response:
-    log.warning("database_pool_exhausted")
-    return await _on_problem(request, busy("connections"))
-
-
 def install_error_handlers(app: FastAPI, constraints: Mapping[str, Problem]) -> None:
     """Maps every exception of a request to a problem; `constraints` by constraint name."""
     app.state.constraints = constraints
@@ -334,7 +330,6 @@ def install_error_handlers(app: FastAPI, constraints: Mapping[str, Problem]) -> 
         RequestValidationError: _on_invalid_request,
         DBAPIError: _on_database_error,
         PostgresError: _on_database_error,
-        PoolTimeoutError: _on_pool_timeout,
     }
     for exception, handler in handlers.items():
         app.add_exception_handler(exception, handler)

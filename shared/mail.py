@@ -156,11 +156,11 @@ async def _forget_parked(app: FastAPI) -> int:
     return 0
 
 
-BACKLOG = """
+BACKLOG = text("""
 SELECT count(next_attempt_at), count(*) - count(next_attempt_at),
     greatest(0, extract(epoch FROM clock_timestamp() - min(next_attempt_at)))
 FROM outgoing_mail
-"""
+""")
 
 deliver_mail = Task(name="deliver_mail", drain=_deliver, every=5, channel=CHANNEL, backlog=BACKLOG)
 forget_parked_mail = Task(name="forget_parked_mail", drain=_forget_parked, every=3600)

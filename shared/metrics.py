@@ -25,7 +25,6 @@ from prometheus_client import (
     start_http_server,
 )
 from prometheus_client.multiprocess import MultiProcessCollector
-from sqlalchemy import text
 
 from shared.database import Database, database_of
 from shared.errors import Unavailable
@@ -148,12 +147,12 @@ async def _read_backlogs(app: FastAPI) -> None:
     try:
         async with asyncio.timeout(BACKLOG_TIMEOUT_SECONDS):
             for task in app.state.tasks:
-                if task.backlog:
-                    (row,) = await session.fetch(text(task.backlog))
+                if task.backlog is not None:
+                    (row,) = await session.fetch(task.backlog)
                     _show(task, *row)
     except (Unavailable, PostgresError, TimeoutError) as error:
         for task in app.state.tasks:  # rather no number than one that is not true any more
-            if task.backlog:
+            if task.backlog is not None:
                 _show(task, math.nan, math.nan, math.nan)
         log.warning("backlogs_not_read", error=repr(error))
 

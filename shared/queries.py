@@ -40,6 +40,7 @@ class QueryReader(Generic[Model]):
 def from_query(model: type[BaseModel]) -> Any:
     """A dependency that gives a model of the query: `Annotated[ItemQuery, from_query(ItemQuery)]`.
 
-    Declare it behind the principal: whoever is nobody is told that first.
+    Declare it behind the principal: whoever is nobody is told that first. And in a route itself, as
+    what other dependencies read is not documented. Of a parameter sent twice, the last counts.
     """
     return Depends(QueryReader(model))

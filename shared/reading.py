@@ -16,9 +16,10 @@ import structlog
 from asyncpg import InterfaceError, InternalClientError, PostgresError, Record
 from sqlalchemy import Executable, Insert, Update
 from sqlalchemy.dialects.postgresql.asyncpg import dialect
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.sql.compiler import SQLCompiler
 
-from shared.errors import BUSY, Unavailable, busy
+from shared.errors import BUSY, LOST, UNREACHABLE, Unavailable, busy
 
 CONNECT_TIMEOUT_SECONDS = 3.0
 PART_TIMEOUT_SECONDS = 1.0  # for a statement that was given up to end
@@ -27,8 +28,6 @@ CONNECT_ERRORS = (OSError, TimeoutError, PostgresError, InterfaceError)
 """What asyncpg raises while it connects."""
 LOSSES = (OSError, InterfaceError, InternalClientError)
 """What asyncpg raises where a connection is lost, or is not used as it should be."""
-
-LOST = "The database connection was lost; please try again"
 
 STATEMENTS = 1_000  # that are kept compiled
 DIALECT = dialect()  # type: ignore[no-untyped-call]
@@ -42,7 +41,8 @@ class Unreachable(Unavailable):
 
 
 class Row(Record):
-    """A row of a result: its columns are attributes."""
+    """A row of a result: its columns are attributes, but for those that asyncpg's own methods hide
+    (`get`, `items`, `keys`, `values`); `dict(row)` has all."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -132,7 +132,7 @@ class ReadPool:
             connection = await self._connect()
             await _decode_json(connection)
         except CONNECT_ERRORS as error:
-            raise Unreachable("The database cannot be reached; please try again") from error
+            raise Unreachable(UNREACHABLE) from error
         return connection
 
     @asynccontextmanager
@@ -220,6 +220,7 @@ def compiled(statement: Executable, values: Mapping[str, Any]) -> tuple[str, lis
 
     Raises:
         InvalidRequestError: a parameter has no value.
+        ArgumentError: it has `in_` with a list, which only SQLAlchemy itself can send.
     """
     columns = tuple(values) if isinstance(statement, Insert | Update) else None
     compiler, defaults, processors = _compiler(statement, columns)
@@ -242,6 +243,8 @@ def _compiler(
     of columns that are made here, and what their types make of values."""
     compiler = statement.compile(dialect=DIALECT, column_keys=columns)  # type: ignore[attr-defined]
     assert isinstance(compiler, SQLCompiler)
+    if compiler.post_compile_params:
+        raise ArgumentError("Instead of in_(), compare with any_() of an array")
     defaults = {column.key: column.default for column in compiler.insert_prefetch}
     defaults |= {column.key: column.onupdate for column in compiler.update_prefetch}
     types = {name: bound.type.dialect_impl(DIALECT) for name, bound in compiler.binds.items()}

@@ -13,19 +13,28 @@ read session is one too, read-only.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
 from functools import partial
 from typing import Annotated, Any
 
+import structlog
 from asyncpg import PostgresError
 from fastapi import Depends, Request
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from shared.database import CONNECT_ERRORS, Database, database_of
-from shared.errors import Unavailable
+from shared.errors import UNREACHABLE, Unavailable, busy
 from shared.reading import Connection, Reading, SnapshotReading, Unreachable, take_place
 from shared.writing import Writing, unit_of_work
+
+log = structlog.get_logger(__name__)
 
 
 @asynccontextmanager
@@ -33,21 +42,22 @@ async def orm_session(database: Database) -> AsyncIterator[AsyncSession]:
     """An ORM session outside a request: commits at the end, rolls back on any error.
 
     Raises:
-        Unavailable: when no connection can be made.
+        Unavailable: there is no connection.
     """
     async with AsyncSession(database.write, expire_on_commit=False) as session:
-        try:
+        with _told_if_none(database):
             await session.connection()
-        except CONNECT_ERRORS as error:
-            raise Unavailable("The database cannot be reached; please try again") from error
         yield session
         await session.commit()
 
 
 async def statements(session: AsyncSession) -> Writing:
     """A write session in the transaction of an ORM session, whose objects are flushed."""
-    connection: Any = await (await session.connection()).get_raw_connection()
-    return Writing(connection.driver_connection)
+    await session.flush()
+    connection = await session.connection()
+    await connection.exec_driver_sql("SELECT 1")  # with its first statement SQLAlchemy sends BEGIN
+    driver: Any = (await connection.get_raw_connection()).driver_connection
+    return Writing(driver)
 
 
 @asynccontextmanager
@@ -58,16 +68,29 @@ async def writing(database: Database) -> AsyncIterator[Writing]:
         Unavailable: there is no connection, or it was lost.
         PostgresError: it cannot be committed.
     """
-    try:
+    with _told_if_none(database):
         connection = await database.write.raw_connection()
-    except (*CONNECT_ERRORS, database.write.dialect.loaded_dbapi.Error) as error:
-        raise Unavailable("The database cannot be reached; please try again") from error
     try:
         driver: Any = connection.driver_connection
         async with unit_of_work(driver, database.begin) as session:
             yield session
     finally:
         connection.close()
+
+
+@contextmanager
+def _told_if_none(database: Database) -> Iterator[None]:
+    """
+    Raises:
+        Unavailable: there is no connection, nor was one free in time.
+    """
+    try:
+        yield
+    except PoolTimeoutError as error:
+        log.warning("no_place_left", seconds=database.write.pool.timeout())  # type: ignore[attr-defined]
+        raise busy("connections") from error
+    except (*CONNECT_ERRORS, database.write.dialect.loaded_dbapi.Error) as error:
+        raise Unavailable(UNREACHABLE) from error
 
 
 def reading(database: Database, request: Request | None = None) -> Reading:

@@ -17,6 +17,7 @@ import structlog
 from asyncpg import Connection
 from fastapi import FastAPI
 from prometheus_client import Counter, Histogram
+from sqlalchemy import Executable
 
 from shared.database import CONNECT_ERRORS, database_of, past_pooler
 from shared.errors import Unavailable
@@ -54,7 +55,7 @@ class Task:
     drain: Callable[[FastAPI], Awaitable[int]]
     every: float
     channel: str | None = None
-    backlog: str | None = None
+    backlog: Executable | None = None
 
 
 Perform = Callable[[FastAPI, Task], Awaitable[object]]

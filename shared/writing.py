@@ -6,10 +6,11 @@ from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 import structlog
+from asyncpg import PostgresError
 from sqlalchemy import Executable
 
-from shared.errors import Unavailable
-from shared.reading import LOSSES, LOST, NOTHING, PART_TIMEOUT_SECONDS, Connection, Reading
+from shared.errors import LOST, Unavailable
+from shared.reading import LOSSES, NOTHING, PART_TIMEOUT_SECONDS, Connection, Reading
 
 log = structlog.get_logger(__name__)
 
@@ -59,13 +60,17 @@ async def _commit(connection: Connection) -> None:
 
 async def _roll_back(connection: Connection) -> None:
     """Leaves nothing on the connection, or nobody will have it again."""
+    if connection.is_closed():
+        return
     rolled_back = False
     try:
         async with asyncio.timeout(PART_TIMEOUT_SECONDS):
             await connection.execute("ROLLBACK")
             rolled_back = True
-    except Exception as error:
-        log.warning("connection_given_up", error=str(error))
+    except (OSError, PostgresError) as error:
+        log.warning("connection_given_up", error=repr(error))
+    except Exception:  # two statements at once, for one: a bug of ours
+        log.exception("connection_given_up")
     finally:
         if not rolled_back:
             connection.terminate()

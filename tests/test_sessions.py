@@ -1,8 +1,9 @@
 """The unit of work of a request: a 2xx means committed, and trouble is told, not waited out."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -11,15 +12,28 @@ import pytest
 from asyncpg import PostgresError
 from fastapi import APIRouter, FastAPI, HTTPException, Request
 from httpx import AsyncClient, Response
-from sqlalchemy import Column, Integer, MetaData, Table, event, insert, text, update
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import (
+    Column,
+    Integer,
+    MetaData,
+    Table,
+    any_,
+    bindparam,
+    event,
+    insert,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from shared import database
 from shared.database import database_of
 from shared.errors import Conflict
+from shared.idempotency import KEPT, IdempotencyKey
 from shared.sessions import (
     OrmSession,
     ReadSession,
@@ -123,6 +137,12 @@ for name, kind in KINDS.items():
     probe.include_router(writing_probe(kind), prefix=f"/{name}")
 
 
+@probe.post("/at-once")
+async def at_once(session: WriteSession) -> None:
+    """Sends two statements on one connection."""
+    await asyncio.gather(*(session.fetch(text("SELECT pg_sleep(0.1)")) for _ in range(2)))
+
+
 @probe.post("/both")
 async def both(_writing: WriteSession, _orm: OrmSession) -> None:
     """Writes in two transactions."""
@@ -179,6 +199,12 @@ async def app(settings: Settings, gate: Gate) -> AsyncIterator[FastAPI]:
 
     @router.get("/probe/held-write", tags=["probe"])
     async def held_write(_: WriteSession) -> None:
+        """Holds a connection."""
+        gate.entered.set()
+        await gate.opened.wait()
+
+    @router.get("/probe/held-orm", tags=["probe"])
+    async def held_orm(_: OrmSession) -> None:
         """Holds a connection."""
         gate.entered.set()
         await gate.opened.wait()
@@ -252,6 +278,39 @@ async def test_what_goes_on_after_a_failure_is_no_success(
     problem(await anonymous.post("/probe/write/swallow"), 500)
     assert await count(database_url) == 0
     assert (await anonymous.post("/probe/write/rows/mapped")).status_code == 201
+
+
+async def test_statements_are_part_of_the_transaction_of_an_orm_session(app: FastAPI) -> None:
+    async with orm_session(database_of(app)) as orm:
+        await (await statements(orm)).execute(insert(PARCELS), {"contents": None})
+        await orm.rollback()
+    assert await reading(database_of(app)).fetch(select(PARCELS)) == []
+
+
+async def test_objects_are_flushed_before_statements(app: FastAPI) -> None:
+    kept = IdempotencyKey(
+        key="once", fingerprint="", status=200, headers={}, body=b"", expires_at=datetime.now(UTC)
+    )
+    async with orm_session(database_of(app)) as orm:
+        orm.add(kept)
+        this = {"user_id": kept.user_id, "key": kept.key}
+        assert await (await statements(orm)).fetch_one(KEPT, this)
+
+
+async def test_two_statements_at_once_are_a_bug_that_is_told(
+    anonymous: AsyncClient, events: list[Mapping[str, Any]]
+) -> None:
+    assert not (await anonymous.post("/probe/at-once")).is_success
+    assert [event["event"] for event in events if event["level"] == "error"]
+    assert (await anonymous.post("/probe/write/rows/mapped")).status_code == 201
+
+
+async def test_what_only_sqlalchemy_can_send_is_refused(app: FastAPI) -> None:
+    listed = select(PARCELS).where(PARCELS.c.id.in_([1, 2]))
+    with pytest.raises(ArgumentError, match="any_"):
+        await reading(database_of(app)).fetch(listed)
+    among = select(PARCELS).where(PARCELS.c.id == any_(bindparam("ids", type_=ARRAY(Integer))))
+    assert await reading(database_of(app)).fetch(among, {"ids": [1, 2]}) == []
 
 
 async def test_a_request_writes_in_one_session(anonymous: AsyncClient) -> None:
@@ -339,7 +398,7 @@ async def test_json_comes_out_the_same_of_every_session(app: FastAPI) -> None:
     assert written.it == read.it == of_orm.it == {"colour": "blue"}
 
 
-@pytest.mark.parametrize("kind", ["write", "read"])
+@pytest.mark.parametrize("kind", ["write", "orm", "read"])
 async def test_a_pool_that_is_exhausted_refuses(
     anonymous: AsyncClient, gate: Gate, kind: str
 ) -> None:

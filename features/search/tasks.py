@@ -1,6 +1,7 @@
 """The background work of search. A write to an item wakes it."""
 
 from fastapi import FastAPI
+from sqlalchemy import text
 
 from features.search.engine import engine_of
 from features.search.indexing import embed_due, fold_changes
@@ -9,12 +10,12 @@ from shared.tasks import Task
 
 CHANNEL = "search"
 SWEEP_SECONDS = 5.0
-BACKLOG = """
+BACKLOG = text("""
 SELECT count(*) FILTER (WHERE NOT parked), count(*) FILTER (WHERE parked),
     greatest(0, extract(epoch FROM
         clock_timestamp() - min(next_attempt_at) FILTER (WHERE NOT parked)))
 FROM search_queue
-"""
+""")
 
 
 async def _fold(app: FastAPI) -> int:

@@ -29,7 +29,7 @@ async def create_item(session: Writing, owner_id: UUID, new: ItemCreate) -> Item
     """Adds an item. A taken `external_id` violates `uq_items_owner_id_external_id`."""
     values = {"id": new_id(), "owner_id": owner_id, **new.model_dump()}
     [row] = await session.fetch(CREATE, values)
-    return ItemPublic.model_validate(row)
+    return ItemPublic.model_validate(dict(row))
 
 
 async def get_item(session: Reading, owner_id: UUID, item_id: UUID) -> ItemPublic:
@@ -59,7 +59,7 @@ async def update_item(
     given = changes.model_dump(exclude_unset=True)
     if given:
         [row] = await session.fetch(UPDATE, {"key": item_id, **given})
-    return ItemPublic.model_validate(row)
+    return ItemPublic.model_validate(dict(row))
 
 
 async def delete_item(

@@ -1,4 +1,6 @@
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any
 from uuid import UUID
@@ -33,46 +35,82 @@ MISSPELT = 0.4
 an item has. With less, words that are merely rare are: "walks" for "wall"."""
 
 
+@dataclass(frozen=True)
+class Pass:
+    """One answer to a query. `respelt` has the words that its vector was made with, each with the
+    one that it stands for; the times are seconds."""
+
+    rows: Sequence[Row]
+    mode: Mode
+    known: KnownModel | None
+    respelt: Mapping[str, str]
+    embedding: float
+    sql: float
+
+    @property
+    def stale(self) -> KnownModel | None:
+        """The model that was searched, if another is the active one."""
+        return self.known if self.known and self.rows[0].active_model != self.known.id else None
+
+    @property
+    def misspelt(self) -> Mapping[str, str]:
+        """Words that no item has, each with the one that is most like it."""
+        return self.rows[0].respelt or NOTHING
+
+
 async def search(
-    session: Reading,
-    engine: Engine,
-    owner_id: UUID,
-    query: SearchQuery,
-    stale: KnownModel | None = None,
-    respelt: Mapping[str, str] = NOTHING,
+    session: Reading, engine: Engine, owner_id: UUID, query: SearchQuery
 ) -> SearchResults:
-    """The owner's items that answer a query best. `stale` is a model that is searched no more,
-    `respelt` has words that no item has, each with the one that is most like it.
+    """The owner's items that answer a query best.
 
     Raises:
         EmbeddingUnavailable: the mode is semantic, and the model does not answer.
     """
-    parsed = parse_query(query.q)
-    started = perf_counter()
-    known, vector = await _embed(session, engine, query.mode, parsed, respelt, stale)
-    embedded = perf_counter()
-    mode = Mode.LEXICAL if vector is None else query.mode
-    rows = await _run(session, owner_id, query, parsed, mode, known, vector)
-    if known and rows[0].active_model != known.id:  # the embeddings were switched to another
-        return await search(session, engine, owner_id, query, known, respelt)
-    if known and rows[0].respelt and not respelt:
-        return await search(session, engine, owner_id, query, stale, rows[0].respelt)
+    answer = partial(_answer, session, engine, owner_id, query, parse_query(query.q))
+    passes = [await answer()]
+    if passes[-1].known and passes[-1].misspelt:
+        passes.append(await answer(respelt=passes[-1].misspelt))
+    while stale := passes[-1].stale:
+        passes.append(await answer(stale=stale, respelt=passes[-1].misspelt))
+    last = passes[-1]
     explanation = Explanation(
-        plan=rows[0].plan,
-        model=known.model.name if known else None,
-        respelt=respelt,
-        embedding_ms=round((embedded - started) * 1000, 2),
-        sql_ms=round((perf_counter() - embedded) * 1000, 2),
+        plan=last.rows[0].plan,
+        model=last.known.model.name if last.known else None,
+        respelt=last.respelt,
+        embedding_ms=round(sum(each.embedding for each in passes) * 1000, 2),
+        sql_ms=round(sum(each.sql for each in passes) * 1000, 2),
     )
     return SearchResults.model_validate(
         {
-            "hits": [_hit(row) for row in rows if row.id],
-            "total": rows[0].total,
+            "hits": [_hit(row) for row in last.rows if row.id],
+            "total": last.rows[0].total,
             "mode": query.mode,
-            "degraded": mode is not query.mode,
+            "degraded": last.mode is not query.mode,
             "explanation": explanation if query.explain else None,
         }
     )
+
+
+async def _answer(
+    session: Reading,
+    engine: Engine,
+    owner_id: UUID,
+    query: SearchQuery,
+    parsed: ParsedQuery,
+    *,
+    stale: KnownModel | None = None,
+    respelt: Mapping[str, str] = NOTHING,
+) -> Pass:
+    """`stale` is a model that is searched no more."""
+    started = perf_counter()
+    known, vector = await _embed(session, engine, query.mode, parsed, stale)
+    if known and vector is not None and respelt:
+        vector, respelt = await _between(engine, known, vector, parsed, respelt)
+    embedded = perf_counter()
+    mode = Mode.LEXICAL if vector is None else query.mode
+    rows = await _run(session, owner_id, query, parsed, mode, known, vector)
+    sql = perf_counter() - embedded
+    return Pass(rows, mode, known, respelt if known else NOTHING, embedded - started, sql)
 
 
 async def _embed(
@@ -80,25 +118,34 @@ async def _embed(
     engine: Engine,
     mode: Mode,
     parsed: ParsedQuery,
-    respelt: Mapping[str, str],
     stale: KnownModel | None,
 ) -> tuple[KnownModel | None, Vector | None]:
-    """The active model and the query's vector in it; no vector where hybrid can do without.
-
-    A word may be rare, or mistyped: the vector is between what it says and what it may mean."""
+    """The active model and the query's vector in it; no vector where hybrid can do without."""
     if mode is Mode.LEXICAL:
         return None, None
     try:
         known = await engine.active_model(session, stale)
-        vector = await engine.embedders.embed_query(known.model, parsed.meaning())
-        if respelt:
-            meant = parsed.meaning(respelt)
-            vector = unit(vector + await engine.embedders.embed_query(known.model, meant))
+        return known, await engine.embedders.embed_query(known.model, parsed.meaning())
     except EmbeddingUnavailable:
         if mode is Mode.SEMANTIC:
             raise
         return None, None
-    return known, vector
+
+
+async def _between(
+    engine: Engine,
+    known: KnownModel,
+    vector: Vector,
+    parsed: ParsedQuery,
+    respelt: Mapping[str, str],
+) -> tuple[Vector, Mapping[str, str]]:
+    """The vector between what a query says and what it may mean: a word that no item has may be
+    mistyped, or merely rare. That of the query alone where the model does not answer."""
+    try:
+        meant = await engine.embedders.embed_query(known.model, parsed.meaning(respelt))
+    except EmbeddingUnavailable:
+        return vector, NOTHING
+    return unit(vector + meant), respelt
 
 
 async def _run(

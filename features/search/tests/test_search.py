@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from httpx import AsyncClient
 
+from features.search.embedding import Embedders, EmbeddingUnavailable, Model, Vector
 from features.search.handlers import searching
 from features.search.tests.conftest import Index
 
@@ -169,6 +170,31 @@ async def test_only_the_last_word_is_unfinished(shop: AsyncClient) -> None:
 @pytest.mark.parametrize("q", ["headphnes", "hedphones wireless", "wireles"])
 async def test_a_misspelt_word_finds_its_neighbour(shop: AsyncClient, q: str) -> None:
     assert titles(await find(shop, q, mode="lexical"))[0] == "Wireless noise-cancelling headphones"
+
+
+async def test_a_misspelt_word_is_understood(shop: AsyncClient) -> None:
+    answer = await find(shop, "headphnes", mode="semantic", explain=True)
+    assert answer["explanation"]["respelt"] == {"headphnes": "headphones"}
+    assert titles(answer)[0] == "Wireless noise-cancelling headphones"
+
+
+async def test_what_a_misspelt_word_may_mean_is_not_needed(
+    shop: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed_query = Embedders.embed_query
+
+    async def refuse(self: Embedders, model: Model, text: str) -> Vector:
+        if text == "headphones":
+            raise EmbeddingUnavailable("busy")
+        return await embed_query(self, model, text)
+
+    monkeypatch.setattr(Embedders, "embed_query", refuse)
+    for mode in ("semantic", "hybrid"):
+        answer = await find(shop, "headphnes", mode=mode, explain=True)
+        assert answer["hits"]
+        assert not answer["degraded"]
+        assert answer["explanation"]["model"]
+        assert answer["explanation"]["respelt"] == {}
 
 
 async def test_an_exact_word_is_ahead_of_its_neighbours(client: AsyncClient, index: Index) -> None:
