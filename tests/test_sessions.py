@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -13,33 +12,21 @@ from asyncpg import PostgresError
 from fastapi import APIRouter, FastAPI, HTTPException, Request
 from httpx import AsyncClient, Response
 from sqlalchemy import (
-    Column,
-    Integer,
-    MetaData,
-    Table,
-    any_,
-    bindparam,
     event,
-    insert,
-    select,
     text,
-    update,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import DBAPIError
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from shared import database
 from shared.database import database_of
 from shared.errors import Conflict
-from shared.idempotency import KEPT, IdempotencyKey
 from shared.sessions import (
     OrmSession,
     ReadSession,
     Snapshot,
     WriteSession,
-    orm_session,
     reading,
     statements,
     writing,
@@ -57,15 +44,7 @@ CREATE TABLE mapped (
 CREATE TABLE unmapped (
     id integer CONSTRAINT uq_unmapped_id UNIQUE DEFERRABLE INITIALLY DEFERRED
 );
-CREATE TABLE parcels (id integer, weight integer, contents jsonb);
 """
-PARCELS = Table(
-    "parcels",
-    MetaData(),
-    Column("id", Integer, primary_key=True, default=lambda: 7),
-    Column("weight", Integer, default=1, onupdate=lambda: 2),
-    Column("contents", JSONB(none_as_null=True)),
-)
 FAILURES = {
     "problem": (Conflict("No"), 409),
     "http": (HTTPException(418, "No"), 418),
@@ -280,37 +259,12 @@ async def test_what_goes_on_after_a_failure_is_no_success(
     assert (await anonymous.post("/probe/write/rows/mapped")).status_code == 201
 
 
-async def test_statements_are_part_of_the_transaction_of_an_orm_session(app: FastAPI) -> None:
-    async with orm_session(database_of(app)) as orm:
-        await (await statements(orm)).execute(insert(PARCELS), {"contents": None})
-        await orm.rollback()
-    assert await reading(database_of(app)).fetch(select(PARCELS)) == []
-
-
-async def test_objects_are_flushed_before_statements(app: FastAPI) -> None:
-    kept = IdempotencyKey(
-        key="once", fingerprint="", status=200, headers={}, body=b"", expires_at=datetime.now(UTC)
-    )
-    async with orm_session(database_of(app)) as orm:
-        orm.add(kept)
-        this = {"user_id": kept.user_id, "key": kept.key}
-        assert await (await statements(orm)).fetch_one(KEPT, this)
-
-
 async def test_two_statements_at_once_are_a_bug_that_is_told(
     anonymous: AsyncClient, events: list[Mapping[str, Any]]
 ) -> None:
     assert not (await anonymous.post("/probe/at-once")).is_success
     assert [event["event"] for event in events if event["level"] == "error"]
     assert (await anonymous.post("/probe/write/rows/mapped")).status_code == 201
-
-
-async def test_what_only_sqlalchemy_can_send_is_refused(app: FastAPI) -> None:
-    listed = select(PARCELS).where(PARCELS.c.id.in_([1, 2]))
-    with pytest.raises(ArgumentError, match="any_"):
-        await reading(database_of(app)).fetch(listed)
-    among = select(PARCELS).where(PARCELS.c.id == any_(bindparam("ids", type_=ARRAY(Integer))))
-    assert await reading(database_of(app)).fetch(among, {"ids": [1, 2]}) == []
 
 
 async def test_a_request_writes_in_one_session(anonymous: AsyncClient) -> None:
@@ -374,28 +328,6 @@ async def test_the_server_looks_after_clients_that_say_nothing(app: FastAPI) -> 
     async with writing(database_of(app)) as session:
         assert [row.seconds for row in await session.fetch(shown)] == ["30"]
     assert [row.seconds for row in await reading(database_of(app)).fetch(shown)] == ["30"]
-
-
-async def test_what_sqlalchemy_does_with_values_is_done(app: FastAPI) -> None:
-    """Defaults that are made here, and types that change what is sent."""
-    async with writing(database_of(app)) as session:
-        [made] = await session.fetch(insert(PARCELS).returning(PARCELS), {"contents": {"mugs": 2}})
-        assert dict(made) == {"id": 7, "weight": 1, "contents": {"mugs": 2}}
-        change = update(PARCELS).returning(PARCELS)
-        [changed] = await session.fetch(change, {"contents": None})
-        assert dict(changed) == {"id": 7, "weight": 2, "contents": None}
-        [given] = await session.fetch(change, {"weight": 3})
-        assert given.weight == 3
-
-
-async def test_json_comes_out_the_same_of_every_session(app: FastAPI) -> None:
-    query = text("""SELECT '{"colour": "blue"}'::jsonb AS it""")
-    async with writing(database_of(app)) as session:
-        [written] = await session.fetch(query)
-    [read] = await reading(database_of(app)).fetch(query)
-    async with orm_session(database_of(app)) as orm:
-        [of_orm] = await run(orm, query.text)
-    assert written.it == read.it == of_orm.it == {"colour": "blue"}
 
 
 @pytest.mark.parametrize("kind", ["write", "orm", "read"])
