@@ -60,7 +60,7 @@ class RequestMiddleware:
         async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status = int(message["status"])  # an HTTPStatus would be logged by its name
                 given = {name for name, _ in message["headers"]}
                 message["headers"] = [
                     *message["headers"],

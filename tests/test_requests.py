@@ -1,7 +1,7 @@
 """What surrounds every request: its id, its headers, and its line in the log."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ async def unforeseen() -> None:
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    return settings.model_copy(update={"cors_origins": (ORIGIN,)})
+    return settings.model_copy(update={"cors_origins": (ORIGIN,), "log_level": "info"})
 
 
 @pytest.fixture
@@ -140,6 +140,14 @@ def test_the_log_has_a_line_a_request_and_no_secret(
     assert line["ms"] >= 0
     requests = [line for line in lines if line["event"] == "request"]
     assert [line["status"] for line in requests[:4]] == [201, 409, 422, 200]
+
+
+async def test_a_status_is_logged_as_a_number(
+    client: AsyncClient, events: list[Mapping[str, Any]]
+) -> None:
+    for path in ("/items", "/users/me/api-keys", "/nothing"):
+        await client.post(path, json={"title": "Mug", "price": 1})
+    assert {type(event["status"]) for event in events if event["event"] == "request"} == {int}
 
 
 def use_the_api(client: httpx.Client) -> list[str]:
