@@ -177,7 +177,7 @@ def problem_response(
     )
     return JSONResponse(
         body.model_dump(exclude_none=True),
-        status_code=int(status),  # an HTTPStatus would be logged by its name
+        status_code=status,
         headers=dict(headers or {}),
         media_type=MEDIA_TYPE,
     )

@@ -60,7 +60,8 @@ class RequestMiddleware:
         async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
-                status = int(message["status"])  # an HTTPStatus would be logged by its name
+                # An HTTPStatus would be logged by its name.
+                status = message["status"] = int(message["status"])
                 given = {name for name, _ in message["headers"]}
                 message["headers"] = [
                     *message["headers"],

@@ -29,7 +29,6 @@ ENOUGH_ROWS = 20_000
 WORDS_SHARE = 0.6
 """How much of a hybrid score is of the words, from 0 to 1; the rest is of the meaning."""
 
-
 MISSPELT = 0.4
 """A word that no item has is taken for a typo if its trigrams are as similar to those of one that
 an item has. With less, words that are merely rare are: "walks" for "wall"."""
