@@ -7,8 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 feature ?=
 args ?=
-# The tests across features that are cheap, and look at whatever there is
-ACROSS := $(addprefix tests/test_,features.py migration_lint.py openapi.py privacy.py readme.py)
+# The tests that look at whatever features there are
+ACROSS := tests/architecture tests/contract tests/test_readme.py
 unexport PYTHONDONTWRITEBYTECODE  # every start would compile everything
 
 help: ## Say what there is

@@ -13,7 +13,7 @@ from shared.bounds import BoundsMiddleware
 from shared.database import open_database
 from shared.docs import mount_docs, operation_id
 from shared.errors import install_error_handlers
-from shared.features import Feature, find_features
+from shared.features import Feature, branches_of, find_features
 from shared.idempotency import forget_expired_keys
 from shared.limits import Limiter
 from shared.logging import configure_logging
@@ -21,7 +21,12 @@ from shared.mail import deliver_mail, forget_parked_mail
 from shared.migrations import load_revisions
 from shared.pagination import new_cursors
 from shared.requests import LastResortMiddleware, RequestMiddleware
-from shared.settings import ConfigurationError, Settings, load_settings
+from shared.settings import (
+    ConfigurationError,
+    Settings,
+    load_feature_settings,
+    load_settings,
+)
 from shared.tasks import Perform, Task, drain, running
 from shared.telemetry import configure_sentry, tracing, tracing_calls
 
@@ -53,9 +58,7 @@ def create_app(
     """
     settings = settings or load_settings(Settings)
     features = find_features() if features is None else features
-    for feature in features:
-        if feature.settings:
-            load_settings(feature.settings)
+    feature_settings = [load_feature_settings(f.settings, settings) for f in features if f.settings]
     configure_logging(settings)
     configure_sentry(settings, VERSION)
     app = FastAPI(
@@ -72,6 +75,7 @@ def create_app(
     )
     app.state.settings = settings
     app.state.features = features
+    app.state.feature_settings = {type(loaded): loaded for loaded in feature_settings}
     app.state.tasks = background_tasks(features)
     app.state.runs_tasks = run_tasks
     app.state.draining = False
@@ -111,7 +115,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         )
     database = open_database(settings.database_url, settings)
     app.state.database = database
-    app.state.revisions = load_revisions()
+    app.state.revisions = load_revisions(branches_of(features))
     async with AsyncExitStack() as stack:
         stack.push_async_callback(database.dispose)
         await stack.enter_async_context(tracing_calls())

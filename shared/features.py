@@ -9,12 +9,13 @@ from graphlib import CycleError, TopologicalSorter
 
 import typer
 from fastapi import APIRouter, FastAPI
-from pydantic_settings import BaseSettings
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 import features
 from shared.auth import Authenticator
 from shared.errors import Problem
+from shared.migrations import has_revisions
+from shared.settings import AnyFeatureSettings, FeatureSettings
 from shared.tasks import Task
 
 
@@ -33,7 +34,7 @@ class Feature:
         scopes: the permissions it knows, each with a sentence for the documentation.
         constraints: what the violation of a constraint means to the client, by name.
         authenticator: turns bearer tokens into principals, for every feature.
-        settings: the class of its own settings; read, and so checked, at start.
+        settings: the class of its own settings; read once, at start: `settings_of` has them.
         lifespan: what it opens at start and closes at the end; it may set `app.state`.
         tasks: its background work.
         commands: its commands of `python -m app`.
@@ -46,7 +47,7 @@ class Feature:
     scopes: Mapping[str, str] = field(default_factory=dict)
     constraints: Mapping[str, Problem] = field(default_factory=dict)
     authenticator: Authenticator | None = None
-    settings: type[BaseSettings] | None = None
+    settings: type[FeatureSettings] | None = None
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None
     tasks: Sequence[Task] = ()
     commands: typer.Typer | None = None
@@ -87,6 +88,17 @@ def with_dependencies(found: Sequence[Feature], name: str) -> tuple[Feature, ...
         wanted.add(current)
         pending += by_name[current].depends_on
     return tuple(feature for feature in found if feature.name in wanted)
+
+
+def branches_of(found: Sequence[Feature]) -> list[str]:
+    """The branches of migrations that these features need: one without tables has none."""
+    return ["shared", *(feature.name for feature in found if has_revisions(feature.name))]
+
+
+def settings_of(app: FastAPI, settings: type[AnyFeatureSettings]) -> AnyFeatureSettings:
+    """A feature's settings, as they were read when the application was made."""
+    loaded: AnyFeatureSettings = app.state.feature_settings[settings]
+    return loaded
 
 
 def _load(name: str) -> Feature:

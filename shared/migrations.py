@@ -28,17 +28,19 @@ def alembic_config(url: str = "", branches: Iterable[str] = ()) -> Config:
 
 
 def upgrade(url: str, branches: Iterable[str] = ()) -> None:
-    """Migrates the named branches, and of others what they need, or everything. Safe to run at
+    """Migrates the named branches, as if there were no others, or everything. Safe to run at
     once in many places. Blocks: call it in a thread where an event loop runs."""
-    config = alembic_config(url)
-    targets = [f"{branch}@head" for branch in branches] or ["heads"]
-    for target in targets:
-        command.upgrade(config, target)
+    command.upgrade(alembic_config(url, branches), "heads")
 
 
-def load_revisions() -> ScriptDirectory:
+def has_revisions(branch: str) -> bool:
+    """Whether there are migrations of this feature: one without tables needs none."""
+    return any((ROOT / branch).glob("*.py"))
+
+
+def load_revisions(branches: Iterable[str] = ()) -> ScriptDirectory:
     """The code's revisions, read from disk now and not at the first probe."""
-    revisions = ScriptDirectory.from_config(alembic_config())
+    revisions = ScriptDirectory.from_config(alembic_config(branches=branches))
     revisions.get_heads()
     return revisions
 

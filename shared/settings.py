@@ -1,5 +1,6 @@
 """Configuration from the environment: variables with the prefix `APP_`, or `.env`."""
 
+import os
 import secrets
 from contextlib import suppress
 from importlib.util import find_spec
@@ -70,15 +71,17 @@ SmtpUrl = Annotated[str, AfterValidator(_smtp_url)]
 Networks = Annotated[tuple[str, ...], AfterValidator(_networks)]
 
 
+FROM_ENVIRONMENT = SettingsConfigDict(env_prefix="APP_", env_ignore_empty=True, extra="ignore")
+"""An empty variable counts as not set, as compose files cannot leave one out."""
+
+
 class Settings(BaseSettings):
-    """What the kernel reads. A feature with settings of its own declares its own class.
+    """The kernel's settings. A feature with settings of its own declares `FeatureSettings`.
 
     Sizes are connections, times are seconds, body sizes are bytes.
     """
 
-    model_config = SettingsConfigDict(
-        env_prefix="APP_", env_file=".env", env_ignore_empty=True, extra="ignore"
-    )
+    model_config = FROM_ENVIRONMENT
 
     env: Literal["dev", "test", "prod"] = "dev"
     database_url: PostgresUrl | None = None
@@ -164,14 +167,50 @@ class Settings(BaseSettings):
         return self.secret_key.get_secret_value() if self.secret_key else _generated_secret()
 
 
-def load_settings(settings: type[AnySettings]) -> AnySettings:
-    """Reads a settings class from the environment.
+class FeatureSettings(BaseSettings):
+    """Base class of a feature's own settings, which the kernel reads once, at start."""
+
+    model_config = FROM_ENVIRONMENT
+
+    def check(self, kernel: Settings) -> None:
+        """Override to compare with the kernel's settings.
+
+        Raises:
+            ValueError: the two do not go together; the message names the variable.
+        """
+
+
+AnyFeatureSettings = TypeVar("AnyFeatureSettings", bound=FeatureSettings)
+
+
+def load_feature_settings(
+    settings: type[AnyFeatureSettings], kernel: Settings
+) -> AnyFeatureSettings:
+    """Reads a feature's settings, and checks them against the kernel's.
 
     Raises:
         ConfigurationError: naming the variable and what is wrong with it.
     """
+    loaded = load_settings(settings)
     try:
-        return settings()
+        loaded.check(kernel)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
+    return loaded
+
+
+def load_settings(settings: type[AnySettings]) -> AnySettings:
+    """Reads a settings class from the environment, and from `.env` in the working directory.
+
+    With `APP_ENV=test` in the environment `.env` is not read: it is a developer's own, and may
+    name real services.
+
+    Raises:
+        ConfigurationError: naming the variable and what is wrong with it.
+    """
+    file = None if os.environ.get("APP_ENV") == "test" else ".env"
+    try:
+        return settings(_env_file=file)
     except ValidationError as error:
         wrong = error.errors(include_url=False, include_input=False)
         raise ConfigurationError("\n".join(_line(each, settings) for each in wrong)) from None

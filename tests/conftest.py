@@ -8,7 +8,7 @@ import uvicorn
 
 from app.main import create_app
 from shared.settings import Settings
-from tests.collecting import Collector, collecting
+from tests.operations.collecting import Collector, collecting
 from tests.serving import Redis
 
 

@@ -27,6 +27,7 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Runs a command in a copy, with settings of its own and on the database that is given."""
     environment = {name: value for name, value in os.environ.items() if name[:4] != "APP_"}
+    environment["APP_ENV"] = "test"
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # every start would compile everything
     environment |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
     if database:

@@ -34,9 +34,11 @@ class Served:
 
 
 def environment(settings: Mapping[str, str]) -> dict[str, str]:
-    """That of this process, with these settings and no others."""
+    """That of this process, with these settings and no others; `.env` is read in no test that
+    does not say another `env`."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("APP_")}
-    return kept | {f"APP_{name.upper()}": value for name, value in settings.items()}
+    given = {f"APP_{name.upper()}": value for name, value in settings.items()}
+    return kept | {"APP_ENV": "test"} | given
 
 
 @contextmanager

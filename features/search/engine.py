@@ -13,8 +13,9 @@ from features.search.embedding import PROBE, Embedders, EmbeddingUnavailable, Wr
 from features.search.indexing.models import KnownModel, active_model
 from features.search.settings import SearchSettings
 from shared.cache import open_cache
+from shared.features import settings_of
 from shared.reading import Reading
-from shared.settings import ConfigurationError, load_settings
+from shared.settings import ConfigurationError
 
 log = structlog.get_logger(__name__)
 
@@ -56,7 +57,7 @@ async def open_engine(settings: SearchSettings, redis_url: str | None) -> AsyncI
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    settings = load_settings(SearchSettings)
+    settings = settings_of(app, SearchSettings)
     async with open_engine(settings, app.state.settings.redis_url) as engine:
         await check_model(engine.embedders)
         app.state.search = engine

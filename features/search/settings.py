@@ -5,15 +5,14 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, HttpUrl, SecretStr, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from shared.settings import FeatureSettings
 
 MAX_DIMENSION = 4_000  # of an HNSW index on halfvec
 
 
-class SearchSettings(BaseSettings):
+class SearchSettings(FeatureSettings):
     """What search reads. `embedding_dim` is numbers per vector, timeouts are seconds."""
-
-    model_config = SettingsConfigDict(env_prefix="APP_", env_file=".env", extra="ignore")
 
     embedding_provider: Literal["local", "openai"] = "local"
     embedding_url: HttpUrl | None = None

@@ -5,10 +5,9 @@ from datetime import timedelta
 from typing import Annotated
 
 from limits import parse
-from pydantic import AfterValidator, BaseModel, Field, HttpUrl, SecretStr, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BaseModel, Field, HttpUrl, SecretStr
 
-from shared.settings import Settings, load_settings
+from shared.settings import FeatureSettings, Settings
 
 MAX_ACCESS_SECONDS = 3600
 MAX_ACCESS_LIFETIME = timedelta(seconds=MAX_ACCESS_SECONDS)
@@ -42,16 +41,12 @@ class OidcProvider(BaseModel):
 Rate = Annotated[str, AfterValidator(_rate)]
 
 
-class UsersSettings(BaseSettings):
+class UsersSettings(FeatureSettings):
     """Rates are words like `10/minute`; lifetimes are seconds.
 
     `APP_OIDC_PROVIDERS` is JSON: `{"google": {"issuer": …, "client_id": …, "client_secret": …}}`.
     `APP_FRONTEND_URL` is where the links in mails lead; without it, mails carry the bare token.
     """
-
-    model_config = SettingsConfigDict(
-        env_prefix="APP_", env_file=".env", env_ignore_empty=True, extra="ignore"
-    )
 
     access_token_lifetime: int = Field(default=15 * 60, ge=60, le=MAX_ACCESS_SECONDS)
     session_lifetime: int = Field(default=30 * 24 * 3600, ge=3600)
@@ -59,7 +54,9 @@ class UsersSettings(BaseSettings):
     password_reset_lifetime: int = Field(default=3600, ge=300, le=24 * 3600)
     email_verification_lifetime: int = Field(default=3 * 24 * 3600, ge=300)
     frontend_url: HttpUrl | None = None
-    oidc_providers: Annotated[dict[str, OidcProvider], AfterValidator(_slugs)] = {}
+    oidc_providers: Annotated[dict[str, OidcProvider], AfterValidator(_slugs)] = Field(
+        default_factory=dict
+    )
     rate_sign_in_per_address: Rate = "30/minute"
     rate_sign_in_per_account: Rate = "10/minute"
     rate_refresh_per_address: Rate = "120/minute"
@@ -68,17 +65,15 @@ class UsersSettings(BaseSettings):
     rate_reset_per_account: Rate = "5/hour"
     rate_api_key: Rate = "1200/minute"
 
-    @model_validator(mode="after")
-    def encrypted_in_production(self) -> "UsersSettings":
-        """What a provider sends back and forth signs people in."""
-        if not self.oidc_providers or (kernel := load_settings(Settings)).env != "prod":
-            return self
+    def check(self, kernel: Settings) -> None:
+        """Insists on https in production: what a provider sends back and forth signs people in."""
+        if not self.oidc_providers or kernel.env != "prod":
+            return
         if not kernel.base_url.startswith("https:"):
             raise ValueError("APP_PUBLIC_URL must be https where APP_OIDC_PROVIDERS is set")
         for name, provider in self.oidc_providers.items():
             if provider.issuer.scheme != "https":
                 raise ValueError(f"APP_OIDC_PROVIDERS: the issuer of {name} must be https")
-        return self
 
     @property
     def access_lifetime(self) -> timedelta:

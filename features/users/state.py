@@ -21,10 +21,11 @@ from features.users.revocation import Revocations
 from features.users.settings import MAX_ACCESS_LIFETIME, UsersSettings
 from shared.database import Database, database_of
 from shared.errors import Unavailable
+from shared.features import settings_of
 from shared.limits import client_address
 from shared.mail import Outbox
 from shared.sealing import sealer
-from shared.settings import Settings, load_settings
+from shared.settings import Settings
 
 MAX_USER_AGENT = 200
 MAX_ADDRESS = 64
@@ -86,7 +87,7 @@ def open_state(app: FastAPI, settings: UsersSettings) -> UsersState:
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    state = open_state(app, load_settings(UsersSettings))
+    state = open_state(app, settings_of(app, UsersSettings))
     app.state.users = state
     try:
         await state.keyring.load()

@@ -5,6 +5,7 @@ notifications are real. The server is the one of `APP_TEST_DATABASE_URL`, else a
 where a Docker daemon answers, else the embedded PostgreSQL.
 """
 
+import os
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, nullcontext
@@ -15,7 +16,7 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 
 from app.main import create_app
-from shared.features import Feature, find_features, with_dependencies
+from shared.features import Feature, branches_of, find_features, with_dependencies
 from shared.settings import Settings
 from shared.testing.bodies import body
 from shared.testing.calls import keep_calls
@@ -59,6 +60,11 @@ __all__ = [
     "sign_up",
 ]
 
+LONG = os.environ.get("VERIFY") == "long"
+"""Whether tests that break things again and again do so at length: `make verify args=long`."""
+
+OURS = ("APP_", "OTEL_", "SENTRY_", "CELERY_")
+SERVER_URL = "APP_TEST_DATABASE_URL"
 SERVER = pytest.StashKey[Server]()
 COUNTS = pytest.StashKey[QueryCounts]()
 CLEANUP = pytest.StashKey[ExitStack]()
@@ -66,10 +72,14 @@ CLEANUP = pytest.StashKey[ExitStack]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--feature", help="Test with this feature and its dependencies alone")
+    parser.addoption("--verify", action="store_true", help="The tests that take long, alone")
     parser.addoption("--query-counts", action="store_true", help="End with each endpoint's queries")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "verify: takes long; runs in `make verify` alone")
+    config.addinivalue_line("markers", "long: takes longer still: `make verify args=long`")
+    forget_environment()
     if config.option.query_counts:
         config.stash[COUNTS] = QueryCounts()
     if hasattr(config, "workerinput"):  # a worker of pytest-xdist uses the controller's server
@@ -77,8 +87,31 @@ def pytest_configure(config: pytest.Config) -> None:
     elif not config.option.collectonly:
         config.stash[CLEANUP] = ExitStack()
         config.stash[SERVER] = config.stash[CLEANUP].enter_context(
-            running_server(_features(config))
+            running_server(branches_of(_features(config)))
         )
+
+
+def forget_environment() -> None:
+    """Whoever runs the tests may have settings, in the environment or in `.env`: they are not
+    the tests'. `APP_ENV=test` keeps this process, and those that tests start, from `.env`."""
+    for name in [name for name in os.environ if name.startswith(OURS) and name != SERVER_URL]:
+        del os.environ[name]
+    for name in ("HOST", "PORT", "WEB_CONCURRENCY"):
+        os.environ.pop(name, None)
+    os.environ["APP_ENV"] = "test"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Chooses the tier: what is quick, or with `--verify` what takes long."""
+    chosen = [item for item in items if _is_asked_for(item, verify=config.option.verify)]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
+    items[:] = chosen
+
+
+def _is_asked_for(item: pytest.Item, *, verify: bool) -> bool:
+    if item.get_closest_marker("long"):
+        return verify and LONG
+    return verify == bool(item.get_closest_marker("verify"))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -141,7 +174,6 @@ async def database_url(server: Server) -> AsyncIterator[str]:
 def settings(database_url: str) -> Settings:
     """The settings of the application under test. Override to change one."""
     return Settings(
-        _env_file=None,
         env="test",
         database_url=database_url,
         database_pool_size=10,

@@ -13,7 +13,6 @@ import asyncpg
 from sqlalchemy.engine import make_url
 
 from shared.embedded import DISPOSABLE, embedded_postgres, ensure_database
-from shared.features import Feature
 from shared.migrations import upgrade
 
 IMAGE = "pgvector/pgvector:pg17"
@@ -32,7 +31,7 @@ class Server:
 
 
 @contextmanager
-def running_server(features: Sequence[Feature]) -> Iterator[Server]:
+def running_server(branches: Sequence[str]) -> Iterator[Server]:
     """Starts or finds a server, makes the migrated template, and drops it at the end."""
     with ExitStack() as stack:
         if url := os.environ.get("APP_TEST_DATABASE_URL"):
@@ -44,7 +43,7 @@ def running_server(features: Sequence[Feature]) -> Iterator[Server]:
         server = Server(name, url, f"template_{secrets.token_hex(6)}")
         asyncio.run(execute(url, f'CREATE DATABASE "{server.template}"'))
         stack.callback(lambda: asyncio.run(drop_database(url, server.template)))
-        upgrade(server.url(server.template), ["shared", *(feature.name for feature in features)])
+        upgrade(server.url(server.template), branches)
         yield server
 
 

@@ -1,7 +1,6 @@
 """One stack for all faults: PostgreSQL behind a proxy, Redis, an embedding endpoint, the API."""
 
 import asyncio
-import os
 import shutil
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -24,7 +23,6 @@ from tests.resilience.servers import (
 )
 from tests.serving import Redis, Served, free_port, serving
 
-LONG = os.environ.get("FAULTS") == "long"
 TABLE = pytest.StashKey[list[str]]()
 
 

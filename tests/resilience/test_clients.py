@@ -15,7 +15,8 @@ import asyncpg
 import httpx
 import pytest
 
-from tests.resilience.conftest import LONG, Report, Stack
+from shared.testing import LONG
+from tests.resilience.conftest import Report, Stack
 from tests.resilience.load import CLIENT_TIMEOUT_SECONDS, Load, audit, under_load
 from tests.serving import Served
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from tests.resilience.conftest import LONG, Report, Stack
+from shared.testing import LONG
+from tests.resilience.conftest import Report, Stack
 from tests.resilience.load import audit, under_load
 from tests.resilience.servers import Proxy
 
@@ -46,7 +47,7 @@ async def test_a_postgresql_that_was_frozen_is_used_again(stack: Stack, report: 
     report(f"PostgreSQL frozen for {FROZEN_SECONDS:.0f} s", load)
 
 
-@pytest.mark.skipif(not LONG, reason="FAULTS=long: it waits for the grace of requests to end")
+@pytest.mark.long  # it waits for the grace of requests to end
 async def test_an_api_ends_although_postgresql_is_frozen(stack: Stack) -> None:
     api = await stack.start_api()
     async with under_load(api.address):

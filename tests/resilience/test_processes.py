@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from tests.resilience.conftest import LONG, Report, Stack
+from shared.testing import LONG
+from tests.resilience.conftest import Report, Stack
 from tests.resilience.load import audit, under_load, until
 from tests.serving import ROOT, environment
 

@@ -1,4 +1,4 @@
-"""How an account comes to have something of each kind, for tests/test_privacy.py: for each
+"""How an account comes to have something of each kind, for tests/contract/test_privacy.py: for each
 parameter in a path. What is written has the mark in it, by which a leak is seen."""
 
 from httpx import AsyncClient

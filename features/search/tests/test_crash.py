@@ -1,6 +1,6 @@
 """Processes that are killed in the middle of indexing lose nothing.
 
-FAULTS=long python -m pytest features/search/tests/test_crash.py kills ten of each kind.
+Twice each, or ten times each with `make verify args=long`.
 """
 
 import asyncio
@@ -18,10 +18,11 @@ from features.search.tests.endpoint import Endpoint
 from features.search.tests.test_indexing import CONSISTENT, Database, add, database
 from features.search.tests.test_models import endpoint, timeouts
 from features.search.tests.test_reindexing import until
+from shared.testing import LONG
 
 __all__ = ["database", "endpoint", "timeouts"]
 
-KILLS = 10 if os.environ.get("FAULTS") == "long" else 2
+KILLS = 10 if LONG else 2
 MOST_ANSWERS = 4  # batches of 64, fewer than there are
 MORE = """
 INSERT INTO items (id, owner_id, title, price)

@@ -23,8 +23,8 @@ from shared.settings import Settings
 from shared.tasks import Task
 from shared.testing import PASSWORD
 from shared.testing.servers import execute
-from tests.collecting import Collector
 from tests.copying import BIN
+from tests.operations.collecting import Collector
 from tests.probing import captured_log, sample, scraped
 from tests.serving import ROOT, Redis, children, environment, free_port, serving
 
@@ -34,7 +34,7 @@ INLINE = """
 import sys
 from app.main import create_app
 from shared.settings import Settings
-settings = Settings(_env_file=None, env="test", sentry_dsn="http://key@127.0.0.1/1",
+settings = Settings(env="test", sentry_dsn="http://key@127.0.0.1/1",
     database_url="postgresql://127.0.0.1/none", secret_key="a secret for tests, 32 bytes or more")
 create_app(settings)
 print(*[name for name in sys.modules if name.partition(".")[0] in ("celery", "kombu")])
@@ -285,4 +285,4 @@ def test_a_batch_that_fails_is_no_error_of_celerys(
 
 def test_celery_needs_redis() -> None:
     with pytest.raises(ValueError, match="APP_TASK_QUEUE=celery needs APP_REDIS_URL"):
-        Settings(_env_file=None, task_queue="celery")
+        Settings(task_queue="celery")

@@ -11,7 +11,7 @@ from importlinter import Contract, ContractCheck, fields, output
 from importlinter.contracts.acyclic_siblings import AcyclicSiblingsContract
 from importlinter.contracts.forbidden import ForbiddenContract
 
-from tests.imports import imports_of_tests
+from tests.architecture.imports import imports_of_tests
 
 
 class _Found:
@@ -93,7 +93,9 @@ class TablesContract(Contract):
 
     def check(self, graph: grimp.ImportGraph, verbose: bool) -> ContractCheck:
         try:
-            from tests.ownership import check_tables  # it imports the kernel, which may be broken
+            from tests.architecture.ownership import (
+                check_tables,  # it imports the kernel, which may be broken
+            )
 
             checked, breaches = check_tables(graph, Path.cwd())
         except Exception as error:  # the other contracts are to be heard too

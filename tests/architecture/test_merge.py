@@ -10,8 +10,6 @@ from tests.copying import BIN, copy_repository, run, run_app
 
 IDENTITY = ("-c", "user.name=Ada", "-c", "user.email=ada@example.com")
 TEAMS = ("orders", "invoices")
-ACROSS = ("features", "migration_lint", "migrations", "openapi", "privacy")
-"""Of the tests across features, those that look at whatever there is."""
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -49,10 +47,7 @@ def test_two_features_merge_without_conflict(merged: Path, server: Server) -> No
     assert {"/orders", "/invoices"} <= document["paths"].keys()
     lint = run(merged, str(BIN / "lint-imports"))
     assert lint.returncode == 0, lint.stdout
-    suites = [
-        *(f"features/{team}" for team in TEAMS),
-        *(f"tests/test_{name}.py" for name in ACROSS),
-    ]
+    suites = [*(f"features/{team}" for team in TEAMS), "tests/architecture", "tests/contract"]
     test = (str(BIN / "python"), "-m", "pytest", "-q", "-n2", *suites)
     done = run(merged, *test, database=server.admin_url)
     assert done.returncode == 0, done.stdout + done.stderr

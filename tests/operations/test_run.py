@@ -35,7 +35,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @contextmanager
 def run(clone: Path, port: int | None = None) -> Iterator[Served]:
-    with serving(clone, port or free_port(), {}, code=clone) as served:
+    with serving(clone, port or free_port(), {"env": "dev"}, code=clone) as served:
         yield served
 
 
@@ -118,7 +118,7 @@ def wait_until(holds: Callable[[], bool]) -> None:
 
 
 def test_a_worker_that_dies_is_replaced_and_none_outlives_the_first(clone: Path) -> None:
-    with serving(clone, free_port(), {}, code=clone, workers=2) as served:
+    with serving(clone, free_port(), {"env": "dev"}, code=clone, workers=2) as served:
         before = children(served.process.pid)
         assert len(before) == 2
         os.kill(before.pop(), signal.SIGKILL)
@@ -148,7 +148,7 @@ def test_a_taken_port_is_one_clear_line(clone: Path) -> None:
         done = subprocess.run(
             [sys.executable, "-m", "app", "serve"],
             cwd=clone,
-            env=environment({}) | {"PORT": str(port)},
+            env=environment({"env": "dev"}) | {"PORT": str(port)},
             capture_output=True,
             text=True,
         )

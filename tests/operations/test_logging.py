@@ -20,7 +20,7 @@ theirs = logging.getLogger("kettle")
 
 @pytest.fixture(params=["json", "console"])
 def lines(request: pytest.FixtureRequest) -> io.StringIO:
-    configure_logging(Settings(_env_file=None, env="test", log_format=request.param))
+    configure_logging(Settings(env="test", log_format=request.param))
     return captured_log()
 
 
@@ -59,7 +59,7 @@ def told(line: dict[str, Any]) -> dict[str, Any]:
 def test_the_latest_settings_hold_for_a_logger_that_was_used_before(lines: io.StringIO) -> None:
     ours.info("fills")
     assert "fills" in lines.getvalue()
-    configure_logging(Settings(_env_file=None, env="test", log_level="warning"))
+    configure_logging(Settings(env="test", log_level="warning"))
     lines = captured_log()
     ours.info("fills")
     assert lines.getvalue() == ""

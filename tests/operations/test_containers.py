@@ -18,7 +18,7 @@ import pytest
 from tests.resilience.load import Load, under_load
 from tests.serving import free_port
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FOLDERS = ("app", "features", "migrations", "shared")
 PASSWORD = "correct horse battery"
 FILES = (".dockerignore", "compose.yaml", "Dockerfile", "Makefile", "requirements.lock")

@@ -26,11 +26,11 @@ def test_the_api_keeps_its_contract(address: str, settings: Settings, tmp_path: 
     done = run(
         tmp_path,
         str(BIN / "schemathesis"),
-        f"--config-file={ROOT / 'tests/contract.toml'}",
+        f"--config-file={ROOT / 'tests/contract/contract.toml'}",
         "run",
         f"{address}/openapi.json",
         database=settings.database_url or "",
-        SCHEMATHESIS_HOOKS=str(ROOT / "tests/contract_account.py"),
+        SCHEMATHESIS_HOOKS=str(ROOT / "tests/contract/contract_account.py"),
         PYTHONPATH=str(ROOT),
         CONTRACT_ANSWERS=str(answers),
     )

@@ -26,7 +26,7 @@ from prometheus_client import REGISTRY
 from app.main import create_app
 from shared.settings import Settings
 from shared.testing import PASSWORD, connect
-from tests.collecting import Collector
+from tests.operations.collecting import Collector
 from tests.probing import Sample, parsed, sample, scraped
 from tests.serving import ROOT, environment, serving
 

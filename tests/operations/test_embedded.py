@@ -24,7 +24,7 @@ from shared.embedded import (
     ensure_database,
 )
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 USER = """
 import signal, sys
 from pathlib import Path

@@ -22,7 +22,7 @@ from shared.migrations import alembic_config
 from shared.scaffold.linting import sql_of
 from shared.tables import owners
 from shared.testing.ownership import written_tables
-from tests.imports import imports_of_tests
+from tests.architecture.imports import imports_of_tests
 
 SQL = re.compile(r"\b(?:SELECT|INSERT|UPDATE|DELETE|FROM|JOIN|INTO|TABLE|TRIGGER|INDEX)\b")
 LOWER_SQL = re.compile(r"^\s*(?:select|insert|update|delete|with|alter|drop|create|truncate)\s")
