@@ -1,4 +1,3 @@
-import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -9,7 +8,6 @@ import uvicorn
 from app.main import create_app
 from shared.settings import Settings
 from tests.operations.collecting import Collector, collecting
-from tests.serving import Redis
 
 
 @pytest.fixture
@@ -22,16 +20,6 @@ def address(settings: Settings) -> Iterator[str]:
     yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     server.should_exit = True
     thread.join()
-
-
-@pytest.fixture
-def redis() -> Iterator[Redis]:
-    if shutil.which("redis-server") is None:
-        pytest.skip("there is no redis-server")
-    server = Redis()
-    server.start()
-    yield server
-    server.kill()
 
 
 @pytest.fixture

@@ -1,15 +1,13 @@
-"""Real servers, as processes of their own: the API, and Redis."""
+"""The API, served by a process of its own."""
 
 import os
-import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -83,57 +81,3 @@ def children(pid: int) -> list[int]:
     """The processes that a process has started, and that have not ended."""
     found = Path(f"/proc/{pid}/task/{pid}/children").read_text()
     return [int(child) for child in found.split()]
-
-
-def free_port() -> int:
-    """A port below those that systems give to whoever asks for any: nobody has it soon after."""
-    while True:
-        port = 10_000 + secrets.randbelow(20_000)
-        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
-
-
-@dataclass
-class Redis:
-    """A Redis that can be frozen, killed and started again, empty, at the same address."""
-
-    port: int = field(default_factory=free_port)
-    process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
-
-    def start(self) -> None:
-        command = ["redis-server", "--port", str(self.port), "--save", "", "--dir", "/"]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        self._wait_until_it_answers()
-
-    def _wait_until_it_answers(self) -> None:
-        deadline = time.monotonic() + START_TIMEOUT_SECONDS
-        while not self._answers():
-            assert self.process
-            assert self.process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-
-    def _answers(self) -> bool:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1) as probe:
-            probe.sendall(b"PING\r\n")
-            return probe.recv(16) == b"+PONG\r\n"
-        return False
-
-    def freeze(self) -> None:
-        assert self.process
-        self.process.send_signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        """Returns when it answers again: the kernel may wake it later."""
-        assert self.process
-        self.process.send_signal(signal.SIGCONT)
-        self._wait_until_it_answers()
-
-    def kill(self) -> None:
-        if self.process:
-            self.process.kill()
-            self.process.wait()

@@ -37,11 +37,13 @@ from shared.testing.clients import (
 from shared.testing.events import events
 from shared.testing.ownership import watched
 from shared.testing.queries import QueryCounts, keep_budgets, max_queries
+from shared.testing.redis import Redis, free_port, redis
 from shared.testing.servers import Server, drop_database, execute, running_server
 
 __all__ = [
     "PASSWORD",
     "Mails",
+    "Redis",
     "Server",
     "SignUp",
     "admin",
@@ -50,12 +52,14 @@ __all__ = [
     "client",
     "connect",
     "events",
+    "free_port",
     "keep_budgets",
     "keep_calls",
     "machine",
     "mails",
     "max_queries",
     "other",
+    "redis",
     "sign_in",
     "sign_up",
 ]

@@ -11,10 +11,10 @@ import pytest
 
 from shared.features import find_features
 from shared.migrations import load_revisions
-from shared.testing import Server
+from shared.testing import Server, free_port
 from shared.testing.servers import drop_database, execute
 from tests.copying import BIN, ROOT, copy_repository, run, run_app
-from tests.serving import free_port, serving
+from tests.serving import serving
 
 FEATURES = [feature.name for feature in find_features()]
 NEEDED = {other for feature in find_features() for other in feature.depends_on}

@@ -9,8 +9,8 @@ from redis.asyncio import Redis as Connection
 
 from shared import cache as module
 from shared.cache import open_cache
+from shared.testing import Redis
 from tests.probing import captured_log
-from tests.serving import Redis
 
 
 def failures() -> float:

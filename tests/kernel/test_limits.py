@@ -7,9 +7,9 @@ import pytest
 from shared.cache import PAUSE_SECONDS, REDIS_TIMEOUT_SECONDS
 from shared.errors import TooManyRequests
 from shared.limits import Limiter, new_limit
+from shared.testing import Redis
 from tests.kernel.test_cache import failures
 from tests.probing import captured_log
-from tests.serving import Redis
 
 
 async def test_a_frozen_redis_slows_one_request_and_limits_nothing_away(

@@ -21,12 +21,12 @@ from redis import Redis as Connection
 from shared.errors import Unavailable
 from shared.settings import Settings
 from shared.tasks import Task
-from shared.testing import PASSWORD
+from shared.testing import PASSWORD, Redis, free_port
 from shared.testing.servers import execute
 from tests.copying import BIN
 from tests.operations.collecting import Collector
 from tests.probing import captured_log, sample, scraped
-from tests.serving import ROOT, Redis, children, environment, free_port, serving
+from tests.serving import ROOT, children, environment, serving
 
 WITHIN_SECONDS = 60.0
 STOP_SECONDS = 60.0  # a process of the pool waits up to 30 for its last result to be read

@@ -15,8 +15,8 @@ from typing import Any
 import httpx
 import pytest
 
+from shared.testing import free_port
 from tests.resilience.load import Load, under_load
-from tests.serving import free_port
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("app", "features", "migrations", "shared")

@@ -24,8 +24,8 @@ from app.main import create_app
 from shared.database import database_of
 from shared.sessions import orm_session, reading
 from shared.settings import Settings
-from shared.testing import Server, SignUp, connect
-from tests.serving import ROOT, environment, free_port
+from shared.testing import Server, SignUp, connect, free_port
+from tests.serving import ROOT, environment
 
 CONNECTIONS = 2  # to PostgreSQL, for all of the clients
 LISTENING = 3  # past the pooler: one of each process, and one for background work

@@ -16,10 +16,9 @@ from shared.embedded import EmbeddedServer, embedded_postgres, ensure_database
 from shared.embedded.home import find_home, run_program
 from shared.migrations import upgrade
 from shared.settings import Settings
-from shared.testing import connect, sign_in
+from shared.testing import Redis, connect, free_port, sign_in
 from tests.probing import captured_log
 from tests.resilience.servers import Proxy
-from tests.serving import Redis, free_port
 
 SMALL = {"shared_buffers": "16MB", "fsync": "off"}
 WITHIN_SECONDS = 30.0

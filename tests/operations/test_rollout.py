@@ -15,9 +15,9 @@ from shared import migrations
 from shared.migrations import upgrade
 from shared.scaffold.generating import plan_feature
 from shared.settings import Settings
-from shared.testing import PASSWORD
+from shared.testing import PASSWORD, free_port
 from tests.copying import copy_repository
-from tests.serving import free_port, serving
+from tests.serving import serving
 
 COLUMNS = """    description: str | None = None
     colour: str | None = None

@@ -14,7 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.serving import ROOT, Served, environment, free_port, serving
+from shared.testing import free_port
+from tests.serving import ROOT, Served, environment, serving
 
 CODE = ("app", "features", "migrations", "shared")
 GONE_TIMEOUT_SECONDS = 30.0

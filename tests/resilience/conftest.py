@@ -1,7 +1,6 @@
 """One stack for all faults: PostgreSQL behind a proxy, Redis, an embedding endpoint, the API."""
 
 import asyncio
-import shutil
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, ExitStack
@@ -13,6 +12,7 @@ import pytest_asyncio
 
 from shared.embedded import EmbeddedPostgresError
 from shared.migrations import upgrade
+from shared.testing import Redis, free_port
 from tests.resilience.endpoint import DIMENSION, Endpoint, running_endpoint
 from tests.resilience.load import Load
 from tests.resilience.servers import (
@@ -21,7 +21,7 @@ from tests.resilience.servers import (
     database_of,
     postgres_folder,
 )
-from tests.serving import Redis, Served, free_port, serving
+from tests.serving import Served, serving
 
 TABLE = pytest.StashKey[list[str]]()
 
@@ -64,8 +64,6 @@ class Stack:
 async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
     if sys.platform != "linux":
         pytest.skip("processes are found and frozen by way of /proc")
-    if shutil.which("redis-server") is None:
-        pytest.skip("there is no redis-server")
     async with AsyncExitStack() as cleanup:
         folder = cleanup.enter_context(postgres_folder())
         proxy, redis = Proxy(), Redis()

@@ -2,10 +2,10 @@
 
 import asyncio
 import secrets
-import subprocess
 import sys
 
 import pytest
+from redis.asyncio import Redis
 
 from shared.testing import LONG
 from tests.resilience.conftest import Report, Stack
@@ -83,8 +83,8 @@ async def test_redis_is_not_missed(stack: Stack, report: Report, fault: str) -> 
                 finally:
                     stack.redis.thaw()
             case "flushed":
-                flush = ["redis-cli", "-p", str(stack.redis.port), "FLUSHALL"]
-                await asyncio.to_thread(subprocess.run, flush, check=True, capture_output=True)
+                async with Redis.from_url(stack.redis.url) as client:
+                    await client.flushall()
         load.heal()
         await load.goes_on()
     await audit(load, stack.database_url)

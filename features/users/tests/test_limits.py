@@ -1,10 +1,5 @@
 """Rate limits: by address, by account, by key; in this process, and shared through Redis."""
 
-import shutil
-import subprocess
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient
@@ -17,10 +12,9 @@ from features.users.tests.conftest import (
     started,
     tokens_of,
 )
-from features.users.tests.processes import free_port
 from features.users.tests.test_api_keys import new_key
 from shared.settings import Settings
-from shared.testing import PASSWORD
+from shared.testing import PASSWORD, Redis
 
 RATES = {
     "APP_RATE_SIGN_IN_PER_ADDRESS": "8/minute",
@@ -190,25 +184,10 @@ async def test_of_a_chain_of_addresses_the_last_untrusted_counts(anonymous: Asyn
     assert answers == [400] * 8 + [429] * 2
 
 
-@pytest.fixture
-def redis_url(tmp_path: Path) -> Iterator[str]:
-    """A Redis server of the test's own."""
-    server = shutil.which("redis-server")
-    if server is None:
-        pytest.skip("there is no redis-server")
-    port, log = free_port(), tmp_path / "redis.log"
-    command = [server, "--port", str(port), "--save", "", "--dir", str(tmp_path)]
-    with log.open("w") as output, subprocess.Popen(command, stdout=output) as process:
-        while "Ready to accept connections" not in log.read_text():
-            assert process.poll() is None, log.read_text()
-        yield f"redis://127.0.0.1:{port}"
-        process.terminate()
-
-
 async def test_two_processes_that_share_a_redis_count_together(
-    settings: Settings, redis_url: str
+    settings: Settings, redis: Redis
 ) -> None:
-    shared = settings.model_copy(update={"redis_url": redis_url})
+    shared = settings.model_copy(update={"redis_url": redis.url})
     async with started(shared) as (_, one), started(shared) as (_, two):
         answers = [
             (await by_password(client, email=EMAIL)).status_code for client in (one, two, one, two)

@@ -16,11 +16,10 @@ from httpx import AsyncClient
 
 from features.users.tasks import reset_requests
 from features.users.tests.conftest import EMAIL, Execute, by_password, register, tokens_of
-from features.users.tests.processes import free_port
 from shared.mail import MAX_ATTEMPTS, deliver_mail, forget_parked_mail
 from shared.settings import Settings
 from shared.tasks import drain
-from shared.testing import PASSWORD
+from shared.testing import PASSWORD, free_port
 
 FRONT = "https://app.example.com"
 

@@ -35,11 +35,10 @@ from features.users.tests.conftest import (
     status_with,
     tokens_of,
 )
-from features.users.tests.processes import free_port
 from features.users.tests.races import LOCK_USER, Race, holding
 from features.users.tests.test_attacks_on_tokens import closed, segments
 from shared.settings import ConfigurationError, Settings, load_settings
-from shared.testing import connect
+from shared.testing import connect, free_port
 
 ADA = {"email": EMAIL, "email_verified": True, "name": "Ada Lovelace"}
 CALLBACK = "/auth/oidc/mock/callback"

