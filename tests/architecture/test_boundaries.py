@@ -8,6 +8,7 @@ import pytest
 
 from tests.copying import BIN, copy_repository, run, run_app
 
+pytestmark = pytest.mark.verify
 KERNEL = "The kernel knows no feature"
 NEIGHBOURS = "Features meet only through their __init__"
 CYCLES = "Features depend on each other without cycles"

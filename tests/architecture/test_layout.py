@@ -79,6 +79,7 @@ async def empty_database(server: Server) -> AsyncIterator[str]:
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("feature", [name for name in FEATURES if name not in NEEDED])
+@pytest.mark.verify
 def test_a_feature_can_be_deleted(
     feature: str, server: Server, empty_database: str, tmp_path: Path
 ) -> None:

@@ -8,6 +8,8 @@ import pytest
 from shared.testing import Server
 from tests.copying import BIN, copy_repository, run, run_app
 
+pytestmark = pytest.mark.verify
+
 IDENTITY = ("-c", "user.name=Ada", "-c", "user.email=ada@example.com")
 TEAMS = ("orders", "invoices")
 

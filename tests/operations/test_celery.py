@@ -28,6 +28,8 @@ from tests.operations.collecting import Collector
 from tests.probing import captured_log, sample, scraped
 from tests.serving import ROOT, children, environment, serving
 
+pytestmark = pytest.mark.verify
+
 WITHIN_SECONDS = 60.0
 STOP_SECONDS = 60.0  # a process of the pool waits up to 30 for its last result to be read
 INLINE = """

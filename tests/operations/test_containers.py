@@ -18,6 +18,8 @@ import pytest
 from shared.testing import free_port
 from tests.resilience.load import Load, under_load
 
+pytestmark = pytest.mark.verify
+
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("app", "features", "migrations", "shared")
 PASSWORD = "correct horse battery"

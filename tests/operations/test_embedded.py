@@ -24,6 +24,8 @@ from shared.embedded import (
     ensure_database,
 )
 
+pytestmark = pytest.mark.verify
+
 ROOT = Path(__file__).parents[2]
 USER = """
 import signal, sys

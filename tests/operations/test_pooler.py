@@ -27,6 +27,8 @@ from shared.settings import Settings
 from shared.testing import Server, SignUp, connect, free_port
 from tests.serving import ROOT, environment
 
+pytestmark = pytest.mark.verify
+
 CONNECTIONS = 2  # to PostgreSQL, for all of the clients
 LISTENING = 3  # past the pooler: one of each process, and one for background work
 CLIENTS = 8

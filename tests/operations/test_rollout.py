@@ -19,6 +19,8 @@ from shared.testing import PASSWORD, free_port
 from tests.copying import copy_repository
 from tests.serving import serving
 
+pytestmark = pytest.mark.verify
+
 COLUMNS = """    description: str | None = None
     colour: str | None = None
     size: int = Field(default=1, sa_column_kwargs={"server_default": "1"})

@@ -17,6 +17,8 @@ import pytest
 from shared.testing import free_port
 from tests.serving import ROOT, Served, environment, serving
 
+pytestmark = pytest.mark.verify
+
 CODE = ("app", "features", "migrations", "shared")
 GONE_TIMEOUT_SECONDS = 30.0
 

@@ -16,6 +16,8 @@ import pytest
 from shared.settings import Settings
 from tests.serving import ROOT, Served, environment, serving
 
+pytestmark = pytest.mark.verify
+
 WITHIN_SECONDS = 20.0
 EVERY_SECONDS = 0.02
 REQUEST = b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"

@@ -20,7 +20,11 @@ from tests.resilience.conftest import Report, Stack
 from tests.resilience.load import CLIENT_TIMEOUT_SECONDS, Load, audit, under_load
 from tests.serving import Served
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="session"),
+    pytest.mark.timeout(300),
+    pytest.mark.verify,
+]
 SOCKETS = 200
 CONCURRENCY = 16  # more at once get no more done, on two cores
 OVERLOAD = 3

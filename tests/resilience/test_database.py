@@ -17,7 +17,11 @@ from tests.resilience.conftest import Report, Stack
 from tests.resilience.load import audit, under_load
 from tests.resilience.servers import Proxy
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="session"),
+    pytest.mark.timeout(300),
+    pytest.mark.verify,
+]
 FROZEN_SECONDS = 10.0 if LONG else 3.0
 
 

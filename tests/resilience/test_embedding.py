@@ -5,7 +5,11 @@ import pytest
 from tests.resilience.conftest import Report, Stack
 from tests.resilience.load import audit, under_load, until
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="session"),
+    pytest.mark.timeout(300),
+    pytest.mark.verify,
+]
 
 
 @pytest.mark.parametrize("fault", ["slow", "429", "500", "dimension", "truncated", "hang"])

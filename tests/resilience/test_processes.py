@@ -12,7 +12,11 @@ from tests.resilience.conftest import Report, Stack
 from tests.resilience.load import audit, under_load, until
 from tests.serving import ROOT, environment
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="session"),
+    pytest.mark.timeout(300),
+    pytest.mark.verify,
+]
 KILLS = 10 if LONG else 2
 FROZEN_SECONDS = 10.0 if LONG else 2.0
 

@@ -20,6 +20,8 @@ from features.search.tests.test_models import endpoint, timeouts
 from features.search.tests.test_reindexing import until
 from shared.testing import LONG
 
+pytestmark = pytest.mark.verify
+
 __all__ = ["database", "endpoint", "timeouts"]
 
 KILLS = 10 if LONG else 2
