@@ -34,6 +34,7 @@ from shared.testing.clients import (
     sign_in,
     sign_up,
 )
+from shared.testing.commands import SECRET_KEY, Command, command, run_command
 from shared.testing.events import events
 from shared.testing.ownership import watched
 from shared.testing.queries import QueryCounts, keep_budgets, max_queries
@@ -42,6 +43,8 @@ from shared.testing.servers import Server, drop_database, execute, running_serve
 
 __all__ = [
     "PASSWORD",
+    "SECRET_KEY",
+    "Command",
     "Mails",
     "Redis",
     "Server",
@@ -50,6 +53,7 @@ __all__ = [
     "anonymous",
     "body",
     "client",
+    "command",
     "connect",
     "events",
     "free_port",
@@ -60,6 +64,7 @@ __all__ = [
     "max_queries",
     "other",
     "redis",
+    "run_command",
     "sign_in",
     "sign_up",
 ]
@@ -181,7 +186,7 @@ def settings(database_url: str) -> Settings:
         env="test",
         database_url=database_url,
         database_pool_size=10,
-        secret_key=SecretStr("a secret for tests, 32 bytes or more"),
+        secret_key=SecretStr(SECRET_KEY),
         log_level="warning",
     )
 

@@ -1,9 +1,7 @@
 """What the tests of accounts share: signing in by hand, an administrator, and the mail."""
 
 import asyncio
-import os
 import re
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -20,10 +18,9 @@ from features.users.tasks import reset_requests
 from features.users.tests.races import Race
 from shared.settings import Settings
 from shared.tasks import drain
-from shared.testing import PASSWORD, Mails, connect
+from shared.testing import PASSWORD, SECRET_KEY, Mails, connect
 
 EMAIL = "ada@example.com"
-SECRET_KEY = "a secret for tests, 32 bytes or more"  # that of the fixture `settings`
 MAILED_TOKEN = re.compile(r"^[\w.-]{60,}$", re.MULTILINE)
 
 
@@ -62,21 +59,6 @@ async def by_refresh(client: AsyncClient, token: str, **more: str) -> Response:
 
 async def status_with(client: AsyncClient, header: dict[str, str]) -> int:
     return (await client.get("/users/me", headers=header)).status_code
-
-
-async def run_command(database_url: str, *command: str, stdin: str = "") -> tuple[str, int]:
-    """Runs `python -m app …` with the settings of the tests: its output and exit status."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-m", "app", *command),
-        env=os.environ | environment(database_url),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    output, _ = await process.communicate(stdin.encode())
-    assert process.returncode is not None
-    return output.decode(), process.returncode
 
 
 def environment(database_url: str) -> dict[str, str]:

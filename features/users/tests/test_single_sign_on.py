@@ -19,13 +19,13 @@ from fastapi import FastAPI
 from httpx import AsyncClient, Response
 from joserfc import jwt
 from joserfc.jwk import RSAKey
+from pydantic import HttpUrl, SecretStr
 from werkzeug.serving import make_server
 from werkzeug.wrappers import Response as ProviderResponse
 
 from features.users.settings import UsersSettings
 from features.users.tests.conftest import (
     EMAIL,
-    SECRET_KEY,
     Execute,
     MailedToken,
     Tokens,
@@ -37,8 +37,8 @@ from features.users.tests.conftest import (
 )
 from features.users.tests.races import LOCK_USER, Race, holding
 from features.users.tests.test_attacks_on_tokens import closed, segments
-from shared.settings import ConfigurationError, Settings, load_settings
-from shared.testing import connect, free_port
+from shared.settings import ConfigurationError, Settings, load_feature_settings
+from shared.testing import SECRET_KEY, connect, free_port
 
 ADA = {"email": EMAIL, "email_verified": True, "name": "Ada Lovelace"}
 CALLBACK = "/auth/oidc/mock/callback"
@@ -513,17 +513,16 @@ def test_providers_in_production_are_encrypted(
     public_url: str, issuer: str, message: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     provider = {"issuer": issuer, "client_id": "tessera", "client_secret": "hush"}
-    for name, value in {
-        "ENV": "prod",
-        "DATABASE_URL": "postgresql://host/db",
-        "SECRET_KEY": SECRET_KEY,
-        "SMTP_URL": "log:",
-        "PUBLIC_URL": public_url,
-        "OIDC_PROVIDERS": json.dumps({"mock": provider}),
-    }.items():
-        monkeypatch.setenv(f"APP_{name}", value)
+    monkeypatch.setenv("APP_OIDC_PROVIDERS", json.dumps({"mock": provider}))
+    kernel = Settings(
+        env="prod",
+        database_url="postgresql://host/db",
+        secret_key=SecretStr(SECRET_KEY),
+        smtp_url="log:",
+        public_url=HttpUrl(public_url),
+    )
     with pytest.raises(ConfigurationError, match=message) if message else nullcontext():
-        load_settings(UsersSettings)
+        load_feature_settings(UsersSettings, kernel)
 
 
 async def test_two_first_sign_ins_at_once_make_one_account(
