@@ -19,6 +19,8 @@ from shared.embedded import (
 )
 from shared.migrations import upgrade
 
+pytestmark = pytest.mark.verify
+
 SMALL = {"shared_buffers": "16MB"}  # and durable: what is committed survives a kill
 LIMIT_SECONDS = 2.0  # for a probe to tell the truth
 

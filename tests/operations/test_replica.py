@@ -20,6 +20,8 @@ from shared.testing import Redis, connect, free_port, sign_in
 from tests.probing import captured_log
 from tests.resilience.servers import Proxy
 
+pytestmark = pytest.mark.verify
+
 SMALL = {"shared_buffers": "16MB", "fsync": "off"}
 WITHIN_SECONDS = 30.0
 CAUGHT_UP = "SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn"

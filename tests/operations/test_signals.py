@@ -128,6 +128,7 @@ def eventually(look: Callable[[], list[Any]], within: float = WITHIN_SECONDS) ->
     return found
 
 
+@pytest.mark.verify
 def test_one_request_id_joins_answer_log_event_and_trace(
     collector: Collector, probed: Probed
 ) -> None:
@@ -153,6 +154,7 @@ def test_one_request_id_joins_answer_log_event_and_trace(
     assert {line["trace_id"] for line in lines} == {span.trace_id.hex()}
 
 
+@pytest.mark.verify
 def test_an_error_of_a_background_task_is_sent_and_what_clients_do_wrong_is_not(
     collector: Collector, probed: Probed
 ) -> None:
@@ -168,6 +170,7 @@ def test_an_error_of_a_background_task_is_sent_and_what_clients_do_wrong_is_not(
     assert sorted(values) == ["a bug in a route", "a bug in a task"]
 
 
+@pytest.mark.verify
 def test_queries_are_parts_of_the_trace_and_probes_are_none(
     collector: Collector, probed: Probed
 ) -> None:
@@ -185,6 +188,7 @@ def test_queries_are_parts_of_the_trace_and_probes_are_none(
     assert not [s for s in collector.spans() if "readyz" in s.name]
 
 
+@pytest.mark.verify
 def test_calls_of_other_services_are_traced(collector: Collector, probed: Probed) -> None:
     """The start tries the model, which is at the collector's address."""
     assert probed.client.get("/healthz").status_code == 200
@@ -261,6 +265,7 @@ async def test_a_database_that_is_gone_fails_no_scrape(settings: Settings) -> No
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.verify
 def test_each_of_several_workers_answers_for_all(
     settings: Settings, tmp_path: Path, unused_tcp_port: int
 ) -> None:
@@ -288,6 +293,7 @@ def test_each_of_several_workers_answers_for_all(
         assert scraped(metrics)[lost] == 20
 
 
+@pytest.mark.verify
 def test_a_worker_without_http_has_metrics(
     settings: Settings, tmp_path: Path, unused_tcp_port: int
 ) -> None:
