@@ -8,18 +8,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
-CODE = ("app", "features", "migrations", "shared", "tests")
-FILES = ("Makefile", "conftest.py", "pyproject.toml", ".gitignore")
+LEFT_BEHIND = shutil.ignore_patterns(
+    *(".*_cache", ".data", ".env", ".git", ".hypothesis", ".venv", "__pycache__", "bench-results")
+)
 
 
-def copy_repository(target: Path, *more: str) -> None:
-    """Copies what is needed to check and test, and more folders if there are such."""
-    ignored = shutil.ignore_patterns("__pycache__")
-    for folder in (*CODE, *more):
-        if (ROOT / folder).exists():
-            shutil.copytree(ROOT / folder, target / folder, ignore=ignored)
-    for file in FILES:
-        shutil.copy(ROOT / file, target / file)
+def copy_repository(target: Path, *caches: str) -> None:
+    """Copies all that is under version control, and these caches if there are such."""
+    shutil.copytree(ROOT, target, ignore=LEFT_BEHIND, dirs_exist_ok=True)
+    for cache in caches:
+        if (ROOT / cache).exists():
+            shutil.copytree(ROOT / cache, target / cache)
 
 
 def run(
