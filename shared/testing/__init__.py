@@ -39,6 +39,7 @@ from shared.testing.ownership import watched
 from shared.testing.queries import QueryCounts, keep_budgets, max_queries
 from shared.testing.redis import Redis, free_port, redis
 from shared.testing.servers import Server, drop_database, execute, running_server
+from shared.testing.waiting import eventually, wait_until, within
 
 __all__ = [
     "PASSWORD",
@@ -52,6 +53,7 @@ __all__ = [
     "client",
     "connect",
     "events",
+    "eventually",
     "free_port",
     "keep_budgets",
     "keep_calls",
@@ -62,6 +64,8 @@ __all__ = [
     "redis",
     "sign_in",
     "sign_up",
+    "wait_until",
+    "within",
 ]
 
 LONG = os.environ.get("VERIFY") == "long"
