@@ -66,7 +66,8 @@ KEY = "a secret for tests, 32 bytes or more"
 def test_each_wrong_value_is_told_in_a_line_of_its_own() -> None:
     wrong = {"APP_LOG_LEVEL": "loud", "APP_DATABASE_POOL_SIZE": "0", "APP_REDIS_URL": "http://a"}
     command = [sys.executable, "-m", "app", "migrate"]
-    ended = subprocess.run(command, cwd=ROOT, env=os.environ | wrong, capture_output=True)
+    environment = os.environ | wrong
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=60)
     assert ended.returncode == 1
     lines = ended.stderr.decode().splitlines()
     assert sorted(line.split(": ")[:2] for line in lines) == [
