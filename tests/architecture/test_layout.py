@@ -13,7 +13,7 @@ from shared.features import find_features
 from shared.migrations import load_revisions
 from shared.testing import Server, free_port
 from shared.testing.servers import drop_database, execute
-from tests.copying import BIN, ROOT, copy_repository, run, run_app
+from tests.copying import BIN, ROOT, copy_repository, run, run_app, run_suite
 from tests.serving import serving
 
 FEATURES = [feature.name for feature in find_features()]
@@ -91,13 +91,13 @@ def test_a_feature_can_be_deleted(
     assert run_app(code, "migrate", database=empty_database).returncode == 0
     settings = {"env": "test", "database_url": empty_database}
     with serving(tmp_path, free_port(), settings, code) as served:
-        assert httpx.get(f"{served.address}/readyz").status_code == 200
-        paths = httpx.get(f"{served.address}/openapi.json").json()["paths"]
+        assert httpx.get(f"{served.address}/readyz", timeout=30).status_code == 200
+        paths = httpx.get(f"{served.address}/openapi.json", timeout=30).json()["paths"]
     tags = {tag for path in paths.values() for one in path.values() for tag in one["tags"]}
     assert tags
     assert feature not in tags
 
     left_out = [f"--ignore=tests/{name}" for name in LEFT_OUT]
     test = (str(BIN / "python"), "-m", "pytest", "-q", "-n2", *left_out)
-    done = run(code, *test, database=server.admin_url)
+    done = run_suite(code, *test, database=server.admin_url)
     assert done.returncode == 0, done.stdout + done.stderr
