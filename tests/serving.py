@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import AnyStr
+from typing import Any, AnyStr
 
 import httpx
 
@@ -92,6 +92,21 @@ def read_line(process: subprocess.Popen[AnyStr], what: str) -> AnyStr:
     readable, _, _ = select.select([process.stdout], [], [], START_TIMEOUT_SECONDS)
     assert readable, f"{what} did not come within {START_TIMEOUT_SECONDS:g} s"
     return process.stdout.readline()
+
+
+def stop(process: subprocess.Popen[Any], seconds: float = STOP_TIMEOUT_SECONDS) -> None:
+    """Sends SIGTERM, and waits for the end of the process; it is killed if that does not come."""
+    process.terminate()
+    try:
+        process.wait(seconds)
+    finally:
+        process.kill()
+
+
+def kill(served: Served) -> None:
+    """Kills the server, and waits for its end."""
+    served.process.kill()
+    served.process.wait(STOP_TIMEOUT_SECONDS)
 
 
 def children(pid: int) -> list[int]:
