@@ -40,6 +40,7 @@ from shared.testing.ownership import watched
 from shared.testing.queries import QueryCounts, keep_budgets, max_queries
 from shared.testing.redis import Redis, free_port, redis
 from shared.testing.servers import Server, drop_database, execute, running_server
+from shared.testing.waiting import eventually, wait_until, within
 
 __all__ = [
     "PASSWORD",
@@ -56,6 +57,7 @@ __all__ = [
     "command",
     "connect",
     "events",
+    "eventually",
     "free_port",
     "keep_budgets",
     "keep_calls",
@@ -67,6 +69,8 @@ __all__ = [
     "run_command",
     "sign_in",
     "sign_up",
+    "wait_until",
+    "within",
 ]
 
 LONG = os.environ.get("VERIFY") == "long"

@@ -15,7 +15,7 @@ from shared.migrations import alembic_config, has_revisions, load_revisions, upg
 from shared.tables import owners
 from shared.testing import Server, free_port
 from shared.testing.servers import drop_database, execute
-from tests.copying import BIN, ROOT, copy_repository, run, run_app
+from tests.copying import BIN, ROOT, copy_repository, run, run_app, run_suite
 from tests.serving import serving
 
 FEATURES = [feature.name for feature in find_features()]
@@ -78,8 +78,8 @@ def test_a_feature_can_be_deleted(
     assert migrated.returncode == 0, migrated.stderr
     settings = {"env": "test", "database_url": empty_database}
     with serving(tmp_path, free_port(), settings, code) as served:
-        assert httpx.get(f"{served.address}/readyz").status_code == 200
-        paths = httpx.get(f"{served.address}/openapi.json").json()["paths"]
+        assert httpx.get(f"{served.address}/readyz", timeout=30).status_code == 200
+        paths = httpx.get(f"{served.address}/openapi.json", timeout=30).json()["paths"]
     tags = {tag for path in paths.values() for one in path.values() for tag in one["tags"]}
     assert tags
     assert feature not in tags
@@ -92,7 +92,7 @@ def test_the_suite_is_green_without_a_feature(feature: str, server: Server, tmp_
     code = copy_without(feature, tmp_path)
     left_out = [f"--deselect={name}" for name in LEFT_OUT]
     test = (str(BIN / "python"), "-m", "pytest", "-q", "-n2", *left_out)
-    done = run(code, *test, database=server.admin_url)
+    done = run_suite(code, *test, database=server.admin_url)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

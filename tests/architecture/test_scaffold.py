@@ -15,7 +15,7 @@ from shared.scaffold.naming import MAX_LENGTH, NameRefused, Names, names_of
 from shared.testing import Server
 from tests.copying import BIN, ROOT, copy_repository, make, run, run_app
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(900)
 
 FILTERS_OF_ITEMS = {"min_price", "max_price", "q"}
 BULK = {"items_import", "items_export"}

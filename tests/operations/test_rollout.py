@@ -90,13 +90,14 @@ def in_use(client: httpx.Client) -> Iterator[Counter[int]]:
         while not done.is_set():
             statuses.update(use(client))
 
-    thread = threading.Thread(target=go_on)
+    thread = threading.Thread(target=go_on, daemon=True)
     thread.start()
     try:
         yield statuses
     finally:
         done.set()
-        thread.join()
+        thread.join(60)
+        assert not thread.is_alive(), "the client's last answer did not come within 60 s"
     statuses.update(use(client))
 
 

@@ -141,6 +141,7 @@ def test_the_command_runs_as_a_process(database_url: str, ada: str, tmp_path: Pa
         env={**os.environ, "APP_DATABASE_URL": database_url, "APP_ENV": "test"},
         capture_output=True,
         text=True,
+        timeout=60,
     )
     assert done.stdout == "2 created, 0 updated, 0 unchanged, 0 rejected\n", done.stderr
     assert done.returncode == 0

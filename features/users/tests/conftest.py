@@ -1,6 +1,5 @@
 """What the tests of accounts share: signing in by hand, an administrator, and the mail."""
 
-import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -18,7 +17,7 @@ from features.users.tasks import reset_requests
 from features.users.tests.races import Race
 from shared.settings import Settings
 from shared.tasks import drain
-from shared.testing import PASSWORD, SECRET_KEY, Mails, connect
+from shared.testing import PASSWORD, SECRET_KEY, Mails, connect, eventually
 
 EMAIL = "ada@example.com"
 MAILED_TOKEN = re.compile(r"^[\w.-]{60,}$", re.MULTILINE)
@@ -66,14 +65,29 @@ def environment(database_url: str) -> dict[str, str]:
     return {"APP_ENV": "test", "APP_DATABASE_URL": database_url, "APP_SECRET_KEY": SECRET_KEY}
 
 
-async def eventually(holds: Callable[[], Awaitable[bool]]) -> float:
-    """Waits until it holds, and returns how many seconds that took."""
-    started = time.monotonic()
-    async with asyncio.timeout(10):
-        while True:
-            if await holds():
-                return time.monotonic() - started
-            await asyncio.sleep(0.01)
+async def age_of_last_accepted(refused: Callable[[], Awaitable[bool]], what: str) -> float:
+    """Sends requests until one is refused: seconds from the call to the last that was accepted.
+
+    What counts is when a request was sent: a busy machine answers late.
+    """
+    begun = sent = last_accepted = time.monotonic()
+
+    async def ask() -> bool:
+        nonlocal sent, last_accepted
+        last_accepted, sent = sent, time.monotonic()
+        return await refused()
+
+    await eventually(ask, what)
+    return last_accepted - begun
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """With time for locks and connections that a test makes requests wait for."""
+    patient = dict.fromkeys(
+        ("database_lock_timeout", "database_statement_timeout", "database_pool_timeout"), 30.0
+    )
+    return settings.model_copy(update=patient)
 
 
 @asynccontextmanager

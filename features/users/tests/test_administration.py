@@ -10,12 +10,11 @@ from features.users.tests.conftest import (
     Execute,
     Tokens,
     by_password,
-    eventually,
     register,
     status_with,
     tokens_of,
 )
-from shared.testing import PASSWORD, Command, SignUp
+from shared.testing import PASSWORD, Command, SignUp, eventually
 
 
 async def my_id(client: AsyncClient) -> str:
@@ -88,7 +87,7 @@ async def test_raw_sql_ends_access_too(
     async def refused() -> bool:
         return await status_with(anonymous, signed_in.header) == 401
 
-    await eventually(refused)
+    await eventually(refused, "a 401 for what has ended")
 
 
 @pytest.mark.parametrize("method", ["PATCH", "DELETE"])
@@ -178,7 +177,7 @@ async def test_a_command_does_not_promote_who_squats_the_address(
         async def refused(header: dict[str, str] = header) -> bool:
             return await status_with(anonymous, header) == 401
 
-        await eventually(refused)
+        await eventually(refused, "a 401 for what has ended")
 
 
 async def test_a_command_adds_an_administrator(anonymous: AsyncClient, command: Command) -> None:

@@ -88,7 +88,7 @@ class IdentityProvider:
 
     async def sign_in(self, url: str, subject: str, **claims: Any) -> str:
         """Signs somebody in, and returns where their browser is sent back to."""
-        async with httpx.AsyncClient() as browser:
+        async with httpx.AsyncClient(timeout=30) as browser:
             stored = await browser.put(f"{self.url}/users/{subject}", json=claims)
             assert stored.status_code == 204
             answer = await browser.post(url, data={"sub": subject})
@@ -100,11 +100,12 @@ class IdentityProvider:
 def running_provider() -> Iterator[IdentityProvider]:
     running = IdentityProvider()
     server = make_server("localhost", urlsplit(running.url).port or 0, running, threaded=True)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     yield running
     server.shutdown()
-    thread.join()
+    thread.join(30)
+    assert not thread.is_alive(), "the provider did not stop within 30 s"
     server.server_close()
 
 
@@ -431,7 +432,7 @@ async def test_a_deactivation_under_way_is_waited_for(
     back = await provider.sign_in(await begin(anonymous), "ada", **ADA)
     async with holding(database_url, "UPDATE users SET is_active = false"):
         await race.begin(anonymous.get(back))
-    assert await race.answers() == [403]
+    assert await race.statuses() == [403]
 
 
 async def test_an_identity_that_is_being_unlinked_opens_no_session(
@@ -441,7 +442,7 @@ async def test_an_identity_that_is_being_unlinked_opens_no_session(
     back = await provider.sign_in(await begin(anonymous), "ada", **ADA)
     async with holding(database_url, LOCK_USER, "DELETE FROM identities"):
         await race.begin(anonymous.get(back))
-    assert await race.answers() == [409]
+    assert await race.statuses() == [409]
 
 
 async def test_no_identity_is_linked_from_a_session_that_is_ending(
@@ -454,7 +455,7 @@ async def test_no_identity_is_linked_from_a_session_that_is_ending(
     back = await provider.sign_in(await begin_link(anonymous, signed_in), "ada", **ADA)
     async with holding(database_url, LOCK_USER, "DELETE FROM sessions"):
         await race.begin(anonymous.get(back))
-    assert await race.answers() == [401]
+    assert await race.statuses() == [401]
 
 
 async def test_a_refusal_at_the_provider_is_told(
