@@ -1,35 +1,56 @@
-"""What a constraint says no to is told in words: each is mapped, or no request can violate it."""
+"""A client is told in words what violated a constraint: each has them, or no request can."""
 
-from itertools import chain
+from collections.abc import Iterator
 
 from sqlalchemy import CheckConstraint, ForeignKeyConstraint, Table, UniqueConstraint
 from sqlmodel import SQLModel
 
 from shared.features import find_features
+from shared.tables import owners
+from tests.declarations import declared_by_feature
 
 IN_WORDS = (UniqueConstraint, ForeignKeyConstraint, CheckConstraint)
-UNREACHABLE = {
-    "ck_items_price_positive": "the schemas refuse such a price",
-    "ck_users_role_known": "the schemas know the roles",
-    "uq_api_keys_hash": "of 256 random bits",
-    "fk_refresh_tokens_session_id": "the session is locked, or made in the same transaction",
-    "uq_search_models_provider_name_dimension": "written by ON CONFLICT, and by tasks alone",
-    "uq_search_models_active": "written by tasks alone",
-    "fk_search_embeddings_item_id": "written by tasks alone",
-    "fk_search_embeddings_model_id": "written by tasks alone",
-}
-"""Constraints that no request can violate, each with the reason."""
 
 
-def names(table: Table) -> list[str]:
+def names_in(table: Table) -> list[str]:
     constraints = [each for each in table.constraints if isinstance(each, IN_WORDS)]
     return [str(each.name) for each in (*constraints, *(i for i in table.indexes if i.unique))]
 
 
-def test_each_constraint_has_its_words() -> None:
-    mapped = {name for feature in find_features() for name in feature.constraints}
-    for name in chain(*map(names, SQLModel.metadata.sorted_tables)):
-        assert (name in mapped) != (name in UNREACHABLE), (
-            f"say in Feature(constraints=…) what the violation of {name} means to the client, or in"
-            " UNREACHABLE why no request can violate it"
+def owner_by_constraint() -> dict[str, str]:
+    owner = owners()
+    return {
+        name: owner[table.name]
+        for table in SQLModel.metadata.sorted_tables
+        for name in names_in(table)
+    }
+
+
+def declarations() -> Iterator[tuple[str, str, str]]:
+    """The feature, the constraint, and where it is declared."""
+    for feature in find_features():
+        for name in feature.constraints:
+            yield feature.name, name, f"Feature(constraints=…) of {feature.name}"
+    for owner, name, _ in declared_by_feature("constraints", "UNREACHABLE"):
+        yield owner, name, f"UNREACHABLE in features/{owner}/tests/constraints.py"
+
+
+def test_each_constraint_is_declared_once() -> None:
+    places: dict[str, list[str]] = {}
+    for _, name, place in declarations():
+        places.setdefault(name, []).append(place)
+    for name, owner in owner_by_constraint().items():
+        found = places.get(name, [])
+        assert found, (
+            f"say in Feature(constraints=…) of {owner} what the violation of {name} means to the"
+            f" client, or in UNREACHABLE in features/{owner}/tests/constraints.py why no request"
+            " can violate it"
         )
+        assert len(found) == 1, f"{name} is declared in {' and in '.join(found)}"
+
+
+def test_features_declare_constraints_of_their_own_tables() -> None:
+    owner = owner_by_constraint()
+    for feature, name, place in declarations():
+        assert name in owner, f"{place} has {name}, which no table has"
+        assert owner[name] == feature, f"{place} has {name}, which belongs to {owner[name]}"

@@ -55,7 +55,9 @@ def test_a_browser_renders_it(
             capture_output=True,
             text=True,
         )
-    for operation in app.openapi()["paths"]["/items"].values():
-        assert f'id="operations-items-{operation["operationId"]}"' in done.stdout, done.stderr
+    for operations in app.openapi()["paths"].values():
+        for operation in operations.values():
+            shown = f'id="operations-{operation["tags"][0]}-{operation["operationId"]}"'
+            assert shown in done.stdout, done.stderr
     console = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
     assert console == [], "the page complains in the browser's console"

@@ -69,7 +69,7 @@ def test_successes_have_a_shape(document: dict[str, Any]) -> None:
 
 def test_examples_are_valid(document: dict[str, Any]) -> None:
     found = list(examples(document, "#"))
-    assert len(found) > 20
+    assert found
     for where, schema, example in found:
         whole = {**schema, "components": document["components"]}
         validator = jsonschema_rs.validator_for(whole, validate_formats=True)

@@ -15,3 +15,11 @@ async def item(client: AsyncClient, mark: str) -> str:
 
 
 OWNED = {"item_id": item}
+
+SENT = {
+    "POST /items/import": {
+        "content": b'{"title": "Mug", "price": 1}',
+        "headers": {"Content-Type": "application/jsonl"},
+    },
+}
+"""What is sent where the document has no example: arguments of a request of httpx."""

@@ -36,3 +36,13 @@ OPEN = {
     "GET /.well-known/jwks.json",
 }
 """What needs no account, because it is how one gets in."""
+
+REFUSED = {
+    "GET /users",  # is for administrators
+    "PUT /users/me/password",
+    "POST /auth/token",
+    "POST /auth/email/verify",
+    "POST /auth/password/forgot",
+    "POST /auth/password/reset",
+}
+"""What a stranger may not do, or what shows nothing of anybody."""

@@ -1,0 +1,51 @@
+"""What features declare for the tests of the whole is read, is about themselves, and exists."""
+
+from itertools import product
+
+import pytest
+from fastapi import FastAPI
+
+from shared.scaffold.documents import FILE, document_parts
+from tests.declarations import CONSTANTS, declared_by_feature, declaring
+
+OPERATION_IDS = ["ANY_BODY", "ENDING", "UNREACHED"]
+ROUTES = ["OPEN", "REFUSED", "SENT"]
+PARAMETERS = ["NOT_OWNED", "OWNED"]
+
+
+@pytest.mark.parametrize("topic", CONSTANTS)
+def test_each_constant_is_one_that_is_read(topic: str) -> None:
+    for feature, module in declaring(topic).items():
+        constants = {name for name in vars(module) if name.isupper() and name[0] != "_"}
+        unread = constants - CONSTANTS[topic]
+        assert not unread, f"no test reads these of features/{feature}/tests/{topic}.py: {unread}"
+
+
+@pytest.mark.parametrize(
+    ("topic", "constant"),
+    [*product(["contract"], OPERATION_IDS), *product(["privacy"], ROUTES + PARAMETERS)],
+)
+def test_a_feature_declares_what_its_own_api_has(app: FastAPI, topic: str, constant: str) -> None:
+    names = _names_of(app, constant)
+    for feature, name, _ in declared_by_feature(topic, constant):
+        assert name in names[feature], (
+            f"{constant} in features/{feature}/tests/{topic}.py has {name!r}, which is not in the"
+            f" feature's {FILE}"
+        )
+
+
+def _names_of(app: FastAPI, constant: str) -> dict[str, set[str]]:
+    """What may be a key of the constant, by feature."""
+    names: dict[str, set[str]] = {}
+    for file, part in document_parts(app).items():
+        found = names.setdefault(file.parts[1], set())
+        for path, operations in part["paths"].items():
+            for method, operation in operations.items():
+                if constant in OPERATION_IDS:
+                    found.add(operation["operationId"])
+                elif constant in ROUTES:
+                    found.add(f"{method.upper()} {path}")
+                else:
+                    declared = operation.get("parameters", ())
+                    found |= {each["name"] for each in declared if each["in"] == "path"}
+    return names

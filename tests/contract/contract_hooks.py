@@ -1,0 +1,129 @@
+"""How schemathesis signs in, and what it lets pass: it loads this module into its own process."""
+
+import os
+import re
+from functools import cache
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import httpx
+import schemathesis
+from schemathesis.core.failures import AcceptedNegativeData, Failure
+from schemathesis.core.transport import Response
+from schemathesis.openapi.checks import (
+    AllowHeaderMismatch,
+    RejectedPositiveData,
+    UndefinedStatusCode,
+)
+
+from tests.declarations import declared, declaring
+
+CONTRACTS = declaring("contract").values()
+BEYOND_SCHEMA = re.compile(
+    "|".join(
+        (
+            "skip and cursor cannot be combined",  # of shared/pagination.py
+            "was used for a different request",  # of shared/idempotency.py
+            *declared("contract", "BEYOND_SCHEMA"),
+        )
+    )
+)
+ANY_BODY = declared("contract", "ANY_BODY")
+ENDING = declared("contract", "ENDING")
+MORE_ACCEPTED = declared("contract", "MORE_ACCEPTED")
+LINES = sorted(set(chain(*(getattr(module, "LINES", ()) for module in CONTRACTS))))
+SIGN_INS = [module.sign_in for module in CONTRACTS if hasattr(module, "sign_in")]
+
+if LINES:
+    schemathesis.serializer.alias(LINES, "text/plain")
+
+
+def _operation_id(case: schemathesis.Case[Any]) -> str:
+    return str(case.operation.definition.raw.get("operationId"))
+
+
+@cache
+def _client(address: str) -> httpx.Client:
+    return httpx.Client(base_url=address)
+
+
+ended: list[str] = []
+"""The operations that have ended an account or a session."""
+
+
+def _account(case: schemathesis.Case[Any], _context: schemathesis.AuthContext) -> str:
+    """The name of an account that has not ended: operations that end it use one of their own."""
+    return f"to be ended, {len(ended)}" if _operation_id(case) in ENDING else "lasting"
+
+
+@schemathesis.auth(cache_by_key=_account)
+class Account:
+    """Signs in to a new account; does so again when its credentials are refused."""
+
+    def get(
+        self, case: schemathesis.Case[Any], _context: schemathesis.AuthContext
+    ) -> dict[str, str]:
+        assert len(SIGN_INS) == 1, "one feature's tests/contract.py has to define sign_in()"
+        client = _client(str(case.operation.base_url))
+        headers: dict[str, str] = SIGN_INS[0](client, os.environ["APP_DATABASE_URL"])
+        return headers
+
+    def set(
+        self,
+        case: schemathesis.Case[Any],
+        data: dict[str, str],
+        _context: schemathesis.AuthContext,
+    ) -> None:
+        case.headers.update(data)
+
+
+@schemathesis.hook
+def filter_failure(
+    _context: schemathesis.HookContext,
+    failure: Failure,
+    case: schemathesis.Case[Any],
+    response: Response,
+) -> bool:
+    """Drops the failures of which the document can tell nothing."""
+    match failure:
+        case RejectedPositiveData() if response.status_code == 422:
+            problem = response.json()
+            reasons = [error["detail"] for error in problem.get("errors", [problem])]
+            return not all(BEYOND_SCHEMA.search(reason) for reason in reasons)
+        case AcceptedNegativeData():
+            return _operation_id(case) not in ANY_BODY and not _has_more_accepted(case.body)
+        case AllowHeaderMismatch() | UndefinedStatusCode():
+            paths = tuple(case.operation.schema.raw_schema["paths"])
+            return _shape(str(case.operation.path)) not in _shared_shapes(paths)
+    return True
+
+
+def _has_more_accepted(body: object) -> bool:
+    return isinstance(body, dict) and any(
+        re.search(pattern, str(body.get(field, ""))) for field, pattern in MORE_ACCEPTED.items()
+    )
+
+
+def _shape(path: str) -> str:
+    return re.sub(r"\{[^}]*\}", "{}", path)
+
+
+@cache
+def _shared_shapes(paths: tuple[str, ...]) -> set[str]:
+    """The paths that differ from another in the names of their parameters alone: any value is
+    also one of the other's, whose methods are then allowed."""
+    shapes = [_shape(path) for path in paths]
+    return {shape for shape in shapes if shapes.count(shape) > 1}
+
+
+@schemathesis.hook
+def after_call(
+    _context: schemathesis.HookContext, case: schemathesis.Case[Any], response: Response
+) -> None:
+    """Records how each operation was answered, and in which phase."""
+    if _operation_id(case) in ENDING and response.status_code < 400:
+        ended.append(_operation_id(case))
+    phase = case.meta.phase.name.value if case.meta else ""
+    with Path(os.environ["CONTRACT_ANSWERS"]).open("a") as answers:
+        answers.write(f"{_operation_id(case)} {response.status_code} {phase}\n")

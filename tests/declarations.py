@@ -1,0 +1,56 @@
+"""What features declare in their own tests, for the tests that look at all of them.
+
+A feature declares it as constants of `features/<name>/tests/<topic>.py`. One that has nothing to
+declare has no such file; nothing outside the feature is edited.
+"""
+
+from collections.abc import Iterator
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+CONSTANTS = {
+    "constraints": {"UNREACHABLE"},
+    "contract": {"ANY_BODY", "BEYOND_SCHEMA", "ENDING", "LINES", "MORE_ACCEPTED", "UNREACHED"},
+    "privacy": {"NOT_OWNED", "OPEN", "OWNED", "REFUSED", "SENT"},
+}
+"""The constants that are read, by topic: mappings, and sets."""
+
+
+def declaring(topic: str) -> dict[str, ModuleType]:
+    """`features/<name>/tests/<topic>.py` of each feature that has one, by the feature's name.
+
+    They are loaded without the feature itself, whose import takes a second or two.
+    """
+    files = sorted(ROOT.glob(f"features/*/tests/{topic}.py"))
+    return {path.parts[-3]: _load(path) for path in files}
+
+
+def declared_by_feature(topic: str, constant: str) -> Iterator[tuple[str, str, Any]]:
+    """The feature, the key and the value of each entry; the value is None where it is a set."""
+    assert constant in CONSTANTS[topic]
+    for feature, module in declaring(topic).items():
+        entries = getattr(module, constant, ())
+        for key in entries:
+            yield feature, key, entries[key] if isinstance(entries, dict) else None
+
+
+def declared(topic: str, constant: str) -> dict[str, Any]:
+    """What all features together declare."""
+    merged: dict[str, Any] = {}
+    for feature, key, value in declared_by_feature(topic, constant):
+        assert key not in merged, f"{constant} of {feature} has {key!r}, and so has another's"
+        merged[key] = value
+    return merged
+
+
+def _load(path: Path) -> ModuleType:
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    spec = spec_from_file_location(name, path)
+    assert spec
+    assert spec.loader
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
