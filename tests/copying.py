@@ -33,13 +33,15 @@ def run(
     return _run(folder, command, database, variables, seconds=100)
 
 
-def run_suite(folder: Path, *command: str, database: str) -> subprocess.CompletedProcess[str]:
+def run_suite(
+    folder: Path, *command: str, database: str = "", **variables: str
+) -> subprocess.CompletedProcess[str]:
     """Runs a command that may take minutes, such as all tests of a copy.
 
     Raises:
         TimeoutExpired: it did not end within 840 s.
     """
-    return _run(folder, command, database, {}, seconds=840)
+    return _run(folder, command, database, variables, seconds=840)
 
 
 def _run(

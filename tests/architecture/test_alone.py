@@ -11,9 +11,9 @@ import pytest
 
 from shared.features import find_features, with_dependencies
 from shared.testing.servers import docker_answers
-from tests.copying import BIN, ROOT, copy_repository, run
+from tests.copying import BIN, ROOT, copy_repository, run_suite
 
-pytestmark = [pytest.mark.verify, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.verify, pytest.mark.timeout(900)]
 
 FEATURES = [feature.name for feature in find_features()]
 NO_DOCKER = {"DOCKER_HOST": "unix:///nowhere"}
@@ -33,7 +33,7 @@ def test_a_feature_is_green_alone(feature: str, server: str, others: str, tmp_pa
     poison = dict(line.split("=", 1) for line in POISON.read_text().splitlines()[1:])
     variables = poison | (NO_DOCKER if server == "embedded PostgreSQL" else {})
     test = ("-m", "pytest", "-q", f"features/{feature}", f"--feature={feature}")
-    done = run(tmp_path, str(BIN / "python"), *test, **variables)
+    done = run_suite(tmp_path, str(BIN / "python"), *test, **variables)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
