@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check fix bench faults lock feature migration openapi up deploy down clean
+.PHONY: help setup run test verify check fix bench lock feature migration openapi up deploy down clean
 
 PYTHON ?= python3
 PORT ?= 8000
@@ -39,12 +39,17 @@ else
 	@$(BIN)/python -m pytest -n 2 $(if $(feature),features/$(feature) --feature=$(feature)) $(args)
 endif
 
-check: setup ## Format, lint, types, slice boundaries, migrations
+verify: setup ## What takes long: features alone, deletion, merge, scaffold, faults, containers; args=long for longer
+	@VERIFY=$(filter long,$(args)) $(BIN)/python -m pytest -n 2 --verify $(filter-out long,$(args))
+
+check: setup ## Format, lint, types, slice boundaries, migrations, workflows
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy .
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python -m app lint-migrations
+	@$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*
+	@$(BIN)/zizmor --offline --quiet .github
 
 fix: setup ## Format, and mend what the linter can
 	@$(BIN)/ruff format .
@@ -52,9 +57,6 @@ fix: setup ## Format, and mend what the linter can
 
 bench: setup ## The benchmarks, as ratios against baselines run side by side
 	@$(BIN)/python -m tests.benchmarks $(args)
-
-faults: setup ## Kill, freeze and fill what the service stands on, at length, and print the table
-	@FAULTS=long $(BIN)/python -m pytest tests/resilience $(args)
 
 feature: setup ## A new feature with its tests and first migration: make feature name=orders
 	@$(BIN)/python -m app new-feature $(name) $(if $(singular),--singular $(singular))

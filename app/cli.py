@@ -34,10 +34,8 @@ Port = Annotated[int, typer.Option(envvar="PORT", min=1, max=65535)]
 
 
 @cli.callback()
-def prepare_process() -> None:
+def describe() -> None:
     """Users, items and hybrid semantic search on one PostgreSQL."""
-    # Process 1 of a container ignores a signal that it does not handle.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 @cli.command("serve")

@@ -8,7 +8,9 @@ from sqlmodel import SQLModel
 
 from shared.database import new_engine
 from shared.features import find_features
-from shared.migrations import ADVISORY_LOCK
+from shared.locks import advisory_lock
+
+ONE_MIGRATOR = text(f"SELECT pg_advisory_lock({advisory_lock('shared.migrations')})")
 
 find_features()
 
@@ -29,7 +31,7 @@ def migrate(connection: Connection) -> None:
 async def run() -> None:
     engine = new_engine(context.config.attributes["url"], {})
     async with engine.connect() as connection:
-        await connection.execute(text(f"SELECT pg_advisory_lock({ADVISORY_LOCK})"))
+        await connection.execute(ONE_MIGRATOR)
         await connection.commit()  # the lock belongs to the session and outlives this
         await connection.run_sync(migrate)
         await connection.commit()

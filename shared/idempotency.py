@@ -12,13 +12,14 @@ from uuid import UUID
 
 from fastapi import Depends, FastAPI, Header, Request
 from fastapi.responses import Response
-from sqlalchemy import LargeBinary, bindparam, delete, func, insert, select, tuple_
+from sqlalchemy import BigInteger, LargeBinary, bindparam, delete, func, insert, select, tuple_
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlmodel import Field, SQLModel
 
 from shared.auth import Principal
 from shared.database import database_of
 from shared.errors import Conflict, Unprocessable
+from shared.locks import advisory_lock
 from shared.schemas import Text
 from shared.sessions import WriteSession, writing
 from shared.tables import new_id, table_of
@@ -47,9 +48,7 @@ class IdempotencyKey(SQLModel, table=True):
 
 KEYS = table_of(IdempotencyKey)
 THIS = (KEYS.c.user_id == bindparam("user_id"), KEYS.c.key == bindparam("key"))
-LOCK = select(
-    func.pg_try_advisory_xact_lock(func.hashtextextended(bindparam("lock"), 0)).label("locked")
-)
+LOCK = select(func.pg_try_advisory_xact_lock(bindparam("lock", type_=BigInteger)).label("locked"))
 KEPT = select(KEYS).where(*THIS)
 KEEP = insert(KEYS)
 FORGET = delete(KEYS).where(*THIS)
@@ -87,7 +86,7 @@ class Idempotency:
         if self.key is None:
             return None
         this = {"user_id": principal.user_id, "key": self.key}
-        lock = {"lock": f"idempotency {principal.user_id} {self.key}"}
+        lock = {"lock": advisory_lock("shared.idempotency", principal.user_id, self.key)}
         [taken] = await self.session.fetch(LOCK, lock)
         if not taken.locked:
             raise Conflict("A request with this Idempotency-Key is still being worked on")

@@ -10,7 +10,6 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
 ROOT = Path(__file__).resolve().parent.parent / "migrations"
-ADVISORY_LOCK = 7_265_001  # one migrator at a time, whoever starts
 
 
 def alembic_config(url: str = "", branches: Iterable[str] = ()) -> Config:

@@ -24,6 +24,9 @@ MAX_SKIP = 1_000_000
 MAX_CURSOR_LENGTH = 4_000
 SIGNATURE_BYTES = 16
 
+# No field or filter of a feature can have these names: pydantic's never begin with an underscore.
+TOTAL, SKIP, ROWS, LAST_VALUE, LAST_ID = "_total", "_skip", "_rows", "_last_value", "_last_id"
+
 Entry = TypeVar("Entry")
 
 
@@ -113,18 +116,18 @@ def page_statement(
     order = (columns[sort.column], columns.id)
     page = _matching(listing, filters)
     if total:
-        page = page.add_columns(count_statement(listing, filters).scalar_subquery().label("total"))
+        page = page.add_columns(count_statement(listing, filters).scalar_subquery().label(TOTAL))
     if resumed:
-        last = tuple_(*map(_from_text, ("last_value", "last_id"), order))
+        last = tuple_(*map(_from_text, (LAST_VALUE, LAST_ID), order))
         page = page.where(tuple_(*order) < last if descending else tuple_(*order) > last)
     page = page.order_by(*(column.desc() if descending else column.asc() for column in order))
-    return page.offset(bindparam("skip")).limit(bindparam("rows"))
+    return page.offset(bindparam(SKIP)).limit(bindparam(ROWS))
 
 
 @cache
 def count_statement(listing: Listing, filters: frozenset[str]) -> Select[Any]:
     matching = _matching(listing, filters)
-    return matching.with_only_columns(func.count().label("total"), maintain_column_froms=True)
+    return matching.with_only_columns(func.count().label(TOTAL), maintain_column_froms=True)
 
 
 def _matching(listing: Listing, filters: frozenset[str]) -> Select[Any]:
@@ -152,14 +155,14 @@ async def fetch_page(
     filters = {name: value for name, value in given.items() if value is not None} | owner
     names = frozenset(filters) - frozenset(owner)
     page = page_statement(listing, names, query.sort, resumed=after is not None, total=query.total)
-    place: dict[str, Any] = {"skip": query.skip, "rows": query.limit + 1}
+    place: dict[str, Any] = {SKIP: query.skip, ROWS: query.limit + 1}
     if after:
-        place |= {"last_value": after.value, "last_id": after.id}
+        place |= {LAST_VALUE: after.value, LAST_ID: after.id}
     found = await session.fetch(page, filters | place)
     total: int | None = None
     if query.total:
         counted = found or await session.fetch(count_statement(listing, names), filters)
-        total = counted[0].total
+        total = counted[0][TOTAL]
     rows, more = found[: query.limit], len(found) > query.limit
     return Rows(rows, total, _keyset(rows[-1], query.sort.column) if more else None)
 

@@ -15,11 +15,12 @@ def address(settings: Settings) -> Iterator[str]:
     """The application with its background work, served over HTTP by this process."""
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(create_app(settings), log_config=None))
-    thread = threading.Thread(target=server.run, args=([listener],))
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     server.should_exit = True
-    thread.join()
+    thread.join(60)
+    assert not thread.is_alive(), "the server did not stop within 60 s"
 
 
 @pytest.fixture

@@ -4,28 +4,54 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
-CODE = ("app", "features", "migrations", "shared", "tests")
-FILES = ("Makefile", "conftest.py", "pyproject.toml", ".gitignore")
+LEFT_BEHIND = shutil.ignore_patterns(
+    *(".*_cache", ".data", ".env", ".git", ".hypothesis", ".venv", "__pycache__", "bench-results")
+)
 
 
-def copy_repository(target: Path, *more: str) -> None:
-    """Copies what is needed to check and test, and more folders if there are such."""
-    ignored = shutil.ignore_patterns("__pycache__")
-    for folder in (*CODE, *more):
-        if (ROOT / folder).exists():
-            shutil.copytree(ROOT / folder, target / folder, ignore=ignored)
-    for file in FILES:
-        shutil.copy(ROOT / file, target / file)
+def copy_repository(target: Path, *caches: str) -> None:
+    """Copies all that is under version control, and these caches if there are such."""
+    shutil.copytree(ROOT, target, ignore=LEFT_BEHIND, dirs_exist_ok=True)
+    for cache in caches:
+        if (ROOT / cache).exists():
+            shutil.copytree(ROOT / cache, target / cache)
 
 
 def run(
     folder: Path, *command: str, database: str = "", **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a command in a copy, with settings of its own and on the database that is given."""
+    """Runs a command in a copy, with settings of its own and on the database that is given.
+
+    Raises:
+        TimeoutExpired: it did not end within 100 s.
+    """
+    return _run(folder, command, database, variables, seconds=100)
+
+
+def run_suite(
+    folder: Path, *command: str, database: str = "", **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command that may take minutes, such as all tests of a copy.
+
+    Raises:
+        TimeoutExpired: it did not end within 840 s.
+    """
+    return _run(folder, command, database, variables, seconds=840)
+
+
+def _run(
+    folder: Path,
+    command: Sequence[str],
+    database: str,
+    variables: Mapping[str, str],
+    *,
+    seconds: float,
+) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name[:4] != "APP_"}
     environment["APP_ENV"] = "test"
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # every start would compile everything
@@ -33,7 +59,12 @@ def run(
     if database:
         environment |= {"APP_TEST_DATABASE_URL": database, "APP_DATABASE_URL": database}
     return subprocess.run(
-        command, cwd=folder, env=environment | variables, capture_output=True, text=True
+        command,
+        cwd=folder,
+        env={**environment, **variables},
+        capture_output=True,
+        text=True,
+        timeout=seconds,
     )
 
 
@@ -46,5 +77,7 @@ def run_app(
 
 def make(folder: Path, *arguments: str, database: str) -> None:
     """Runs a target of the Makefile, without its set-up; it must succeed."""
-    done = run(folder, "make", "--old-file=setup", f"BIN={BIN}", *arguments, database=database)
+    done = run_suite(
+        folder, "make", "--old-file=setup", f"BIN={BIN}", *arguments, database=database
+    )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,19 +1,23 @@
 """The API, served by a process of its own."""
 
 import os
+import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, AnyStr
 
 import httpx
 
+from shared.testing import wait_until
+
 ROOT = Path(__file__).parent.parent
 START_TIMEOUT_SECONDS = 60.0
+STOP_TIMEOUT_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Served:
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Sends the signal, and returns the exit status."""
         self.process.send_signal(number)
-        return self.process.wait(30)
+        return self.process.wait(STOP_TIMEOUT_SECONDS)
 
 
 def environment(settings: Mapping[str, str]) -> dict[str, str]:
@@ -63,18 +67,46 @@ def serving(
         _wait_until_it_answers(served)
         yield served
     finally:
-        if process.poll() is None:
-            served.stop()
+        try:
+            if process.poll() is None:
+                served.stop()
+        finally:
+            process.kill()
 
 
 def _wait_until_it_answers(served: Served) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_SECONDS
-    while served.process.poll() is None and time.monotonic() < deadline:
+    def answers() -> bool:
+        status = served.process.poll()
+        assert status is None, f"the server ended with {status}: {served.log.read_text()}"
         with suppress(httpx.TransportError):
             httpx.get(f"{served.address}/healthz")
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"the server does not answer: {served.log.read_text()}")
+            return True
+        return False
+
+    wait_until(answers, f"an answer of {served.address}/healthz", START_TIMEOUT_SECONDS)
+
+
+def read_line(process: subprocess.Popen[AnyStr], what: str) -> AnyStr:
+    """The line that a process prints next, or nothing if it has ended; it prints one at a time."""
+    assert process.stdout
+    readable, _, _ = select.select([process.stdout], [], [], START_TIMEOUT_SECONDS)
+    assert readable, f"{what} did not come within {START_TIMEOUT_SECONDS:g} s"
+    return process.stdout.readline()
+
+
+def stop(process: subprocess.Popen[Any], seconds: float = STOP_TIMEOUT_SECONDS) -> None:
+    """Sends SIGTERM, and waits for the end of the process; it is killed if that does not come."""
+    process.terminate()
+    try:
+        process.wait(seconds)
+    finally:
+        process.kill()
+
+
+def kill(served: Served) -> None:
+    """Kills the server, and waits for its end."""
+    served.process.kill()
+    served.process.wait(STOP_TIMEOUT_SECONDS)
 
 
 def children(pid: int) -> list[int]:

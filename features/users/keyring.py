@@ -26,11 +26,12 @@ from features.users.tokens import ALGORITHM, LEEWAY_SECONDS, TokenReader, write_
 from shared.auth import Principal
 from shared.database import Database
 from shared.errors import Unavailable
+from shared.locks import advisory_lock
 from shared.sessions import orm_session
 
 PUBLISHED_BEFORE = timedelta(minutes=5)  # also the max-age of the JWKS
 RELOAD_SECONDS = 1.0
-ONE_AT_A_TIME = 7_265_002  # the advisory lock of whoever adds or removes keys
+LOCK_KEYS = select(func.pg_advisory_xact_lock(advisory_lock("users.signing_keys")))
 
 log = structlog.get_logger(__name__)
 
@@ -109,7 +110,7 @@ class Keyring:
 
 
 async def _all(session: AsyncSession) -> Sequence[SigningKey]:
-    await session.exec(select(func.pg_advisory_xact_lock(ONE_AT_A_TIME)))
+    await session.exec(LOCK_KEYS)
     return (await session.exec(select(SigningKey).order_by(col(SigningKey.active_at)))).all()
 
 

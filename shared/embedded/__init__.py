@@ -16,6 +16,7 @@ import asyncpg
 from shared.embedded.home import EmbeddedPostgresError, find_home, locked
 from shared.embedded.processes import initialise, running_port, start
 from shared.embedded.users import used
+from shared.locks import advisory_lock
 
 __all__ = [
     "DISPOSABLE",
@@ -79,7 +80,8 @@ async def ensure_database(server: EmbeddedServer, name: str) -> str:
     """
     admin = await asyncpg.connect(server.url())
     try:
-        await admin.execute("SELECT pg_advisory_lock(7265000)")  # until this connection closes
+        # Until the connection closes:
+        await admin.execute(f"SELECT pg_advisory_lock({advisory_lock('shared.embedded')})")
         if not await admin.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", name):
             await admin.execute(f'CREATE DATABASE "{name}"')
         await _check_vectors(server.url(name))

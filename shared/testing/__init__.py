@@ -34,14 +34,18 @@ from shared.testing.clients import (
     sign_in,
     sign_up,
 )
+from shared.testing.commands import SECRET_KEY, Command, command, run_command
 from shared.testing.events import events
 from shared.testing.ownership import watched
 from shared.testing.queries import QueryCounts, keep_budgets, max_queries
 from shared.testing.redis import Redis, free_port, redis
 from shared.testing.servers import Server, drop_database, execute, running_server
+from shared.testing.waiting import eventually, wait_until, within
 
 __all__ = [
     "PASSWORD",
+    "SECRET_KEY",
+    "Command",
     "Mails",
     "Redis",
     "Server",
@@ -50,8 +54,10 @@ __all__ = [
     "anonymous",
     "body",
     "client",
+    "command",
     "connect",
     "events",
+    "eventually",
     "free_port",
     "keep_budgets",
     "keep_calls",
@@ -60,8 +66,11 @@ __all__ = [
     "max_queries",
     "other",
     "redis",
+    "run_command",
     "sign_in",
     "sign_up",
+    "wait_until",
+    "within",
 ]
 
 LONG = os.environ.get("VERIFY") == "long"
@@ -181,7 +190,7 @@ def settings(database_url: str) -> Settings:
         env="test",
         database_url=database_url,
         database_pool_size=10,
-        secret_key=SecretStr("a secret for tests, 32 bytes or more"),
+        secret_key=SecretStr(SECRET_KEY),
         log_level="warning",
     )
 

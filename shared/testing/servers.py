@@ -36,7 +36,7 @@ def running_server(branches: Sequence[str]) -> Iterator[Server]:
     with ExitStack() as stack:
         if url := os.environ.get("APP_TEST_DATABASE_URL"):
             name = "APP_TEST_DATABASE_URL"
-        elif _docker_answers():
+        elif docker_answers():
             name, url = f"container {IMAGE}", stack.enter_context(_container())
         else:
             name, url = "embedded PostgreSQL", stack.enter_context(_embedded())
@@ -47,7 +47,8 @@ def running_server(branches: Sequence[str]) -> Iterator[Server]:
         yield server
 
 
-def _docker_answers() -> bool:
+def docker_answers() -> bool:
+    """Whether there is a daemon, and not only its client."""
     import docker  # a dependency of testcontainers, wanted only here
 
     try:

@@ -12,6 +12,7 @@ from importlinter.contracts.acyclic_siblings import AcyclicSiblingsContract
 from importlinter.contracts.forbidden import ForbiddenContract
 
 from tests.architecture.imports import imports_of_tests
+from tests.architecture.locks import check_locks
 
 HANDLERS, TABLES = ".handlers", ".tables"
 
@@ -110,6 +111,21 @@ class TablesContract(Contract):
             output.print_error("No table of a feature was checked.")
         for breach in check.metadata["breaches"]:
             output.print_error(breach)
+
+
+class LocksContract(Contract):
+    """Two slices that gave a lock the same number would wait for each other."""
+
+    def check(self, graph: grimp.ImportGraph, verbose: bool) -> ContractCheck:
+        found, violations = check_locks(Path.cwd())
+        kept = bool(found) and not violations
+        return ContractCheck(kept=kept, metadata={"found": found, "violations": violations})
+
+    def render_broken_contract(self, check: ContractCheck) -> None:
+        if not check.metadata["found"]:
+            output.print_error("No advisory lock was found: nothing was checked.")
+        for violation in check.metadata["violations"]:
+            output.print_error(f"{violation}; say advisory_lock('<package>.<what>').")
 
 
 def _imports_from_outside(graph: grimp.ImportGraph, slice_: str) -> list[tuple[str, str]]:

@@ -40,6 +40,7 @@ def test_a_change_affects_those_that_depend_on_it(
     assert affected_by(files, FEATURES) == affected
 
 
+@pytest.mark.verify
 def test_the_change_is_what_git_says(tmp_path: Path) -> None:
     copy_repository(tmp_path)
     for command in (

@@ -8,17 +8,20 @@ import pytest
 
 from tests.copying import BIN, copy_repository, run, run_app
 
+pytestmark = pytest.mark.verify
 KERNEL = "The kernel knows no feature"
 NEIGHBOURS = "Features meet only through their __init__"
 CYCLES = "Features depend on each other without cycles"
 HANDLERS = "Handlers know no HTTP and no router"
 TABLES = "Features touch only their own tables"
+LOCKS = "Advisory locks are named by who takes them"
 IDS = {
     KERNEL: "kernel",
     NEIGHBOURS: "neighbours",
     CYCLES: "cycles",
     HANDLERS: "handlers",
     TABLES: "tables",
+    LOCKS: "locks",
 }
 
 
@@ -135,6 +138,32 @@ def test_each_reach_for_a_neighbours_table_is_caught(copy: Path) -> None:
     ):
         assert breach in said
     assert f"{TABLES} BROKEN" in said
+
+
+def test_each_advisory_lock_that_could_meet_anothers_is_caught(copy: Path) -> None:
+    spoilt = {
+        "features/items/demo.py": """
+            lock = func.pg_advisory_xact_lock(7)
+            other = "SELECT pg_try_advisory_xact_lock( 7 )"
+        """,
+        "features/users/tokens.py": """
+            name = f"SELECT pg_advisory_lock({advisory_lock('items.import')})"
+            hashed = "SELECT pg_advisory_xact_lock(hashtext('items'))"
+        """,
+        "shared/cache.py": """
+            good = func.pg_advisory_lock(advisory_lock("shared.cache", key))
+            bound = "SELECT pg_advisory_lock($1), pg_advisory_unlock_all()"
+        """,
+    }
+    for file, code in spoilt.items():
+        with (copy / file).open("a") as module:
+            module.write(dedent(code))
+    said = " ".join(lint(copy, LOCKS).split())
+    assert f"{LOCKS} BROKEN" in said
+    assert said.count("features/items/demo.py:") == 2
+    assert said.count("takes a lock by a number") == 3
+    assert "names a lock 'items.import', not 'users.…'" in said
+    assert "shared/cache.py" not in said
 
 
 def test_an_import_of_a_feature_that_is_not_declared_is_caught(copy: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from shared.testing import Server
 from shared.testing.servers import drop_database, execute
 from tests.architecture.handwritten import NOTES, PROBES
-from tests.copying import BIN, copy_repository, make, run, run_app
+from tests.copying import BIN, copy_repository, make, run_app, run_suite
 
 pytestmark = [pytest.mark.verify, pytest.mark.timeout(1200)]
 
@@ -74,7 +74,7 @@ async def migrated_url(code: Path, server: Server) -> AsyncIterator[str]:
 
 def pytest_in(folder: Path, server: Server, *arguments: str) -> CompletedProcess[str]:
     command = (str(BIN / "python"), "-m", "pytest", "-q", "-n0", *arguments)
-    return run(folder, *command, database=server.admin_url)
+    return run_suite(folder, *command, database=server.admin_url)
 
 
 def suite_of_notes(folder: Path, server: Server) -> CompletedProcess[str]:
@@ -86,8 +86,8 @@ def test_the_tests_of_all_features_pass(code: Path, server: Server) -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_its_place_for_everything_is_found(code: Path, server: Server) -> None:
-    done = pytest_in(code, server, "tests/architecture/test_layout.py", "-k", "has_its_place")
+def test_their_layout_is_that_of_a_feature(code: Path, server: Server) -> None:
+    done = pytest_in(code, server, "tests/architecture/test_layout.py")
     assert done.returncode == 0, done.stdout
 
 

@@ -8,40 +8,23 @@ from pathlib import Path
 
 import httpx
 import pytest
+from alembic import command
 
 from shared.features import find_features
-from shared.migrations import load_revisions
+from shared.migrations import alembic_config, has_revisions, load_revisions, upgrade
 from shared.tables import owners
 from shared.testing import Server, free_port
 from shared.testing.servers import drop_database, execute
-from tests.copying import BIN, ROOT, copy_repository, run, run_app
+from tests.copying import BIN, ROOT, copy_repository, run, run_app, run_suite
 from tests.serving import serving
 
 FEATURES = [feature.name for feature in find_features()]
 NEEDED = {other for feature in find_features() for other in feature.depends_on}
-MODULES = ("router",)
-MODULES_WITH_TABLES = ("handlers", "router", "schemas", "tables")
 LEFT_OUT = {
-    "test_affected.py": "asks git, which a copy does not have",
-    "resilience": "breaks processes for minutes",
-    "test_boundaries.py": "spoils copies of the whole repository",
-    "test_celery.py": "waits for a broker, and for what search would embed",
-    "test_containers.py": "builds images",
-    "test_contract.py": "sends thousands of requests",
-    "test_doctor.py": "spoils copies of the whole repository",
-    "test_embedded.py": "starts and kills PostgreSQL, which knows no feature",
-    "test_layout.py": "is this",
-    "test_merge.py": "copies, generates and tests in turn",
-    "test_pooler.py": "starts servers for what the kernel does alone",
-    "test_readiness.py": "starts and kills PostgreSQL, which knows no feature",
-    "test_readme.py": "reads a document of all features",
-    "test_replica.py": "starts servers for what the kernel does alone",
-    "test_rollout.py": "copies and generates",
-    "test_run.py": "starts PostgreSQL again and again, as a newcomer does",
-    "test_scaffold.py": "copies, generates and tests in turn",
-    "test_settings.py": "reads files that a copy has not",
-    "test_shutdown.py": "starts servers for what the kernel does alone",
-    "test_signals.py": "starts servers for what the kernel does alone",
+    "tests/operations/test_signals.py::test_dashboard_and_alerts_ask_for_what_there_is": (
+        "dashboard and alerts are one file for all features"
+    ),
+    "tests/test_readme.py::test_the_tour_works_as_it_stands": "the tour visits every feature",
 }
 """The tests that the deletion of a feature does without, each with the reason."""
 
@@ -59,20 +42,16 @@ def test_the_kernel_knows_no_feature() -> None:
 
 
 @pytest.mark.parametrize("feature", FEATURES)
-def test_a_feature_has_its_place_for_everything(feature: str) -> None:
-    """One without tables needs a router and tests alone."""
-    folder = ROOT / "features" / feature
-    has_tables = feature in owners().values()
-    for module in MODULES_WITH_TABLES if has_tables else MODULES:
-        places = (folder / f"{module}.py", folder / module / "__init__.py")
-        assert any(place.exists() for place in places), f"{feature} has no {module}"
-    assert list(folder.glob("tests/test_*.py")), f"{feature} has no tests"
+def test_a_feature_has_tests_and_a_branch_for_its_tables(feature: str) -> None:
+    assert list((ROOT / "features" / feature).glob("tests/test_*.py")), f"{feature} has no tests"
     labels = {
         label for script in load_revisions().walk_revisions() for label in script.branch_labels
     }
-    assert has_tables == (feature in labels), (
-        f"{feature} has {'tables, and no branch' if has_tables else 'a branch, and no tables'}"
+    has_tables = feature in owners().values()
+    assert has_revisions(feature) == has_tables, (
+        f"{feature} has tables and no migrations/{feature}, or the other way about"
     )
+    assert (feature in labels) == has_tables, f"migrations/{feature} is no branch"
 
 
 @pytest.fixture
@@ -83,27 +62,42 @@ async def empty_database(server: Server) -> AsyncIterator[str]:
     await drop_database(server.admin_url, name)
 
 
+@pytest.mark.verify
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("database", ["empty", "had the feature"])
 @pytest.mark.parametrize("feature", [name for name in FEATURES if name not in NEEDED])
 def test_a_feature_can_be_deleted(
-    feature: str, server: Server, empty_database: str, tmp_path: Path
+    feature: str, database: str, empty_database: str, tmp_path: Path
 ) -> None:
-    """What is left migrates, serves, and passes its own tests."""
-    code = tmp_path / "code"
-    copy_repository(code)
-    shutil.rmtree(code / "features" / feature)
-    shutil.rmtree(code / "migrations" / feature, ignore_errors=True)
-
-    assert run_app(code, "migrate", database=empty_database).returncode == 0
+    """What is left migrates and serves."""
+    if database == "had the feature":
+        upgrade(empty_database)
+        command.downgrade(alembic_config(empty_database), f"{feature}@base")
+    code = copy_without(feature, tmp_path / "code")
+    migrated = run_app(code, "migrate", database=empty_database)
+    assert migrated.returncode == 0, migrated.stderr
     settings = {"env": "test", "database_url": empty_database}
     with serving(tmp_path, free_port(), settings, code) as served:
-        assert httpx.get(f"{served.address}/readyz").status_code == 200
-        paths = httpx.get(f"{served.address}/openapi.json").json()["paths"]
+        assert httpx.get(f"{served.address}/readyz", timeout=30).status_code == 200
+        paths = httpx.get(f"{served.address}/openapi.json", timeout=30).json()["paths"]
     tags = {tag for path in paths.values() for one in path.values() for tag in one["tags"]}
     assert tags
     assert feature not in tags
 
-    left_out = [f"--ignore=tests/{name}" for name in LEFT_OUT]
+
+@pytest.mark.verify
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("feature", [name for name in FEATURES if name not in NEEDED])
+def test_the_suite_is_green_without_a_feature(feature: str, server: Server, tmp_path: Path) -> None:
+    code = copy_without(feature, tmp_path)
+    left_out = [f"--deselect={name}" for name in LEFT_OUT]
     test = (str(BIN / "python"), "-m", "pytest", "-q", "-n2", *left_out)
-    done = run(code, *test, database=server.admin_url)
+    done = run_suite(code, *test, database=server.admin_url)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def copy_without(feature: str, folder: Path) -> Path:
+    copy_repository(folder)
+    shutil.rmtree(folder / "features" / feature)
+    shutil.rmtree(folder / "migrations" / feature, ignore_errors=True)  # one may have none
+    return folder

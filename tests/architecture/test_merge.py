@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from shared.testing import Server
-from tests.copying import BIN, copy_repository, run, run_app
+from tests.copying import BIN, copy_repository, run, run_app, run_suite
+
+pytestmark = pytest.mark.verify
 
 IDENTITY = ("-c", "user.name=Ada", "-c", "user.email=ada@example.com")
 TEAMS = ("orders", "invoices")
@@ -49,5 +51,5 @@ def test_two_features_merge_without_conflict(merged: Path, server: Server) -> No
     assert lint.returncode == 0, lint.stdout
     suites = [*(f"features/{team}" for team in TEAMS), "tests/architecture", "tests/contract"]
     test = (str(BIN / "python"), "-m", "pytest", "-q", "-n2", *suites)
-    done = run(merged, *test, database=server.admin_url)
+    done = run_suite(merged, *test, database=server.admin_url)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -73,6 +73,7 @@ def test_the_safe_way_to_add_an_index_is_passed_over(tmp_path: Path) -> None:
     assert unsafe_operations(revision(tmp_path, safe)) == []
 
 
+@pytest.mark.verify
 def test_the_check_of_all_code_names_what_is_unsafe(tmp_path: Path) -> None:
     copy_repository(tmp_path)
     assert run_app(tmp_path, "lint-migrations").returncode == 0

@@ -111,9 +111,10 @@ def test_migrating_again_changes_nothing(url: str) -> None:
     assert query(url, "SELECT version_num FROM alembic_version ORDER BY 1") == revisions
 
 
+@pytest.mark.verify
 def test_ten_may_migrate_at_once(url: str) -> None:
     with multiprocessing.get_context("forkserver").Pool(10) as pool:  # this process has threads
-        pool.map(upgrade, [url] * 10, chunksize=1)
+        pool.map_async(upgrade, [url] * 10, chunksize=1).get(100)
     assert pending_in(url) == []
 
 

@@ -15,7 +15,7 @@ from shared.scaffold.naming import MAX_LENGTH, NameRefused, Names, names_of
 from shared.testing import Server
 from tests.copying import BIN, ROOT, copy_repository, make, run, run_app
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(900)
 
 FILTERS_OF_ITEMS = {"min_price", "max_price", "q"}
 BULK = {"items_import", "items_export"}
@@ -31,6 +31,7 @@ def orders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.verify
 def test_a_new_feature_is_green_untouched(orders: Path, server: Server) -> None:
     make(orders, "check", database=server.admin_url)
     make(orders, "test", "feature=orders", "args=-n0", database=server.admin_url)
@@ -38,6 +39,7 @@ def test_a_new_feature_is_green_untouched(orders: Path, server: Server) -> None:
     assert revised.stderr == "error: the tables of 'orders' are as its migrations make them\n"
 
 
+@pytest.mark.verify
 def test_its_api_has_the_shape_of_that_of_items(orders: Path) -> None:
     document = json.loads(run_app(orders, "openapi").stdout)
     items = operations(document, "items")
@@ -147,6 +149,7 @@ def test_a_name_that_cannot_be_had_is_refused(
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.verify
 def test_the_longest_name_is_as_green_as_any(app: FastAPI, tmp_path: Path) -> None:
     copy_repository(tmp_path)
     files = plan_feature(app, "x" * (MAX_LENGTH - 1) + "s")
@@ -158,6 +161,7 @@ def test_the_longest_name_is_as_green_as_any(app: FastAPI, tmp_path: Path) -> No
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.verify
 def test_a_first_migration_that_failed_is_the_first_again(orders: Path, server: Server) -> None:
     shutil.move(orders / "migrations/orders", orders / "kept")
     broken = "postgresql://postgres@127.0.0.1:1/nothing"

@@ -38,6 +38,7 @@ async def test_the_page_allows_itself_nothing_elsewhere(anonymous: AsyncClient) 
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+@pytest.mark.verify
 def test_a_browser_renders_it(
     app: FastAPI, server: Server, database_url: str, tmp_path: Path, unused_tcp_port: int
 ) -> None:

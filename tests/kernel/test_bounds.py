@@ -17,8 +17,9 @@ from shared.bounds import Upload
 from shared.errors import Unavailable
 from shared.sessions import ReadSession
 from shared.settings import Settings
+from shared.testing import free_port, within
 from tests.probing import app_with, problem, shed
-from tests.serving import ROOT, environment
+from tests.serving import ROOT, environment, read_line
 
 SECONDS = 1.0
 probe = APIRouter(prefix="/probe", tags=["probe"])
@@ -99,8 +100,13 @@ server.serve(app, server.listen("127.0.0.1", int(sys.argv[1])), lambda: print("r
 
 
 @pytest.fixture
-def settings(settings: Settings) -> Settings:
-    update = {"request_timeout": SECONDS, "max_concurrency": 2, "database_pool_size": 1}
+def request_timeout() -> float:
+    return SECONDS
+
+
+@pytest.fixture
+def settings(settings: Settings, request_timeout: float) -> Settings:
+    update = {"request_timeout": request_timeout, "max_concurrency": 2, "database_pool_size": 1}
     return settings.model_copy(update=update)
 
 
@@ -144,32 +150,35 @@ async def test_a_stream_that_stands_still_is_given_up(
     assert (await anonymous.get("/probe/held")).text == "begun\n"  # and is broken off
 
 
+@pytest.mark.parametrize("request_timeout", [30.0])
 async def test_more_than_can_be_served_is_refused_at_once(
     anonymous: AsyncClient, app: FastAPI
 ) -> None:
     holders = [asyncio.create_task(anonymous.get("/probe/held")) for _ in range(2)]
-    for _ in holders:
-        await app.state.held.acquire()
+    async with within(30, "two requests that are held"):
+        for _ in holders:
+            await app.state.held.acquire()
     before = shed("concurrency")
     refused = await anonymous.get("/items")
     assert "busy" in unavailable(refused)
     assert shed("concurrency") == before + 1
     assert (await anonymous.get("/readyz")).status_code == 200
     app.state.gate.set()
-    assert [(await holder).status_code for holder in holders] == [200, 200]
+    async with within(30, "the answers of those that were held"):
+        assert [(await holder).status_code for holder in holders] == [200, 200]
     assert (await anonymous.get("/items")).status_code == 401
 
 
-def test_an_answer_that_nobody_takes_is_ended(unused_tcp_port: int) -> None:
-    command = [sys.executable, "-c", UNREAD, str(unused_tcp_port)]
+def test_an_answer_that_nobody_takes_is_ended() -> None:
+    port = free_port()
+    command = [sys.executable, "-c", UNREAD, str(port)]
     with subprocess.Popen(
         command, cwd=ROOT, env=environment({}), stdout=subprocess.PIPE
     ) as process:
         try:
-            assert process.stdout
-            assert process.stdout.readline() == b"ready\n"
-            with socket.create_connection(("127.0.0.1", unused_tcp_port)) as reader:
+            assert read_line(process, "the start of the server") == b"ready\n"
+            with socket.create_connection(("127.0.0.1", port), timeout=30) as reader:
                 reader.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-                assert process.stdout.readline() == b"given back\n"
+                assert read_line(process, "the end of the answer") == b"given back\n"
         finally:
             process.kill()

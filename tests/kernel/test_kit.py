@@ -1,5 +1,6 @@
-"""The test kit itself: clients of every kind, budgets of queries, bodies, mail and time."""
+"""The test kit itself: clients of every kind, budgets of queries, bodies, mail, time and waits."""
 
+import asyncio
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
@@ -16,7 +17,17 @@ from features.users.tables import User
 from shared.routing import Router
 from shared.sessions import OrmSession, WriteSession
 from shared.settings import Settings
-from shared.testing import Mails, SignUp, body, connect, max_queries, sign_in
+from shared.testing import (
+    Mails,
+    SignUp,
+    body,
+    connect,
+    eventually,
+    max_queries,
+    sign_in,
+    wait_until,
+    within,
+)
 from shared.testing.ownership import watched
 from tests.probing import app_with
 
@@ -140,3 +151,30 @@ async def test_time_can_be_moved(client: AsyncClient) -> None:
     with time_machine.travel(timedelta(hours=2)):
         assert (await client.get("/users/me")).status_code == 401
     assert (await client.get("/users/me")).status_code == 200
+
+
+async def test_a_wait_returns_what_it_waited_for() -> None:
+    looks = iter([0, 0, 7])
+
+    async def look() -> int:
+        return next(looks)
+
+    assert await eventually(look, "a number") == 7
+    assert await eventually(lambda: "found", "a word") == "found"
+    assert wait_until(lambda: "found", "a word") == "found"
+
+
+async def test_a_wait_that_is_in_vain_says_what_did_not_come() -> None:
+    with pytest.raises(AssertionError, match=r"^the answer did not come within 0.05 s$"):
+        await eventually(lambda: False, "the answer", 0.05)
+    with pytest.raises(AssertionError, match=r"^the answer did not come within 0.05 s$"):
+        wait_until(lambda: False, "the answer", 0.05)
+    with pytest.raises(AssertionError, match=r"^the answer did not come within 0.05 s$"):
+        async with within(0.05, "the answer"):
+            await asyncio.Event().wait()
+
+
+async def test_a_timeout_within_a_wait_is_not_taken_for_its_own() -> None:
+    with pytest.raises(TimeoutError, match="of somebody else"):
+        async with within(10, "the answer"):
+            raise TimeoutError("of somebody else")

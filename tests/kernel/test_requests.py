@@ -11,7 +11,7 @@ from fastapi import APIRouter, FastAPI
 from httpx import AsyncClient
 
 from shared.settings import Settings
-from shared.testing import PASSWORD, Server
+from shared.testing import PASSWORD, Server, free_port
 from tests.probing import app_with
 from tests.serving import serving
 
@@ -104,7 +104,7 @@ async def test_another_origin_may_not(anonymous: AsyncClient, origin: str) -> No
 
 
 def test_the_log_has_a_line_a_request_and_no_secret(
-    server: Server, database_url: str, tmp_path: Path, unused_tcp_port: int
+    server: Server, database_url: str, tmp_path: Path
 ) -> None:
     settings = {
         "env": "test",
@@ -113,8 +113,8 @@ def test_the_log_has_a_line_a_request_and_no_secret(
         "log_format": "json",
         "log_level": "debug",
     }
-    with serving(tmp_path, unused_tcp_port, settings) as served:
-        with httpx.Client(base_url=served.address) as client:
+    with serving(tmp_path, free_port(), settings) as served:
+        with httpx.Client(base_url=served.address, timeout=30) as client:
             secrets = use_the_api(client)
             item = client.post("/items", json={"title": "Mug", "price": 1})
             found = client.get(item.headers["location"], headers={"X-Request-ID": "find-it-again"})

@@ -32,7 +32,7 @@ from shared.sessions import (
     writing,
 )
 from shared.settings import Settings
-from shared.testing import Server, SignUp, connect
+from shared.testing import Server, SignUp, connect, eventually, free_port, within
 from shared.writing import Writing
 from tests.probing import app_with, problem, shed
 from tests.resilience.servers import Proxy
@@ -93,10 +93,14 @@ def writing_probe(kind: Any) -> APIRouter:
         await (await past_sqlalchemy(session)).fetch(text("SELECT pg_sleep(60)"))
 
     @probe.post("/standing-still")
-    async def standing_still(session: kind) -> None:
-        """Does nothing for longer than a transaction may."""
-        await run(session, "INSERT INTO mapped VALUES (1)")
-        await asyncio.sleep(1)
+    async def standing_still(session: kind, url: str) -> None:
+        """Does nothing until the server has ended its connection."""
+        [[pid]] = await run(session, "INSERT INTO mapped VALUES (1) RETURNING pg_backend_pid()")
+
+        async def ended() -> bool:
+            return await count(url, f"pg_stat_activity WHERE pid = {pid}") == 0
+
+        await eventually(ended, "the end of a transaction that stands still")
 
     @probe.post("/suicide")
     async def suicide(session: kind, url: str, *, copy: bool = False) -> str:
@@ -104,7 +108,8 @@ def writing_probe(kind: Any) -> APIRouter:
         [[pid]] = await run(session, "SELECT pg_backend_pid()")
         await run(session, "INSERT INTO mapped VALUES (1)")
         await execute(url, f"SELECT pg_terminate_backend({pid}, 10000)")
-        await asyncio.sleep(0.1)  # the more likely asyncpg has read what the server said
+        # asyncpg has likely read then what the server said; the answer is the same if it has not.
+        await asyncio.sleep(0.1)
         if copy:
             await (await past_sqlalchemy(session)).copy("mapped", ["id"], [(2,)])
         return "added"
@@ -150,20 +155,25 @@ class Gate:
     """Holds whoever comes in until it is opened."""
 
     def __init__(self) -> None:
-        self.entered = asyncio.Event()
+        self.entered = asyncio.Semaphore(0)
         self.opened = asyncio.Event()
+
+    async def have_entered(self, count: int) -> None:
+        """Returns once so many are held."""
+        async with within(30, f"{count} requests that hold a connection"):
+            for _ in range(count):
+                await self.entered.acquire()
 
 
 @pytest.fixture
-def settings(settings: Settings) -> Settings:
-    return settings.model_copy(
-        update={
-            "database_pool_size": 2,
-            "database_pool_timeout": 0.2,
-            "database_statement_timeout": 1.0,
-            "database_lock_timeout": 0.2,
-        }
-    )
+def bounds() -> dict[str, float]:
+    """Settings that a test makes so short that it exceeds them."""
+    return {}
+
+
+@pytest.fixture
+def settings(settings: Settings, bounds: dict[str, float]) -> Settings:
+    return settings.model_copy(update={"database_pool_size": 2} | bounds)
 
 
 @pytest.fixture
@@ -179,26 +189,26 @@ async def app(settings: Settings, gate: Gate) -> AsyncIterator[FastAPI]:
     @router.get("/probe/held-write", tags=["probe"])
     async def held_write(_: WriteSession) -> None:
         """Holds a connection."""
-        gate.entered.set()
+        gate.entered.release()
         await gate.opened.wait()
 
     @router.get("/probe/held-orm", tags=["probe"])
     async def held_orm(_: OrmSession) -> None:
         """Holds a connection."""
-        gate.entered.set()
+        gate.entered.release()
         await gate.opened.wait()
 
     @router.get("/probe/held-read", tags=["probe"])
     async def held_read(request: Request) -> None:
         """Holds a connection."""
         async with database_of(request.app).read.connection():
-            gate.entered.set()
+            gate.entered.release()
             await gate.opened.wait()
 
     @router.get("/probe/held-stream", tags=["probe"])
     async def held_stream(_: Snapshot) -> None:
         """Holds a place for a stream."""
-        gate.entered.set()
+        gate.entered.release()
         await gate.opened.wait()
 
     assert settings.database_url
@@ -291,6 +301,7 @@ async def test_a_read_session_refuses_to_write(
     assert await count(database_url) == 0
 
 
+@pytest.mark.parametrize("bounds", [{"database_lock_timeout": 0.2}])
 async def test_a_lock_that_others_hold_is_not_waited_for(
     sign_up: SignUp, database_url: str
 ) -> None:
@@ -305,6 +316,7 @@ async def test_a_lock_that_others_hold_is_not_waited_for(
     await holder.close()
 
 
+@pytest.mark.parametrize("bounds", [{"database_statement_timeout": 1.0}])
 async def test_a_statement_that_takes_too_long_is_cut_off(anonymous: AsyncClient) -> None:
     assert "too long" in unavailable(await anonymous.get("/probe/slow"))
     for kind in KINDS:
@@ -318,7 +330,8 @@ async def test_a_transaction_that_stands_still_is_ended_with_its_locks(
     """That of a process that hangs, for one."""
     monkeypatch.setattr(database, "STANDSTILL_SECONDS", 0.2)
     async with app_with(settings, probe) as impatient, connect(impatient) as client:
-        assert "lost" in unavailable(await client.post(f"/probe/{kind}/standing-still"))
+        answer = await client.post(f"/probe/{kind}/standing-still", params={"url": database_url})
+        assert "lost" in unavailable(answer)
     assert await count(database_url) == 0
 
 
@@ -330,6 +343,7 @@ async def test_the_server_looks_after_clients_that_say_nothing(app: FastAPI) -> 
     assert [row.seconds for row in await reading(database_of(app)).fetch(shown)] == ["30"]
 
 
+@pytest.mark.parametrize("bounds", [{"database_pool_timeout": 0.2}])
 @pytest.mark.parametrize("kind", ["write", "orm", "read"])
 async def test_a_pool_that_is_exhausted_refuses(
     anonymous: AsyncClient, gate: Gate, kind: str
@@ -338,29 +352,32 @@ async def test_a_pool_that_is_exhausted_refuses(
         asyncio.create_task(anonymous.get(f"/probe/held-{kind}")),
         asyncio.create_task(anonymous.get(f"/probe/held-{kind}")),
     ]
-    await gate.entered.wait()
+    await gate.have_entered(2)
     before = shed("connections")
     refused = await anonymous.get(f"/probe/held-{kind}")
     assert "busy" in unavailable(refused)
     assert shed("connections") == before + 1
     assert (await anonymous.get("/readyz")).status_code == 200
     gate.opened.set()
-    assert [(await holder).status_code for holder in holders] == [200, 200]
+    async with within(30, "the answers of those that held a connection"):
+        assert [(await holder).status_code for holder in holders] == [200, 200]
     assert (await anonymous.get(f"/probe/held-{kind}")).status_code == 200
 
 
+@pytest.mark.parametrize("bounds", [{"database_pool_timeout": 0.2}])
 async def test_streams_are_refused_before_all_connections_are_theirs(
     anonymous: AsyncClient, gate: Gate
 ) -> None:
     holder = asyncio.create_task(anonymous.get("/probe/held-stream"))
-    await gate.entered.wait()
+    await gate.have_entered(1)
     before = shed("streams")
     refused = await anonymous.get("/probe/held-stream")
     assert "uploads or downloads" in unavailable(refused)
     assert shed("streams") == before + 1
     assert (await anonymous.get("/readyz")).status_code == 200
     gate.opened.set()
-    assert (await holder).status_code == 200
+    async with within(30, "the answer of the stream"):
+        assert (await holder).status_code == 200
 
 
 async def test_connections_that_the_server_has_closed_cost_no_request(
@@ -408,12 +425,21 @@ async def test_a_connection_lost_before_the_commit_is_no_success(
     assert await count(database_url) == 0
 
 
-async def test_a_connection_is_not_used_again_once_a_statement_was_given_up(app: FastAPI) -> None:
+async def test_a_connection_is_not_used_again_once_a_statement_was_given_up(
+    app: FastAPI, database_url: str
+) -> None:
     database, me = database_of(app), text("SELECT pg_backend_pid() AS pid")
     [first] = await reading(database).fetch(me)
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.1):
-            await reading(database).fetch(text("SELECT pg_sleep(0.9)"))
+    given_up = asyncio.create_task(reading(database).fetch(text("SELECT pg_sleep(60)")))
+
+    async def is_executed() -> bool:
+        active = "pg_stat_activity WHERE state = 'active' AND query LIKE 'SELECT pg_sleep%'"
+        return await count(database_url, f"{active} AND pid = {first.pid}") == 1
+
+    await eventually(is_executed, "the statement that will be given up", 30)
+    given_up.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await given_up
     [second] = await reading(database).fetch(me)
     [again] = await reading(database).fetch(me)
     assert first.pid != second.pid == again.pid
@@ -450,8 +476,8 @@ async def test_a_database_that_is_gone(sign_up: SignUp, server: Server, database
     unavailable(await client.post("/users", json={"email": "ada@example.com", "password": "x" * 9}))
 
 
-async def test_a_server_that_is_not_there(settings: Settings, unused_tcp_port: int) -> None:
-    nowhere = f"postgresql://nobody:nothing@127.0.0.1:{unused_tcp_port}/nothing"
+async def test_a_server_that_is_not_there(settings: Settings) -> None:
+    nowhere = f"postgresql://nobody:nothing@127.0.0.1:{free_port()}/nothing"
     lost = settings.model_copy(update={"database_url": nowhere})
     async with app_with(lost, probe) as app, connect(app) as client:
         unavailable(await client.get("/probe/slow"))

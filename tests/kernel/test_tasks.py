@@ -7,6 +7,7 @@ from fastapi import FastAPI
 
 from shared.errors import Unavailable
 from shared.tasks import Task, drain, running
+from shared.testing import eventually, within
 from tests.probing import captured_log
 
 END_THE_LISTENER = """
@@ -27,9 +28,8 @@ async def test_a_task_that_fails_while_it_is_cancelled_stops_all_the_same(app: F
             raise RuntimeError("the connection is gone")
 
     task = Task(name="probe", drain=fail_to_roll_back, every=600)
-    async with asyncio.timeout(20):
-        async with running(app, [task], drain):
-            await begun.wait()
+    async with within(20, "the end of the task"), running(app, [task], drain):
+        await begun.wait()
 
 
 async def test_a_database_that_is_away_is_no_error(app: FastAPI) -> None:
@@ -41,9 +41,9 @@ async def test_a_database_that_is_away_is_no_error(app: FastAPI) -> None:
 
     task = Task(name="probe", drain=find_nothing, every=600)
     async with running(app, [task], drain):
-        await tried.wait()
-        await asyncio.sleep(0)
-    assert "task_postponed" in lines.getvalue()
+        async with within(20, "the first run of the task"):
+            await tried.wait()
+        await eventually(lambda: "task_postponed" in lines.getvalue(), "the line of the task")
     assert "Traceback" not in lines.getvalue()
 
 
@@ -58,7 +58,7 @@ async def test_a_notification_wakes_a_task_also_after_the_connection_was_lost(
 
     task = Task(name="probe", drain=find_nothing, every=600, channel="probe")
     connection = await asyncpg.connect(database_url)
-    async with asyncio.timeout(30), running(app, [task], drain):
+    async with within(30, "a batch for each notification"), running(app, [task], drain):
         for _ in range(2):
             await batches.get()  # at the start, then once it listens
         for statement in ("NOTIFY probe", END_THE_LISTENER, "NOTIFY probe"):

@@ -6,8 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -21,12 +20,14 @@ from redis import Redis as Connection
 from shared.errors import Unavailable
 from shared.settings import Settings
 from shared.tasks import Task
-from shared.testing import PASSWORD, Redis, free_port
+from shared.testing import PASSWORD, Redis, free_port, wait_until
 from shared.testing.servers import execute
 from tests.copying import BIN
 from tests.operations.collecting import Collector
 from tests.probing import captured_log, sample, scraped
-from tests.serving import ROOT, children, environment, serving
+from tests.serving import ROOT, children, environment, serving, stop
+
+pytestmark = pytest.mark.verify
 
 WITHIN_SECONDS = 60.0
 STOP_SECONDS = 60.0  # a process of the pool waits up to 30 for its last result to be read
@@ -42,7 +43,8 @@ print(*[name for name in sys.modules if name.partition(".")[0] in ("celery", "ko
 
 
 def test_inline_imports_nothing_of_celery() -> None:
-    said = subprocess.run([sys.executable, "-c", INLINE], cwd=ROOT, capture_output=True, check=True)
+    command = [sys.executable, "-c", INLINE]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, timeout=60)
     assert said.stdout.strip() == b""
 
 
@@ -74,15 +76,7 @@ def celery_worker(
     try:
         yield process
     finally:
-        process.terminate()
-        process.wait(STOP_SECONDS)
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WITHIN_SECONDS
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+        stop(process, STOP_SECONDS)
 
 
 @pytest.fixture
@@ -119,6 +113,10 @@ def status(client: httpx.Client) -> tuple[int, int]:
     return found["indexed"], found["pending"]
 
 
+def wait_until_indexed(client: httpx.Client, items: int) -> None:
+    wait_until(lambda: status(client) == (items, 0), f"an index of {items} items", WITHIN_SECONDS)
+
+
 EXPIRED = """
 INSERT INTO idempotency_keys (user_id, key, fingerprint, status, headers, body, expires_at)
 VALUES (gen_random_uuid(), 'old', '', 200, '{}', '', now() - interval '1 minute')
@@ -143,12 +141,20 @@ def test_background_work_is_done(
     workers = celery_worker(chosen, tmp_path) if queue == "celery" else nullcontext()
     with workers, signed_in(chosen, tmp_path) as client:
         add(client, 3)
-        eventually(lambda: status(client) == (3, 0))
-        eventually(lambda: rows(database_url, "outgoing_mail") == 0)
-        eventually(lambda: rows(database_url, "idempotency_keys") == 0)
+        wait_until_indexed(client, 3)
+        for table in ("outgoing_mail", "idempotency_keys"):
+            wait_until_empty(database_url, table)
         if queue == "celery":
             chain = ("send", "receive", "task")
-            eventually(lambda: bool(in_one_trace(collector, *chain)))
+            wait_until(
+                lambda: in_one_trace(collector, *chain), "a trace of all steps", WITHIN_SECONDS
+            )
+
+
+def wait_until_empty(database_url: str, table: str) -> None:
+    wait_until(
+        lambda: rows(database_url, table) == 0, f"the end of all rows of {table}", WITHIN_SECONDS
+    )
 
 
 def rows(database_url: str, table: str) -> int:
@@ -181,23 +187,23 @@ def test_work_goes_on_whatever_is_killed(
     assert status(client) == (0, 5), "nobody works but Celery"
 
     with celery_worker(variables, tmp_path) as worker:
-        eventually(lambda: status(client) == (5, 0))
+        wait_until_indexed(client, 5)
 
         add(client, 200)
         redis.kill()  # with messages that were fetched, and are not yet acknowledged
         redis.start()
-        eventually(lambda: status(client) == (205, 0))
+        wait_until_indexed(client, 205)
 
         add(client, 100)
         for pid in children(worker.pid):  # in mid-batch, or soon before
             os.kill(pid, signal.SIGKILL)
-        eventually(lambda: status(client) == (305, 0))
+        wait_until_indexed(client, 305)
         assert worker.poll() is None
 
     add(client, 3)
     assert status(client) == (305, 3)
     with celery_worker(variables, tmp_path):
-        eventually(lambda: status(client) == (308, 0))
+        wait_until_indexed(client, 308)
 
 
 @pytest.mark.timeout(240)
@@ -215,10 +221,10 @@ def test_mail_waits_for_no_backlog_of_embeddings_and_neither_does_the_end(
         )
 
     with celery_worker(variables, tmp_path, processes=1):
-        eventually(lambda: status(client)[0] > 0)
+        wait_until(lambda: status(client)[0] > 0, "the first batch of the index", WITHIN_SECONDS)
         another = {"email": "grace@example.com", "password": PASSWORD}
         client.post("/users", json=another).raise_for_status()
-        eventually(lambda: waiting(client, "deliver_mail") == 0)
+        wait_until_mail_is_sent(client)
         assert waiting(client, "search_embeddings") > 0
     assert status(client)[1] > 0
 
@@ -228,6 +234,14 @@ def waiting(client: httpx.Client, task: str) -> float:
     metrics = client.get("/metrics").raise_for_status().text
     line = f'tessera_backlog_rows{{state="waiting",task="{task}"}} '
     return float(metrics.partition(line)[2].split()[0])
+
+
+def wait_until_mail_is_sent(client: httpx.Client) -> None:
+    wait_until(
+        lambda: waiting(client, "deliver_mail") == 0,
+        "the end of the mail's backlog",
+        WITHIN_SECONDS,
+    )
 
 
 @pytest.mark.timeout(240)
@@ -251,13 +265,21 @@ def test_one_port_tells_what_all_processes_of_a_worker_count(
         return {int(found["pid"]) for found in labels if found.get("pool") == "write"}
 
     with celery_worker(variables | {"metrics_port": str(port)}, tmp_path, pool=pool) as worker:
-        eventually(lambda: waiting(client, "deliver_mail") == 0)
-        eventually(lambda: scraped(metrics).get(done) == 1)
+        wait_until_mail_is_sent(client)
+        wait_until(lambda: scraped(metrics).get(done) == 1, "the count of one mail", WITHIN_SECONDS)
         if pool == "prefork":
-            eventually(lambda: counting() == set(children(worker.pid)))
+            wait_until(
+                lambda: counting() == set(children(worker.pid)),
+                "the numbers of each process",
+                WITHIN_SECONDS,
+            )
             killed = min(counting())
             os.kill(killed, signal.SIGKILL)
-            eventually(lambda: killed not in counting())
+            wait_until(
+                lambda: killed not in counting(),
+                "numbers without the killed process",
+                WITHIN_SECONDS,
+            )
         else:
             assert counting() == {worker.pid}
         assert scraped(metrics)[done] == 1

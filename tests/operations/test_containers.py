@@ -18,8 +18,11 @@ import pytest
 from shared.testing import free_port
 from tests.resilience.load import Load, under_load
 
+pytestmark = pytest.mark.verify
+
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("app", "features", "migrations", "shared")
+COMMAND_TIMEOUT_SECONDS = 1000  # the first build downloads every dependency
 PASSWORD = "correct horse battery"
 FILES = (".dockerignore", "compose.yaml", "Dockerfile", "Makefile", "requirements.lock")
 
@@ -39,6 +42,7 @@ class Stack:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
+            timeout=COMMAND_TIMEOUT_SECONDS,
         )
         assert not check or done.returncode == 0, f"{command}:\n{done.stdout}\n{done.stderr}"
         return done.stdout
@@ -85,7 +89,7 @@ def make_private_clone(folder: Path) -> None:
         path.chmod(0o700 if path.is_dir() else 0o600)
 
 
-@pytest.mark.timeout(1200)  # the first build downloads every dependency
+@pytest.mark.timeout(1200)
 def test_the_stack_from_make_up_to_make_down(stack: Stack) -> None:
     """One test, so that one stack is built however many workers the suite has."""
     address = up(stack, "--scale api=3 --scale worker=2")
@@ -130,14 +134,14 @@ def an_account_can_make_an_item(address: str) -> None:
 
 
 def the_documentation_has_its_assets(address: str) -> None:
-    assets = re.findall(r'(?:src|href)="(/[^"]+)"', httpx.get(f"{address}/docs").text)
+    assets = re.findall(r'(?:src|href)="(/[^"]+)"', httpx.get(f"{address}/docs", timeout=30).text)
     assert assets
     for asset in assets:
-        assert httpx.get(address + asset).status_code == 200, asset
+        assert httpx.get(address + asset, timeout=30).status_code == 200, asset
 
 
 def the_metrics_are_not_for_everybody(address: str) -> None:
-    assert httpx.get(f"{address}/metrics").status_code == 404
+    assert httpx.get(f"{address}/metrics", timeout=30).status_code == 404
 
 
 def a_deploy_fails_no_request(stack: Stack, address: str) -> None:

@@ -3,8 +3,12 @@
 import shutil
 from pathlib import Path
 
+import pytest
+
 from shared.testing import Server
 from tests.copying import ROOT, copy_repository, run_app
+
+pytestmark = pytest.mark.verify
 
 NOWHERE = "postgresql://postgres@127.0.0.1:1/nothing"
 

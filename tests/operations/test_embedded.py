@@ -8,8 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,8 +22,12 @@ from shared.embedded import (
     embedded_postgres,
     ensure_database,
 )
+from shared.testing import eventually, wait_until, within
+from tests.serving import ROOT, read_line
 
-ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.verify
+
+STOP_TIMEOUT_SECONDS = 30.0
 USER = """
 import signal, sys
 from pathlib import Path
@@ -74,16 +77,15 @@ def spawn(script: str, folder: Path) -> subprocess.Popen[str]:
 def use_in_another_process(folder: Path) -> tuple[subprocess.Popen[str], str]:
     """A process that uses the server, and the URL it was given."""
     process = spawn(USER, folder)
-    assert process.stdout
-    return process, process.stdout.readline().strip()
+    return process, read_line(process, "the URL of the server").strip()
 
 
 def end(process: subprocess.Popen[str], number: signal.Signals | None) -> None:
     if number is LEAVES:
-        process.communicate(timeout=20)
+        process.communicate(timeout=STOP_TIMEOUT_SECONDS)
     else:
         process.send_signal(number)
-        process.wait(20)
+        process.wait(STOP_TIMEOUT_SECONDS)
 
 
 def run(url: str, statement: str) -> object:
@@ -101,15 +103,12 @@ def postmaster(folder: Path) -> int:
     return int((folder / "data" / "postmaster.pid").read_text().splitlines()[0])
 
 
-def wait_until(holds: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
-    while not holds():
-        assert time.monotonic() < deadline, "it does not come to that"
-        time.sleep(0.005)
-
-
 def wait_until_gone(pid: int) -> None:
-    wait_until(lambda: not is_running(pid))
+    wait_until(lambda: not is_running(pid), f"the end of the process {pid}", STOP_TIMEOUT_SECONDS)
+
+
+def wait_until_nothing_is_left(folder: Path) -> None:
+    wait_until(lambda: not named(folder), "the end of all processes", STOP_TIMEOUT_SECONDS)
 
 
 def is_running(pid: int) -> bool:
@@ -155,7 +154,7 @@ def test_the_server_ends_with_its_last_user(
     run(url, "SELECT pg_sleep(0.5)")  # which fails as soon as the server ends
     end(joiner, last)
     wait_until_gone(pid)
-    wait_until(lambda: not named(folder))
+    wait_until_nothing_is_left(folder)
 
 
 def test_who_leaves_last_waits_for_the_end_of_the_server(folder: Path) -> None:
@@ -191,20 +190,20 @@ def test_the_server_ends_with_its_only_user(folder: Path, number: signal.Signals
 
 def test_a_server_whose_starter_is_killed_before_it_is_ready_ends(folder: Path) -> None:
     process = spawn(USER, folder)
-    wait_until(lambda: named(folder, "postgres", "-D"))
+    wait_until(lambda: named(folder, "postgres", "-D"), "the start of PostgreSQL", 60)
     end(process, signal.SIGKILL)
-    wait_until(lambda: not named(folder))
+    wait_until_nothing_is_left(folder)
 
 
 @pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize("last", [LEAVES, signal.SIGKILL])
 def test_a_watcher_may_be_killed(folder: Path, which: int, last: signal.Signals | None) -> None:
     process, url = use_in_another_process(folder)
-    wait_until(lambda: len(named(folder, "watcher")) == 2)
+    wait_until(lambda: len(named(folder, "watcher")) == 2, "the second watcher", 60)
     os.kill(sorted(named(folder, "watcher"))[which], signal.SIGKILL)
-    run(url, "SELECT pg_sleep(0.5)")
+    run(url, "SELECT pg_sleep(0.5)")  # which fails as soon as the server ends
     end(process, last)
-    wait_until(lambda: not named(folder))
+    wait_until_nothing_is_left(folder)
 
 
 def test_after_a_kill_of_postgres_the_next_start_recovers(folder: Path) -> None:
@@ -224,10 +223,10 @@ async def compute_forever(url: str) -> int:
     pid: int = busy.get_server_pid()
     computing = asyncio.create_task(busy.execute("DO $$ BEGIN LOOP END LOOP; END $$"))
     active = "SELECT FROM pg_stat_activity WHERE pid = $1 AND state = 'active'"
-    while not await observer.fetch(active, pid):  # noqa: ASYNC110  # PostgreSQL sends no event
-        await asyncio.sleep(0.01)
+    await eventually(lambda: observer.fetch(active, pid), "a backend that computes", 30)
     busy.terminate()
-    await asyncio.gather(computing, return_exceptions=True)
+    async with within(30, "the end of the client"):
+        await asyncio.gather(computing, return_exceptions=True)
     await observer.close()
     return pid
 
@@ -305,6 +304,7 @@ def test_an_ordinary_account_needs_no_home(folder: Path) -> None:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
+        timeout=60,
     )
     assert done.stdout.startswith("postgresql://"), done.stderr
 

@@ -99,14 +99,15 @@ def test_lines_of_threads_stay_whole(lines: io.StringIO) -> None:
         for _ in range(count):
             log.warning("boils")
 
-    threads = [Thread(target=boil, args=[log]) for log in (ours, theirs) * 2]
+    threads = [Thread(target=boil, args=[log], daemon=True) for log in (ours, theirs) * 2]
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join()
+            thread.join(30)
+            assert not thread.is_alive(), "a thread did not write its lines within 30 s"
     finally:
         sys.setswitchinterval(before)
     written = [json.loads(line) for line in lines.getvalue().splitlines()]

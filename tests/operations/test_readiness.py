@@ -18,9 +18,13 @@ from shared.embedded import (
     processes,
 )
 from shared.migrations import upgrade
+from shared.testing import free_port
+
+pytestmark = pytest.mark.verify
 
 SMALL = {"shared_buffers": "16MB"}  # and durable: what is committed survives a kill
 LIMIT_SECONDS = 2.0  # for a probe to tell the truth
+TURN_SECONDS = 0.02
 
 
 class Postgres:
@@ -47,8 +51,9 @@ class Postgres:
 
 
 @pytest.fixture
-def postgres(monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int) -> Iterator[Postgres]:
-    monkeypatch.setattr(processes, "_free_port", lambda: unused_tcp_port)
+def postgres(monkeypatch: pytest.MonkeyPatch) -> Iterator[Postgres]:
+    port = free_port()
+    monkeypatch.setattr(processes, "_free_port", lambda: port)
     with tempfile.TemporaryDirectory(prefix="tessera-test-") as folder:
         Path(folder).chmod(0o755)
         yield Postgres(Path(folder))
@@ -64,8 +69,18 @@ def database_url(postgres: Postgres) -> Iterator[str]:
 
 
 async def status(client: AsyncClient, path: str) -> int:
-    async with asyncio.timeout(LIMIT_SECONDS):
-        return (await client.get(path)).status_code
+    """The status of an answer that must come within the limit.
+
+    The seconds are counted by turns of the event loop: those in which a busy machine does not run
+    this process do not count.
+    """
+    answering = asyncio.create_task(client.get(path))
+    for _ in range(round(LIMIT_SECONDS / TURN_SECONDS)):
+        await asyncio.wait([answering], timeout=TURN_SECONDS)
+        if answering.done():
+            return answering.result().status_code
+    answering.cancel()
+    raise AssertionError(f"an answer of {path} did not come within {LIMIT_SECONDS:g} s")
 
 
 async def test_a_server_that_is_killed_and_started_again(

@@ -19,6 +19,8 @@ from shared.testing import PASSWORD, free_port
 from tests.copying import copy_repository
 from tests.serving import serving
 
+pytestmark = pytest.mark.verify
+
 COLUMNS = """    description: str | None = None
     colour: str | None = None
     size: int = Field(default=1, sa_column_kwargs={"server_default": "1"})
@@ -88,13 +90,14 @@ def in_use(client: httpx.Client) -> Iterator[Counter[int]]:
         while not done.is_set():
             statuses.update(use(client))
 
-    thread = threading.Thread(target=go_on)
+    thread = threading.Thread(target=go_on, daemon=True)
     thread.start()
     try:
         yield statuses
     finally:
         done.set()
-        thread.join()
+        thread.join(60)
+        assert not thread.is_alive(), "the client's last answer did not come within 60 s"
     statuses.update(use(client))
 
 

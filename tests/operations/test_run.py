@@ -6,19 +6,20 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 
-from shared.testing import free_port
+from shared.testing import free_port, wait_until
 from tests.serving import ROOT, Served, environment, serving
 
+pytestmark = pytest.mark.verify
+
 CODE = ("app", "features", "migrations", "shared")
-GONE_TIMEOUT_SECONDS = 30.0
+GONE_TIMEOUT_SECONDS = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +61,7 @@ def postgres_of(clone: Path) -> list[int]:
 
 
 def wait_until_gone(clone: Path) -> None:
-    deadline = time.monotonic() + GONE_TIMEOUT_SECONDS
-    while postgres_of(clone):
-        assert time.monotonic() < deadline, f"PostgreSQL still runs: {postgres_of(clone)}"
-        time.sleep(0.05)
+    wait_until(lambda: not postgres_of(clone), "the end of PostgreSQL", GONE_TIMEOUT_SECONDS)
 
 
 def test_the_printed_line_works_when_pasted(clone: Path) -> None:
@@ -71,7 +69,7 @@ def test_the_printed_line_works_when_pasted(clone: Path) -> None:
         lines = served.output.read_text().splitlines()
         assert any(served.address in line for line in lines)
         (line,) = [line.strip() for line in lines if "curl" in line]
-        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
     assert '"items":[{"id":' in done.stdout, done.stdout + done.stderr
     assert done.stdout.count('"title"') == 3
 
@@ -85,16 +83,18 @@ def test_a_signal_stops_everything(clone: Path, number: signal.Signals) -> None:
     assert "Traceback" not in served.log.read_text()
 
 
+@pytest.mark.timeout(240)  # it starts twice
 def test_after_a_kill_nothing_is_left_and_the_next_start_works(clone: Path) -> None:
     item = {"title": "Kept", "price": 1}
     with run(clone) as served:
         token = sign_in(served)
-        created = httpx.post(f"{served.address}/items", json=item, headers=token)
+        created = httpx.post(f"{served.address}/items", json=item, headers=token, timeout=30)
         assert created.status_code == 201
         assert served.stop(signal.SIGKILL) == -signal.SIGKILL
     wait_until_gone(clone)
     with run(clone) as served:
-        found = httpx.get(served.address + created.headers["location"], headers=sign_in(served))
+        url = served.address + created.headers["location"]
+        found = httpx.get(url, headers=sign_in(served), timeout=30)
         assert found.json()["title"] == "Kept"
 
 
@@ -111,23 +111,25 @@ def cmdline(pid: str) -> bytes:
         return b""
 
 
-def wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + GONE_TIMEOUT_SECONDS
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
+@pytest.mark.timeout(240)  # each worker starts as slowly as the whole
 def test_a_worker_that_dies_is_replaced_and_none_outlives_the_first(clone: Path) -> None:
     with serving(clone, free_port(), {"env": "dev"}, code=clone, workers=2) as served:
         before = children(served.process.pid)
         assert len(before) == 2
         os.kill(before.pop(), signal.SIGKILL)
-        wait_until(lambda: len(children(served.process.pid) - before) == 1)
-        assert httpx.get(f"{served.address}/readyz").status_code == 200
+        wait_until(
+            lambda: len(children(served.process.pid) - before) == 1,
+            "the worker that replaces the killed one",
+            GONE_TIMEOUT_SECONDS,
+        )
+        assert httpx.get(f"{served.address}/readyz", timeout=30).status_code == 200
         after = children(served.process.pid)
         assert served.stop(signal.SIGKILL) == -signal.SIGKILL
-    wait_until(lambda: not any(b"spawn_main" in cmdline(str(pid)) for pid in after))
+    wait_until(
+        lambda: not any(b"spawn_main" in cmdline(str(pid)) for pid in after),
+        "the end of the workers",
+        GONE_TIMEOUT_SECONDS,
+    )
     wait_until_gone(clone)
 
 
@@ -137,8 +139,8 @@ def sign_in(served: Served) -> dict[str, str]:
         "username": "demo@example.com",
         "password": "demo-password",
     }
-    token = httpx.post(f"{served.address}/auth/token", data=form).json()["access_token"]
-    return {"Authorization": f"Bearer {token}"}
+    answer = httpx.post(f"{served.address}/auth/token", data=form, timeout=30)
+    return {"Authorization": f"Bearer {answer.json()['access_token']}"}
 
 
 def test_a_taken_port_is_one_clear_line(clone: Path) -> None:
@@ -152,6 +154,7 @@ def test_a_taken_port_is_one_clear_line(clone: Path) -> None:
             env=environment({"env": "dev"}) | {"PORT": str(port)},
             capture_output=True,
             text=True,
+            timeout=60,
         )
     assert done.returncode == 1
     (line,) = done.stderr.strip().splitlines()

@@ -4,9 +4,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,10 +11,12 @@ import httpx
 import pytest
 
 from shared.settings import Settings
-from tests.serving import ROOT, Served, environment, serving
+from shared.testing import free_port, wait_until
+from tests.serving import ROOT, Served, environment, read_line, serving
 
-WITHIN_SECONDS = 20.0
-EVERY_SECONDS = 0.02
+pytestmark = pytest.mark.verify
+
+WITHIN_SECONDS = 30.0
 REQUEST = b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
@@ -45,6 +44,11 @@ serve(app, listen("127.0.0.1", int(sys.argv[1])), ready)
 """A server that accepts connections six times a second, so that some always wait for that."""
 
 
+@pytest.fixture
+def port() -> int:
+    return free_port()
+
+
 def variables(settings: Settings, **others: str) -> dict[str, str]:
     needed = {"env": "test", "database_url": settings.database_url or ""}
     return needed | {"secret_key": settings.secret()} | others
@@ -53,24 +57,23 @@ def variables(settings: Settings, **others: str) -> dict[str, str]:
 def status(served: Served, path: str) -> int:
     """On a connection of its own; 0 where none is accepted."""
     try:
-        return httpx.get(served.address + path, timeout=10).status_code
+        return httpx.get(served.address + path, timeout=30).status_code
     except httpx.TransportError:
         return 0
 
 
 def wait_for(served: Served, path: str, expected: int) -> None:
-    deadline = time.monotonic() + WITHIN_SECONDS
-    while (found := status(served, path)) != expected:
-        assert time.monotonic() < deadline, f"{path} answers {found}, not {expected}"
-        time.sleep(0.01)
+    what = f"{path} with the status {expected}" if expected else "the end of the listener"
+    wait_until(lambda: status(served, path) == expected, what, WITHIN_SECONDS)
 
 
+@pytest.mark.timeout(240)  # each worker starts as slowly as the whole
 @pytest.mark.parametrize("workers", [1, 2])
 def test_while_load_balancers_look_elsewhere_requests_are_answered(
-    settings: Settings, tmp_path: Path, unused_tcp_port: int, workers: int
+    settings: Settings, tmp_path: Path, port: int, workers: int
 ) -> None:
-    started = variables(settings, shutdown_delay="3")
-    with serving(tmp_path, unused_tcp_port, started, workers=workers) as served:
+    started = variables(settings, shutdown_delay="5")
+    with serving(tmp_path, port, started, workers=workers) as served:
         assert status(served, "/readyz") == 200
         served.process.send_signal(signal.SIGTERM)
         wait_for(served, "/readyz", 503)
@@ -80,11 +83,11 @@ def test_while_load_balancers_look_elsewhere_requests_are_answered(
 
 
 def test_a_connection_that_was_accepted_is_heard(
-    settings: Settings, tmp_path: Path, unused_tcp_port: int
+    settings: Settings, tmp_path: Path, port: int
 ) -> None:
     with (
-        serving(tmp_path, unused_tcp_port, variables(settings)) as served,
-        socket.create_connection(("127.0.0.1", unused_tcp_port), timeout=10) as connection,
+        serving(tmp_path, port, variables(settings)) as served,
+        socket.create_connection(("127.0.0.1", port), timeout=30) as connection,
     ):
         served.process.send_signal(signal.SIGTERM)
         wait_for(served, "/healthz", 0)
@@ -92,33 +95,36 @@ def test_a_connection_that_was_accepted_is_heard(
         assert connection.recv(4096).startswith(b"HTTP/1.1 503")
 
 
-def test_a_connection_that_waits_to_be_accepted_is_heard(unused_tcp_port: int) -> None:
-    command = [sys.executable, "-c", BUSY, str(unused_tcp_port)]
+def test_a_connection_that_waits_to_be_accepted_is_heard(port: int) -> None:
+    command = [sys.executable, "-c", BUSY, str(port)]
     with subprocess.Popen(
         command, cwd=ROOT, env=environment({}), stdout=subprocess.PIPE
     ) as process:
-        assert process.stdout
-        assert process.stdout.readline() == b"ready\n"
-        stop_while_clients_connect(unused_tcp_port, process, lambda: process.poll() is not None)
+        try:
+            assert read_line(process, "the start of the server") == b"ready\n"
+            stop_while_clients_connect(port, process)
+        finally:
+            process.kill()
 
 
 @pytest.mark.timeout(240)  # each worker starts as slowly as the whole
 def test_several_workers_that_stop_hear_everybody_out(
-    settings: Settings, tmp_path: Path, unused_tcp_port: int
+    settings: Settings, tmp_path: Path, port: int
 ) -> None:
-    with serving(tmp_path, unused_tcp_port, variables(settings), workers=2) as served:
-        process = served.process
-        stop_while_clients_connect(unused_tcp_port, process, lambda: process.poll() is not None)
+    with serving(tmp_path, port, variables(settings), workers=2) as served:
+        stop_while_clients_connect(port, served.process)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_start_that_fails_is_no_success(
-    settings: Settings, unused_tcp_port: int, workers: int
-) -> None:
-    command = ["app", "serve", f"--port={unused_tcp_port}", f"--workers={workers}"]
+def test_a_start_that_fails_is_no_success(settings: Settings, port: int, workers: int) -> None:
+    command = ["app", "serve", f"--port={port}", f"--workers={workers}"]
     broken = variables(settings, embedding_model_path="/nowhere")
     ended = subprocess.run(
-        [sys.executable, "-m", *command], cwd=ROOT, env=environment(broken), capture_output=True
+        [sys.executable, "-m", *command],
+        cwd=ROOT,
+        env=environment(broken),
+        capture_output=True,
+        timeout=100,
     )
     assert b"APP_EMBEDDING_MODEL_PATH" in ended.stderr
     assert ended.returncode not in (0, None)
@@ -126,7 +132,7 @@ def test_a_start_that_fails_is_no_success(
 
 @pytest.mark.timeout(240)
 def test_sighup_replaces_workers_however_slowly_they_start(
-    settings: Settings, tmp_path: Path, unused_tcp_port: int
+    settings: Settings, tmp_path: Path, port: int
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:  # each start waits seconds for its answer
         endpoint = {
@@ -136,20 +142,22 @@ def test_sighup_replaces_workers_however_slowly_they_start(
             "embedding_dim": "3",
         }
         slow = variables(settings, **endpoint)
-        with serving(tmp_path, unused_tcp_port, slow, workers=2) as served:
+        with serving(tmp_path, port, slow, workers=2) as served:
             served.process.send_signal(signal.SIGHUP)
-            while (said := served.log.read_text()).count("Terminated child process") < 2:
+
+            def replaced() -> bool:
+                said = served.log.read_text()
                 assert "aborting the restart" not in said
-                time.sleep(0.1)
+                return said.count("Terminated child process") >= 2
+
+            wait_until(replaced, "the end of both workers that are replaced", 120)
             assert status(served, "/readyz") == 200
 
 
-def stop_while_clients_connect(
-    port: int, process: subprocess.Popen[bytes], stopped: Callable[[], bool]
-) -> None:
+def stop_while_clients_connect(port: int, process: subprocess.Popen[bytes]) -> None:
     """Fails if a connection was made and then broke: its client cannot know what happened."""
     made: list[bytes | Exception] = []
-    done = threading.Event()
+    asked = 0
 
     def ask() -> None:
         try:
@@ -164,13 +172,16 @@ def stop_while_clients_connect(
                 made.append(error)
 
     with ThreadPoolExecutor(64) as clients:
-        asked = 0
-        while not done.wait(EVERY_SECONDS):
+
+        def stopped() -> bool:
+            """Whether the server has stopped; until then, one client more asks each time."""
+            nonlocal asked
             clients.submit(ask)
             asked += 1
             if asked == 25:
                 process.send_signal(signal.SIGTERM)
-            if stopped():
-                done.set()
+            return process.poll() is not None
+
+        wait_until(stopped, "the end of the server", 60)
     assert process.returncode == 0
     assert set(made) == {b"HTTP/1.1"}

@@ -9,8 +9,7 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from math import isnan
@@ -25,13 +24,13 @@ from prometheus_client import REGISTRY
 
 from app.main import create_app
 from shared.settings import Settings
-from shared.testing import PASSWORD, connect
+from shared.testing import PASSWORD, connect, free_port, wait_until
 from tests.operations.collecting import Collector
 from tests.probing import Sample, parsed, sample, scraped
-from tests.serving import ROOT, environment, serving
+from tests.serving import ROOT, environment, read_line, serving, stop
 
 SECRET = "correct-horse-battery"
-WITHIN_SECONDS = 20.0
+WITHIN_SECONDS = 30.0
 OBSERVABILITY = ROOT / "app" / "observability"
 SUFFIXES = ("", "_total", "_bucket", "_count", "_sum")
 PROGRAM = f"""
@@ -104,8 +103,7 @@ def probed(collector: Collector, settings: Settings, tmp_path: Path) -> Iterator
             stderr=stderr,
         )
     try:
-        assert process.stdout
-        port = process.stdout.readline().decode().strip()
+        port = read_line(process, "the port of the server").decode().strip()
         assert port, log.read_text()
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
             body = {"email": "ada@example.com", "password": PASSWORD}
@@ -115,19 +113,10 @@ def probed(collector: Collector, settings: Settings, tmp_path: Path) -> Iterator
             client.headers["Authorization"] = f"Bearer {token}"
             yield Probed(client, user_id, log)
     finally:
-        process.terminate()
-        process.wait(30)
+        stop(process)
 
 
-def eventually(look: Callable[[], list[Any]], within: float = WITHIN_SECONDS) -> list[Any]:
-    """What `look` finds, once it finds anything."""
-    deadline = time.monotonic() + within
-    while not (found := look()):
-        assert time.monotonic() < deadline, "nothing arrived"
-        time.sleep(0.05)
-    return found
-
-
+@pytest.mark.verify
 def test_one_request_id_joins_answer_log_event_and_trace(
     collector: Collector, probed: Probed
 ) -> None:
@@ -139,7 +128,7 @@ def test_one_request_id_joins_answer_log_event_and_trace(
         events = collector.events()
         return [e for e in events if e.get("tags", {}).get("request_id") == request_id]
 
-    (event,) = eventually(event_of_the_request)
+    (event,) = wait_until(event_of_the_request, "the event of the request", WITHIN_SECONDS)
     (error,) = event["exception"]["values"]
     assert (error["type"], error["value"]) == ("RuntimeError", "a bug in a route")
     assert error["stacktrace"]["frames"][-1]["function"] == "fail"
@@ -147,12 +136,13 @@ def test_one_request_id_joins_answer_log_event_and_trace(
     assert (event["environment"], event["release"]) == ("test", "tessera@0.1.0")
     assert SECRET not in json.dumps(collector.events())
 
-    span = eventually(lambda: spans_with(collector, "request.id", request_id))[0]
+    span = span_of(collector, request_id)
     lines = probed.lines(request_id)
     assert [line["event"] for line in lines] == ["unhandled_error", "request"]
     assert {line["trace_id"] for line in lines} == {span.trace_id.hex()}
 
 
+@pytest.mark.verify
 def test_an_error_of_a_background_task_is_sent_and_what_clients_do_wrong_is_not(
     collector: Collector, probed: Probed
 ) -> None:
@@ -161,43 +151,57 @@ def test_an_error_of_a_background_task_is_sent_and_what_clients_do_wrong_is_not(
         assert 400 <= client.request(method, path).status_code < 500
     assert client.get("/users").status_code == 403
     assert client.get("/items", headers={"Authorization": "Bearer x"}).status_code == 401
-    eventually(collector.events)
+    wait_until(collector.events, "the event of the task", WITHIN_SECONDS)
     assert client.post("/probe", json={}).status_code == 500
-    events = eventually(lambda: found if len(found := collector.events()) > 1 else [])
+    wait_until(lambda: len(collector.events()) > 1, "the event of the request", WITHIN_SECONDS)
+    events = collector.events()
     values = [event["exception"]["values"][-1]["value"] for event in events]
     assert sorted(values) == ["a bug in a route", "a bug in a task"]
 
 
+@pytest.mark.verify
 def test_queries_are_parts_of_the_trace_and_probes_are_none(
     collector: Collector, probed: Probed
 ) -> None:
     assert probed.client.get("/readyz").status_code == 200
     answer = probed.client.get("/items")
     request_id = answer.headers["x-request-id"]
-    (span,) = eventually(lambda: spans_with(collector, "request.id", request_id))
+    span = span_of(collector, request_id)
     assert span.name == "GET /items"
 
     def queries() -> list[Span]:
         inside = [s for s in collector.spans() if s.parent_span_id == span.span_id]
         return [s for s in inside if s.name.startswith("SELECT")]
 
-    assert {s.trace_id for s in eventually(queries)} == {span.trace_id}
+    found = wait_until(queries, "the span of a query", WITHIN_SECONDS)
+    assert {s.trace_id for s in found} == {span.trace_id}
     assert not [s for s in collector.spans() if "readyz" in s.name]
 
 
+@pytest.mark.verify
 def test_calls_of_other_services_are_traced(collector: Collector, probed: Probed) -> None:
     """The start tries the model, which is at the collector's address."""
     assert probed.client.get("/healthz").status_code == 200
-    eventually(lambda: [span for span in collector.spans() if span.name == "POST"])
+    wait_until(
+        lambda: [span for span in collector.spans() if span.name == "POST"],
+        "the span of a request to the model",
+        WITHIN_SECONDS,
+    )
 
 
-def spans_with(collector: Collector, name: str, value: str) -> list[Span]:
-    return [
-        span
-        for span in collector.spans()
-        for attribute in span.attributes
-        if (attribute.key, attribute.value.string_value) == (name, value)
-    ]
+def span_of(collector: Collector, request_id: str) -> Span:
+    """The one span that has this request id; it comes after the answer."""
+
+    def found() -> list[Span]:
+        return [
+            span
+            for span in collector.spans()
+            for attribute in span.attributes
+            if (attribute.key, attribute.value.string_value) == ("request.id", request_id)
+        ]
+
+    [span] = wait_until(found, "the span of the request", WITHIN_SECONDS)
+    return span
 
 
 async def numbers(client: AsyncClient) -> dict[Sample, float]:
@@ -261,41 +265,41 @@ async def test_a_database_that_is_gone_fails_no_scrape(settings: Settings) -> No
 
 
 @pytest.mark.timeout(240)
-def test_each_of_several_workers_answers_for_all(
-    settings: Settings, tmp_path: Path, unused_tcp_port: int
-) -> None:
+@pytest.mark.verify
+def test_each_of_several_workers_answers_for_all(settings: Settings, tmp_path: Path) -> None:
     wanted = {
         "env": "test",
         "database_url": settings.database_url or "",
         "secret_key": settings.secret(),
     }
     lost = sample("http_request_duration_seconds_count", method="GET", route="none", status="404")
-    with serving(tmp_path, unused_tcp_port, wanted, workers=2) as served:
+    with serving(tmp_path, free_port(), wanted, workers=2) as served:
         metrics = f"{served.address}/metrics"
 
         def pids() -> set[str]:
             labels = [dict(labels) for name, labels in scraped(metrics)]
             return {found["pid"] for found in labels if found.get("pool") == "write"}
 
-        eventually(lambda: [True] if len(pids()) == 2 else [])
+        wait_until(lambda: len(pids()) == 2, "the numbers of both workers", 60)
         for _ in range(20):
             httpx.get(f"{served.address}/nowhere", timeout=30)
+        wait_until(lambda: scraped(metrics).get(lost) == 20, "the count of the last request")
         assert {scraped(metrics)[lost] for _ in range(10)} == {20}
 
         killed = pids().pop()
         os.kill(int(killed), signal.SIGKILL)
-        eventually(lambda: [] if killed in pids() else [True])
+        wait_until(lambda: killed not in pids(), "numbers without the killed worker", 60)
         assert scraped(metrics)[lost] == 20
 
 
-def test_a_worker_without_http_has_metrics(
-    settings: Settings, tmp_path: Path, unused_tcp_port: int
-) -> None:
+@pytest.mark.verify
+def test_a_worker_without_http_has_metrics(settings: Settings, tmp_path: Path) -> None:
+    port = free_port()
     wanted = {
         "env": "test",
         "database_url": settings.database_url or "",
         "secret_key": settings.secret(),
-        "metrics_port": str(unused_tcp_port),
+        "metrics_port": str(port),
     }
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
@@ -303,14 +307,13 @@ def test_a_worker_without_http_has_metrics(
         )
     try:
         rows = sample("tessera_task_batch_seconds_count", task="search_embeddings")
-        url = f"http://127.0.0.1:{unused_tcp_port}/metrics"
+        url = f"http://127.0.0.1:{port}/metrics"
 
         def worked() -> list[float]:
             with suppress(httpx.TransportError):
                 return [count for name, count in scraped(url).items() if name == rows]
             return []
 
-        assert eventually(worked, within=60)
+        assert wait_until(worked, "the count of a batch", 60)
     finally:
-        process.terminate()
-        process.wait(30)
+        stop(process)

@@ -11,6 +11,8 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
+from shared.testing import within
+
 DIMENSION = 16
 
 
@@ -60,4 +62,5 @@ async def running_endpoint() -> AsyncIterator[Endpoint]:
         yield endpoint
     finally:
         server.should_exit = True
-        await serving
+        async with within(30, "the end of the endpoint"):
+            await serving

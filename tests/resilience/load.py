@@ -5,14 +5,14 @@ import json
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import asyncpg
 import httpx
 
-from shared.testing import PASSWORD
+from shared.testing import PASSWORD, eventually, within
 
 CLIENTS = 6
 ROWS_OF_IMPORT = 5
@@ -29,17 +29,6 @@ LEFT JOIN search_embeddings AS embedding
 LEFT JOIN search_queue AS queued ON queued.item_id = item.id
 WHERE users.email = $1
 """
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Returns when other tasks or processes have made it true.
-
-    Raises:
-        TimeoutError: they have not within a minute.
-    """
-    async with asyncio.timeout(WITHIN_SECONDS):
-        while not condition():  # noqa: ASYNC110  # nobody there to set an event
-            await asyncio.sleep(0.01)
 
 
 @dataclass
@@ -81,12 +70,18 @@ class Load:
     async def goes_on(self, writes: int = 30) -> None:
         """Returns when so many further writes have been acknowledged."""
         goal = len(self.acknowledged) + writes
-        await until(lambda: len(self.acknowledged) >= goal)
+        await eventually(
+            lambda: len(self.acknowledged) >= goal,
+            f"{writes} further acknowledged writes",
+            WITHIN_SECONDS,
+        )
 
     async def fails(self) -> None:
         """Returns when the clients have begun to feel the fault."""
         before = self.failed
-        await until(lambda: self.failed > before)
+        await eventually(
+            lambda: self.failed > before, "a request that fails by the fault", WITHIN_SECONDS
+        )
 
     async def run(self, number: int) -> None:
         """One client: it writes, searches, and sends again, by the same key, what failed."""
@@ -174,7 +169,8 @@ async def under_load(*addresses: str, clients: int = CLIENTS) -> AsyncIterator[L
         load.seconds = time.monotonic() - load.started
         for task in running:
             task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        async with within(CLIENT_TIMEOUT_SECONDS, "the end of each client"):
+            await asyncio.gather(*running, return_exceptions=True)
 
 
 async def audit(load: Load, database_url: str) -> None:
@@ -193,12 +189,15 @@ async def audit(load: Load, database_url: str) -> None:
 
 async def _once_indexed(email: str, database_url: str) -> list[asyncpg.Record]:
     connection = await asyncpg.connect(database_url)
+    rows: list[asyncpg.Record] = []
+
+    async def all_indexed() -> bool:
+        nonlocal rows
+        rows = await connection.fetch(STORED, email)
+        return all(row["indexed"] for row in rows)
+
     try:
-        async with asyncio.timeout(WITHIN_SECONDS):
-            while True:
-                rows = await connection.fetch(STORED, email)
-                if all(row["indexed"] for row in rows):
-                    return rows
-                await asyncio.sleep(0.1)
+        await eventually(all_indexed, "an index of every item", WITHIN_SECONDS)
     finally:
         await connection.close()
+    return rows

@@ -15,12 +15,16 @@ import asyncpg
 import httpx
 import pytest
 
-from shared.testing import LONG
+from shared.testing import LONG, eventually, within
 from tests.resilience.conftest import Report, Stack
 from tests.resilience.load import CLIENT_TIMEOUT_SECONDS, Load, audit, under_load
-from tests.serving import Served
+from tests.serving import Served, kill
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="session"),
+    pytest.mark.timeout(300),
+    pytest.mark.verify,
+]
 SOCKETS = 200
 CONCURRENCY = 16  # more at once get no more done, on two cores
 OVERLOAD = 3
@@ -37,7 +41,7 @@ async def test_half_open_and_slow_connections_do_not_stop_the_others(
     stack: Stack, report: Report
 ) -> None:
     address = ("127.0.0.1", int(stack.address.rsplit(":", 1)[1]))
-    held = [socket.create_connection(address) for _ in range(SOCKETS)]
+    held = [socket.create_connection(address, timeout=30) for _ in range(SOCKETS)]
     try:
         async with under_load(stack.address) as load:
             for number, connection in enumerate(held[: SOCKETS // 2]):
@@ -85,7 +89,7 @@ async def _abort_import(address: str, load: Load, marker: str) -> None:
         raise Aborted
 
     headers = load.headers | {"Content-Type": "application/jsonl"}
-    async with httpx.AsyncClient(base_url=address, headers=headers) as client:
+    async with httpx.AsyncClient(base_url=address, headers=headers, timeout=30) as client:
         with pytest.raises(Aborted):
             await client.post("/items/import", content=rows())
 
@@ -98,7 +102,7 @@ async def test_a_body_of_a_gigabyte_is_refused_and_never_held(stack: Stack, repo
     before = _peak_memory(stack.apis[0])
     async with under_load(stack.address) as load:
         headers = load.headers | {"Content-Type": "application/json"}
-        async with httpx.AsyncClient(base_url=stack.address, headers=headers) as client:
+        async with httpx.AsyncClient(base_url=stack.address, headers=headers, timeout=30) as client:
             with suppress(httpx.WriteError):  # closed on us while we were still sending
                 answer = await client.post("/items", content=gigabyte())
                 assert answer.status_code == 413
@@ -128,13 +132,10 @@ async def test_overload_is_shed_and_recovered_from(stack: Stack, report: Report)
         served = len(load.acknowledged)
         load.heal()
         wire = Wire(load)
-        async with asyncio.timeout(RECOVERY_SECONDS):
-            while not await wire.write():  # noqa: ASYNC110  # another process
-                await asyncio.sleep(0.1)
+        await eventually(wire.write, "a write after the overload", RECOVERY_SECONDS)
         load.recovery = time.monotonic() - load.healed
     finally:
-        api.process.kill()
-        api.process.wait()
+        kill(api)
     await audit(load, stack.database_url)
     assert load.answers.keys() == {201, 503}, load.answers
     assert all(retry_after)
@@ -169,7 +170,7 @@ class Wire:
         """Whether one write was acknowledged; if not, it is not sent again."""
         title, started = secrets.token_hex(8), time.monotonic()
         self.load.attempted.append((title,))
-        async with asyncio.timeout(CLIENT_TIMEOUT_SECONDS):
+        async with within(CLIENT_TIMEOUT_SECONDS, "the answer to a write"):
             head = await self._post(f'{{"title": "{title}", "price": 5}}', title)
         status = int(head.split(b" ", 2)[1])
         self.load.answers[status] += 1

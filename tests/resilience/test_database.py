@@ -12,12 +12,17 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from shared.testing import LONG
+from shared.testing import LONG, within
 from tests.resilience.conftest import Report, Stack
 from tests.resilience.load import audit, under_load
 from tests.resilience.servers import Proxy
+from tests.serving import kill
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="session"),
+    pytest.mark.timeout(300),
+    pytest.mark.verify,
+]
 FROZEN_SECONDS = 10.0 if LONG else 3.0
 
 
@@ -38,7 +43,7 @@ async def test_a_postgresql_that_was_frozen_is_used_again(stack: Stack, report: 
     async with under_load(stack.address) as load:
         stack.postgres.signal(signal.SIGSTOP)
         try:
-            await asyncio.sleep(FROZEN_SECONDS)
+            await asyncio.sleep(FROZEN_SECONDS)  # the fault itself lasts so long
         finally:
             stack.postgres.signal(signal.SIGCONT)
         load.heal()
@@ -56,8 +61,7 @@ async def test_an_api_ends_although_postgresql_is_frozen(stack: Stack) -> None:
             await asyncio.to_thread(api.stop)  # within 30 s
         finally:
             stack.postgres.signal(signal.SIGCONT)
-            api.process.kill()
-            api.process.wait()
+            kill(api)
 
 
 async def test_a_postgresql_that_vanishes_without_a_word_is_given_up(
@@ -75,8 +79,7 @@ async def test_a_postgresql_that_vanishes_without_a_word_is_given_up(
             await load.fails()
             await load.goes_on()
     finally:
-        api.process.kill()
-        api.process.wait()
+        kill(api)
         way.hang_up()
         listener.close()
     await audit(load, stack.database_url)
@@ -95,7 +98,8 @@ async def test_postgresql_without_a_free_connection_is_an_outage_that_ends(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                     " WHERE application_name = 'tessera'"
                 )
-                await _take_all(stack.database_url, taken)
+                async with within(30, "a PostgreSQL without a free connection"):
+                    await _take_all(stack.database_url, taken)
             await load.fails()
         finally:
             for connection in taken:
@@ -158,7 +162,7 @@ def small_disk(stack: Stack) -> Iterator[Path]:
     disk = stack.postgres.folder / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)]
-    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode:
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, timeout=30).returncode:
         pytest.skip("a small disk can be mounted by root alone")
     try:
         folder = disk / "tablespace"
@@ -166,4 +170,4 @@ def small_disk(stack: Stack) -> Iterator[Path]:
         shutil.chown(folder, Path(f"/proc/{stack.postgres.processes()[0]}").stat().st_uid)
         yield folder
     finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+        subprocess.run(["umount", "--lazy", str(disk)], check=True, timeout=30)

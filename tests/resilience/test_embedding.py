@@ -2,10 +2,15 @@
 
 import pytest
 
+from shared.testing import eventually
 from tests.resilience.conftest import Report, Stack
-from tests.resilience.load import audit, under_load, until
+from tests.resilience.load import WITHIN_SECONDS, audit, under_load
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="session"),
+    pytest.mark.timeout(300),
+    pytest.mark.verify,
+]
 
 
 @pytest.mark.parametrize("fault", ["slow", "429", "500", "dimension", "truncated", "hang"])
@@ -17,7 +22,9 @@ async def test_a_failing_embedding_endpoint_degrades_search_and_nothing_else(
         try:
             await load.goes_on()
             if fault != "slow":
-                await until(lambda: load.degraded > 0)
+                await eventually(
+                    lambda: load.degraded > 0, "a search without the model", WITHIN_SECONDS
+                )
         finally:
             stack.endpoint.fault = None
         load.heal()

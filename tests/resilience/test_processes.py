@@ -7,12 +7,16 @@ import sys
 import pytest
 from redis.asyncio import Redis
 
-from shared.testing import LONG
+from shared.testing import LONG, eventually, within
 from tests.resilience.conftest import Report, Stack
-from tests.resilience.load import audit, under_load, until
-from tests.serving import ROOT, environment
+from tests.resilience.load import WITHIN_SECONDS, audit, under_load
+from tests.serving import ROOT, environment, kill
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="session"),
+    pytest.mark.timeout(300),
+    pytest.mark.verify,
+]
 KILLS = 10 if LONG else 2
 FROZEN_SECONDS = 10.0 if LONG else 2.0
 
@@ -24,16 +28,14 @@ async def test_two_of_three_killed_replicas_lose_no_acknowledged_write(
     try:
         async with under_load(*(api.address for api in (*stack.apis, *others))) as load:
             for killed in (stack.apis[0], others[0]):
-                killed.process.kill()
-                killed.process.wait()
+                kill(killed)
             await load.goes_on()  # what is left carries the load
             stack.apis[0] = await stack.start_api(int(stack.address.rsplit(":", 1)[1]))
             load.heal()
             await load.goes_on()
     finally:
         for api in others:
-            api.process.kill()
-            api.process.wait()
+            kill(api)
     await audit(load, stack.database_url)
     report("API: two of three replicas killed", load)
 
@@ -61,10 +63,17 @@ async def _killed_in_mid_batch(stack: Stack) -> None:
         sys.executable, "-m", "app", "worker", cwd=ROOT, env=environment(settings)
     )
     try:
-        await until(lambda: f"Bearer {key}" in stack.endpoint.callers)
+
+        def at_work() -> bool:
+            assert worker.returncode is None, f"the worker ended with {worker.returncode}"
+            return f"Bearer {key}" in stack.endpoint.callers
+
+        await eventually(at_work, "a batch of the worker", WITHIN_SECONDS)
     finally:
-        worker.kill()
-        await worker.wait()
+        if worker.returncode is None:
+            worker.kill()
+        async with within(30, "the end of the killed worker"):
+            await worker.wait()
 
 
 @pytest.mark.parametrize("fault", ["killed", "frozen", "flushed"])
@@ -78,7 +87,7 @@ async def test_redis_is_not_missed(stack: Stack, report: Report, fault: str) -> 
             case "frozen":
                 stack.redis.freeze()
                 try:
-                    await asyncio.sleep(FROZEN_SECONDS)
+                    await asyncio.sleep(FROZEN_SECONDS)  # the fault itself lasts so long
                     await load.goes_on()
                 finally:
                     stack.redis.thaw()

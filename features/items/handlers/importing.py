@@ -8,6 +8,7 @@ from sqlalchemy import text
 
 from features.items.formats import Accepted, Rejected
 from features.items.schemas import ImportReport, RowError
+from shared.locks import advisory_lock
 from shared.tables import new_id
 from shared.writing import Writing
 
@@ -23,7 +24,7 @@ CREATE TEMPORARY TABLE staged_items (
 ) ON COMMIT DROP
 """)
 ANALYZE = text("ANALYZE staged_items")
-LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended('import ' || :owner_id, 0))")
+LOCK = text("SELECT pg_advisory_xact_lock(CAST(:key AS bigint))")
 
 # Each row is compared with what it replaces: an earlier row of the same file with the same
 # external_id, else the item in the table. So the counts are those of applying row by row.
@@ -88,7 +89,7 @@ async def import_items(
     report = await _stage(session, batches)
     await session.execute(ANALYZE)
     # Two that change the same items in different orders would wait for each other.
-    await session.execute(LOCK, {"owner_id": str(owner_id)})
+    await session.execute(LOCK, {"key": advisory_lock("items.import", owner_id)})
     [counts] = await session.fetch(DRY_RUN if dry_run else MERGE, {"owner_id": owner_id})
     return report.model_copy(update=dict(counts))
 

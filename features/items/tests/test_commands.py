@@ -5,18 +5,17 @@ import gzip
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from app.cli import cli
-from shared.testing import SignUp
+from shared.testing import SignUp, run_command
 
 ROOT = Path(__file__).parents[3]
 ROWS = [
@@ -26,12 +25,9 @@ ROWS = [
 
 
 @pytest.fixture
-def run(database_url: str) -> Iterator[Callable[..., Result]]:
+def run(database_url: str) -> Callable[..., Result]:
     """Runs `python -m app` with these arguments, in this process."""
-    environment = {"APP_DATABASE_URL": database_url, "APP_ENV": "test"}
-    handler = signal.getsignal(signal.SIGTERM)
-    yield lambda *arguments: CliRunner().invoke(cli, list(map(str, arguments)), env=environment)
-    signal.signal(signal.SIGTERM, handler)
+    return partial(run_command, APP_DATABASE_URL=database_url)
 
 
 @pytest.fixture
@@ -145,6 +141,7 @@ def test_the_command_runs_as_a_process(database_url: str, ada: str, tmp_path: Pa
         env={**os.environ, "APP_DATABASE_URL": database_url, "APP_ENV": "test"},
         capture_output=True,
         text=True,
+        timeout=60,
     )
     assert done.stdout == "2 created, 0 updated, 0 unchanged, 0 rejected\n", done.stderr
     assert done.returncode == 0

@@ -14,6 +14,7 @@ from features.items.handlers import export_items
 from features.items.schemas import ItemPublic
 from shared.database import database_of
 from shared.sessions import snapshot
+from shared.testing import within
 
 ODD_ITEMS: list[dict[str, Any]] = [
     {"title": "Mug", "price": 19.99, "description": "Blue", "external_id": "M-1"},
@@ -134,12 +135,14 @@ async def test_exports_that_nobody_reads_leave_connections_to_others(
 ) -> None:
     begun, gate = asyncio.Semaphore(0), asyncio.Event()
     reading = [asyncio.create_task(read_later(app, client, begun, gate)) for _ in range(10)]
-    for _ in range(10):
-        await begun.acquire()
+    async with within(30, "the first byte of each export"):
+        for _ in range(10):
+            await begun.acquire()
     for _ in range(3):
         assert (await other.get("/items")).status_code == 200
     gate.set()
-    statuses = await asyncio.gather(*reading)
+    async with within(30, "the end of each export"):
+        statuses = await asyncio.gather(*reading)
     assert sorted(statuses) == [200] * 5 + [503] * 5
     assert await export(client) == b""
 

@@ -3,11 +3,14 @@
 import asyncio
 
 import asyncpg
+import pytest
 from fastapi import FastAPI
 from httpx import AsyncClient, Response
 
 from shared.idempotency import forget_expired_keys
+from shared.settings import Settings
 from shared.tasks import drain
+from shared.testing import eventually, within
 
 KEY = {"Idempotency-Key": "8e03978e-40d5-43e8-bc93-6894a57f9324"}
 MANY_MORE = """
@@ -15,7 +18,14 @@ INSERT INTO idempotency_keys (user_id, key, fingerprint, status, headers, body, 
 SELECT user_id, key || number, fingerprint, status, headers, body, expires_at
 FROM idempotency_keys, generate_series(1, 2500) AS number
 """
+WAITING = "SELECT FROM pg_locks WHERE NOT granted AND relation = 'items'::regclass"
 MUG = {"title": "Enamel mug", "price": 12.5}
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """With time for the locks that a test makes requests wait for."""
+    return settings.model_copy(update={"database_lock_timeout": 30.0})
 
 
 async def create(client: AsyncClient, key: dict[str, str] = KEY, **changes: object) -> Response:
@@ -111,21 +121,21 @@ async def test_a_request_under_way_is_not_done_again(
     async with holder.transaction():
         await holder.execute("LOCK TABLE items IN SHARE MODE")  # nobody can insert
         first = asyncio.create_task(create(client))
-        await until_somebody_waits(observer)
+
+        async def first_waits() -> bool:
+            assert not first.done(), f"it was answered {first.result().status_code} at once"
+            return bool(await observer.fetch(WAITING))
+
+        await eventually(first_waits, "a request that waits to insert", 30)
         second = await create(client)
         assert second.status_code == 409
         assert "still being worked on" in second.json()["detail"]
-    assert (await first).status_code == 201
+    async with within(30, "the answer of the first request"):
+        assert (await first).status_code == 201
     assert (await create(client)).headers["idempotency-replayed"] == "true"
     assert await count(client) == 1
     await holder.close()
     await observer.close()
-
-
-async def until_somebody_waits(observer: "asyncpg.Connection[asyncpg.Record]") -> None:
-    waiting = "SELECT FROM pg_locks WHERE NOT granted AND relation = 'items'::regclass"
-    while not await observer.fetch(waiting):  # noqa: ASYNC110  # PostgreSQL sends no event
-        await asyncio.sleep(0.01)
 
 
 async def test_ten_at_once_are_done_once(client: AsyncClient) -> None:

@@ -17,6 +17,7 @@ from httpx import AsyncClient, Response
 from features.items import formats
 from features.items.formats import MAX_RECORD_BYTES, Accepted, Format, Rejected, gunzip, parse
 from shared import bounds
+from shared.testing import within
 
 JSONL = "application/jsonl"
 CSV = "text/csv"
@@ -456,16 +457,18 @@ async def test_imports_that_stand_still_leave_connections_to_others(
         await gate.wait()
 
     importing = [asyncio.create_task(send(client, held())) for _ in range(10)]
-    for _ in range(5):
-        await begun.acquire()
+    async with within(30, "the start of five imports"):
+        for _ in range(5):
+            await begun.acquire()
     for key in range(3):
         assert (await other.post("/items", json=row(key))).status_code == 201
     assert (await other.get("/readyz")).status_code == 200
-    for answer in islice(asyncio.as_completed(importing), 5):
+    for answer in islice(asyncio.as_completed(importing, timeout=30), 5):
         refused = await answer
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
     gate.set()
-    answers = await asyncio.gather(*importing)
+    async with within(30, "the answer of each import"):
+        answers = await asyncio.gather(*importing)
     assert sorted(answer.status_code for answer in answers) == [200] * 5 + [503] * 5
     assert await report(send(client, json_lines(row(1)))) == NOTHING | {"unchanged": 1}
 

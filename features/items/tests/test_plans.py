@@ -12,7 +12,7 @@ from sqlalchemy import Select
 from features.items.handlers.listing import ITEMS
 from features.items.handlers.single import ONE
 from features.items.schemas import ItemSort
-from shared.pagination import count_statement, page_statement
+from shared.pagination import LAST_ID, LAST_VALUE, ROWS, SKIP, count_statement, page_statement
 from shared.reading import compiled
 
 OWNERS = 20
@@ -45,7 +45,7 @@ async def plan(
     """The nodes of the plan that PostgreSQL chooses, as it was executed."""
     row = await connection.fetchrow("SELECT id, owner_id FROM items LIMIT 1")
     assert row
-    known = {"id": row["id"], "owner_id": row["owner_id"], "skip": 0, "rows": 21} | values
+    known = {"id": row["id"], "owner_id": row["owner_id"], SKIP: 0, ROWS: 21} | values
     sql, arguments = compiled(statement, known)
     explain = f"EXPLAIN (ANALYZE, FORMAT JSON) {sql}"
     return list(_nodes(json.loads(await connection.fetchval(explain, *arguments))[0]["Plan"]))
@@ -70,7 +70,7 @@ async def test_a_page_reads_its_rows_from_the_index_of_its_order(
 ) -> None:
     for sort in ItemSort:
         statement = page_statement(ITEMS, frozenset(), sort, resumed=resumed)
-        place = {"last_value": middle(sort), "last_id": str(UUID(int=0))}
+        place = {LAST_VALUE: middle(sort), LAST_ID: str(UUID(int=0))}
         nodes = await plan(connection, statement, **place)
         (scan,) = [node for node in nodes if "Scan" in node["Node Type"]]
         assert scan["Index Name"] == f"ix_items_owner_id_{sort.column}", sort

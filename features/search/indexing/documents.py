@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from shared.database import Database
 from shared.errors import Unavailable
+from shared.locks import advisory_lock
 
 BATCH = 500
 WAIT_ATTEMPTS, WAIT_SECONDS = 1_200, 0.1
@@ -16,7 +17,7 @@ FIRST_ID = UUID(int=0)
 LOCK_NOT_AVAILABLE = "55P03"
 
 # One change of the language or of the models at a time.
-LOCK = text("SELECT pg_advisory_xact_lock(7265003)")
+LOCK = text(f"SELECT pg_advisory_xact_lock({advisory_lock('search.models')})")
 NO_TIMEOUTS = text(
     "SELECT set_config('statement_timeout', '0', true), set_config('lock_timeout', '0', true)"
 )
@@ -45,7 +46,7 @@ INDEX_MISSING = text(
 
 LANGUAGE = text("SELECT obj_description('search'::regconfig::oid, 'pg_ts_config')")
 SET_LANGUAGE = text("SELECT search_set_language(CAST(:language AS regconfig), :complete)")
-FOLDED = text("SELECT pg_advisory_xact_lock(7265002)")
+FOLDED = text(f"SELECT pg_advisory_xact_lock({advisory_lock('search.statistics')})")
 FORGET_WORDS = text("DELETE FROM search_words")
 
 

@@ -8,12 +8,13 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from shared.database import Database
+from shared.locks import advisory_lock
 
 BATCH = 1_000
 REWEIGHED = 500
 
 # One at a time: two that add up the same terms in another order would deadlock.
-LOCK = text("SELECT pg_try_advisory_xact_lock(7265002)")
+LOCK = text(f"SELECT pg_try_advisory_xact_lock({advisory_lock('search.statistics')})")
 
 FOLD = text("""
 WITH batch AS (

@@ -13,6 +13,8 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
+from shared.testing import within
+
 
 @dataclass
 class Endpoint:
@@ -73,10 +75,14 @@ async def running_endpoint() -> AsyncIterator[Endpoint]:
     endpoint = Endpoint()
     app = FastAPI()
     app.add_api_route("/v1/embeddings", endpoint.answer, methods=["POST"], response_model=None)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
+    config = uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=5)
+    server = uvicorn.Server(config)
     listener = socket.create_server(("127.0.0.1", 0))  # takes connections before it is served
     serving = asyncio.create_task(server.serve([listener]))
     endpoint.url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-    yield endpoint
-    server.should_exit = True
-    await serving
+    try:
+        yield endpoint
+    finally:
+        server.should_exit = True
+        async with within(30, "the end of the endpoint"):
+            await serving

@@ -6,7 +6,6 @@ Twice each, or ten times each with `make verify args=long`.
 import asyncio
 import os
 import random
-import socket
 import sys
 
 import pytest
@@ -17,8 +16,9 @@ from features.search.tests.conftest import Index
 from features.search.tests.endpoint import Endpoint
 from features.search.tests.test_indexing import CONSISTENT, Database, add, database
 from features.search.tests.test_models import endpoint, timeouts
-from features.search.tests.test_reindexing import until
-from shared.testing import LONG
+from shared.testing import LONG, eventually, free_port, within
+
+pytestmark = pytest.mark.verify
 
 __all__ = ["database", "endpoint", "timeouts"]
 
@@ -31,7 +31,7 @@ FROM (SELECT owner_id FROM items LIMIT 1) AS items, generate_series(1, 320) AS n
 """
 CHANGE = "UPDATE items SET title = title || ' again' WHERE random() < 0.2"
 NO_TRANSACTION = """
-NOT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()
+SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()
 AND pid <> pg_backend_pid() AND xact_start IS NOT NULL)
 """
 
@@ -52,7 +52,9 @@ async def test_killed_processes_leave_every_item_indexed_once(
         await database.execute(MORE)
         await database.execute(CHANGE)
         await kill_in_mid_indexing(endpoint, command, database_url)
-        await until(database, NO_TRANSACTION)
+        await eventually(
+            lambda: database.fetchval(NO_TRANSACTION), "the end of the process's transactions", 60
+        )
         assert await database.fetchval("SELECT count(*) FROM search_queue") > 0
     await index()
     assert await database.fetchval(CONSISTENT)
@@ -77,23 +79,28 @@ async def kill_in_mid_indexing(endpoint: Endpoint, command: str, database_url: s
     endpoint.meanwhile = answer_some
     process = await start(command, database_url)
     try:
-        await begun.wait()
-        await asyncio.sleep(random.uniform(0, 0.2))
+
+        def at_work() -> bool:
+            assert process.returncode is None, f"`{command}` ended with {process.returncode}"
+            return begun.is_set()
+
+        await eventually(at_work, f"a batch of `{command}`", 60)
+        await asyncio.sleep(random.uniform(0, 0.2))  # any moment of its work is as good
     finally:
         endpoint.meanwhile = None
-        process.kill()
-        await process.wait()
+        if process.returncode is None:
+            process.kill()
+        async with within(30, "the end of the killed process"):
+            await process.wait()
         killed.set()
 
 
 async def start(command: str, database_url: str) -> asyncio.subprocess.Process:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = str(probe.getsockname()[1])
     settings = {
         "APP_ENV": "test",
         "APP_DATABASE_URL": database_url,
         "APP_LOG_LEVEL": "error",
-        "PORT": port,
+        "PORT": str(free_port()),
     }
     return await asyncio.create_subprocess_exec(
         sys.executable, "-m", "app", command, env=os.environ | settings

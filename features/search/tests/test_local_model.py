@@ -8,6 +8,7 @@ import pytest
 
 from features.search.embedding import EmbeddingUnavailable, local
 from features.search.embedding.local import LocalEmbedder
+from shared.testing import within
 
 
 async def test_a_batch_under_way_ends_soon_after_the_model_is_closed(
@@ -20,15 +21,16 @@ async def test_a_batch_under_way_ends_soon_after_the_model_is_closed(
         nonlocal runs
         runs += 1
         begun.set()
-        go_on.wait()
+        assert go_on.wait(60), "the model was not closed within 60 s"
         return forward(*inputs)
 
     monkeypatch.setattr(local, "_forward", counted)
     embedder = LocalEmbedder(None, threads=1)
     batch = asyncio.create_task(embedder.embed_documents(["a long text " * 100] * 20))
-    await asyncio.to_thread(begun.wait)
+    assert await asyncio.to_thread(begun.wait, 30), "no text was embedded within 30 s"
     await embedder.close()
     go_on.set()
     with pytest.raises(EmbeddingUnavailable):
-        await batch
+        async with within(60, "the end of the batch"):
+            await batch
     assert runs == 1

@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 from fastapi import FastAPI
 from httpx import AsyncClient
-from sqlalchemy import event
+from sqlalchemy import TextClause, event
 from typer.testing import CliRunner
 
 from features.search.commands import commands
@@ -24,6 +24,8 @@ from features.search.tests.test_search import find, titles
 from shared.cache import open_cache
 from shared.database import database_of
 from shared.errors import Unavailable
+from shared.testing import eventually, within
+from shared.testing.queries import recorded_queries
 
 __all__ = ["database", "endpoint", "quick_retries", "timeouts"]
 
@@ -56,10 +58,17 @@ async def embed_locally(app: FastAPI) -> None:
     await local.close()
 
 
-async def until(database: Database, condition: str) -> None:
-    async with asyncio.timeout(60):
-        while not await database.fetchval(f"SELECT {condition}"):  # noqa: ASYNC110  # another's doing
-            await asyncio.sleep(0.02)
+async def sent_again(
+    statement: TextClause, sent: list[str], reindexing: asyncio.Task[None]
+) -> None:
+    """Returns once the reindex has sent the statement twice: the first time it was in vain."""
+    start, *_ = str(statement).partition(":")
+
+    def twice() -> bool:
+        assert not reindexing.done(), "the reindex did not wait for the writer"
+        return sum(each.startswith(start) for each in sent) >= 2
+
+    await eventually(twice, f"a second {start!r}", 30)
 
 
 async def test_a_new_model_takes_over_without_a_gap(
@@ -97,9 +106,15 @@ async def test_a_new_model_takes_over_without_a_gap(
 
     before = engine_of(app).active
     going_on = asyncio.create_task(go_on())
-    await until(database, "count(*) = 1 FROM search_models")  # all was switched but this writer
+
+    async def switched() -> bool:
+        assert not going_on.done(), "the reindex did not wait for the writer"
+        return bool(await database.fetchval("SELECT count(*) = 1 FROM search_models"))
+
+    await eventually(switched, "the switch of all but this writer", 60)
     await transaction.commit()
-    assert max(await going_on) < 10  # it went on where it was
+    async with within(60, "the end of the reindex"):
+        assert max(await going_on) < 10  # it went on where it was
     answer = await find(client, "teapot", mode="semantic", explain=True)
     assert answer["explanation"]["model"] == "words"
     assert titles(answer)[0] == "Teapot"
@@ -176,10 +191,12 @@ async def test_a_change_of_language_indexes_everything_again(
     transaction = writer.transaction()
     await transaction.start()
     await writer.execute(ANOTHER, "Zwei Häuser")  # in the language before
-    reindexing = asyncio.create_task(run_reindex(app, "german"))
-    await asyncio.wait([reindexing], timeout=1)  # it waits for the writer
+    with recorded_queries() as sent:
+        reindexing = asyncio.create_task(run_reindex(app, "german"))
+        await sent_again(documents.STILL_OPEN, sent, reindexing)
     await transaction.commit()
-    await reindexing
+    async with within(60, "the end of the reindex"):
+        await reindexing
     await index()
     found = titles(await find(client, "Hauses ", mode="lexical"))
     assert sorted(found) == ["Die Häuser am See", "Zwei Häuser"]
@@ -206,10 +223,12 @@ async def test_what_is_written_while_all_is_indexed_again_is_not_overwritten(
         await writer.execute("UPDATE items SET title = 'Tin cup' WHERE title = 'Iron pan'")
 
     monkeypatch.setattr(documents, "settle", settle_and_write)
-    reindexing = asyncio.create_task(run_reindex(app, "german"))
-    await asyncio.wait([reindexing], timeout=1)  # it meets the row that is being written
+    with recorded_queries() as sent:
+        reindexing = asyncio.create_task(run_reindex(app, "german"))
+        await sent_again(documents.INDEX_ALL, sent, reindexing)
     await transaction.commit()
-    await reindexing
+    async with within(60, "the end of the reindex"):
+        await reindexing
     await index()
     assert titles(await find(client, "cup", mode="lexical")) == ["Tin cup"]
     assert await database.fetchval(CONSISTENT)
@@ -228,7 +247,8 @@ async def test_a_reindex_tells_what_the_model_did_not_embed_and_tries_it_again(
 
     async def run() -> str:
         environment = {"APP_DATABASE_URL": database_url, "APP_ENV": "test"}
-        result = await asyncio.to_thread(CliRunner().invoke, commands, env=environment)
+        async with within(60, "the end of the reindex"):
+            result = await asyncio.to_thread(CliRunner().invoke, commands, env=environment)
         assert result.exit_code == 0, result.output
         return result.output
 

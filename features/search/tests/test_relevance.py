@@ -6,12 +6,15 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
 from httpx import AsyncClient
 
 import features.items
 from features.search.schemas import Mode
 from features.search.tests.conftest import Index
 from features.search.tests.measures import Judgements, misspell, quality
+
+pytestmark = pytest.mark.verify
 
 JUDGED = Path(__file__).parent / "relevance"
 CATALOGUE = Path(features.items.__file__).parent / "demo.jsonl"

@@ -1,9 +1,6 @@
 """What the tests of accounts share: signing in by hand, an administrator, and the mail."""
 
-import asyncio
-import os
 import re
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -20,10 +17,9 @@ from features.users.tasks import reset_requests
 from features.users.tests.races import Race
 from shared.settings import Settings
 from shared.tasks import drain
-from shared.testing import PASSWORD, Mails, connect
+from shared.testing import PASSWORD, SECRET_KEY, Mails, connect, eventually
 
 EMAIL = "ada@example.com"
-SECRET_KEY = "a secret for tests, 32 bytes or more"  # that of the fixture `settings`
 MAILED_TOKEN = re.compile(r"^[\w.-]{60,}$", re.MULTILINE)
 
 
@@ -64,34 +60,34 @@ async def status_with(client: AsyncClient, header: dict[str, str]) -> int:
     return (await client.get("/users/me", headers=header)).status_code
 
 
-async def run_command(database_url: str, *command: str, stdin: str = "") -> tuple[str, int]:
-    """Runs `python -m app …` with the settings of the tests: its output and exit status."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-m", "app", *command),
-        env=os.environ | environment(database_url),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    output, _ = await process.communicate(stdin.encode())
-    assert process.returncode is not None
-    return output.decode(), process.returncode
-
-
 def environment(database_url: str) -> dict[str, str]:
     """The settings of the application under test, for a process of its own."""
     return {"APP_ENV": "test", "APP_DATABASE_URL": database_url, "APP_SECRET_KEY": SECRET_KEY}
 
 
-async def eventually(holds: Callable[[], Awaitable[bool]]) -> float:
-    """Waits until it holds, and returns how many seconds that took."""
-    started = time.monotonic()
-    async with asyncio.timeout(10):
-        while True:
-            if await holds():
-                return time.monotonic() - started
-            await asyncio.sleep(0.01)
+async def age_of_last_accepted(refused: Callable[[], Awaitable[bool]], what: str) -> float:
+    """Sends requests until one is refused: seconds from the call to the last that was accepted.
+
+    What counts is when a request was sent: a busy machine answers late.
+    """
+    begun = sent = last_accepted = time.monotonic()
+
+    async def ask() -> bool:
+        nonlocal sent, last_accepted
+        last_accepted, sent = sent, time.monotonic()
+        return await refused()
+
+    await eventually(ask, what)
+    return last_accepted - begun
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """With time for locks and connections that a test makes requests wait for."""
+    patient = dict.fromkeys(
+        ("database_lock_timeout", "database_statement_timeout", "database_pool_timeout"), 30.0
+    )
+    return settings.model_copy(update=patient)
 
 
 @asynccontextmanager

@@ -5,15 +5,15 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext, suppress
 from pathlib import Path
 
 from httpx import AsyncClient, TransportError
 
 from features.users.tests.conftest import environment
-from shared.testing import free_port
+from shared.testing import eventually, free_port, within
 
-START_TIMEOUT_SECONDS = 60
+PROCESS_SECONDS = 60.0  # for a process to start, and to end
 
 
 @asynccontextmanager
@@ -31,20 +31,22 @@ async def api_process(
             stderr=stderr,
         )
     try:
-        async with AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
-            async with asyncio.timeout(START_TIMEOUT_SECONDS):
-                await _answers(client)
+        async with AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+
+            async def answers() -> bool:
+                assert process.returncode is None, f"the API ended with {process.returncode}"
+                with suppress(TransportError):
+                    return (await client.get("/healthz")).is_success
+                return False
+
+            await eventually(answers, "the API's first answer", PROCESS_SECONDS)
             yield client
     finally:
-        process.send_signal(signal.SIGTERM)
-        await process.wait()
-
-
-async def _answers(client: AsyncClient) -> None:
-    while True:
+        if process.returncode is None:
+            process.send_signal(signal.SIGTERM)
         try:
-            await client.get("/healthz")
-        except TransportError:
-            await asyncio.sleep(0.05)
-        else:
-            return
+            async with within(PROCESS_SECONDS, "the end of the API process"):
+                await process.wait()
+        finally:
+            if process.returncode is None:
+                process.kill()

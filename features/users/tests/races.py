@@ -8,6 +8,8 @@ from typing import Any
 import asyncpg
 from httpx import Response
 
+from shared.testing import eventually, within
+
 LOCK_USER = "SELECT 1 FROM users FOR NO KEY UPDATE"
 WAITING = """
 SELECT count(*) FROM pg_stat_activity
@@ -23,18 +25,30 @@ class Race:
         self._begun: list[asyncio.Task[Response]] = []
 
     async def begin(self, request: Coroutine[Any, Any, Response]) -> None:
-        """Returns once the request waits for a lock behind the others, or is answered."""
-        begun = asyncio.create_task(request)
-        self._begun.append(begun)
-        async with asyncio.timeout(10):
-            while not begun.done() and await self._observer.fetchval(WAITING) < self._pending():
-                await asyncio.wait([begun], timeout=0.01)
+        """Returns once the request waits for a lock, behind the others.
 
-    def _pending(self) -> int:
-        return sum(not request.done() for request in self._begun)
+        Raises:
+            AssertionError: a request was answered, and waits for nothing.
+        """
+        self._begun.append(asyncio.create_task(request))
+        await eventually(self._all_wait, "a request that waits for a lock", 30)
 
-    async def answers(self) -> list[int]:
-        return [answer.status_code for answer in await asyncio.gather(*self._begun)]
+    async def _all_wait(self) -> bool:
+        for request in self._begun:
+            if request.done():
+                answer = request.result()
+                asked = f"{answer.request.method} {answer.request.url.path}"
+                told = f"{answer.status_code}, {answer.text}"
+                raise AssertionError(f"{asked} waits for no lock: it was answered {told}")
+        waiting: int = await self._observer.fetchval(WAITING)
+        return waiting >= len(self._begun)
+
+    async def answers(self) -> list[Response]:
+        async with within(30, "the answer of each request"):
+            return await asyncio.gather(*self._begun)
+
+    async def statuses(self) -> list[int]:
+        return [answer.status_code for answer in await self.answers()]
 
 
 @asynccontextmanager
@@ -43,8 +57,9 @@ async def holding(database_url: str, *statements: str) -> AsyncIterator[None]:
     connection = await asyncpg.connect(database_url)
     try:
         async with connection.transaction():
-            for statement in statements:
-                await connection.execute(statement)
+            async with within(30, f"the locks of {statements}"):
+                for statement in statements:
+                    await connection.execute(statement)
             yield
     finally:
         await connection.close()

@@ -1,36 +1,13 @@
 """An account that is read, changed and deleted at once."""
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 
-import asyncpg
 import pytest
 from fastapi import FastAPI
-from httpx import AsyncClient, Response
+from httpx import AsyncClient
 
+from features.users.tests.races import Race, holding
 from shared.database import database_of
-
-WAITING = """
-SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
-"""
-
-
-@asynccontextmanager
-async def deleting_all(database_url: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
-    """All accounts are deleted, and that is committed when the block ends."""
-    holder = await asyncpg.connect(database_url)
-    async with holder.transaction():
-        await holder.execute("DELETE FROM users")
-        yield holder
-    await holder.close()
-
-
-async def until_somebody_waits(database_url: str) -> None:
-    observer = await asyncpg.connect(database_url)
-    while not await observer.fetch(WAITING):  # noqa: ASYNC110  # PostgreSQL sends no event
-        await asyncio.sleep(0.01)
-    await observer.close()
 
 
 @pytest.mark.parametrize(
@@ -38,16 +15,20 @@ async def until_somebody_waits(database_url: str) -> None:
     [
         ("PATCH", "/users/me", {"name": "Ada"}),
         ("DELETE", "/auth/sessions", None),
-        ("POST", "/users/me/api-keys", {"name": "nightly import", "scopes": ["items:read"]}),
+        ("POST", "/users/me/api-keys", {"name": "nightly import", "scopes": ["users:self"]}),
     ],
 )
 async def test_whoever_is_deleted_meanwhile_is_not_found(
-    client: AsyncClient, database_url: str, method: str, path: str, body: dict[str, object] | None
+    client: AsyncClient,
+    race: Race,
+    database_url: str,
+    method: str,
+    path: str,
+    body: dict[str, object] | None,
 ) -> None:
-    async with deleting_all(database_url):
-        answer: Awaitable[Response] = asyncio.create_task(client.request(method, path, json=body))
-        await until_somebody_waits(database_url)
-    response = await answer
+    async with holding(database_url, "DELETE FROM users"):
+        await race.begin(client.request(method, path, json=body))
+    [response] = await race.answers()
     assert response.status_code == 401, response.text
     assert response.json()["detail"] == "User not found"
 

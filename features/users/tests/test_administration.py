@@ -10,13 +10,11 @@ from features.users.tests.conftest import (
     Execute,
     Tokens,
     by_password,
-    eventually,
     register,
-    run_command,
     status_with,
     tokens_of,
 )
-from shared.testing import PASSWORD, SignUp
+from shared.testing import PASSWORD, Command, SignUp, eventually
 
 
 async def my_id(client: AsyncClient) -> str:
@@ -89,7 +87,7 @@ async def test_raw_sql_ends_access_too(
     async def refused() -> bool:
         return await status_with(anonymous, signed_in.header) == 401
 
-    await eventually(refused)
+    await eventually(refused, "a 401 for what has ended")
 
 
 @pytest.mark.parametrize("method", ["PATCH", "DELETE"])
@@ -147,13 +145,13 @@ async def test_two_administrators_who_remove_each_other_leave_one(
 
 
 async def test_a_command_promotes_an_account(
-    anonymous: AsyncClient, database_url: str, execute: Execute
+    anonymous: AsyncClient, command: Command, execute: Execute
 ) -> None:
     await register(anonymous)
     await execute("UPDATE users SET email_verified = true, is_active = false")
-    output, status = await run_command(database_url, "create-admin", EMAIL.upper())
-    assert status == 0, output
-    assert f"{EMAIL} is an administrator" in output
+    done = await command("create-admin", EMAIL.upper())
+    assert done.exit_code == 0, done.output
+    assert f"{EMAIL} is an administrator" in done.output
     promoted = await by_password(anonymous)
     assert "users:admin" in promoted.json()["scope"]
     header = tokens_of(promoted).header
@@ -162,7 +160,7 @@ async def test_a_command_promotes_an_account(
 
 
 async def test_a_command_does_not_promote_who_squats_the_address(
-    anonymous: AsyncClient, database_url: str
+    anonymous: AsyncClient, command: Command
 ) -> None:
     """Somebody registered the address of an administrator to be, and waits."""
     await register(anonymous)
@@ -170,10 +168,8 @@ async def test_a_command_does_not_promote_who_squats_the_address(
     key = {"name": "mine", "scopes": ["users:self"]}
     made = await anonymous.post("/users/me/api-keys", json=key, headers=squatter.header)
     chosen = "chosen by the operator"
-    output, status = await run_command(
-        database_url, "create-admin", EMAIL, stdin=f"{chosen}\n{chosen}\n"
-    )
-    assert status == 0, output
+    done = await command("create-admin", EMAIL, stdin=f"{chosen}\n{chosen}\n")
+    assert done.exit_code == 0, done.output
     assert (await by_password(anonymous)).status_code == 400
     assert "users:admin" in (await by_password(anonymous, password=chosen)).json()["scope"]
     for header in (squatter.header, {"X-API-Key": made.json()["key"]}):
@@ -181,17 +177,15 @@ async def test_a_command_does_not_promote_who_squats_the_address(
         async def refused(header: dict[str, str] = header) -> bool:
             return await status_with(anonymous, header) == 401
 
-        await eventually(refused)
+        await eventually(refused, "a 401 for what has ended")
 
 
-async def test_a_command_adds_an_administrator(anonymous: AsyncClient, database_url: str) -> None:
+async def test_a_command_adds_an_administrator(anonymous: AsyncClient, command: Command) -> None:
     typed = f"{PASSWORD}\n{PASSWORD}\n"
-    output, status = await run_command(database_url, "create-admin", EMAIL, stdin=typed)
-    assert status == 0, output
-    assert PASSWORD not in output
+    done = await command("create-admin", EMAIL, stdin=typed)
+    assert done.exit_code == 0, done.output
+    assert PASSWORD not in done.output
     assert "users:admin" in (await by_password(anonymous)).json()["scope"]
-    weak, status = await run_command(
-        database_url, "create-admin", "b@example.com", stdin="password1\npassword1\n"
-    )
-    assert status == 1
-    assert "most common" in weak
+    weak = await command("create-admin", "b@example.com", stdin="password1\npassword1\n")
+    assert weak.exit_code == 1
+    assert "most common" in weak.output

@@ -87,6 +87,7 @@ async def advantage(ask: Callable[[str], Awaitable[object]], *, tries: int) -> f
     return sum(wins) / len(wins)
 
 
+@pytest.mark.verify
 async def test_enumeration_by_the_time_of_a_sign_in(app: FastAPI, anonymous: AsyncClient) -> None:
     """With the true cost of a hash. Without one for nobody's password it would be 1.0."""
     app.state.users = dataclasses.replace(state_of(app), passwords=Passwords(cheap=False))

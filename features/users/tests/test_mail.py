@@ -43,10 +43,12 @@ class Mailbox:
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        controller = Controller(self, hostname="0.0.0.0", port=self.port)
+        controller = Controller(self, hostname="0.0.0.0", port=self.port, ready_timeout=30)
         controller.start()
-        yield
-        controller.stop()
+        try:
+            yield
+        finally:
+            controller.stop()
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ async def test_who_squats_an_address_makes_no_key_while_its_owner_resets(
     async with holding(database_url, LOCK_USER):
         await race.begin(anonymous.post("/auth/password/reset", json=reset))
         await race.begin(anonymous.post("/users/me/api-keys", json=KEY, headers=signed_in.header))
-    assert await race.answers() == [204, 401]
+    assert await race.statuses() == [204, 401]
     assert await execute("SELECT 1 FROM api_keys") == []
 
 
@@ -42,5 +42,5 @@ async def test_a_logout_and_the_end_of_its_account_do_not_wait_for_each_other(
     async with holding(database_url, LOCK_EVENTS):
         await race.begin(anonymous.post("/auth/logout", headers=signed_in.header))
         await race.begin(admin.request(method, f"/users/{me['id']}", json=body))
-    assert max(await race.answers()) < 300
+    assert max(await race.statuses()) < 300
     assert await status_with(anonymous, signed_in.header) == 401

@@ -19,13 +19,13 @@ from fastapi import FastAPI
 from httpx import AsyncClient, Response
 from joserfc import jwt
 from joserfc.jwk import RSAKey
+from pydantic import HttpUrl, SecretStr
 from werkzeug.serving import make_server
 from werkzeug.wrappers import Response as ProviderResponse
 
 from features.users.settings import UsersSettings
 from features.users.tests.conftest import (
     EMAIL,
-    SECRET_KEY,
     Execute,
     MailedToken,
     Tokens,
@@ -37,8 +37,8 @@ from features.users.tests.conftest import (
 )
 from features.users.tests.races import LOCK_USER, Race, holding
 from features.users.tests.test_attacks_on_tokens import closed, segments
-from shared.settings import ConfigurationError, Settings, load_settings
-from shared.testing import connect, free_port
+from shared.settings import ConfigurationError, Settings, load_feature_settings
+from shared.testing import SECRET_KEY, connect, free_port
 
 ADA = {"email": EMAIL, "email_verified": True, "name": "Ada Lovelace"}
 CALLBACK = "/auth/oidc/mock/callback"
@@ -88,7 +88,7 @@ class IdentityProvider:
 
     async def sign_in(self, url: str, subject: str, **claims: Any) -> str:
         """Signs somebody in, and returns where their browser is sent back to."""
-        async with httpx.AsyncClient() as browser:
+        async with httpx.AsyncClient(timeout=30) as browser:
             stored = await browser.put(f"{self.url}/users/{subject}", json=claims)
             assert stored.status_code == 204
             answer = await browser.post(url, data={"sub": subject})
@@ -100,11 +100,12 @@ class IdentityProvider:
 def running_provider() -> Iterator[IdentityProvider]:
     running = IdentityProvider()
     server = make_server("localhost", urlsplit(running.url).port or 0, running, threaded=True)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     yield running
     server.shutdown()
-    thread.join()
+    thread.join(30)
+    assert not thread.is_alive(), "the provider did not stop within 30 s"
     server.server_close()
 
 
@@ -431,7 +432,7 @@ async def test_a_deactivation_under_way_is_waited_for(
     back = await provider.sign_in(await begin(anonymous), "ada", **ADA)
     async with holding(database_url, "UPDATE users SET is_active = false"):
         await race.begin(anonymous.get(back))
-    assert await race.answers() == [403]
+    assert await race.statuses() == [403]
 
 
 async def test_an_identity_that_is_being_unlinked_opens_no_session(
@@ -441,7 +442,7 @@ async def test_an_identity_that_is_being_unlinked_opens_no_session(
     back = await provider.sign_in(await begin(anonymous), "ada", **ADA)
     async with holding(database_url, LOCK_USER, "DELETE FROM identities"):
         await race.begin(anonymous.get(back))
-    assert await race.answers() == [409]
+    assert await race.statuses() == [409]
 
 
 async def test_no_identity_is_linked_from_a_session_that_is_ending(
@@ -454,7 +455,7 @@ async def test_no_identity_is_linked_from_a_session_that_is_ending(
     back = await provider.sign_in(await begin_link(anonymous, signed_in), "ada", **ADA)
     async with holding(database_url, LOCK_USER, "DELETE FROM sessions"):
         await race.begin(anonymous.get(back))
-    assert await race.answers() == [401]
+    assert await race.statuses() == [401]
 
 
 async def test_a_refusal_at_the_provider_is_told(
@@ -513,17 +514,16 @@ def test_providers_in_production_are_encrypted(
     public_url: str, issuer: str, message: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     provider = {"issuer": issuer, "client_id": "tessera", "client_secret": "hush"}
-    for name, value in {
-        "ENV": "prod",
-        "DATABASE_URL": "postgresql://host/db",
-        "SECRET_KEY": SECRET_KEY,
-        "SMTP_URL": "log:",
-        "PUBLIC_URL": public_url,
-        "OIDC_PROVIDERS": json.dumps({"mock": provider}),
-    }.items():
-        monkeypatch.setenv(f"APP_{name}", value)
+    monkeypatch.setenv("APP_OIDC_PROVIDERS", json.dumps({"mock": provider}))
+    kernel = Settings(
+        env="prod",
+        database_url="postgresql://host/db",
+        secret_key=SecretStr(SECRET_KEY),
+        smtp_url="log:",
+        public_url=HttpUrl(public_url),
+    )
     with pytest.raises(ConfigurationError, match=message) if message else nullcontext():
-        load_settings(UsersSettings)
+        load_feature_settings(UsersSettings, kernel)
 
 
 async def test_two_first_sign_ins_at_once_make_one_account(

@@ -16,11 +16,10 @@ from features.users.tests.conftest import (
     by_password,
     by_refresh,
     register,
-    run_command,
     status_with,
     tokens_of,
 )
-from shared.testing import connect
+from shared.testing import Command, connect
 
 REGISTERED_CLAIMS = {"iss", "aud", "sub", "sid", "iat", "exp", "jti", "scope"}
 
@@ -107,9 +106,9 @@ async def test_a_token_expires(anonymous: AsyncClient, signed_in: Tokens) -> Non
     assert expired.headers["www-authenticate"] == 'Bearer error="invalid_token"'
 
 
-async def rotate(database_url: str, *options: str) -> None:
-    output, status = await run_command(database_url, "rotate-keys", *options)
-    assert status == 0, output
+async def rotate(command: Command, *options: str) -> None:
+    done = await command("rotate-keys", *options)
+    assert done.exit_code == 0, done.output
 
 
 async def key_ids(client: AsyncClient) -> set[str]:
@@ -118,10 +117,10 @@ async def key_ids(client: AsyncClient) -> set[str]:
 
 
 async def test_a_new_key_is_published_before_it_signs_and_the_old_one_goes_on_verifying(
-    app: FastAPI, anonymous: AsyncClient, signed_in: Tokens, database_url: str
+    app: FastAPI, anonymous: AsyncClient, signed_in: Tokens, command: Command
 ) -> None:
     (old,) = await key_ids(anonymous)
-    await rotate(database_url)
+    await rotate(command)
     await state_of(app).revocations.catch_up()
 
     assert len(await key_ids(anonymous)) == 2
@@ -140,10 +139,10 @@ def key_of(tokens: Tokens) -> str:
 
 
 async def test_a_leaked_key_is_worth_nothing_at_once(
-    app: FastAPI, anonymous: AsyncClient, signed_in: Tokens, database_url: str
+    app: FastAPI, anonymous: AsyncClient, signed_in: Tokens, command: Command
 ) -> None:
     assert await status_with(anonymous, signed_in.header) == 200
-    await rotate(database_url, "--revoke")
+    await rotate(command, "--revoke")
     await state_of(app).revocations.catch_up()
 
     assert await status_with(anonymous, signed_in.header) == 401

@@ -1,0 +1,83 @@
+"""Pages of a table whose columns and filters have names that paging might want for itself."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import asyncpg
+import pytest
+from sqlalchemy import Column, Integer, MetaData, Table, bindparam, select
+
+from shared.database import Database, open_database
+from shared.pagination import Keyset, Listing, PageQuery, Sort, fetch_page
+from shared.sessions import reading
+from shared.settings import Settings
+
+NAMES = ("total", "rows", "page", "limit", "last_value", "last_id")
+ORDERS = Table(
+    "orders",
+    MetaData(),
+    Column("id", Integer, primary_key=True),
+    *(Column(name, Integer) for name in NAMES),
+)
+FILTERED = ("rows", "last_value", "last_id")
+LISTING = Listing(select(ORDERS), {name: ORDERS.c[name] == bindparam(name) for name in FILTERED})
+
+
+class OrderSort(Sort):
+    TOTAL = "total"
+    LAST_ID = "-last_id"
+
+
+class OrderQuery(PageQuery):
+    sort: Sort = OrderSort.TOTAL
+    rows: int | None = None
+    last_value: int | None = None
+    last_id: int | None = None
+
+
+@pytest.fixture
+async def database(settings: Settings, database_url: str) -> AsyncIterator[Database]:
+    """Five orders: each column has ten times the id, but `rows`, which is 1 or 2."""
+    connection = await asyncpg.connect(database_url)
+    columns = ", ".join(f'"{name}" integer' for name in NAMES)
+    await connection.execute(f"CREATE TABLE orders (id integer, {columns})")
+    for number in range(1, 6):
+        values: list[Any] = [number, *([number * 10] * len(NAMES))]
+        values[1 + NAMES.index("rows")] = 1 + number % 2
+        places = ", ".join(f"${place}" for place in range(1, len(values) + 1))
+        await connection.execute(f"INSERT INTO orders VALUES ({places})", *values)
+    await connection.close()
+    opened = open_database(database_url, settings)
+    yield opened
+    await opened.dispose()
+
+
+async def test_a_column_keeps_its_value_beside_the_number_of_matches(database: Database) -> None:
+    page = await fetch_page(reading(database), LISTING, OrderQuery(limit=2))
+    assert page.total == 5
+    assert [[row[name] for name in ("id", "total", "page", "limit")] for row in page.rows] == [
+        [1, 10, 10, 10],
+        [2, 20, 20, 20],
+    ]
+
+
+async def test_a_filter_may_have_any_name(database: Database) -> None:
+    query = OrderQuery(rows=2, last_value=30, last_id=30, limit=1)
+    page = await fetch_page(reading(database), LISTING, query)
+    assert (page.total, [row.id for row in page.rows]) == (1, [3])
+
+
+@pytest.mark.parametrize(
+    ("sort", "expected"), [(OrderSort.TOTAL, [1, 3, 5]), (OrderSort.LAST_ID, [5, 3, 1])]
+)
+async def test_a_cursor_goes_on_beside_such_filters(
+    database: Database, sort: Sort, expected: list[int]
+) -> None:
+    query = OrderQuery(rows=2, sort=sort, limit=1)
+    seen: list[int] = []
+    last: Keyset | None = None
+    for _ in expected:
+        page = await fetch_page(reading(database), LISTING, query, last)
+        seen += [row.id for row in page.rows]
+        last = page.last
+    assert (seen, last) == (expected, None)
