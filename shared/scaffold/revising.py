@@ -15,7 +15,7 @@ from alembic.script import Script
 from sqlalchemy.engine import make_url
 from sqlmodel import AutoString, UTCDateTime
 
-from shared.features import FeatureError, find_features, with_dependencies
+from shared.features import FeatureError, branches_of, find_features, with_dependencies
 from shared.migrations import ROOT, alembic_config
 from shared.scaffold.formatting import format_code
 from shared.tables import owners
@@ -42,7 +42,7 @@ def write_revision(server_url: str, feature: str, message: str) -> Script:
     numbers = [int(path.name[:4]) for path in folder.glob("[0-9]*.py")]
     is_first, number = not numbers, 1 + max(numbers, default=0)
     folder.mkdir(exist_ok=True)
-    others = [other.name for other in needed if other.name != feature]
+    others = [name for name in branches_of(needed) if name not in ("shared", feature)]
     with _scratch_database(server_url) as url:
         config = alembic_config(url, ["shared", *others, feature])
         slug = re.sub(r"\W+", "_", message.lower()).strip("_")[:40]

@@ -14,6 +14,8 @@ from importlinter.contracts.forbidden import ForbiddenContract
 from tests.architecture.imports import imports_of_tests
 from tests.architecture.locks import check_locks
 
+HANDLERS, TABLES = ".handlers", ".tables"
+
 
 class _Found:
     """Broken where a module that the contract names, like `features.*.handlers`, is missing in
@@ -146,12 +148,17 @@ def _is_inside_another(imported: str, slice_: str, graph: grimp.ImportGraph) -> 
 
 
 def _missing(graph: grimp.ImportGraph, expressions: Iterable[str]) -> set[str]:
-    """The modules that the expressions with a wildcard name, in each slice, and that are not."""
+    """The modules that the expressions with a wildcard name, in each slice, and that are not.
+
+    A slice without tables needs no handlers: its router may do without statements.
+    """
     missing = set()
     for expression in expressions:
         package, wildcard, rest = expression.partition(".*")
         if wildcard:
             slices = graph.find_children(package)
+            if rest == HANDLERS:
+                slices = {slice_ for slice_ in slices if slice_ + TABLES in graph.modules}
             missing |= {slice_ + rest for slice_ in slices} - graph.modules
             missing |= set() if slices else {expression}
     return missing

@@ -17,12 +17,12 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlmodel import SQLModel
 
 from shared import migrations
-from shared.features import find_features, with_dependencies
+from shared.features import branches_of, find_features, with_dependencies
 from shared.migrations import alembic_config, load_revisions, pending, upgrade
 from shared.tables import owners
 from shared.testing import Server
 
-BRANCHES = ["shared", *(feature.name for feature in find_features())]
+BRANCHES = branches_of(find_features())
 OBJECTS = """
 SELECT relkind::text || ' ' || relname FROM pg_class
 WHERE relnamespace = 'public'::regnamespace AND relname NOT LIKE 'alembic_version%'
@@ -62,7 +62,7 @@ def needed_by(branch: str) -> list[str]:
     """The branch and all that it depends on, dependencies first."""
     if branch == "shared":
         return ["shared"]
-    return ["shared", *(feature.name for feature in with_dependencies(find_features(), branch))]
+    return branches_of(with_dependencies(find_features(), branch))
 
 
 def check_models(url: str, branch: str) -> None:

@@ -10,11 +10,14 @@ import httpx
 import pytest
 
 from shared.settings import Settings
-from tests.copying import BIN, ROOT, run
+from tests.copying import BIN, ROOT, run_suite
 from tests.declarations import declared
 
 SEED = "CONTRACT_SEED"
 """The environment variable that repeats a run: each has another seed, and prints it."""
+
+UNICODE_TABLES = ROOT / ".hypothesis"
+"""Where Hypothesis keeps them: to make them takes a second."""
 
 ALWAYS_REFUSED = {401, 403, 405}
 UNREACHED = declared("contract", "UNREACHED")
@@ -26,17 +29,19 @@ def test_the_api_keeps_its_contract(address: str, settings: Settings, tmp_path: 
 
 
 @pytest.mark.verify
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(900)
 def test_the_api_keeps_its_contract_at_length(
     address: str, settings: Settings, tmp_path: Path
 ) -> None:
-    check_contract(address, settings, tmp_path, "--max-examples=200")
+    check_contract(address, settings, tmp_path, "--max-examples=100")
 
 
 def check_contract(address: str, settings: Settings, folder: Path, *options: str) -> None:
     seed = os.environ.get(SEED) or str(secrets.randbelow(2**32))
+    again = f"{SEED}={seed} repeats this run"
+    print(again)  # noqa: T201  # pytest shows it if the test fails, or takes too long
     answers = folder / "answers"
-    done = run(
+    done = run_suite(
         folder,
         str(BIN / "schemathesis"),
         f"--config-file={ROOT / 'tests/contract/contract.toml'}",
@@ -48,12 +53,8 @@ def check_contract(address: str, settings: Settings, folder: Path, *options: str
         SCHEMATHESIS_HOOKS=str(ROOT / "tests/contract/contract_hooks.py"),
         PYTHONPATH=str(ROOT),
         CONTRACT_ANSWERS=str(answers),
-        HYPOTHESIS_STORAGE_DIRECTORY=str(
-            ROOT / ".hypothesis"
-        ),  # has tables of Unicode, not made anew
+        HYPOTHESIS_STORAGE_DIRECTORY=str(UNICODE_TABLES),
     )
-    again = f"{SEED}={seed} repeats this run"
-    print(again)  # noqa: T201  # pytest shows it if the test fails, or takes too long
     assert done.returncode == 0, f"{done.stdout}{done.stderr}\n{again}"
     document = httpx.get(f"{address}/openapi.json").json()
     wrong = unreached(answers, document)
