@@ -4,9 +4,17 @@ import re
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, AwareDatetime, BeforeValidator, StringConstraints
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BeforeValidator,
+    StringConstraints,
+    WithJsonSchema,
+)
 
 NO_NUL = r"^[^\x00]*$"
+FIRST, LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+YEAR_ZERO_OR_LEAP_SECOND = "^0000|:60"
 DATE = re.compile(r"\d{4}-\d\d-\d\d")
 
 
@@ -18,14 +26,22 @@ def _a_date_first(value: Any) -> Any:
 
 
 def _to_utc(instant: datetime) -> datetime:
+    """The instant in UTC, or the first or the last that there is, if its offset is beyond that."""
     try:
         return instant.astimezone(UTC)
     except OverflowError:
-        raise ValueError("is out of range") from None
+        return FIRST if instant.year == FIRST.year else LAST
 
 
 Text = Annotated[str, StringConstraints(pattern=NO_NUL)]
 """A string that PostgreSQL can hold: without NUL. (Pydantic refuses lone surrogates itself.)"""
 
-Instant = Annotated[AwareDatetime, BeforeValidator(_a_date_first), AfterValidator(_to_utc)]
-"""A point in time (RFC 3339) with its offset, in UTC."""
+Instant = Annotated[
+    AwareDatetime,
+    BeforeValidator(_a_date_first),
+    AfterValidator(_to_utc),
+    WithJsonSchema(
+        {"type": "string", "format": "date-time", "not": {"pattern": YEAR_ZERO_OR_LEAP_SECOND}}
+    ),
+]
+"""A point in time (RFC 3339) with its offset, in UTC. Python has no year 0 and no leap seconds."""

@@ -1,3 +1,4 @@
+import re
 from enum import StrEnum
 from typing import Annotated, Any
 from uuid import UUID
@@ -11,6 +12,13 @@ from shared.schemas import Text
 MAX_QUERY_LENGTH = 1_000
 MAX_LIMIT = 100
 MAX_OFFSET = 10_000
+NOT_BLANK = (
+    r"^[^\x00]*"
+    r"[^\x00\t-\r\x1C-\x20\x85\xA0\u1680\u2000-\u200A\u2028\u2029\u202F\u205F\u3000]"
+    r"[^\x00]*$"
+)
+"""White space alone is no query. It is listed, because `\\s` means something else in the regular
+expressions of each language."""
 
 Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
 Offset = Annotated[int, Field(ge=0, le=MAX_OFFSET)]
@@ -34,6 +42,7 @@ class SearchQuery(ItemFilters):
             max_length=MAX_QUERY_LENGTH,
             description='Words; `"a phrase"` must be there, `-word` must not, `or` between words',
             examples=["wireless headphones"],
+            json_schema_extra={"pattern": NOT_BLANK},
         ),
     ]
     mode: Mode = Mode.HYBRID
@@ -44,7 +53,7 @@ class SearchQuery(ItemFilters):
     @field_validator("q")
     @classmethod
     def not_blank(cls, q: str) -> str:
-        if not q.strip():
+        if not re.search(NOT_BLANK, q):
             raise ValueError("must not be blank")
         return q
 
