@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import chain
 
 from fastapi import FastAPI
+from starlette.datastructures import State
 from starlette.middleware.cors import CORSMiddleware
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
@@ -58,9 +59,6 @@ def create_app(
     """
     settings = settings or load_settings(Settings)
     features = find_features() if features is None else features
-    feature_settings = [load_feature_settings(f.settings, settings) for f in features if f.settings]
-    configure_logging(settings)
-    configure_sentry(settings, VERSION)
     app = FastAPI(
         title="Tessera",
         version=VERSION,
@@ -73,16 +71,8 @@ def create_app(
         lifespan=_lifespan,
         telemetry=tracing(),
     )
-    app.state.settings = settings
-    app.state.features = features
-    app.state.feature_settings = {type(loaded): loaded for loaded in feature_settings}
-    app.state.tasks = background_tasks(features)
-    app.state.runs_tasks = run_tasks
-    app.state.draining = False
-    app.state.cursors = new_cursors(settings.secret())
-    app.state.limiter = Limiter(settings.redis_url, enabled=settings.limits_rates)
-    app.state.authenticator = next((f.authenticator for f in features if f.authenticator), None)
-    install_error_handlers(app, dict(chain(*(f.constraints.items() for f in features))))
+    prepare(app, settings, features, run_tasks=run_tasks)
+    install_error_handlers(app)
     app.add_middleware(
         BoundsMiddleware, concurrency=settings.max_concurrency, seconds=settings.request_timeout
     )
@@ -102,6 +92,30 @@ def create_app(
         app.include_router(router, max_body_size=settings.max_body_size)
     mount_docs(app)
     return app
+
+
+def prepare(
+    app: FastAPI, settings: Settings, features: Sequence[Feature], *, run_tasks: bool
+) -> None:
+    """Sets up the log, and what the application holds beside its routes, before it starts.
+
+    Raises:
+        ConfigurationError: a setting of a feature is missing or wrong.
+    """
+    loaded = [load_feature_settings(f.settings, settings) for f in features if f.settings]
+    configure_logging(settings)
+    configure_sentry(settings, VERSION)
+    app.state = State()
+    app.state.settings = settings
+    app.state.features = features
+    app.state.feature_settings = {type(each): each for each in loaded}
+    app.state.tasks = background_tasks(features)
+    app.state.runs_tasks = run_tasks
+    app.state.draining = False
+    app.state.cursors = new_cursors(settings.secret())
+    app.state.limiter = Limiter(settings.redis_url, enabled=settings.limits_rates)
+    app.state.authenticator = next((f.authenticator for f in features if f.authenticator), None)
+    app.state.constraints = dict(chain(*(f.constraints.items() for f in features)))
 
 
 @asynccontextmanager

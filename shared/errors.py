@@ -321,9 +321,8 @@ def database_problem(error: DBAPIError | PostgresError) -> Problem | None:
     return None
 
 
-def install_error_handlers(app: FastAPI, constraints: Mapping[str, Problem]) -> None:
-    """Maps every exception of a request to a problem; `constraints` by constraint name."""
-    app.state.constraints = constraints
+def install_error_handlers(app: FastAPI) -> None:
+    """Maps every exception of a request to a problem."""
     handlers: dict[type[Exception], Any] = {
         Problem: _on_problem,
         HTTPException: _on_http_exception,

@@ -15,9 +15,9 @@ import pytest
 from fastapi import FastAPI
 from pydantic import SecretStr
 
-from app.main import create_app
 from shared.features import Feature, branches_of, find_features, with_dependencies
 from shared.settings import Settings
+from shared.testing.applications import application
 from shared.testing.bodies import body
 from shared.testing.calls import keep_calls
 from shared.testing.clients import (
@@ -79,6 +79,7 @@ LONG = os.environ.get("VERIFY") == "long"
 OURS = ("APP_", "OTEL_", "SENTRY_", "CELERY_")
 SERVER_URL = "APP_TEST_DATABASE_URL"
 SERVER = pytest.StashKey[Server]()
+FEATURES = pytest.StashKey[tuple[Feature, ...]]()
 COUNTS = pytest.StashKey[QueryCounts]()
 CLEANUP = pytest.StashKey[ExitStack]()
 
@@ -163,8 +164,12 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def _features(config: pytest.Config) -> tuple[Feature, ...]:
-    only = config.getoption("--feature")
-    return with_dependencies(find_features(), only) if only else find_features()
+    """Those under test."""
+    if FEATURES not in config.stash:
+        only = config.getoption("--feature")
+        found = find_features()
+        config.stash[FEATURES] = with_dependencies(found, only) if only else found
+    return config.stash[FEATURES]
 
 
 @pytest.fixture(scope="session")
@@ -198,10 +203,9 @@ def settings(database_url: str) -> Settings:
 @pytest.fixture
 async def app(settings: Settings, pytestconfig: pytest.Config) -> AsyncIterator[FastAPI]:
     """The running application. Its background tasks do not run by themselves: `drain` them."""
-    application = create_app(settings, _features(pytestconfig), run_tasks=False)
     counts = pytestconfig.stash.get(COUNTS, None)
-    if counts:
-        application.add_middleware(counts.middleware)
-    with watched(application), counts.counting() if counts else nullcontext():
-        async with application.router.lifespan_context(application):
-            yield application
+    middleware = [counts.middleware] if counts else []
+    app = application(settings, _features(pytestconfig), middleware)
+    with watched(app), counts.counting() if counts else nullcontext():
+        async with app.router.lifespan_context(app):
+            yield app

@@ -103,6 +103,7 @@ async def test_another_origin_may_not(anonymous: AsyncClient, origin: str) -> No
     assert "access-control-allow-origin" not in refused.headers
 
 
+@pytest.mark.verify
 def test_the_log_has_a_line_a_request_and_no_secret(
     server: Server, database_url: str, tmp_path: Path
 ) -> None:

@@ -134,6 +134,7 @@ def test_what_cannot_be_done_is_told_in_one_line(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.verify
 def test_the_command_runs_as_a_process(database_url: str, ada: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "app", "import", write(tmp_path / "a.csv.gz"), "--owner", ada],

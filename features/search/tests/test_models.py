@@ -258,7 +258,7 @@ async def test_while_the_model_serves_nobody_what_waits_is_left_alone(
         ("400", ("30", "30"), "cannot embed arsenic"),
         ("500", ("30", "30"), "cannot embed arsenic"),
         ("null", ("30", "30"), "not 64"),
-        ("hang", ("2", "30"), "ReadTimeout"),
+        pytest.param("hang", ("2", "30"), "ReadTimeout", marks=pytest.mark.verify),
     ],
 )
 async def test_a_poisoned_text_is_parked_and_blocks_nothing(

@@ -278,6 +278,7 @@ async def test_what_a_client_says_of_itself(anonymous: AsyncClient, signed_in: T
     assert listed[0]["address"] == "127.0.0.1"
 
 
+@pytest.mark.verify
 async def test_what_is_logged_has_no_secret_and_no_line_of_the_clients(
     database_url: str, tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ from features.users.tests.conftest import by_password, register, tokens_of
 from shared.testing import PASSWORD, Mails
 
 
+@pytest.mark.verify
 async def test_ten_registrations_at_once_make_one_account(anonymous: AsyncClient) -> None:
     for round_ in range(100):
         spellings = [f"Ada{round_}@Example.com", f"ada{round_}@example.com"] * 5

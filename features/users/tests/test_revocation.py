@@ -54,6 +54,7 @@ async def read_revocations(app: FastAPI) -> None:
     await eventually(lambda: state_of(app).revocations.fresh, "a reading of what has ended")
 
 
+@pytest.mark.verify
 async def test_every_end_takes_hold_in_another_process_within_a_second(
     anonymous: AsyncClient, admin: AsyncClient, signed_in: Tokens, elsewhere: AsyncClient
 ) -> None:
@@ -93,6 +94,7 @@ async def test_what_raw_sql_deletes_is_refused_too(
     assert await accepted_for(anonymous, signed_in) < WITHIN_SECONDS
 
 
+@pytest.mark.verify
 async def test_a_lost_notification_costs_less_than_a_second(
     anonymous: AsyncClient, signed_in: Tokens, elsewhere: AsyncClient, execute: Execute
 ) -> None:

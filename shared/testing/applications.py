@@ -1,0 +1,41 @@
+"""The application under test, made once for many tests."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI
+
+from app.main import create_app, prepare
+from shared.features import Feature
+from shared.settings import Settings
+from shared.testing.ownership import remember_request
+
+DATABASES = ("database_url", "database_direct_url", "database_replica_url")
+
+_made: dict[object, FastAPI] = {}
+
+
+def application(
+    settings: Settings, features: Sequence[Feature], middleware: Sequence[Any] = ()
+) -> FastAPI:
+    """The application with these settings, ready to start.
+
+    FastAPI analyses a route when it is first asked for, which takes as long as most tests do. So
+    tests whose settings differ in the database alone share the routes; what the application
+    holds beside them (`app.state`) is new for each.
+    """
+    key = _key(settings, features)
+    if key not in _made:
+        _made[key] = create_app(settings, features, run_tasks=False)
+        for each in (remember_request, *middleware):
+            _made[key].add_middleware(each)
+    else:
+        prepare(_made[key], settings, features, run_tasks=False)
+    return _made[key]
+
+
+def _key(settings: Settings, features: Sequence[Feature]) -> object:
+    given = {name: value for name, value in settings if name not in DATABASES}
+    variables = sorted(item for item in os.environ.items() if item[0].startswith("APP_"))
+    return tuple(given.items()), tuple(variables), tuple(feature.name for feature in features)
