@@ -21,7 +21,7 @@ from tests.serving import serving
 FEATURES = [feature.name for feature in find_features()]
 NEEDED = {other for feature in find_features() for other in feature.depends_on}
 LEFT_OUT = {
-    "tests/operations/test_signals.py::test_dashboard_and_alerts_ask_for_what_there_is": (
+    "tests/architecture/test_dashboards.py::test_dashboard_and_alerts_ask_for_what_there_is": (
         "dashboard and alerts are one file for all features"
     ),
     "tests/test_readme.py::test_the_tour_works_as_it_stands": "the tour visits every feature",

@@ -1,27 +1,15 @@
-"""Every setting is documented, and a wrong one stops the start with a line that names it."""
+"""A wrong setting stops the start with a line that names it."""
 
 import os
-import re
 from pathlib import Path
 
 import pytest
 from fastapi import APIRouter
-from pydantic_settings import BaseSettings
 
 from app.main import create_app
-from shared.features import Feature, find_features
+from shared.features import Feature
 from shared.settings import ConfigurationError, FeatureSettings, Settings, load_settings
 from shared.testing import Server, run_command
-
-ROOT = Path(__file__).parents[2]
-EXAMPLES = [
-    pytest.param(ROOT / ".env.example", Settings, id="kernel"),
-    *(
-        pytest.param(ROOT / f"features/{f.name}/.env.example", f.settings, id=f.name)
-        for f in find_features()
-        if f.settings
-    ),
-]
 
 
 @pytest.fixture(autouse=True)
@@ -29,33 +17,6 @@ def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in [name for name in os.environ if name.startswith("APP_")]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)  # out of reach of a developer's .env
-
-
-def documented(example: Path) -> dict[str, str]:
-    return dict(re.findall(r"^#(APP_\w+)=(.*)$", example.read_text(), re.MULTILINE))
-
-
-@pytest.mark.parametrize(("example", "settings"), EXAMPLES)
-def test_an_example_file_documents_exactly_the_settings_there_are(
-    example: Path, settings: type[BaseSettings]
-) -> None:
-    assert set(documented(example)) == {f"APP_{name}".upper() for name in settings.model_fields}
-
-
-@pytest.mark.parametrize(("example", "settings"), EXAMPLES)
-def test_an_example_file_shows_valid_values_and_the_true_defaults(
-    example: Path, settings: type[BaseSettings], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shown = {name: value for name, value in documented(example).items() if value}
-    for name, value in shown.items():
-        monkeypatch.setenv(name, value)
-
-    loaded = load_settings(settings)
-
-    for name, field in settings.model_fields.items():
-        default = field.get_default(call_default_factory=True)
-        if f"APP_{name}".upper() in shown and default:
-            assert getattr(loaded, name) == default
 
 
 KEY = "a secret for tests, 32 bytes or more"

@@ -1,0 +1,31 @@
+"""The dashboard and the alerts ask for metrics that exist, and leave none of ours out."""
+
+import re
+
+from httpx import AsyncClient
+from prometheus_client import REGISTRY
+
+from tests.copying import ROOT
+from tests.probing import parsed
+
+OBSERVABILITY = ROOT / "app" / "observability"
+SUFFIXES = ("", "_total", "_bucket", "_count", "_sum")
+
+
+async def test_dashboard_and_alerts_ask_for_what_there_is(client: AsyncClient) -> None:
+    await client.get("/healthz")
+    shown = {name for name, _ in parsed((await client.get("/metrics")).text)}
+    declared = {f"{metric.name}{suffix}" for metric in REGISTRY.collect() for suffix in SUFFIXES}
+    for file in ("dashboard.json", "alerts.yaml"):
+        asked = set(
+            re.findall(r"\b(?:http|tessera|process)_[a-z_]+", (OBSERVABILITY / file).read_text())
+        )
+        assert asked
+        assert asked <= shown | declared, file
+
+
+def test_each_number_of_ours_is_on_the_dashboard_or_in_an_alert() -> None:
+    files = [OBSERVABILITY / file for file in ("dashboard.json", "alerts.yaml")]
+    text = "".join(file.read_text() for file in files)
+    ours = {metric.name for metric in REGISTRY.collect() if metric.name.startswith("tessera_")}
+    assert not {name for name in ours if name not in text}
