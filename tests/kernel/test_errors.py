@@ -132,38 +132,37 @@ async def test_a_body_that_is_not_json(client: AsyncClient, media_type: str | No
     assert problem(response, 415)["detail"] == f"The body must be application/json, not {sent}"
 
 
-@pytest.mark.parametrize(
-    ("body", "pointer", "detail"),
-    [
-        (b'{"title": "Mug",}', "", "Not valid JSON at character 16: Expecting property name"),
-        (b'{"title": "Mug"', "", "Not valid JSON at character 15"),
-        (b'{"title": "nul \x00", "price": 1}', "", "Not valid JSON at character 15"),
-        (b'{"title": "\xff", "price": 1}', "", "Not valid UTF-8 at byte 11"),
-        (b"[" * 100_000, "", "The JSON is nested too deeply"),
-        (b'{"title": ' * 90_000, "", "The JSON is nested too deeply"),
-        (b'{"title": "Mug", "price": ' + b"9" * 5_000 + b"}", "", "A number in the JSON has"),
-        (b"", "", "Field required"),
-        (b"null", "", "Input should be a valid dictionary"),
-        (b"[]", "", "Input should be a valid dictionary"),
-        (b'{"title": "nul \\u0000", "price": 1}', "/title", "String should not contain NUL"),
-        (b'{"title": "\\ud800", "price": 1}', "/title", "Input should be a valid string"),
-        (b'{"\\ud800": 1, "title": "Mug", "price": 1}', "", "Input should be a valid string"),
-        (b'{"title": [[]], "price": 1}', "/title", "Input should be a valid string"),
-        (b'{"title": "Mug", "price": NaN}', "/price", "Input should be a finite number"),
-        (b'{"title": "Mug", "price": 1e999}', "/price", "Input should be a finite number"),
-        (b'{"title": "Mug", "price": 1e-400}', "/price", "Input should be greater than 0"),
-        (b'{"title": "Mug", "price": 1e400000000}', "/price", "Input should be a finite number"),
-        (b'{"title": "Mug", "price": 1, "price": -1}', "/price", "Input should be greater than 0"),
-        (b'{"a/b~c": 1, "title": "Mug", "price": 1}', "/a~1b~0c", "Extra inputs are not permitted"),
-    ],
-)  # fmt: skip
-async def test_a_body_that_is_not_valid(
-    client: AsyncClient, body: bytes, pointer: str, detail: str
-) -> None:
-    found = problem(await client.post("/items", content=body, headers=JSON), 422)
-    (error,) = found["errors"]
-    assert (error["location"], error["pointer"]) == ("body", pointer)
-    assert error["detail"].startswith(detail)
+BAD_BODIES: list[tuple[bytes, str, str]] = [
+    (b'{"title": "Mug",}', "", "Not valid JSON at character 16: Expecting property name"),
+    (b'{"title": "Mug"', "", "Not valid JSON at character 15"),
+    (b'{"title": "nul \x00", "price": 1}', "", "Not valid JSON at character 15"),
+    (b'{"title": "\xff", "price": 1}', "", "Not valid UTF-8 at byte 11"),
+    (b"[" * 100_000, "", "The JSON is nested too deeply"),
+    (b'{"title": ' * 90_000, "", "The JSON is nested too deeply"),
+    (b'{"title": "Mug", "price": ' + b"9" * 5_000 + b"}", "", "A number in the JSON has"),
+    (b"", "", "Field required"),
+    (b"null", "", "Input should be a valid dictionary"),
+    (b"[]", "", "Input should be a valid dictionary"),
+    (b'{"title": "nul \\u0000", "price": 1}', "/title", "String should not contain NUL"),
+    (b'{"title": "\\ud800", "price": 1}', "/title", "Input should be a valid string"),
+    (b'{"\\ud800": 1, "title": "Mug", "price": 1}', "", "Input should be a valid string"),
+    (b'{"title": [[]], "price": 1}', "/title", "Input should be a valid string"),
+    (b'{"title": "Mug", "price": NaN}', "/price", "Input should be a finite number"),
+    (b'{"title": "Mug", "price": 1e999}', "/price", "Input should be a finite number"),
+    (b'{"title": "Mug", "price": 1e-400}', "/price", "Input should be greater than 0"),
+    (b'{"title": "Mug", "price": 1e400000000}', "/price", "Input should be a finite number"),
+    (b'{"title": "Mug", "price": 1, "price": -1}', "/price", "Input should be greater than 0"),
+    (b'{"a/b~c": 1, "title": "Mug", "price": 1}', "/a~1b~0c", "Extra inputs are not permitted"),
+]
+
+
+async def test_a_body_that_is_not_valid(client: AsyncClient, subtests: pytest.Subtests) -> None:
+    for body, pointer, detail in BAD_BODIES:
+        with subtests.test(body=body, pointer=pointer, detail=detail):
+            found = problem(await client.post("/items", content=body, headers=JSON), 422)
+            (error,) = found["errors"]
+            assert (error["location"], error["pointer"]) == ("body", pointer)
+            assert error["detail"].startswith(detail)
 
 
 async def test_each_field_that_is_not_valid_is_pointed_at(client: AsyncClient) -> None:
@@ -172,20 +171,21 @@ async def test_each_field_that_is_not_valid_is_pointed_at(client: AsyncClient) -
     assert [error["pointer"] for error in found["errors"]] == ["/title", "/price"]
 
 
-@pytest.mark.parametrize(
-    "query",
-    [
-        "q=%00",
-        "limit=" + "9" * 5_000,
-        "min_price=" + "9" * 5_000,
-        "created_after=" + "9" * 50,
-        "unknown=%ff",
-    ],
-)
-async def test_a_query_that_is_not_valid(client: AsyncClient, query: str) -> None:
-    found = problem(await client.get(f"/items?{query}"), 422)
-    (error,) = found["errors"]
-    assert (error["location"], error["pointer"]) == ("query", f"/{query.partition('=')[0]}")
+BAD_QUERIES: list[str] = [
+    "q=%00",
+    "limit=" + "9" * 5_000,
+    "min_price=" + "9" * 5_000,
+    "created_after=" + "9" * 50,
+    "unknown=%ff",
+]
+
+
+async def test_a_query_that_is_not_valid(client: AsyncClient, subtests: pytest.Subtests) -> None:
+    for query in BAD_QUERIES:
+        with subtests.test(query=query):
+            found = problem(await client.get(f"/items?{query}"), 422)
+            (error,) = found["errors"]
+            assert (error["location"], error["pointer"]) == ("query", f"/{query.partition('=')[0]}")
 
 
 async def test_nobody_is_told_what_is_wrong_with_a_query(
@@ -200,9 +200,15 @@ async def test_nobody_is_told_what_is_wrong_with_a_query(
             problem(await anonymous.get(url, params={"limit": "none"}), 401)
 
 
-@pytest.mark.parametrize("item_id", ["%00", "%ff", "%2F", "0197", "9" * 5_000])
-async def test_an_id_that_is_none_finds_nothing(client: AsyncClient, item_id: str) -> None:
-    assert (await client.get(f"/items/{item_id}")).status_code in {404, 422}
+BAD_IDS: list[str] = ["%00", "%ff", "%2F", "0197", "9" * 5_000]
+
+
+async def test_an_id_that_is_none_finds_nothing(
+    client: AsyncClient, subtests: pytest.Subtests
+) -> None:
+    for item_id in BAD_IDS:
+        with subtests.test(item_id=item_id):
+            assert (await client.get(f"/items/{item_id}")).status_code in {404, 422}
 
 
 async def test_a_character_that_postgresql_cannot_hold(anonymous: AsyncClient) -> None:

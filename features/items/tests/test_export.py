@@ -66,31 +66,32 @@ async def test_an_empty_catalogue(client: AsyncClient) -> None:
     assert (await export(client, "text/csv")).count(b"\n") == 1
 
 
-@pytest.mark.parametrize(
-    ("accept", "media_type"),
-    [
-        ("*/*", "application/jsonl"),
-        ("", "application/jsonl"),
-        ("application/*", "application/jsonl"),
-        ("application/x-ndjson", "application/jsonl"),
-        ("text/*", "text/csv"),
-        ("text/csv", "text/csv"),
-        ("TEXT/CSV; header=present", "text/csv"),
-        ("text/html, text/csv;q=0.1", "text/csv"),
-        ("application/jsonl;q=0.5, text/csv", "text/csv"),
-        ("application/jsonl;q=0.5, text/csv;q=0.4", "application/jsonl"),
-        ("text/csv;q=0.2, */*;q=0.1", "text/csv"),
-        ("*/*, application/jsonl;q=0, application/x-ndjson;q=0", "text/csv"),
-    ],
-)
+PREFERENCES: list[tuple[str, str]] = [
+    ("*/*", "application/jsonl"),
+    ("", "application/jsonl"),
+    ("application/*", "application/jsonl"),
+    ("application/x-ndjson", "application/jsonl"),
+    ("text/*", "text/csv"),
+    ("text/csv", "text/csv"),
+    ("TEXT/CSV; header=present", "text/csv"),
+    ("text/html, text/csv;q=0.1", "text/csv"),
+    ("application/jsonl;q=0.5, text/csv", "text/csv"),
+    ("application/jsonl;q=0.5, text/csv;q=0.4", "application/jsonl"),
+    ("text/csv;q=0.2, */*;q=0.1", "text/csv"),
+    ("*/*, application/jsonl;q=0, application/x-ndjson;q=0", "text/csv"),
+]
+
+
 async def test_the_format_is_the_one_preferred(
-    client: AsyncClient, accept: str, media_type: str
+    client: AsyncClient, subtests: pytest.Subtests
 ) -> None:
-    response = await client.get("/items/export", headers={"Accept": accept})
-    assert response.status_code == 200
-    assert response.headers["content-type"].partition(";")[0] == media_type
-    suffix = "csv" if media_type == "text/csv" else "jsonl"
-    assert f'filename="items.{suffix}"' in response.headers["content-disposition"]
+    for accept, media_type in PREFERENCES:
+        with subtests.test(accept=accept, media_type=media_type):
+            response = await client.get("/items/export", headers={"Accept": accept})
+            assert response.status_code == 200
+            assert response.headers["content-type"].partition(";")[0] == media_type
+            suffix = "csv" if media_type == "text/csv" else "jsonl"
+            assert f'filename="items.{suffix}"' in response.headers["content-disposition"]
 
 
 @pytest.mark.parametrize("accept", ["application/json", "text/html", "text/csv;q=0", "image/*"])

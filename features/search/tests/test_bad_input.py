@@ -99,60 +99,60 @@ async def test_any_operators_are_a_query(shop: AsyncClient, q: str) -> None:
     assert response.status_code == (200 if q.strip() else 422), (q, response.text)
 
 
-@pytest.mark.parametrize(
-    ("parameters", "pointer", "detail"),
-    [
-        ({}, "/q", "Field required"),
-        ({"q": ""}, "/q", "at least 1 character"),
-        ({"q": "  \t\n"}, "/q", "must not be blank"),
-        ({"q": "m" * 1001}, "/q", "at most 1000 characters"),
-        ({"q": "m" * 10_000}, "/q", "at most 1000 characters"),
-        ({"q": "mug\x00"}, "/q", "NUL"),
-        ({"q": "mug", "limit": 0}, "/limit", "greater than or equal to 1"),
-        ({"q": "mug", "limit": 10**9}, "/limit", "less than or equal to 100"),
-        ({"q": "mug", "limit": "many"}, "/limit", "valid integer"),
-        ({"q": "mug", "offset": -1}, "/offset", "greater than or equal to 0"),
-        ({"q": "mug", "offset": 10**9}, "/offset", "less than or equal to 10000"),
-        ({"q": "mug", "mode": "magic"}, "/mode", "'hybrid', 'lexical' or 'semantic'"),
-        ({"q": "mug", "min_price": "cheap"}, "/min_price", "valid decimal"),
-        ({"q": "mug", "min_price": "NaN"}, "/min_price", "finite"),
-        ({"q": "mug", "created_after": "yesterday"}, "/created_after", "a time with its offset"),
-        ({"q": "mug", "colour": "red"}, "/colour", "not permitted"),
-    ],
-)
-async def test_a_bad_parameter_is_named(
-    client: AsyncClient, parameters: dict[str, Any], pointer: str, detail: str
-) -> None:
-    response = await client.get("/search", params=parameters)
-    assert response.status_code == 422, response.text
-    (error,) = response.json()["errors"]
-    assert (error["location"], error["pointer"]) == ("query", pointer)
-    assert detail in error["detail"]
+BAD_PARAMETERS: list[tuple[dict[str, Any], str, str]] = [
+    ({}, "/q", "Field required"),
+    ({"q": ""}, "/q", "at least 1 character"),
+    ({"q": "  \t\n"}, "/q", "must not be blank"),
+    ({"q": "m" * 1001}, "/q", "at most 1000 characters"),
+    ({"q": "m" * 10_000}, "/q", "at most 1000 characters"),
+    ({"q": "mug\x00"}, "/q", "NUL"),
+    ({"q": "mug", "limit": 0}, "/limit", "greater than or equal to 1"),
+    ({"q": "mug", "limit": 10**9}, "/limit", "less than or equal to 100"),
+    ({"q": "mug", "limit": "many"}, "/limit", "valid integer"),
+    ({"q": "mug", "offset": -1}, "/offset", "greater than or equal to 0"),
+    ({"q": "mug", "offset": 10**9}, "/offset", "less than or equal to 10000"),
+    ({"q": "mug", "mode": "magic"}, "/mode", "'hybrid', 'lexical' or 'semantic'"),
+    ({"q": "mug", "min_price": "cheap"}, "/min_price", "valid decimal"),
+    ({"q": "mug", "min_price": "NaN"}, "/min_price", "finite"),
+    ({"q": "mug", "created_after": "yesterday"}, "/created_after", "a time with its offset"),
+    ({"q": "mug", "colour": "red"}, "/colour", "not permitted"),
+]
 
 
-@pytest.mark.parametrize(
-    ("vector", "detail"),
-    [
-        ("[]", "at least 1 item"),
-        ("[1, 2, 3]", "The vector has 3 numbers, but needs 384 numbers (all-MiniLM-L6-v2)"),
-        (f"[{'0,' * 383}0]", "all zeros"),
-        (f"[{'NaN,' * 383}1]", "finite number"),
-        (f"[{'1e999,' * 383}1]", "finite number"),
-        (f'[{"1," * 383}"a"]', "valid number"),
-        (f"[{'1,' * 5000}1]", "at most 4000 items"),
-        ("null", "valid list"),
-    ],
-)
-async def test_a_bad_vector_is_refused(shop: AsyncClient, vector: str, detail: str) -> None:
-    response = await shop.post(
-        "/search/vector",
-        content=f'{{"vector": {vector}}}',
-        headers={"Content-Type": "application/json"},
-    )
-    assert response.status_code == 422, response.text
-    error = response.json()["errors"][0]
-    assert error["pointer"].startswith("/vector")
-    assert detail in error["detail"]
+async def test_a_bad_parameter_is_named(client: AsyncClient, subtests: pytest.Subtests) -> None:
+    for parameters, pointer, detail in BAD_PARAMETERS:
+        with subtests.test(parameters=parameters, pointer=pointer, detail=detail):
+            response = await client.get("/search", params=parameters)
+            assert response.status_code == 422, response.text
+            (error,) = response.json()["errors"]
+            assert (error["location"], error["pointer"]) == ("query", pointer)
+            assert detail in error["detail"]
+
+
+BAD_VECTORS: list[tuple[str, str]] = [
+    ("[]", "at least 1 item"),
+    ("[1, 2, 3]", "The vector has 3 numbers, but needs 384 numbers (all-MiniLM-L6-v2)"),
+    (f"[{'0,' * 383}0]", "all zeros"),
+    (f"[{'NaN,' * 383}1]", "finite number"),
+    (f"[{'1e999,' * 383}1]", "finite number"),
+    (f'[{"1," * 383}"a"]', "valid number"),
+    (f"[{'1,' * 5000}1]", "at most 4000 items"),
+    ("null", "valid list"),
+]
+
+
+async def test_a_bad_vector_is_refused(shop: AsyncClient, subtests: pytest.Subtests) -> None:
+    for vector, detail in BAD_VECTORS:
+        with subtests.test(vector=vector, detail=detail):
+            response = await shop.post(
+                "/search/vector",
+                content=f'{{"vector": {vector}}}',
+                headers={"Content-Type": "application/json"},
+            )
+            assert response.status_code == 422, response.text
+            error = response.json()["errors"][0]
+            assert error["pointer"].startswith("/vector")
+            assert detail in error["detail"]
 
 
 async def test_a_vector_of_any_length_has_a_direction(shop: AsyncClient) -> None:

@@ -101,32 +101,33 @@ async def test_a_strangers_key_does_not_exist(client: AsyncClient, other: AsyncC
     assert (await other.get("/users/me/api-keys")).json()["items"] == []
 
 
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [
-        ("POST", "/users/me/api-keys"),
-        ("GET", "/users/me/api-keys"),
-        ("PUT", "/users/me/password"),
-        ("POST", "/auth/logout"),
-        ("GET", "/auth/sessions"),
-        ("DELETE", "/auth/sessions"),
-        ("DELETE", "/users/me"),
-    ],
-)
+WAYS_IN: list[tuple[str, str]] = [
+    ("POST", "/users/me/api-keys"),
+    ("GET", "/users/me/api-keys"),
+    ("PUT", "/users/me/password"),
+    ("POST", "/auth/logout"),
+    ("GET", "/auth/sessions"),
+    ("DELETE", "/auth/sessions"),
+    ("DELETE", "/users/me"),
+]
+
+
 async def test_a_key_cannot_touch_the_ways_into_the_account(
-    client: AsyncClient, anonymous: AsyncClient, method: str, path: str
+    client: AsyncClient, anonymous: AsyncClient, subtests: pytest.Subtests
 ) -> None:
     """Who steals one must not be able to make another, or to lock its owner out."""
-    key = (await new_key(client))["key"]
-    body = {
-        "/users/me/api-keys": {"name": "another", "scopes": ["users:self"]},
-        "/users/me/password": {"current_password": "x" * 8, "new_password": "y" * 20},
-    }.get(path)
-    if method in {"GET", "DELETE"}:
-        body = None
-    response = await anonymous.request(method, path, json=body, headers={"X-API-Key": key})
-    assert response.status_code == 403
-    assert "API key" in response.json()["detail"]
+    for method, path in WAYS_IN:
+        with subtests.test(method=method, path=path):
+            key = (await new_key(client))["key"]
+            body = {
+                "/users/me/api-keys": {"name": "another", "scopes": ["users:self"]},
+                "/users/me/password": {"current_password": "x" * 8, "new_password": "y" * 20},
+            }.get(path)
+            if method in {"GET", "DELETE"}:
+                body = None
+            response = await anonymous.request(method, path, json=body, headers={"X-API-Key": key})
+            assert response.status_code == 403
+            assert "API key" in response.json()["detail"]
 
 
 async def test_a_key_stops_with_its_account_and_begins_again(
