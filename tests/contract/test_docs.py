@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI
 from httpx import AsyncClient
 
-from shared.testing import Server
+from shared.testing import Server, free_port
 from tests.serving import serving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -40,10 +40,10 @@ async def test_the_page_allows_itself_nothing_elsewhere(anonymous: AsyncClient) 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 @pytest.mark.verify
 def test_a_browser_renders_it(
-    app: FastAPI, server: Server, database_url: str, tmp_path: Path, unused_tcp_port: int
+    app: FastAPI, server: Server, database_url: str, tmp_path: Path
 ) -> None:
     settings = {"env": "test", "database_url": database_url}
-    with serving(tmp_path, unused_tcp_port, settings) as served:
+    with serving(tmp_path, free_port(), settings) as served:
         done = subprocess.run(
             [
                 str(CHROMIUM),

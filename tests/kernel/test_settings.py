@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 from fastapi import APIRouter
+from pydantic_settings import BaseSettings
 
 from app.main import create_app
-from shared.features import Feature
+from shared.features import Feature, find_features
 from shared.settings import ConfigurationError, FeatureSettings, Settings, load_settings
 from shared.testing import Server, run_command
 
@@ -71,11 +72,27 @@ def test_a_wrong_value_is_told_in_one_line_that_names_the_variable(
     assert "\n" not in str(raised.value)
 
 
-def test_a_blank_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in Settings.model_fields:
+@pytest.mark.parametrize(
+    "settings", [Settings, *(f.settings for f in find_features() if f.settings)]
+)
+def test_a_blank_variable_is_one_that_is_not_set(
+    settings: type[BaseSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = settings()
+    for name in settings.model_fields:
         monkeypatch.setenv(f"APP_{name}".upper(), "")
 
-    assert load_settings(Settings) == Settings()
+    assert load_settings(settings) == expected
+
+
+def test_an_env_file_is_read_in_development_and_never_by_tests(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text("APP_LOG_LEVEL=error\n")
+    assert load_settings(Settings).log_level == "error"
+    assert Settings().log_level == "info"
+    monkeypatch.setenv("APP_ENV", "test")
+    assert load_settings(Settings).log_level == "info"
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,7 @@ async def owner(app: FastAPI, client: AsyncClient, database_url: str) -> AsyncIt
     await connection.close()
 
 
+@pytest.mark.verify
 async def test_each_plan_finds_the_nearest(owner: Owner) -> None:
     async def index_scans() -> int:
         await owner.connection.execute("SELECT pg_stat_force_next_flush()")
@@ -106,6 +107,7 @@ async def test_each_plan_finds_the_nearest(owner: Owner) -> None:
     assert await owner.nearest(3) == ("exact", 1, 10 * 3)
 
 
+@pytest.mark.verify
 async def test_an_index_that_finds_too_few_is_not_believed(owner: Owner) -> None:
     await owner.connection.execute(
         "DELETE FROM search_embeddings WHERE item_id IN (SELECT id FROM items WHERE price > 7)"
