@@ -1,7 +1,7 @@
 """Opaque tokens: refresh tokens and API keys.
 
-A token is a prefix, which identifies a leaked token, 256 bits of entropy, and a checksum, so that
-a mistyped token is refused without a query.
+A token is a prefix, which tells the kind of a leaked token, 256 bits of entropy, and a checksum, so
+that a mistyped token is refused without a query.
 """
 
 import hashlib
