@@ -1,4 +1,4 @@
-"""A private catalogue: what an account owns, and nobody else sees."""
+"""A private catalogue: items that only their owner can see."""
 
 from features.items.commands import commands
 from features.items.demo import add_demo_catalogue

@@ -61,7 +61,7 @@ async def _import(database: Database, file: Path, owner: str, dry_run: bool) -> 
 async def _told(
     batches: AsyncIterator[Sequence[Accepted | Rejected]], file: Path
 ) -> AsyncIterator[Sequence[Accepted | Rejected]]:
-    """Tells each bad row as it comes: the report has only the first."""
+    """Prints each rejected row as it is parsed: the report holds only the first 1,000."""
     async for batch in batches:
         for row in batch:
             if isinstance(row, Rejected):

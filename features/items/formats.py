@@ -1,4 +1,4 @@
-"""Items as JSON Lines and as CSV: parsed and written row by row, in constant memory."""
+"""Items as JSON Lines and CSV, parsed and written as streams, in constant memory."""
 
 import asyncio
 import codecs
@@ -18,9 +18,9 @@ from shared.errors import BadRequest, Unprocessable, message_of
 
 MAX_RECORD_BYTES = 1_000_000
 GUNZIP_BYTES = 1 << 16
-SLICE_LINES = 500  # so many are parsed at a time, while nobody else is served
+SLICE_LINES = 500  # parsed at a time, which blocks the event loop
 OPENING_QUOTE = re.compile(rb'(?:^|,)"')
-QUOTED = re.compile(rb'(?:[^"]+|"")*+"')  # up to the closing quote; a double one is text
+QUOTED = re.compile(rb'(?:[^"]+|"")*+"')  # up to the closing quote; a doubled one is text
 COLUMNS = tuple(ItemPublic.model_fields)
 
 
@@ -31,7 +31,7 @@ class Format(StrEnum):
 
 @dataclass(frozen=True)
 class Rejected:
-    """A row that was not taken, with the reason, which is put in words only for who asks."""
+    """A row that was rejected. The reason is formatted only when `detail` is read."""
 
     line: int
     reason: str | ValidationError
@@ -48,16 +48,16 @@ class Accepted:
 
 
 async def gunzip(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Decompresses gzip (RFC 1952, several members too) in pieces of bounded size.
+    """Decompresses gzip (RFC 1952, several members too) in chunks of bounded size.
 
     Raises:
-        BadRequest: the data is not gzip, or ends too early.
+        BadRequest: the data is not gzip, or is truncated.
     """
     decompressor = zlib.decompressobj(wbits=31)
     started = False
     try:
         async for chunk in chunks:
-            # Between members, and behind the last, gzip passes over zeros.
+            # The gzip tool ignores zero bytes between members and after the last one.
             while chunk := chunk.lstrip(b"\0") if decompressor.eof else chunk:
                 if decompressor.eof:
                     decompressor = zlib.decompressobj(wbits=31)
@@ -73,9 +73,9 @@ async def gunzip(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 async def parse(
     chunks: AsyncIterator[bytes], format_: Format
 ) -> AsyncIterator[list[Accepted | Rejected]]:
-    """The rows, valid or not, some at a time; blank lines are passed over.
+    """Parses the rows, and yields them in batches, valid or not. Blank lines are skipped.
 
-    In between others have their turn, even where no row is good and no line holds one.
+    Yields to the event loop after every `SLICE_LINES` lines, even if they hold no valid row.
 
     Raises:
         Unprocessable: the CSV has no usable header.
@@ -92,7 +92,7 @@ async def parse(
 
 @dataclass
 class _Records:
-    """Splits bytes into numbered records: lines, except where a CSV quote is still open."""
+    """Splits bytes into numbered records: a record is a line, or more if a CSV quote is open."""
 
     quotes: bool
     rest: bytes = b""
@@ -103,14 +103,14 @@ class _Records:
     too_long: bool = False
 
     def lines(self, chunk: bytes) -> list[bytes]:
-        """The lines that this chunk ends; they are to be joined before the next chunk comes."""
+        """Returns the lines that end in this chunk. Pass them to `join` before the next chunk."""
         if len(self.rest) > MAX_RECORD_BYTES:
             self.too_long, self.rest = True, b""
         *lines, self.rest = (self.rest + chunk).split(b"\n")
         return lines
 
     def join(self, lines: Iterable[bytes]) -> Iterator[tuple[int, bytes | None]]:
-        """The records that these lines end; None is one that is too long."""
+        """Yields the records that end in these lines; None stands for one that is too long."""
         for line in lines:
             yield from self._add(line)
 
@@ -121,7 +121,7 @@ class _Records:
             yield self._take()
 
     def _add(self, line: bytes) -> Iterator[tuple[int, bytes | None]]:
-        """One line more: gives the record that it ends, or None for one that is too long."""
+        """Adds a line, and yields the record that it ends; None stands for one that is too long."""
         self.pending.append(line)
         self.line += 1
         self.length += len(line) + 1
@@ -140,7 +140,10 @@ class _Records:
 
 
 def _ends_in_quotes(line: bytes, in_quotes: bool) -> bool:
-    """Whether a CSV field goes on behind this line: a quote opens one only at its beginning."""
+    """Whether a quoted CSV field is open at the end of this line.
+
+    A quote opens a field only at the beginning of the field.
+    """
     position = 0
     while True:
         if not in_quotes:
@@ -196,8 +199,8 @@ class _CsvParser:
         if len(cells) != len(self.header):
             return Rejected(line, f"{len(cells)} cells, but the header has {len(self.header)}")
         row = dict(zip(self.header, cells, strict=True))
-        # An empty cell is an absent value; but where there is a column external_id, an empty
-        # one does not mean that `id` should take its place.
+        # An empty cell is an absent value. But an empty external_id is kept, as None: without it
+        # the alias `id` would be used instead.
         filled = {name: cell or None for name, cell in row.items() if cell or name == "external_id"}
         try:
             return Accepted(line, ImportRowText.model_validate(filled))
@@ -206,7 +209,8 @@ class _CsvParser:
 
 
 def _cells(line: int, record: bytes | None) -> list[str]:
-    """
+    """Returns the cells of a record.
+
     Raises:
         ValueError: the record is too long, or not CSV in UTF-8.
     """
@@ -220,7 +224,7 @@ def _cells(line: int, record: bytes | None) -> list[str]:
 
 
 def _without_bom(line: int, record: bytes) -> bytes:
-    """Spreadsheets and editors may begin a file with a byte order mark."""
+    """Removes the byte order mark that spreadsheets and editors may write."""
     return record.removeprefix(codecs.BOM_UTF8) if line == 1 else record
 
 
@@ -239,7 +243,7 @@ def _too_long(line: int) -> Rejected:
 
 
 def _not_valid(line: int, error: ValidationError) -> Rejected:
-    return Rejected(line, error.with_traceback(None))  # or it would keep all the frames alive
+    return Rejected(line, error.with_traceback(None))  # the traceback would keep all frames alive
 
 
 def _in_words(error: ValidationError) -> str:
@@ -254,7 +258,7 @@ def _in_words(error: ValidationError) -> str:
 async def write(
     batches: AsyncIterator[Sequence[ItemPublic]], format_: Format
 ) -> AsyncIterator[bytes]:
-    """The items as bytes, a batch at a time."""
+    """Encodes the items, a batch at a time."""
     if format_ is Format.JSON_LINES:
         async for batch in batches:
             yield "".join(f"{item.model_dump_json()}\n" for item in batch).encode()

@@ -1,4 +1,4 @@
-"""In which format items come and go: `Content-Type`, `Content-Encoding` and `Accept`."""
+"""Content negotiation of import and export: `Content-Type`, `Content-Encoding` and `Accept`."""
 
 from typing import Annotated, Any
 
@@ -53,7 +53,7 @@ async def _export_format(request: Request) -> Format:
     qualities = _qualities(accepted)
 
     def quality(media_type: str) -> float:
-        """Of the range that names it most exactly (RFC 9110, section 12.5.1)."""
+        """Returns the quality of the most specific matching range (RFC 9110, section 12.5.1)."""
         ranges = (media_type, f"{media_type.partition('/')[0]}/*", "*/*")
         return next((qualities[range_] for range_ in ranges if range_ in qualities), 0.0)
 

@@ -52,7 +52,7 @@ router = Router(prefix="/items", tags=["items"])
 
 Reader = Annotated[Principal, requires("items:read")]
 Writer = Annotated[Principal, requires("items:write")]
-UNLIMITED = 1 << 50  # bytes: an import is read as it comes, and never held whole
+UNLIMITED = 1 << 50  # bytes: an import is streamed, and not held in memory
 
 
 @router.get("", responses=responses(BadRequest))

@@ -48,7 +48,7 @@ Price = Annotated[Amount, BeforeValidator(_a_number)]
 """Exact in the database, a JSON number on the wire."""
 
 PublicPrice = Annotated[float, _PRICE_SCHEMA]
-"""A price that is only shown: what the database holds needs no validation."""
+"""A price in a response: it comes from the database and is not validated again."""
 
 PriceBound = Annotated[
     Decimal,
@@ -112,7 +112,7 @@ class ItemSort(Sort):
 
 
 class ItemFilters(BaseModel):
-    """Which items are meant; the bounds are inclusive for prices, exclusive for times."""
+    """Filters of items. The bounds of prices are inclusive, those of times exclusive."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -123,7 +123,7 @@ class ItemFilters(BaseModel):
 
 
 class ItemQuery(PageQuery, ItemFilters):
-    """A page of the list: by `skip` and `limit`, or by the `cursor` of the page before."""
+    """Query of the list: a page by `skip` and `limit`, or by the `cursor` of the page before."""
 
     q: Annotated[
         Text | None, Field(min_length=1, max_length=200, description="Part of the title")
@@ -136,7 +136,7 @@ class ItemPage(Page[ItemPublic]):
 
 
 class ImportRow(BaseModel):
-    """A row of an import: the fields of an item, and anything else, which is passed over."""
+    """A row of an import: the fields of an item. Unknown fields are ignored."""
 
     model_config = ConfigDict(coerce_numbers_to_str=True)
 

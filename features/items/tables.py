@@ -8,10 +8,10 @@ from shared.tables import Timestamped, new_id
 
 
 class Item(Timestamped, table=True):
-    """One entry of an account's private catalogue.
+    """An item of an account's private catalogue.
 
-    The owner comes first in every index, and the id last: each order is a keyset, and each
-    list reads only its owner's rows.
+    Every index begins with the owner and ends with the id, so that a list reads only its owner's
+    rows, and every sort order can be paged by keyset.
     """
 
     __tablename__ = "items"

@@ -1,4 +1,4 @@
-"""Accounts: who they are, how they prove it, and what they may do."""
+"""Accounts, authentication and permissions."""
 
 from features.users.authentication import authenticate
 from features.users.commands import commands
@@ -24,7 +24,7 @@ feature = Feature(
     constraints={
         "uq_users_email": Conflict("An account with this email already exists"),
         "uq_identities_issuer_subject": Conflict("This identity is linked already"),
-        # Whoever is deleted while a request of theirs is under way:
+        # The account was deleted while one of its requests was running:
         "fk_account_events_user_id": Unauthorized("User not found"),
         "fk_api_keys_user_id": Unauthorized("User not found"),
         "fk_identities_user_id": Unauthorized("User not found"),

@@ -1,4 +1,4 @@
-"""What an account may do: scopes by role, and scopes as OAuth writes them."""
+"""Permissions of an account: the scopes of its role, in the notation of OAuth."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ ADMIN_SUFFIX = ":admin"
 
 @dataclass(frozen=True)
 class Permissions:
-    """All scopes that the features declare. Those that end in `:admin` are for administrators."""
+    """All scopes that the features declare. Scopes that end in `:admin` are for administrators."""
 
     known: frozenset[str]
 
     def of(self, role: Role, scope: str | None = None) -> frozenset[str]:
-        """What the role allows, narrowed to `scope` where that is given."""
+        """Returns the scopes of the role, limited to those in `scope` if it is given."""
         allowed = self.known
         if role != Role.ADMIN:
             allowed = frozenset(s for s in self.known if not s.endswith(ADMIN_SUFFIX))
@@ -23,7 +23,7 @@ class Permissions:
 
 
 def read_scope(scope: str) -> frozenset[str]:
-    """The scopes of a list with spaces between (RFC 6749, section 3.3)."""
+    """Parses a space-separated list of scopes (RFC 6749, section 3.3)."""
     return frozenset(scope.split())
 
 
@@ -33,7 +33,7 @@ def write_scope(scopes: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class Caller:
-    """Where a request came from."""
+    """The client address and user agent of a request."""
 
     address: str
     user_agent: str

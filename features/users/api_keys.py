@@ -1,4 +1,4 @@
-"""API keys at the door: who a key speaks for, asked of the database at most once a second."""
+"""Authentication by API key, with a cache of `KNOWN_SECONDS` in front of the database."""
 
 import time
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from shared.sessions import orm_session
 
 KNOWN_SECONDS = 0.8
 REMEMBERED = 10_000
-USED_RESOLUTION = timedelta(minutes=1)  # `last_used_at` is written no more often than this
+USED_RESOLUTION = timedelta(minutes=1)  # how often `last_used_at` is written at most
 
 FIND = (
     select(ApiKey, User.role)
@@ -36,14 +36,15 @@ class KnownKey:
 
 @dataclass
 class KnownKeys:
-    """The keys that were seen within the last second, by their hash."""
+    """A cache of valid API keys, by hash. An entry is used for `KNOWN_SECONDS`."""
 
     _known: dict[bytes, KnownKey] = field(default_factory=dict)
 
     async def find(self, database: Database, permissions: Permissions, key: str) -> KnownKey:
-        """
+        """Returns the key's id, principal and expiry, from the cache or the database.
+
         Raises:
-            InvalidToken: there is no such key, it has expired, or its account is not active.
+            InvalidToken: the key does not exist, has expired, or its account is not active.
         """
         if not is_token(key, API_KEY):
             raise InvalidToken

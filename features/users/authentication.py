@@ -1,4 +1,4 @@
-"""From a credential to a principal, without a query where there need not be one."""
+"""Turns a credential into a principal, in most cases without a database query."""
 
 from fastapi import FastAPI
 from sqlmodel import col, select
@@ -15,11 +15,11 @@ from shared.sessions import orm_session
 
 
 async def authenticate(app: FastAPI, credential: str) -> Principal:
-    """The principal of an access token or an API key.
+    """Returns the principal of an access token or an API key.
 
     Raises:
-        Unauthorized: it is not valid, or not any more.
-        TooManyRequests: the key is used too often.
+        Unauthorized: the credential is invalid, expired or revoked.
+        TooManyRequests: the API key has exceeded its rate limit.
     """
     state = state_of(app)
     if credential.startswith(f"{API_KEY}_"):
@@ -48,11 +48,13 @@ async def _read(keyring: Keyring, token: str) -> Principal:
 
 
 async def _ask(database: Database, principal: Principal) -> None:
-    """What the memory of this process would say, asked of the database.
+    """Checks in the database that the account and the session exist.
+
+    Used while this process's copy of the revocations is too old.
 
     Raises:
         Unauthorized: the account or the session has ended.
-        Unavailable: nobody can tell.
+        Unavailable: the database cannot be reached.
     """
     asked = select(User.id, Session.id).select_from(User).where(User.id == principal.user_id)
     asked = asked.outerjoin(

@@ -1,4 +1,4 @@
-"""Email addresses: one spelling for each, by which its account is found."""
+"""Email addresses: validation, and the normal form by which accounts are found."""
 
 from typing import Annotated
 
@@ -13,7 +13,7 @@ def _in_any_case(word: str) -> str:
 
 
 def _short_enough(address: str) -> str:
-    """Refuses what `format: email` does not allow, and EmailStr does."""
+    """Refuses a local part that is too long for `format: email`, which EmailStr accepts."""
     if address.rindex("@") > MAX_LOCAL_PART:
         raise ValueError(
             "value is not a valid email address: there should be at most"
@@ -23,14 +23,14 @@ def _short_enough(address: str) -> str:
 
 
 CHARACTERS = r"^[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+@(?:[A-Za-z0-9-]+\.)+[A-Za-z0-9-]*[A-Za-z]$"
-"""Of what `format: email` (RFC 5321) allows, neither quotes nor IP addresses, and only top-level
-domains that may exist."""
+"""The part of `format: email` (RFC 5321) that is accepted: no quoted local parts, no IP addresses,
+and only top-level domains that can exist."""
 
 PUNYCODE = r"@(?:.*\.)?..--"
 RESERVED = rf"\.(?:{'|'.join(map(_in_any_case, SPECIAL_USE_DOMAIN_NAMES))})$"
 REFUSED = f"{PUNYCODE}|{RESERVED}"
-"""A label that is, or looks like, Punycode (RFC 5890, section 2.3.1); a domain that has a special
-use (RFC 6761)."""
+"""Matches a label that is, or looks like, Punycode (RFC 5890, section 2.3.1), or a special-use
+domain (RFC 6761)."""
 
 SCHEMA = {
     "type": "string",
@@ -43,9 +43,10 @@ SCHEMA = {
         " Addresses in other scripts are accepted, too, if their domain is valid in IDNA 2008"
     ),
 }
-"""Every string that it allows is accepted. More is: no pattern can tell what is valid in IDNA.
+"""Describes a subset of the addresses that are accepted: a pattern cannot express which domains
+are valid in IDNA.
 
-The patterns have no lookahead, because the regular expressions of many clients have none.
+The patterns use no lookahead, because the regular expressions of many clients do not support it.
 """
 
 Email = Annotated[
@@ -55,8 +56,11 @@ ADDRESS: TypeAdapter[str] = TypeAdapter(Email)
 
 
 def normal_email(text: str) -> str:
-    """The address as registration keeps it: without a name and spaces around it, in lower case,
-    its domain in Unicode. What is no address is no account's."""
+    """Returns the address as registration stores it: without a display name and surrounding
+    spaces, in lower case, with its domain in Unicode.
+
+    Text that is not an address is only lower-cased: it matches no account.
+    """
     try:
         return ADDRESS.validate_python(text)
     except ValidationError:

@@ -1,7 +1,7 @@
-"""The keys that sign access tokens: rows that all processes share, and what this one holds.
+"""The keys that sign access tokens: rows that all processes share, and this process's copy.
 
-A new key is published before it signs, so that whoever keeps a copy of `/.well-known/jwks.json`
-for as long as its `Cache-Control` says never meets a key it does not know. An old key verifies
+A new key is published before it signs, so that a client that caches `/.well-known/jwks.json`
+for as long as its `Cache-Control` allows never meets an unknown key. An old key verifies tokens
 until the last token that it signed has expired; then a task deletes it.
 """
 
@@ -54,7 +54,7 @@ class Keyring:
         self.reader = TokenReader(self.issuer, self._public)
 
     async def load(self) -> None:
-        """Reads the keys, and makes the first one where none can sign."""
+        """Loads the keys, and creates one if none of them can sign."""
         self._loaded = time.monotonic()
         async with orm_session(self.database) as session:
             rows = await _all(session)
@@ -67,14 +67,17 @@ class Keyring:
         self.ids = frozenset(self._public)
 
     async def load_again(self) -> bool:
-        """Reads the keys because a token names one that is unknown; False if that was just done."""
+        """Loads the keys because a token names an unknown one.
+
+        Returns False, without loading, within `RELOAD_SECONDS` of the last load.
+        """
         if time.monotonic() - self._loaded < RELOAD_SECONDS:
             return False
         await self.load()
         return True
 
     async def sign(self, principal: Principal) -> str:
-        """An access token.
+        """Returns a signed access token.
 
         Raises:
             Unavailable: the keys cannot be loaded.
@@ -89,11 +92,11 @@ class Keyring:
         return write_access_token(key, self.issuer, principal, lifetime)
 
     def published(self) -> dict[str, list[dict[str, Any]]]:
-        """The public keys as a JWK set (RFC 7517)."""
+        """Returns the public keys as a JWK set (RFC 7517)."""
         return {"keys": [key.as_dict(private=False) for key in self._public.values()]}
 
     def _signing(self, keys: list[tuple[datetime, OKPKey]]) -> OKPKey | None:
-        """The newest key that has become active."""
+        """Returns the newest key that is active."""
         now = datetime.now(UTC)
         return next((key for active_at, key in reversed(keys) if active_at <= now), None)
 
@@ -102,7 +105,7 @@ class Keyring:
         for row in rows:
             try:
                 private = orjson.loads(self.seal.decrypt(row.sealed_private_jwk))
-            except InvalidToken:  # sealed under another APP_SECRET_KEY: it verifies, no more
+            except InvalidToken:  # encrypted under another APP_SECRET_KEY: it only verifies
                 log.warning("signing_key_sealed_under_another_key", key_id=row.id)
             else:
                 opened.append((row.active_at, OKPKey.import_key(private)))
@@ -115,7 +118,7 @@ async def _all(session: AsyncSession) -> Sequence[SigningKey]:
 
 
 async def add_key(session: AsyncSession, seal: Fernet, active_at: datetime) -> str:
-    """Makes a key pair that signs from `active_at`, and returns its id (RFC 7638)."""
+    """Creates a key pair that signs from `active_at`, and returns its id (RFC 7638)."""
     parameters = {"use": "sig", "alg": ALGORITHM}
     key = OKPKey.generate_key("Ed25519", parameters=parameters, auto_kid=True)  # type: ignore[arg-type]
     assert key.kid
@@ -129,7 +132,7 @@ async def add_key(session: AsyncSession, seal: Fernet, active_at: datetime) -> s
 
 
 async def remove_keys(session: AsyncSession) -> None:
-    """Deletes every key: what they have signed is worth nothing from now on."""
+    """Deletes all keys, so that the tokens they signed are no longer valid."""
     await session.exec(delete(SigningKey))
 
 

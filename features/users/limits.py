@@ -1,4 +1,4 @@
-"""How often one may try: by address, by account, by key."""
+"""Rate limits per address, per account and per API key."""
 
 from features.users.emails import normal_email
 from features.users.settings import UsersSettings
@@ -6,11 +6,10 @@ from shared.limits import Limiter, network_of, new_limit
 
 
 class Limits:
-    """
-    Each method counts one try.
+    """Each method counts one request, except `signed_in`, which resets a counter.
 
     Raises:
-        TooManyRequests: it was one too many.
+        TooManyRequests: the limit is exceeded.
     """
 
     def __init__(self, limiter: Limiter, settings: UsersSettings) -> None:
@@ -28,7 +27,7 @@ class Limits:
         await self._limiter.hit(self._sign_in_account, normal_email(email))
 
     async def signed_in(self, email: str) -> None:
-        """The tries on this account were its owner's: they do not count."""
+        """Resets the account's counter after a successful sign-in."""
         await self._limiter.forget(self._sign_in_account, normal_email(email))
 
     async def single_sign_on(self, address: str) -> None:

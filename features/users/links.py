@@ -1,4 +1,4 @@
-"""What mails carry: signed, short-lived tokens, and where they lead."""
+"""Signed, short-lived tokens, and the mails that carry them."""
 
 from uuid import UUID
 
@@ -13,8 +13,11 @@ MAX_LENGTH = 1_000
 
 
 class Links:
-    """Writes and reads the tokens in mails. Each is bound to what its use changes, so that it
-    is good for one use: a reset to the password, a verification to the address."""
+    """Writes and reads the tokens in mails.
+
+    A reset token is bound to the current password, so that it works once. A verification token
+    is bound to the address, and using it again changes nothing.
+    """
 
     def __init__(self, secret: str, settings: UsersSettings, outbox: Outbox) -> None:
         self.outbox = outbox
@@ -26,9 +29,10 @@ class Links:
         return str(self._reset.dumps([user_id.hex, fingerprint]))
 
     def read_reset(self, token: str) -> tuple[UUID, str]:
-        """
+        """Returns the account's id and the fingerprint of its password hash.
+
         Raises:
-            BadRequest: it is not one of ours, or too old.
+            BadRequest: the signature is not ours, or the token has expired.
         """
         lifetime = self._settings.password_reset_lifetime
         try:
@@ -41,9 +45,10 @@ class Links:
         return str(self._verify.dumps([user_id.hex, email]))
 
     def read_verification(self, token: str) -> tuple[UUID, str]:
-        """
+        """Returns the account's id and the address to verify.
+
         Raises:
-            BadRequest: it is not one of ours, or too old.
+            BadRequest: the signature is not ours, or the token has expired.
         """
         lifetime = self._settings.email_verification_lifetime
         try:
@@ -53,7 +58,7 @@ class Links:
         return UUID(user_id), email
 
     def verification_mail(self, user_id: UUID, email: str) -> tuple[str, str]:
-        """Subject and body."""
+        """Returns the subject and the body."""
         way = self._way(
             "verify-email", "/auth/email/verify", self.write_verification(user_id, email)
         )
@@ -63,7 +68,7 @@ class Links:
         )
 
     def reset_mail(self, user_id: UUID, fingerprint: str) -> tuple[str, str]:
-        """Subject and body."""
+        """Returns the subject and the body."""
         token = self.write_reset(user_id, fingerprint)
         way = self._way("reset-password", "/auth/password/reset", token)
         minutes = self._settings.password_reset_lifetime // 60
@@ -74,7 +79,10 @@ class Links:
         )
 
     def _way(self, page: str, path: str, token: str) -> str:
-        """The link, to the front end alone: never to whatever host the request named."""
+        """Returns a link to the front end, or the bare token and the path to send it to.
+
+        The host comes from `APP_FRONTEND_URL`, never from the request.
+        """
         if self._settings.frontend_url is None:
             return f"send this token to {path}:\n\n{token}"
         front = str(self._settings.frontend_url).rstrip("/")

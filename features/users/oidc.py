@@ -1,5 +1,5 @@
-"""OpenID providers: the authorization code flow with PKCE (OpenID Connect Core, RFC 7636), set up
-from each provider's discovery document."""
+"""OpenID providers: the authorization code flow with PKCE (OpenID Connect Core, RFC 7636),
+configured from each provider's discovery document."""
 
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -36,8 +36,11 @@ log = structlog.get_logger(__name__)
 
 
 class Attempt(BaseModel):
-    """One try to sign in at a provider, kept by the browser in a sealed cookie of its own, so
-    that two tabs do not disturb each other. `user_id` and `session_id` are who links."""
+    """One attempt to sign in at a provider.
+
+    The browser stores it in an encrypted cookie, one cookie per attempt, so that two tabs do not
+    interfere. `user_id` and `session_id` are set if the attempt links an identity to an account.
+    """
 
     provider: str
     state: str = Field(default_factory=chance)
@@ -48,7 +51,7 @@ class Attempt(BaseModel):
 
 
 class ProvenIdentity(BaseModel):
-    """What a provider says of somebody, verified to come from it and to be for us."""
+    """The claims of an ID token whose signature, issuer and audience were verified."""
 
     issuer: str
     subject: str
@@ -58,12 +61,12 @@ class ProvenIdentity(BaseModel):
 
 @cache
 def _trusted_authorities() -> SSLContext:
-    """Read once: to read them takes some 20 ms, in which no other request gets on."""
+    """Loads the CA certificates, once: loading blocks the event loop for about 20 ms."""
     return httpx2.create_ssl_context()
 
 
 class Provider:
-    """A provider, and what its discovery document and its keys say, for an hour at a time."""
+    """A provider. Its discovery document and its keys are cached for an hour."""
 
     def __init__(self, name: str, settings: OidcProvider, base_url: str) -> None:
         self.name = name
@@ -78,7 +81,7 @@ class Provider:
         return issuer.rstrip("/") == self._issuer
 
     async def authorization_url(self, attempt: Attempt) -> str:
-        """Where the browser goes to sign in.
+        """Returns the URL where the user signs in.
 
         Raises:
             Unavailable: the provider cannot be reached.
@@ -94,16 +97,16 @@ class Provider:
             return str(url)
 
     async def identify(self, code: str, attempt: Attempt) -> ProvenIdentity:
-        """Who came back with this code.
+        """Exchanges the code for an ID token, and returns the verified identity.
 
         Raises:
-            BadRequest: the code is not good, or what it was exchanged for is not for us.
+            BadRequest: the code or the ID token is not valid.
             Unavailable: the provider cannot be reached.
         """
         async with self._client() as client:
             await self._discover(client)
             supported = self._metadata.get("token_endpoint_auth_methods_supported", [BASIC])
-            if BASIC not in supported:  # which is the default (OpenID Connect Discovery, 3)
+            if BASIC not in supported:  # the default method (OpenID Connect Discovery, 3)
                 client.token_endpoint_auth_method = "client_secret_post"
             try:
                 answer = await client.fetch_token(
@@ -114,7 +117,7 @@ class Provider:
             except (OAuthError, JoseError, KeyError, TypeError, ValueError) as error:
                 log.warning("provider_answer_refused", provider=self.name, error=repr(error))
                 if isinstance(error, JoseError):
-                    self._until = float("-inf")  # it may have new keys
+                    self._until = float("-inf")  # its keys may have changed: load them again
                 raise BadRequest("The provider's answer is not valid: please begin again") from None
         verified = claims.get("email_verified") is True
         return ProvenIdentity(
@@ -125,7 +128,7 @@ class Provider:
         )
 
     def _verify(self, answer: Mapping[str, Any], attempt: Attempt) -> dict[str, Any]:
-        """The claims of the ID token (OpenID Connect Core, 3.1.3.7)."""
+        """Verifies the ID token, and returns its claims (OpenID Connect Core, 3.1.3.7)."""
         offered = self._metadata.get("id_token_signing_alg_values_supported", ["RS256"])
         algorithms = SIGNATURES.intersection(offered)
         token = jwt.decode(answer["id_token"], self._keys, algorithms=algorithms)
@@ -147,7 +150,7 @@ class Provider:
         return dict(claims)
 
     async def _missing(self, client: Any, claims: Mapping[str, Any]) -> dict[str, Any]:
-        """The email, where the provider tells it only at its userinfo endpoint."""
+        """Returns email and name from the userinfo endpoint, if the ID token has no email."""
         if "email" in claims or "userinfo_endpoint" not in self._metadata:
             return {}
         answer = await client.get(self._metadata["userinfo_endpoint"])
@@ -157,7 +160,7 @@ class Provider:
         return {name: info[name] for name in ("email", "email_verified", "name") if name in info}
 
     async def _discover(self, client: Any) -> None:
-        """Reads the discovery document and the keys, unless that was done within the hour."""
+        """Loads the discovery document and the keys, unless they are less than an hour old."""
         if time.monotonic() < self._until:
             return
         try:

@@ -1,5 +1,8 @@
-"""Tokens that mean nothing by themselves: a prefix that tells what was found when one leaks,
-256 bits of chance, and a checksum, so that a mistyped one is refused without a query."""
+"""Opaque tokens: refresh tokens and API keys.
+
+A token is a prefix, which tells the kind of a leaked token, 256 bits of entropy, and a checksum, so
+that a mistyped token is refused without a query.
+"""
 
 import hashlib
 import secrets
@@ -16,14 +19,14 @@ def new_token(prefix: str) -> str:
 
 
 def is_token(value: str, prefix: str) -> bool:
-    """Whether the value can be a token of this kind at all."""
+    """Whether the value has the prefix and the checksum of such a token."""
     if not value.startswith(f"{prefix}_") or len(value) > MAX_LENGTH or not value.isascii():
         return False
     return value[-8:] == _checksum(value[:-8])
 
 
 def digest(token: str) -> bytes:
-    """What is kept of a token. It has too much chance in it to need a slow hash."""
+    """Returns the hash that is stored. With 256 bits of entropy, a fast hash is enough."""
     return hashlib.sha256(token.encode()).digest()
 
 
@@ -32,5 +35,5 @@ def _checksum(body: str) -> str:
 
 
 def chance() -> str:
-    """256 bits of it, for what must not be guessed and is not kept."""
+    """Returns 256 bits of entropy, for secrets that are not stored."""
     return secrets.token_urlsafe(32)

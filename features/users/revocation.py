@@ -1,9 +1,9 @@
-"""What has ended: known in every process within a second, without a query per request.
+"""Revocation list: each process knows it within a second, without a query per request.
 
-Deleting a session or an account writes its id to `revocations`, in the same transaction and by
-a trigger, whatever deletes it. Each process reads what is new there several times a second,
-and at once when a NOTIFY says so. What it knows is as old as the start of its last reading:
-once that is more than `FRESH_SECONDS` ago, for whatever reason, each request asks the database.
+A trigger writes the id of each deleted account, session and API key to `revocations`, in the same
+transaction, so that a DELETE in raw SQL revokes too. Each process polls that table every 0.25 s,
+and at once on NOTIFY. Its copy is as old as the start of its last poll: once that is more than
+`FRESH_SECONDS` ago, for any reason, each request with an access token queries the database.
 So a lost NOTIFY costs a quarter of a second, and a lost connection costs queries.
 """
 
@@ -27,8 +27,9 @@ SWEEP_SECONDS = 0.25
 READ_TIMEOUT_SECONDS = 2.0
 FRESH_SECONDS = 0.8
 
-# Rows of transactions that were still running when the last snapshot was taken come later,
-# with lower numbers: so each reading begins at that snapshot's horizon (pg_snapshot_xmin).
+# A transaction that was running during the last poll may commit later, with a transaction id lower
+# than those already read. So each poll starts at pg_snapshot_xmin of the last poll's snapshot: the
+# oldest transaction id that was still running.
 NEWS = """
 SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS horizon,
        ARRAY(SELECT id FROM revocations WHERE transaction >= $1) AS revoked,
@@ -42,7 +43,10 @@ OnKeys = Callable[[Sequence[str]], Awaitable[None]]
 
 @dataclass
 class Revocations:
-    """The ids that this process knows to have ended, each as long as a token may name it."""
+    """The revoked ids that this process knows.
+
+    Each is held for as long as a valid token may name it.
+    """
 
     database: Database
     lifetime: timedelta
@@ -57,7 +61,7 @@ class Revocations:
 
     @property
     def fresh(self) -> bool:
-        """Whether what is known may be relied on."""
+        """Whether the last poll is recent enough to rely on."""
         return time.monotonic() - self._read_at < FRESH_SECONDS
 
     def __contains__(self, ended: UUID | None) -> bool:
@@ -65,7 +69,7 @@ class Revocations:
 
     @asynccontextmanager
     async def followed(self) -> AsyncIterator[None]:
-        """Keeps up with the database until the block ends."""
+        """Polls the database in a background task until the block ends."""
         self._following = asyncio.create_task(self._follow())
         try:
             yield
@@ -73,7 +77,7 @@ class Revocations:
             await self.stop()
 
     async def stop(self) -> None:
-        """Stops to keep up: from now on, nothing is known."""
+        """Stops polling. From then on `fresh` is False."""
         if self._following:
             self._following.cancel()
             with suppress(asyncio.CancelledError):
@@ -81,12 +85,12 @@ class Revocations:
         self._read_at = float("-inf")
 
     async def _follow(self) -> None:
-        """For ever; connects again whenever that is needed."""
+        """Polls until cancelled; reconnects after a failure."""
         while True:
             try:
                 async with past_pooler(self.database) as connection:
                     await connection.add_listener(CHANNEL, lambda *_: self._news.set())
-                    # It may be another database now, or one that was set back: read all of it.
+                    # This may be another database, or a restored one: read the whole table.
                     self._connection, self._horizon = connection, 0
                     while True:
                         self._news.clear()
@@ -103,7 +107,7 @@ class Revocations:
             await asyncio.sleep(SWEEP_SECONDS)
 
     async def catch_up(self) -> None:
-        """Reads now what has been committed until now, if the database can be read."""
+        """Polls now, if the database can be reached."""
         if self._connection:
             with suppress(*CONNECT_ERRORS):
                 await self._read(self._connection)

@@ -31,7 +31,7 @@ MailToken = Annotated[Text, Field(min_length=1, max_length=1_000)]
 
 
 class Body(BaseModel):
-    """What clients send: a field that is not known is refused, never ignored."""
+    """Base class of request bodies. Unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -1,4 +1,4 @@
-"""How long access lasts, which providers may vouch for it, and how often one may try."""
+"""Settings of accounts: token lifetimes, OpenID providers and rate limits."""
 
 import re
 from datetime import timedelta
@@ -11,7 +11,7 @@ from shared.settings import FeatureSettings, Settings
 
 MAX_ACCESS_SECONDS = 3600
 MAX_ACCESS_LIFETIME = timedelta(seconds=MAX_ACCESS_SECONDS)
-"""The longest that any token may be valid that was signed under other settings."""
+"""The longest lifetime of an access token under any settings, including earlier ones."""
 
 
 def _rate(rate: str) -> str:
@@ -30,7 +30,7 @@ def _slugs(providers: dict[str, "OidcProvider"]) -> dict[str, "OidcProvider"]:
 
 
 class OidcProvider(BaseModel):
-    """An OpenID provider, and the client that we are registered as there."""
+    """An OpenID provider, and the API's client registration there."""
 
     issuer: HttpUrl
     client_id: str
@@ -42,10 +42,10 @@ Rate = Annotated[str, AfterValidator(_rate)]
 
 
 class UsersSettings(FeatureSettings):
-    """Rates are words like `10/minute`; lifetimes are seconds.
+    """Rates are strings like `10/minute`; lifetimes are seconds.
 
     `APP_OIDC_PROVIDERS` is JSON: `{"google": {"issuer": …, "client_id": …, "client_secret": …}}`.
-    `APP_FRONTEND_URL` is where the links in mails lead; without it, mails carry the bare token.
+    `APP_FRONTEND_URL` is the base URL of links in mails; without it, mails hold the bare token.
     """
 
     access_token_lifetime: int = Field(default=15 * 60, ge=60, le=MAX_ACCESS_SECONDS)
@@ -66,7 +66,7 @@ class UsersSettings(FeatureSettings):
     rate_api_key: Rate = "1200/minute"
 
     def check(self, kernel: Settings) -> None:
-        """Insists on https in production: what a provider sends back and forth signs people in."""
+        """Requires https in production, as the exchange with a provider carries credentials."""
         if not self.oidc_providers or kernel.env != "prod":
             return
         if not kernel.base_url.startswith("https:"):

@@ -1,4 +1,4 @@
-"""What the slice keeps as long as the process lives."""
+"""State of the users feature that lives as long as the process."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -48,7 +48,7 @@ class UsersState:
     providers: Mapping[str, Provider]
     attempts: Fernet
     secure: bool
-    """Whether clients reach the API by HTTPS, so that cookies may insist on it."""
+    """Whether clients use HTTPS, so that cookies can have the `Secure` attribute."""
 
 
 def open_state(app: FastAPI, settings: UsersSettings) -> UsersState:
@@ -91,7 +91,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.users = state
     try:
         await state.keyring.load()
-    except (Unavailable, SQLAlchemyError) as error:  # it will be tried again when it is needed
+    except (Unavailable, SQLAlchemyError) as error:  # loaded again when first needed
         log.warning("signing_keys_not_loaded", error=repr(error))
     async with state.revocations.followed():
         yield
@@ -128,5 +128,8 @@ async def _catch_up(request: Request, state: StateDep) -> AsyncIterator[None]:
 
 
 CatchUp = Depends(_catch_up, scope="function")
-"""Has this process know what the request has ended, before the answer leaves. It belongs to
-the router, so that it is entered before the session, and left after its commit."""
+"""After a write, updates this process's revocations before the response is sent.
+
+It is a dependency of the router, so that it is entered before the database session and left after
+the commit.
+"""

@@ -1,5 +1,7 @@
-"""Accounts, and every way into one. A row that ends access is deleted, and the database
-itself tells all processes: see `revocation.py`."""
+"""Accounts and their credentials.
+
+Access is revoked by deleting a row: a trigger then notifies all processes (see `revocation.py`).
+"""
 
 from datetime import datetime
 from enum import StrEnum
@@ -19,9 +21,9 @@ class Role(StrEnum):
 
 
 class User(Timestamped, table=True):
-    """An account. The email is kept in lower case, so that it is one whatever its case.
+    """An account. The email is stored in lower case, so that it is unique in any case.
 
-    An account that only ever signed in at a provider has no password.
+    An account that has only signed in at an OpenID provider has no password.
     """
 
     __tablename__ = "users"
@@ -39,9 +41,10 @@ class User(Timestamped, table=True):
 
 
 class Session(SQLModel, table=True):
-    """One login on one device: the family of its refresh tokens, and of its access tokens.
+    """One login on one device, with its family of refresh tokens and its access tokens.
 
-    `scope` narrows what the account may do, if the client asked for less than everything.
+    `scope` limits what the session may do, if the client asked for fewer scopes than the account
+    has.
     """
 
     __tablename__ = "sessions"
@@ -61,10 +64,10 @@ class Session(SQLModel, table=True):
 
 
 class RefreshToken(SQLModel, table=True):
-    """A refresh token by its hash. A used one stays, so that a replay is recognised.
+    """A refresh token by its hash. A used token is kept, so that a replay is detected.
 
-    `sealed_successor` is what replaced it, encrypted under the token itself: only who
-    presents the token can have it opened.
+    `sealed_successor` is the token that replaced it, encrypted under the used token itself: it can
+    be decrypted only when a client presents that token.
     """
 
     __tablename__ = "refresh_tokens"
@@ -76,9 +79,10 @@ class RefreshToken(SQLModel, table=True):
 
 
 class Revocation(SQLModel, table=True):
-    """The id of a session or an account that has ended, for as long as a token may name it.
+    """The id of a deleted account, session or API key, kept for as long as a token may name it.
 
-    Only triggers write here. `transaction` orders rows by what a snapshot can see.
+    Only triggers write here. `transaction` is the id of the transaction that deleted the row: a
+    poll compares it with its snapshot.
     """
 
     __tablename__ = "revocations"
@@ -95,8 +99,10 @@ class Revocation(SQLModel, table=True):
 
 
 class SigningKey(SQLModel, table=True):
-    """A key that signs access tokens from `active_at` until the next one's. The private half
-    is encrypted under `APP_SECRET_KEY`."""
+    """A key that signs access tokens from `active_at` until the `active_at` of the next key.
+
+    The private key is encrypted under `APP_SECRET_KEY`.
+    """
 
     __tablename__ = "signing_keys"
 
@@ -107,7 +113,7 @@ class SigningKey(SQLModel, table=True):
 
 
 class ApiKey(SQLModel, table=True):
-    """A machine's credential by its hash. `hint` is the part of it that may be shown."""
+    """An API key by its hash. `hint` is the beginning of the key, which may be shown."""
 
     __tablename__ = "api_keys"
     __table_args__ = (UniqueConstraint("hash"),)
@@ -126,7 +132,7 @@ class ApiKey(SQLModel, table=True):
 
 
 class Identity(SQLModel, table=True):
-    """Somebody at an OpenID provider who may sign in to the account."""
+    """A user of an OpenID provider who may sign in to the account."""
 
     __tablename__ = "identities"
     __table_args__ = (UniqueConstraint("issuer", "subject"),)
@@ -163,11 +169,12 @@ class EventKind(StrEnum):
 
 
 class Event(SQLModel, table=True):
-    """What happened to an account, and from where. A failed sign-in may have no account, and a
-    deletion has none any more.
+    """Audit log: what happened to an account, and from which address.
 
-    `actor_id` is who did it, where that was not the account itself: an administrator, whose
-    address it then is. It refers to nobody, so that it outlives them.
+    `user_id` is null for a failed sign-in with an unknown email, and for a deletion.
+
+    `actor_id` is set if an administrator did it; `address` is then the administrator's. It is not
+    a foreign key, so that the event outlives the administrator's account.
     """
 
     __tablename__ = "account_events"
@@ -186,8 +193,11 @@ class Event(SQLModel, table=True):
 
 
 class ResetRequest(SQLModel, table=True):
-    """Somebody forgot a password, or says so: written whether or not the account exists, so
-    that both take the same time. A task answers it by mail."""
+    """A request to reset a password.
+
+    It is inserted whether or not the account exists, so that both take the same time. A task
+    answers it by mail.
+    """
 
     __tablename__ = "reset_requests"
 

@@ -1,4 +1,4 @@
-"""The background work of accounts."""
+"""Background tasks of accounts."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -15,7 +15,7 @@ from features.users.tables import RefreshToken, Revocation, Session
 from shared.sessions import orm_session
 from shared.tasks import Task
 
-BATCH = 1_000  # rows of a table, so that no statement runs out of its time
+BATCH = 1_000  # rows per statement, so that none exceeds the statement timeout
 
 
 async def _answer_reset_requests(app: FastAPI) -> int:
@@ -25,7 +25,8 @@ async def _answer_reset_requests(app: FastAPI) -> int:
 
 
 async def _forget_ended(app: FastAPI) -> int:
-    """Deletes what no valid token can refer to any more."""
+    """Deletes a batch each of expired sessions, old used refresh tokens and old revocations, and
+    the signing keys whose tokens have expired."""
     state, now = state_of(app), datetime.now(UTC)
     unused = now - timedelta(seconds=state.settings.session_lifetime)
     known = now - 2 * MAX_ACCESS_LIFETIME
@@ -38,7 +39,7 @@ async def _forget_ended(app: FastAPI) -> int:
 
 
 async def _delete(session: AsyncSession, table: type[SQLModel], ended: ColumnElement[bool]) -> int:
-    """Deletes a batch of the rows of a table, and returns how many it did."""
+    """Deletes a batch of the matching rows, and returns their number."""
     (key,) = inspect(table).primary_key
     some = select(key).where(ended).limit(BATCH).with_for_update(skip_locked=True)
     return (await session.exec(delete(table).where(key.in_(some)))).rowcount

@@ -1,5 +1,5 @@
-"""Access tokens: JSON Web Tokens (RFC 7519, RFC 9068) that live for minutes, signed with a key
-pair (Ed25519, RFC 9864) whose public half anybody may have."""
+"""Access tokens: short-lived JSON Web Tokens (RFC 7519, RFC 9068), signed with Ed25519 keys
+(RFC 9864) whose public keys are published."""
 
 import time
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ REMEMBERED = 4_096
 
 
 class InvalidToken(Unauthorized):
-    """The token is malformed, tampered with, expired, revoked, or meant for others."""
+    """The token is malformed, tampered with, expired, revoked, or for another audience."""
 
     headers: Mapping[str, str] = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
 
@@ -33,7 +33,7 @@ class InvalidToken(Unauthorized):
 
 
 class UnknownKey(InvalidToken):
-    """The token names a key that is not known: not yet, not any more, or never was."""
+    """The token names a key that is not loaded yet, was deleted, or never existed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class AccessToken:
 
 
 class TokenReader:
-    """Verifies access tokens with a set of public keys, and remembers those that it has seen."""
+    """Verifies access tokens with a set of public keys, and caches the valid ones."""
 
     def __init__(self, issuer: str, keys: Mapping[str, OKPKey]) -> None:
         self._keys = keys
@@ -61,10 +61,11 @@ class TokenReader:
         )
 
     def read(self, token: str) -> Principal:
-        """
+        """Returns the principal of a token.
+
         Raises:
-            UnknownKey: it may be valid, but with a key that is not among these.
-            InvalidToken: it is not valid.
+            UnknownKey: the token names a key that is not in this set; it may be valid.
+            InvalidToken: the token is not valid.
         """
         read = self._seen.get(token)
         if read is None:
@@ -89,7 +90,7 @@ class TokenReader:
             raise InvalidToken from None
 
     def _key(self, token: Any) -> OKPKey:
-        """The key that the header names; what else the header offers is not looked at."""
+        """Returns the key that `kid` names. Keys in the header itself are ignored."""
         key_id = token.headers().get("kid")
         if not isinstance(key_id, str) or key_id not in self._keys:
             raise UnknownKey
@@ -106,7 +107,7 @@ def _access_token(claims: Mapping[str, Any]) -> AccessToken:
 
 
 def write_access_token(key: OKPKey, issuer: str, principal: Principal, lifetime: int) -> str:
-    """Signs a token for `lifetime` seconds from now."""
+    """Returns a signed token that expires in `lifetime` seconds."""
     now = int(time.time())
     claims = {
         "iss": issuer,

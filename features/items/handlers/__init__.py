@@ -1,4 +1,4 @@
-"""The use-cases of items."""
+"""Use-cases of items."""
 
 from features.items.handlers.exporting import export_items
 from features.items.handlers.importing import import_items

@@ -1,4 +1,4 @@
-"""All of an owner's items, streamed from one snapshot."""
+"""Export of all items of an owner, streamed from one snapshot."""
 
 from collections.abc import AsyncIterator, Sequence
 from uuid import UUID
@@ -17,6 +17,6 @@ EVERYTHING = OWNED.order_by(col(Item.created_at), col(Item.id))
 async def export_items(
     session: SnapshotReading, owner_id: UUID
 ) -> AsyncIterator[Sequence[ItemPublic]]:
-    """The owner's items in batches, oldest first."""
+    """Yields the owner's items in batches, oldest first."""
     async for batch in session.batches(EVERYTHING, {"owner_id": owner_id}, BATCH_ROWS):
         yield [ItemPublic.model_validate(dict(row)) for row in batch]

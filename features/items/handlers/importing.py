@@ -1,4 +1,4 @@
-"""A stream of rows, upserted by `external_id`: staged by COPY, merged by one statement."""
+"""Import of a stream of rows: staged with COPY, then upserted by `external_id` in one statement."""
 
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -26,8 +26,9 @@ CREATE TEMPORARY TABLE staged_items (
 ANALYZE = text("ANALYZE staged_items")
 LOCK = text("SELECT pg_advisory_xact_lock(CAST(:key AS bigint))")
 
-# Each row is compared with what it replaces: an earlier row of the same file with the same
-# external_id, else the item in the table. So the counts are those of applying row by row.
+# Each row is compared with the values that it replaces: those of an earlier row of the same file
+# with the same external_id, or else of the item in the table. So the counts are the same as if the
+# rows were applied one by one.
 COMPARED = """
 WITH compared AS (
     SELECT staged.*,
@@ -80,15 +81,15 @@ async def import_items(
     *,
     dry_run: bool = False,
 ) -> ImportReport:
-    """Adds the rows to the owner's items, or replaces those with the same `external_id`.
+    """Inserts the rows as items of the owner, or replaces items with the same `external_id`.
 
-    Rows that are not valid are reported and left out; with `dry_run` nothing is changed.
+    Rows that are not valid are skipped and reported. With `dry_run` nothing is changed.
     """
     await session.execute(LIMITS)
     await session.execute(STAGING_TABLE)
     report = await _stage(session, batches)
     await session.execute(ANALYZE)
-    # Two that change the same items in different orders would wait for each other.
+    # Two imports that change the same items in different orders would deadlock.
     await session.execute(LOCK, {"key": advisory_lock("items.import", owner_id)})
     [counts] = await session.fetch(DRY_RUN if dry_run else MERGE, {"owner_id": owner_id})
     return report.model_copy(update=dict(counts))
@@ -97,7 +98,7 @@ async def import_items(
 async def _stage(
     session: Writing, batches: AsyncIterator[Sequence[Accepted | Rejected]]
 ) -> ImportReport:
-    """Copies the valid rows into the staging table, and reports the others."""
+    """Copies the valid rows into the staging table, and returns a report of the others."""
     report = ImportReport()
     async for batch in batches:
         records = [_record(row) for row in batch if isinstance(row, Accepted)]

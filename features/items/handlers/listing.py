@@ -26,5 +26,5 @@ ITEMS = Listing(
 async def list_items(
     session: Reading, owner_id: UUID, query: ItemQuery, after: Keyset | None = None
 ) -> Rows:
-    """A page of the owner's items that match."""
+    """Returns a page of the owner's matching items."""
     return await fetch_page(session, ITEMS, query, after, owner_id=owner_id)

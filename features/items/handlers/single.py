@@ -15,7 +15,7 @@ from shared.writing import Writing
 
 ITEMS = table_of(Item)
 PUBLIC = select(*columns(ITEMS, ItemPublic))
-"""The columns that the owner sees."""
+"""Selects the public columns."""
 
 OWNED = PUBLIC.where(col(Item.owner_id) == bindparam("owner_id"))
 ONE = OWNED.where(col(Item.id) == bindparam("id"))
@@ -33,9 +33,10 @@ async def create_item(session: Writing, owner_id: UUID, new: ItemCreate) -> Item
 
 
 async def get_item(session: Reading, owner_id: UUID, item_id: UUID) -> ItemPublic:
-    """
+    """Returns an item.
+
     Raises:
-        NotFound: there is no such item, or it is somebody else's.
+        NotFound: the item does not exist, or belongs to another account.
     """
     row = await session.fetch_one(ONE, {"id": item_id, "owner_id": owner_id})
     if row is None:
@@ -50,10 +51,11 @@ async def update_item(
     changes: ItemUpdate,
     if_match: str | None = None,
 ) -> ItemPublic:
-    """
+    """Updates the given fields of an item.
+
     Raises:
-        NotFound: there is no such item, or it is somebody else's.
-        PreconditionFailed: the item has changed since `if_match` was its tag.
+        NotFound: the item does not exist, or belongs to another account.
+        PreconditionFailed: `if_match` does not match the current entity tag.
     """
     row = await _lock_item(session, owner_id, item_id, if_match)
     given = changes.model_dump(exclude_unset=True)
@@ -65,10 +67,11 @@ async def update_item(
 async def delete_item(
     session: Writing, owner_id: UUID, item_id: UUID, if_match: str | None = None
 ) -> None:
-    """
+    """Deletes an item.
+
     Raises:
-        NotFound: there is no such item, or it is somebody else's.
-        PreconditionFailed: the item has changed since `if_match` was its tag.
+        NotFound: the item does not exist, or belongs to another account.
+        PreconditionFailed: `if_match` does not match the current entity tag.
     """
     await _lock_item(session, owner_id, item_id, if_match)
     await session.execute(DELETE, {"key": item_id})

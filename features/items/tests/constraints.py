@@ -1,5 +1,4 @@
-"""Constraints of the items' tables that no request can violate, for
-tests/architecture/test_constraints.py."""
+"""For tests/architecture/test_constraints.py: constraints of items that requests cannot violate."""
 
 UNREACHABLE = {"ck_items_price_positive": "the schemas refuse such a price"}
-"""Each with the reason."""
+"""Constraints, each with the reason."""

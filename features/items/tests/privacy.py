@@ -1,5 +1,7 @@
-"""How an account comes to have something of each kind, for tests/contract/test_privacy.py: for each
-parameter in a path. What is written has the mark in it, by which a leak is seen."""
+"""For tests/contract/test_privacy.py: creates an object of the account for each path parameter.
+
+The text that is written contains the mark, so that a leak can be detected.
+"""
 
 from httpx import AsyncClient
 
@@ -22,4 +24,4 @@ SENT = {
         "headers": {"Content-Type": "application/jsonl"},
     },
 }
-"""What is sent where the document has no example: arguments of a request of httpx."""
+"""Arguments of httpx requests for operations without an example in the document."""

@@ -32,13 +32,13 @@ def run(database_url: str) -> Callable[..., Result]:
 
 @pytest.fixture
 async def ada(sign_up: SignUp) -> str:
-    """The email of an account."""
+    """Creates an account, and returns its email."""
     await sign_up("ada@example.com")
     return "ada@example.com"
 
 
 def write(file: Path) -> Path:
-    """Writes the rows in the format of the file's name."""
+    """Writes the rows in the format that the file's suffix names."""
     if ".csv" in file.name:
         with file.open("w", newline="") as text:
             writer = csv.DictWriter(text, ROWS[0])
@@ -52,7 +52,7 @@ def write(file: Path) -> Path:
 
 
 def read(file: Path) -> list[dict[str, Any]]:
-    """The rows of an exported file, with their `id` as it was in the imported one."""
+    """Reads an exported file into rows like the imported ones: `external_id` is `id` again."""
     data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
     text = data.decode()
     if ".csv" in file.name:

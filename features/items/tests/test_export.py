@@ -1,4 +1,4 @@
-"""Bulk export: everything of one owner, as of one moment, in the format asked for."""
+"""Bulk export: all items of one owner, from one snapshot, in the requested format."""
 
 import asyncio
 import csv
@@ -151,7 +151,7 @@ async def test_exports_that_nobody_reads_leave_connections_to_others(
 async def read_later(
     app: FastAPI, client: AsyncClient, begun: asyncio.Semaphore, gate: asyncio.Event
 ) -> int:
-    """The status of an export of which no more is taken until the gate opens."""
+    """Requests an export, but does not read its body until the gate opens; returns the status."""
     headers = [(b"authorization", client.headers["Authorization"].encode())]
     scope = {"type": "http", "method": "GET", "path": "/items/export", "query_string": b""}
     statuses: list[int] = []

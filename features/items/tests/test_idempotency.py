@@ -1,4 +1,4 @@
-"""A request with an `Idempotency-Key` is done once, however often it is sent."""
+"""A request with an `Idempotency-Key` takes effect once, even if it is sent several times."""
 
 import asyncio
 
@@ -24,7 +24,7 @@ MUG = {"title": "Enamel mug", "price": 12.5}
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    """With time for the locks that a test makes requests wait for."""
+    """Raises the lock timeout, as tests make requests wait for locks."""
     return settings.model_copy(update={"database_lock_timeout": 30.0})
 
 
@@ -119,7 +119,7 @@ async def test_a_request_under_way_is_not_done_again(
 ) -> None:
     holder, observer = await asyncpg.connect(database_url), await asyncpg.connect(database_url)
     async with holder.transaction():
-        await holder.execute("LOCK TABLE items IN SHARE MODE")  # nobody can insert
+        await holder.execute("LOCK TABLE items IN SHARE MODE")  # blocks inserts
         first = asyncio.create_task(create(client))
 
         async def first_waits() -> bool:

@@ -1,4 +1,4 @@
-"""Bulk import: what is good is taken, what is not is told by its line."""
+"""Bulk import: valid rows are imported, others are reported with their line number."""
 
 import asyncio
 import csv
@@ -482,7 +482,7 @@ async def test_an_upload_that_stands_still_is_given_up(
         yield json_lines(row(1))
         await asyncio.Event().wait()
 
-    for _ in range(6):  # and leaves its place to the next
+    for _ in range(6):  # each frees its slot for the next
         given_up = await send(client, stopped())
         assert given_up.status_code == 408
         assert "0.1 s" in given_up.json()["detail"]

@@ -1,4 +1,4 @@
-"""Create, get, change, delete: one item over HTTP."""
+"""Create, get, update, delete: one item over HTTP."""
 
 from uuid import uuid4
 

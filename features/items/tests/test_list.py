@@ -20,7 +20,7 @@ async def add(client: AsyncClient, *prices: float, title: str = "Item") -> list[
 
 
 async def walk(client: AsyncClient, **query: Any) -> list[dict[str, Any]]:
-    """All items, page by page, along the cursors."""
+    """Returns all items, read page by page with cursors."""
     items: list[dict[str, Any]] = []
     cursor: str | None = None
     for _ in range(100):
@@ -74,7 +74,7 @@ async def test_cursors_visit_each_item_once_in_order(client: AsyncClient, sort: 
 
 
 async def test_a_cursor_of_the_longest_title_is_taken_back(client: AsyncClient) -> None:
-    for first in range(2):  # characters of four bytes
+    for first in range(2):  # characters of four bytes in UTF-8
         title = "".join(chr(0x10000 + (first + n * 7919) % 0xFFFFF) for n in range(500))
         await add(client, 1, title=title)
     assert len(await walk(client, sort="title", limit=1)) == 2
@@ -171,7 +171,7 @@ async def test_a_bad_query_is_refused_by_name(
 
 
 async def test_a_time_before_the_first_in_utc_is_the_first(client: AsyncClient) -> None:
-    """Everything is after it."""
+    """All items were created after it."""
     await add(client, 1)
     after = {"created_after": "0001-01-01T00:00:00+14:00"}
     assert (await client.get("/items", params=after)).json()["total"] == 1

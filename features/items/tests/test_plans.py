@@ -1,4 +1,4 @@
-"""Each hot query reads its index, and no more rows than it answers with."""
+"""Each hot query uses its index, and reads no more rows than it returns."""
 
 import json
 from collections.abc import AsyncIterator, Iterator
@@ -31,7 +31,7 @@ FROM owners, generate_series(1, {ITEMS_EACH}) AS n
 
 @pytest.fixture
 async def connection(database_url: str) -> AsyncIterator["asyncpg.Connection[Any]"]:
-    """To a database with the items of many owners."""
+    """A connection to a database with items of many owners."""
     connection = await asyncpg.connect(database_url)
     await connection.execute(FILL)
     await connection.execute("ANALYZE")
@@ -42,7 +42,7 @@ async def connection(database_url: str) -> AsyncIterator["asyncpg.Connection[Any
 async def plan(
     connection: "asyncpg.Connection[Any]", statement: Select[Any], **values: Any
 ) -> list[dict[str, Any]]:
-    """The nodes of the plan that PostgreSQL chooses, as it was executed."""
+    """Returns the nodes of the plan that PostgreSQL executed."""
     row = await connection.fetchrow("SELECT id, owner_id FROM items LIMIT 1")
     assert row
     known = {"id": row["id"], "owner_id": row["owner_id"], SKIP: 0, ROWS: 21} | values
@@ -58,7 +58,7 @@ def _nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def middle(sort: ItemSort) -> str:
-    """A value in the sort column with many rows behind it."""
+    """Returns a value of the sort column that many rows follow."""
     if sort.column.endswith("_at"):
         return "2100-01-01 00:00:00+00" if sort.descending else "2020-01-01 00:00:00+00"
     return {"price": "250", "title": "Mug 3"}[sort.column]

@@ -1,4 +1,4 @@
-"""How many statements each endpoint may send to the database, and what else a request takes."""
+"""The maximum number of statements of each endpoint, and other resources of a request."""
 
 from fastapi import FastAPI
 from httpx import AsyncClient
@@ -10,15 +10,15 @@ from shared.testing import body, keep_calls, max_queries
 async def test_each_endpoint_keeps_its_budget_of_queries(client: AsyncClient) -> None:
     for _ in range(3):
         url = (await client.post("/items", json=body(ItemCreate))).headers["location"]
-    with max_queries(1):  # the page, which tells the total too
+    with max_queries(1):  # the page and the total
         await client.get("/items")
-    with max_queries(2):  # an empty page cannot
+    with max_queries(2):  # an empty page has no row to carry the total
         await client.get("/items", params={"skip": 10})
     with max_queries(1):
         await client.get("/items", params={"total": "false"})
     with max_queries(1):
         await client.post("/items", json=body(ItemCreate))
-    with max_queries(4):  # also the lock on the key, the look for an answer, and keeping it
+    with max_queries(4):  # also locks the key, looks for a stored response, and stores it
         await client.post("/items", json=body(ItemCreate), headers={"Idempotency-Key": "once"})
     with max_queries(2):
         await client.post("/items", json=body(ItemCreate), headers={"Idempotency-Key": "once"})

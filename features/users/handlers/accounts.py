@@ -1,4 +1,4 @@
-"""Accounts: register, read, change, delete."""
+"""Accounts: register, read, update, delete."""
 
 from uuid import UUID
 
@@ -22,7 +22,7 @@ from shared.reading import Reading
 from shared.sessions import orm_session
 
 PUBLIC = sqlalchemy.select(*(getattr(User, name) for name in UserPublic.model_fields))
-"""The columns that the account sees."""
+"""Selects the public columns."""
 
 ONE = PUBLIC.where(col(User.id) == bindparam("id"))
 KNOWN = sqlalchemy.select(col(User.id)).where(col(User.email) == bindparam("email"))
@@ -32,8 +32,10 @@ NO_KEY_UPDATE = {"key_share": True}  # SELECT … FOR NO KEY UPDATE
 async def register(
     database: Database, passwords: Passwords, links: Links, new: UserCreate, caller: Caller
 ) -> User:
-    """Creates an account, and mails it a token that verifies its address. A taken email
-    violates `uq_users_email`. No connection is held while the password is hashed."""
+    """Creates an account, and mails it a token that verifies its address.
+
+    A taken email violates `uq_users_email`. No connection is held while the password is hashed.
+    """
     password_hash = await passwords.hash(new.password)
     async with orm_session(database) as session:
         user = await add_user(session, new.email, password_hash, new.name)
@@ -60,21 +62,26 @@ async def add_user(
 
 
 async def find_user_id(session: Reading, email: str) -> UUID | None:
-    """The id of the account with this email, however it is spelled."""
+    """Returns the id of the account with this email, in any spelling."""
     row = await session.fetch_one(KNOWN, {"email": normal_email(email)})
     return row.id if row else None
 
 
 async def find_user(session: AsyncSession, user_id: UUID, *, lock: bool = False) -> User | None:
-    """The account with this id. While it is locked others may refer to it: a request that has ended
-    a session, and records that, would else wait for one that ends sessions, and the reverse."""
+    """Returns the account with this id, or None; `lock` takes a row lock.
+
+    The lock is FOR NO KEY UPDATE: FOR UPDATE would block the foreign-key check of an insert. A
+    request that has deleted a session and inserts an event would then deadlock with one that has
+    locked the account and deletes its sessions.
+    """
     return await session.get(User, user_id, with_for_update=NO_KEY_UPDATE if lock else None)
 
 
 async def read_user(session: Reading, user_id: UUID) -> UserPublic:
-    """
+    """Returns the public columns of the account.
+
     Raises:
-        Unauthorized: the account is gone, although somebody still holds a token of it.
+        Unauthorized: the account was deleted after the token was issued.
     """
     row = await session.fetch_one(ONE, {"id": user_id})
     if row is None:
@@ -83,9 +90,10 @@ async def read_user(session: Reading, user_id: UUID) -> UserPublic:
 
 
 async def get_user(session: AsyncSession, user_id: UUID, *, lock: bool = False) -> User:
-    """
+    """Returns the account.
+
     Raises:
-        Unauthorized: the account is gone, although somebody still holds a token of it.
+        Unauthorized: the account was deleted after the token was issued.
     """
     user = await find_user(session, user_id, lock=lock)
     if user is None:
@@ -101,12 +109,13 @@ async def update_user(session: AsyncSession, user_id: UUID, changes: UserUpdate)
 
 
 async def delete_user(session: AsyncSession, user_id: UUID, actor_id: UUID, caller: Caller) -> None:
-    """Deletes the account and, by the foreign keys of other features, all it owns. What is left
-    is that this id was deleted, by whom, and an administrator's address.
+    """Deletes the account and, by cascading foreign keys, everything it owns.
+
+    One event stays: the id, who deleted it, and the address if that was an administrator.
 
     Raises:
-        Unauthorized: it is gone already.
-        Conflict: it is the last administrator.
+        Unauthorized: the account was deleted already.
+        Conflict: the account is the last administrator.
     """
     await keep_an_administrator(session, user_id)
     user = await get_user(session, user_id, lock=True)
@@ -117,9 +126,10 @@ async def delete_user(session: AsyncSession, user_id: UUID, actor_id: UUID, call
 
 
 async def keep_an_administrator(session: AsyncSession, leaving: UUID) -> None:
-    """
+    """Locks the active administrators, so that two of them cannot leave at the same time.
+
     Raises:
-        Conflict: without this account there would be no active administrator.
+        Conflict: this account is the last active administrator.
     """
     admins = (
         select(User.id)

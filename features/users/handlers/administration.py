@@ -1,4 +1,4 @@
-"""Accounts, as an administrator sees and changes them."""
+"""Administration of accounts."""
 
 from uuid import UUID
 
@@ -33,16 +33,17 @@ USERS = Listing(
 
 
 async def list_users(session: Reading, query: UserQuery, after: Keyset | None = None) -> Rows:
-    """A page of the accounts that match; a whole address is found however it is spelled."""
+    """Returns a page of the matching accounts. A full address matches in any spelling."""
     if query.q:
         query = query.model_copy(update={"q": normal_email(query.q)})
     return await fetch_page(session, USERS, query, after)
 
 
 async def get_account(session: AsyncSession, user_id: UUID, *, lock: bool = False) -> User:
-    """
+    """Returns the account.
+
     Raises:
-        NotFound: there is no such account.
+        NotFound: the account does not exist.
     """
     user = await find_user(session, user_id, lock=lock)
     if user is None:
@@ -53,11 +54,11 @@ async def get_account(session: AsyncSession, user_id: UUID, *, lock: bool = Fals
 async def update_account(
     session: AsyncSession, user_id: UUID, changes: UserAdminUpdate, actor_id: UUID, caller: Caller
 ) -> User:
-    """Changes an account. A change of role, and deactivation, end its sessions (by a trigger).
+    """Updates an account. A change of role and deactivation end its sessions (by a trigger).
 
     Raises:
-        NotFound: there is no such account.
-        Conflict: it is the last administrator, and would no longer be one.
+        NotFound: the account does not exist.
+        Conflict: the change would leave no active administrator.
     """
     given = changes.model_dump(exclude_unset=True)
     if given.get("role") is Role.USER or given.get("is_active") is False:
@@ -78,11 +79,11 @@ async def update_account(
 async def delete_account(
     session: AsyncSession, user_id: UUID, actor_id: UUID, caller: Caller
 ) -> None:
-    """Deletes the account and, by the foreign keys of other features, all it owns.
+    """Deletes the account and, by cascading foreign keys, everything it owns.
 
     Raises:
-        NotFound: there is no such account.
-        Conflict: it is the last administrator.
+        NotFound: the account does not exist.
+        Conflict: the account is the last administrator.
     """
     await get_account(session, user_id)
     await delete_user(session, user_id, actor_id, caller)

@@ -1,4 +1,4 @@
-"""API keys: made and ended by people, used by machines."""
+"""API keys: create, list, delete."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -29,12 +29,12 @@ async def create_api_key(
     new: ApiKeyCreate,
     caller: Caller,
 ) -> tuple[ApiKey, str]:
-    """The key's row, and the key, which is kept nowhere.
+    """Creates a key. Returns its row and the key itself, which is not stored.
 
     Raises:
-        Unprocessable: it asks for what its maker may not do, or has expired already.
+        Unprocessable: a scope is not in `allowed`, or `expires_at` is in the past.
         Unauthorized: the session has ended.
-        Conflict: there are too many.
+        Conflict: the account has `MAX_KEYS` keys already.
     """
     _check(new, allowed)
     await get_user(session, user_id, lock=True)
@@ -76,7 +76,7 @@ def _check(new: ApiKeyCreate, allowed: frozenset[str]) -> None:
 
 
 async def list_api_keys(session: AsyncSession, user_id: UUID) -> Sequence[ApiKey]:
-    """The newest first."""
+    """Returns the keys of the account, newest first."""
     keys = select(ApiKey).where(ApiKey.user_id == user_id).order_by(col(ApiKey.id).desc())
     return (await session.exec(keys)).all()
 
@@ -84,9 +84,10 @@ async def list_api_keys(session: AsyncSession, user_id: UUID) -> Sequence[ApiKey
 async def delete_api_key(
     session: AsyncSession, user_id: UUID, key_id: UUID, caller: Caller
 ) -> None:
-    """
+    """Deletes a key.
+
     Raises:
-        NotFound: there is no such key, or it is somebody else's.
+        NotFound: the key does not exist, or belongs to another account.
     """
     await get_user(session, user_id, lock=True)
     deleting = delete(ApiKey).where(col(ApiKey.id) == key_id, col(ApiKey.user_id) == user_id)

@@ -1,4 +1,4 @@
-"""What happened to an account: written with what happened, in one transaction."""
+"""Audit log of accounts: an event is written in the transaction of the change it records."""
 
 from uuid import UUID
 
@@ -12,7 +12,7 @@ from features.users.tables import Event, EventKind
 from shared.pagination import Keyset, Listing, Rows, fetch_page
 from shared.reading import Reading
 
-PRIVATE = ("address", "user_agent")  # of an administrator, to those whom they administer
+PRIVATE = ("address", "user_agent")  # hidden if an administrator did it
 OWN = col(Event.actor_id).is_(None)
 PUBLIC = select(
     *(getattr(Event, name) for name in EventPublic.model_fields if name not in PRIVATE),
@@ -33,7 +33,7 @@ async def record(
     *,
     actor_id: UUID | None = None,
 ) -> None:
-    """`actor_id` is who did it, where that was not the account itself."""
+    """Inserts an event. `actor_id` is the account that did it, if that is another one."""
     session.add(
         Event(
             kind=kind,
@@ -50,5 +50,5 @@ async def record(
 async def list_events(
     session: Reading, user_id: UUID, query: EventQuery, after: Keyset | None = None
 ) -> Rows:
-    """A page of what happened to an account."""
+    """Returns a page of the account's events."""
     return await fetch_page(session, EVENTS, query, after, user_id=user_id)

@@ -1,4 +1,4 @@
-"""Passwords: changed by who knows the old one, reset by who reads the account's mail."""
+"""Passwords: change with the current one, reset by mail."""
 
 from uuid import UUID
 
@@ -37,11 +37,11 @@ async def change_password(
     new: str,
     caller: Caller,
 ) -> None:
-    """Changes the password, and ends every session but this one.
+    """Changes the password, and ends every other session.
 
     Raises:
         Forbidden: the current password is wrong.
-        Conflict: the account has no password, or it was changed in the meantime.
+        Conflict: the account has no password, or the password was changed concurrently.
     """
     async with orm_session(database) as session:
         known = (await get_user(session, user_id)).password_hash
@@ -64,15 +64,17 @@ async def change_password(
 
 
 async def request_reset(session: AsyncSession, email: str, caller: Caller) -> None:
-    """Notes that somebody forgot a password. The same whether or not there is such an account:
-    that is looked up later, by `answer_reset_requests`."""
+    """Inserts a request to reset the password, whether or not the account exists.
+
+    `answer_reset_requests` looks the account up later, so that the response time reveals nothing.
+    """
     request = ResetRequest(email=email, address=caller.address, user_agent=caller.user_agent)
     session.add(request)
     await session.exec(select(func.pg_notify(RESET_CHANNEL, "")))
 
 
 async def answer_reset_requests(session: AsyncSession, links: Links) -> int:
-    """Mails a token to the accounts that were asked for, and returns how many were."""
+    """Mails reset tokens for a batch of requests, and returns the number of requests."""
     waiting = (
         select(ResetRequest)
         .order_by(col(ResetRequest.id))
@@ -94,11 +96,12 @@ async def answer_reset_requests(session: AsyncSession, links: Links) -> int:
 async def reset_password(
     database: Database, passwords: Passwords, links: Links, token: str, new: str, caller: Caller
 ) -> None:
-    """Sets the password, and ends every session. Who could do this reads the account's mail,
-    so that the address is verified, too.
+    """Sets the password, and ends every session.
+
+    The token came by mail, so this verifies the address too.
 
     Raises:
-        BadRequest: the token is not valid, too old, or was used.
+        BadRequest: the token is not valid, has expired, or was used.
     """
     user_id, bound_to = links.read_reset(token)
     password_hash = await passwords.hash(new)
@@ -112,8 +115,11 @@ async def reset_password(
 
 
 async def hand_over(session: AsyncSession, user: User, password_hash: str) -> None:
-    """Sets the password for who owns the address, and ends every session. Whoever registered an
-    address without proving it may not keep another way in."""
+    """Sets the password for the owner of the address, and ends every session.
+
+    If the address was not verified, deletes API keys and identities too: they may belong to an
+    attacker who registered the address of another person.
+    """
     if not user.email_verified:
         await session.exec(delete(ApiKey).where(col(ApiKey.user_id) == user.id))
         await session.exec(delete(Identity).where(col(Identity.user_id) == user.id))

@@ -1,8 +1,9 @@
-"""Refresh: each token is good once; a family of them is one session.
+"""Refresh token rotation: each token works once; a family of tokens is one session.
 
-A token that comes back within the grace period (a second tab, a lost answer) is answered with
-the newest token of the family, which only who has the older ones can open. One that comes back
-later was stolen, from one side or the other: the family ends (RFC 9700, section 4.14.2).
+A token that is used again within the grace period (by a second tab, or after a lost response)
+returns the newest token of the family, which can be decrypted only with the older ones. Later
+reuse means that the token was stolen, as both the client and the thief have used it: the family
+ends (RFC 9700, section 4.14.2).
 """
 
 import base64
@@ -54,7 +55,7 @@ async def refresh(
 
 
 async def _lock_family(session: AsyncSession, token: str) -> tuple[Session, User] | None:
-    """The session that the token belongs to: of several refreshes, one goes first."""
+    """Returns and locks the session of the token, so that concurrent refreshes run in turn."""
     if not is_token(token, REFRESH_TOKEN):
         return None
     family = (
@@ -68,7 +69,10 @@ async def _lock_family(session: AsyncSession, token: str) -> tuple[Session, User
 
 
 async def _newest(session: AsyncSession, token: str, since: datetime) -> str | None:
-    """The unused token that this one leads to; None if one on the way was used before `since`."""
+    """Follows the successors of the token, and returns the unused one at the end.
+
+    Returns None if a token of that chain was used before `since`.
+    """
     while True:
         row = await session.get(RefreshToken, digest(token))
         assert row is not None
@@ -90,6 +94,6 @@ async def _rotate(session: AsyncSession, token: str, opened: Session, now: datet
 
 
 def _seal_of(token: str) -> Fernet:
-    """The token itself is the key, so nothing at rest opens what it was replaced with."""
+    """Derives the key from the token, so that stored data alone cannot decrypt its successor."""
     key = hashlib.sha256(b"successor of " + token.encode()).digest()
     return Fernet(base64.urlsafe_b64encode(key))

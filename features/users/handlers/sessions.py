@@ -1,4 +1,4 @@
-"""Sessions: opened by a sign-in, ended by their owner or by what ends everything."""
+"""Sessions: open, list, end."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from shared.errors import NotFound, Unauthorized
 
 @dataclass(frozen=True)
 class Grant:
-    """A session, and the refresh token that goes on with it."""
+    """A session, and the refresh token that continues it."""
 
     user_id: UUID
     role: Role
@@ -30,8 +30,11 @@ class Grant:
 
 @dataclass(frozen=True)
 class Denial:
-    """Why there is no grant (RFC 6749, section 5.2). It is a result and not an exception, so
-    that what was written with it (a failed try, the end of a family) is committed."""
+    """The reason why a grant is refused (RFC 6749, section 5.2).
+
+    It is a return value, not an exception, so that the writes of the same transaction (a failed
+    attempt, the end of a token family) are committed.
+    """
 
     error: Literal["invalid_grant", "invalid_scope"]
     description: str
@@ -45,7 +48,7 @@ async def open_session(
     lifetime: timedelta,
     scope: str | None = None,
 ) -> Grant:
-    """A new family of tokens: nothing of a session from before is taken over."""
+    """Opens a session with a new family of tokens. Nothing of an earlier session is reused."""
     token, now = new_token(REFRESH_TOKEN), datetime.now(UTC)
     opened = Session(
         user_id=user_id,
@@ -64,7 +67,7 @@ async def open_session(
 
 
 async def list_sessions(session: AsyncSession, user_id: UUID) -> Sequence[Session]:
-    """The sessions that have not ended, the last used first."""
+    """Returns the sessions that have not expired, the last used first."""
     open_ones = (
         select(Session)
         .where(Session.user_id == user_id, Session.expires_at > datetime.now(UTC))
@@ -74,10 +77,11 @@ async def list_sessions(session: AsyncSession, user_id: UUID) -> Sequence[Sessio
 
 
 async def require_session(session: AsyncSession, user_id: UUID, session_id: UUID) -> None:
-    """For who has waited for the lock of the account: its session may have ended meanwhile.
+    """Checks that the session exists. Call it after locking the account, as the session may have
+    ended while the request waited for the lock.
 
     Raises:
-        Unauthorized: it has.
+        Unauthorized: the session has ended.
     """
     asking = select(Session.id).where(Session.id == session_id, Session.user_id == user_id)
     if (await session.exec(asking)).one_or_none() is None:
@@ -87,9 +91,10 @@ async def require_session(session: AsyncSession, user_id: UUID, session_id: UUID
 async def end_session(
     session: AsyncSession, user_id: UUID, session_id: UUID, caller: Caller
 ) -> None:
-    """
+    """Ends a session.
+
     Raises:
-        NotFound: there is no such session, or it is somebody else's.
+        NotFound: the session does not exist, or belongs to another account.
     """
     ended = await session.exec(
         delete(Session).where(col(Session.id) == session_id, col(Session.user_id) == user_id)
@@ -100,7 +105,7 @@ async def end_session(
 
 
 async def end_sessions(session: AsyncSession, user_id: UUID, *, but: UUID | None = None) -> None:
-    """Ends all sessions of an account, or all but one."""
+    """Ends all sessions of an account, except `but`."""
     ending = delete(Session).where(col(Session.user_id) == user_id)
     await session.exec(ending.where(col(Session.id) != but) if but else ending)
 

@@ -1,4 +1,4 @@
-"""Signing in with email and password."""
+"""Sign-in with email and password."""
 
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -33,8 +33,11 @@ async def sign_in(
     caller: Caller,
     lifetime: timedelta,
 ) -> Grant | Denial:
-    """Opens a session. Takes the same time whether or not the account exists, and holds no
-    connection while the password is hashed."""
+    """Opens a session.
+
+    Takes the same time whether or not the account exists, and holds no connection while the
+    password is hashed.
+    """
     async with orm_session(database) as session:
         user = await _find(session, credentials.email)
     matches, renewed = await passwords.verify(
@@ -48,7 +51,8 @@ async def sign_in(
         if current.password_hash == user.password_hash:
             current.password_hash = renewed or current.password_hash
             return await _open(session, permissions, current, credentials, caller, lifetime)
-    # The password was changed while it was hashed, or only its hash, by somebody who signed in too.
+    # The hash changed while the password was verified: the password was changed, or a concurrent
+    # sign-in replaced a weaker hash. Try again with the new hash.
     return await sign_in(database, passwords, permissions, credentials, caller, lifetime)
 
 

@@ -1,8 +1,8 @@
-"""Signing in with what an OpenID provider vouches for.
+"""Sign-in with an OpenID provider.
 
-An account is found by who somebody is at the provider, never by an email that the provider
-has not verified; and an account whose own address was never verified is not handed over,
-since whoever made it may be waiting for just that.
+An account is found by issuer and subject, or else by an email that the provider has verified.
+An account whose own address was never verified is not linked by email: an attacker may have
+registered the address in advance (pre-hijacking).
 """
 
 from collections.abc import Sequence
@@ -26,12 +26,12 @@ MAX_NAME = 100
 async def sign_in_with(
     session: AsyncSession, proven: ProvenIdentity, caller: Caller, lifetime: timedelta
 ) -> Grant | Denial:
-    """Opens a session of the account that the identity is linked to, or makes one.
+    """Opens a session for the account of the identity; links or creates an account if needed.
 
     Raises:
         Forbidden: the provider has not verified the email.
-        Conflict: there is an account with this email, and its address was never verified;
-            or the identity was unlinked in the meantime.
+        Conflict: the account with this email has never verified its address, or the identity was
+            unlinked concurrently.
     """
     identity = await _find(session, proven)
     if identity:
@@ -67,7 +67,7 @@ async def _account_for(session: AsyncSession, proven: ProvenIdentity, caller: Ca
 async def link(
     session: AsyncSession, user_id: UUID, session_id: UUID, proven: ProvenIdentity, caller: Caller
 ) -> Identity:
-    """Lets somebody at a provider sign in to the account, as long as the session goes on.
+    """Links an identity to the account of the session.
 
     Raises:
         Unauthorized: the session has ended.
@@ -89,10 +89,11 @@ async def list_identities(session: AsyncSession, user_id: UUID) -> Sequence[Iden
 
 
 async def unlink(session: AsyncSession, user_id: UUID, identity_id: UUID, caller: Caller) -> None:
-    """
+    """Unlinks an identity from the account.
+
     Raises:
-        NotFound: there is no such identity, or it is somebody else's.
-        Conflict: it is the last way into the account.
+        NotFound: the identity does not exist, or belongs to another account.
+        Conflict: the account has no password and no other identity.
     """
     user = await get_user(session, user_id, lock=True)
     identities = await list_identities(session, user_id)

@@ -1,4 +1,4 @@
-"""Proof that an email address belongs to the account."""
+"""Verification of email addresses."""
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -10,16 +10,17 @@ from shared.errors import BadRequest
 
 
 async def send_verification(session: AsyncSession, links: Links, user: User) -> None:
-    """Mails a token that proves the address; nothing to do where that is done."""
+    """Mails a token that verifies the address, unless it is verified already."""
     if not user.email_verified:
         mail = links.verification_mail(user.id, user.email)
         await links.outbox.put(session, user.email, *mail)
 
 
 async def verify_email(session: AsyncSession, links: Links, token: str, caller: Caller) -> None:
-    """
+    """Verifies the address of the account.
+
     Raises:
-        BadRequest: the token is not valid, or was for an address that is no longer this account's.
+        BadRequest: the token is not valid, or is for an address that the account no longer has.
     """
     user_id, email = links.read_verification(token)
     user = await session.get(User, user_id, with_for_update={"key_share": True})

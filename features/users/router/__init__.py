@@ -1,4 +1,4 @@
-"""The routes of accounts."""
+"""Routes of accounts."""
 
 from features.users.router import (
     accounts,

@@ -1,4 +1,4 @@
-"""Who may use these routes."""
+"""Dependencies that authorise requests."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -15,7 +15,7 @@ Admin = Annotated[Principal, requires("users:admin")]
 
 @dataclass(frozen=True)
 class SignedIn:
-    """An account, and the session that it is signed in with."""
+    """An account and the session of the request."""
 
     user_id: UUID
     session_id: UUID
@@ -33,6 +33,6 @@ def _signed_in(*scopes: str) -> Any:
 
 AnyPerson = Annotated[SignedIn, _signed_in()]
 Person = Annotated[SignedIn, _signed_in("users:self")]
-"""What guards the ways into an account is for people: a stolen key must not make others."""
+"""A signed-in user. API keys get 403, so that a stolen key cannot create credentials."""
 AdminPerson = Annotated[SignedIn, _signed_in("users:admin")]
-"""Nor must one make administrators, or delete accounts."""
+"""A signed-in administrator. API keys get 403: they cannot change or delete accounts."""

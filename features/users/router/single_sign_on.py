@@ -88,7 +88,7 @@ async def callback(
     await state.limits.single_sign_on(caller.address)
     attempt = _recall(request, state, provider, attempt_state)
     asked = _provider(state, provider)
-    if iss is not None and not asked.is_issuer(iss):  # RFC 9207: another provider's answer
+    if iss is not None and not asked.is_issuer(iss):  # a mix-up attack (RFC 9207)
         raise BadRequest("The answer is not of the provider that was asked")
     if code is None:
         reason = error if error and ERROR_CODE.fullmatch(error) else "no code"
@@ -136,8 +136,11 @@ def _cookie(attempt_state: str) -> str:
 
 
 def _remember(response: Response, state: UsersState, attempt: Attempt) -> Response:
-    """Has the browser keep the attempt. Only it can end it: an answer that was meant for
-    another browser, or stolen from this one, is good for nothing."""
+    """Stores the attempt in an encrypted cookie.
+
+    Only this browser can complete the attempt: a callback URL that was stolen, or was sent to
+    another browser, is refused.
+    """
     response.set_cookie(
         _cookie(attempt.state),
         state.attempts.encrypt(attempt.model_dump_json().encode()).decode(),

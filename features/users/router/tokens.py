@@ -22,7 +22,7 @@ from shared.sessions import orm_session
 
 
 class FormRoute(APIRoute):
-    """Tells what is wrong with a form in the words of RFC 6749, too."""
+    """Reports validation errors of a form as `invalid_request` errors of RFC 6749."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -61,7 +61,7 @@ async def token(
 ) -> Response:
     """Exchanges email and password, or a refresh token, for an access token and the next
     refresh token (RFC 6749, sections 4.3 and 6)."""
-    scope = scope or None  # what the Authorize form of the documentation sends
+    scope = scope or None  # the documentation's Authorize form sends an empty one
     if grant_type == "password" and username and password:
         outcome = await _by_password(state, Credentials(username, password, scope), caller)
     elif grant_type == "refresh_token" and refresh_token:
@@ -94,12 +94,12 @@ async def _by_refresh_token(
     await state.limits.refresh(caller.address)
     lifetime = timedelta(seconds=state.settings.session_lifetime)
     grace = timedelta(seconds=state.settings.refresh_grace)
-    async with orm_session(state.database) as session:  # committed whatever the outcome
+    async with orm_session(state.database) as session:  # commits a Denial too
         return await refresh(session, token, caller, lifetime, grace, scope)
 
 
 async def token_response(state: UsersState, outcome: Grant | Denial) -> Response:
-    """The answer of everything that grants tokens."""
+    """Returns the response to a grant or a denial of tokens."""
     if isinstance(outcome, Denial):
         return _error(outcome.error, outcome.description)
     scopes = state.permissions.of(outcome.role, outcome.scope)

@@ -1,4 +1,4 @@
-"""What the tests of accounts share: signing in by hand, an administrator, and the mail."""
+"""Helpers and fixtures of the tests of accounts: sign-in, races, SQL and mailed tokens."""
 
 import re
 import time
@@ -61,14 +61,14 @@ async def status_with(client: AsyncClient, header: dict[str, str]) -> int:
 
 
 def environment(database_url: str) -> dict[str, str]:
-    """The settings of the application under test, for a process of its own."""
+    """Environment variables that give a separate process the settings of the tests."""
     return {"APP_ENV": "test", "APP_DATABASE_URL": database_url, "APP_SECRET_KEY": SECRET_KEY}
 
 
 async def age_of_last_accepted(refused: Callable[[], Awaitable[bool]], what: str) -> float:
-    """Sends requests until one is refused: seconds from the call to the last that was accepted.
+    """Sends requests until one is refused. Returns seconds from the call to the last accepted one.
 
-    What counts is when a request was sent: a busy machine answers late.
+    The time at which a request was sent counts, as a busy machine answers late.
     """
     begun = sent = last_accepted = time.monotonic()
 
@@ -83,7 +83,7 @@ async def age_of_last_accepted(refused: Callable[[], Awaitable[bool]], what: str
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    """With time for locks and connections that a test makes requests wait for."""
+    """Raises the timeouts, as tests make requests wait for locks and connections."""
     patient = dict.fromkeys(
         ("database_lock_timeout", "database_statement_timeout", "database_pool_timeout"), 30.0
     )
@@ -92,7 +92,7 @@ def settings(settings: Settings) -> Settings:
 
 @asynccontextmanager
 async def started(settings: Settings) -> AsyncIterator[tuple[FastAPI, AsyncClient]]:
-    """Another application with these settings, and a client of it."""
+    """Starts another application with these settings, and yields it with a client."""
     application = create_app(settings, run_tasks=False)
     async with application.router.lifespan_context(application), connect(application) as client:
         yield application, client
@@ -100,7 +100,7 @@ async def started(settings: Settings) -> AsyncIterator[tuple[FastAPI, AsyncClien
 
 @pytest.fixture
 async def signed_in(anonymous: AsyncClient) -> Tokens:
-    """A session of the account of Ada."""
+    """Registers the account of Ada, and signs it in."""
     await register(anonymous)
     return tokens_of(await by_password(anonymous))
 
@@ -110,7 +110,7 @@ Execute = Callable[..., Awaitable[list[Any]]]
 
 @pytest.fixture
 async def execute(database_url: str) -> Execute:
-    """Runs SQL behind the application's back."""
+    """Returns a function that runs SQL on a separate connection."""
 
     async def run(statement: str, *arguments: object) -> list[Any]:
         connection = await asyncpg.connect(database_url)
@@ -124,7 +124,7 @@ async def execute(database_url: str) -> Execute:
 
 @pytest.fixture
 async def race(database_url: str) -> AsyncIterator[Race]:
-    """Begins requests, each as soon as the one before waits for a lock."""
+    """Starts requests one by one, each once the previous one waits for a lock."""
     observer = await asyncpg.connect(database_url)
     yield Race(observer)
     await observer.close()
@@ -135,7 +135,7 @@ MailedToken = Callable[[str, str], Awaitable[str]]
 
 @pytest.fixture
 def mailed_token(app: FastAPI, mails: Mails) -> MailedToken:
-    """The token in the newest mail to an address with these words in its subject."""
+    """Returns a function that reads the token in the newest mail to an address, by subject."""
 
     async def newest(email: str, subject: str) -> str:
         await drain(app, reset_requests)

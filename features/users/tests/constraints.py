@@ -1,9 +1,8 @@
-"""Constraints of the accounts' tables that no request can violate, for
-tests/architecture/test_constraints.py."""
+"""For tests/architecture/test_constraints.py: account constraints that requests cannot violate."""
 
 UNREACHABLE = {
     "ck_users_role_known": "the schemas know the roles",
     "uq_api_keys_hash": "a key has 256 bits of entropy",
     "fk_refresh_tokens_session_id": "the session is locked, or made in the same transaction",
 }
-"""Each with the reason."""
+"""Constraints, each with the reason."""

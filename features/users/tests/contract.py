@@ -1,4 +1,4 @@
-"""What the OpenAPI document cannot tell of accounts, for tests/contract/test_contract.py."""
+"""For tests/contract/test_contract.py: what the OpenAPI document cannot express about accounts."""
 
 import asyncio
 import secrets
@@ -14,12 +14,12 @@ BEYOND_SCHEMA = {
     "one of the most common passwords": "there are 30,000 of them",
     "The password must not be the email": "a schema cannot compare two fields",
 }
-"""What a refusal of a body that is valid in the document may say, each with the reason."""
+"""Errors that a body may cause although it is valid in the document, each with the reason."""
 
 MORE_ACCEPTED = {
     "email": r"[^!-~]|<|--",  # other scripts, a name, spaces around it, Punycode
 }
-"""Fields of which more is accepted than the document promises: a pattern of such values."""
+"""Fields that accept more than the document says, each with a pattern of the extra values."""
 
 ENDING = {
     "passwords_change": "ends the other sessions",
@@ -27,7 +27,7 @@ ENDING = {
     "sessions_logout": "ends the session",
     "users_delete_me": "ends the account",
 }
-"""Operations that end the account or the session that calls them: they use one of their own."""
+"""Operations that end the account or session that calls them, so each uses a separate one."""
 
 UNREACHED = {
     "auth_token": "needs a password or a token of an account",
@@ -35,13 +35,13 @@ UNREACHED = {
     "passwords_reset": "needs a token from a mail",
     "users_verify_email": "needs a token from a mail",
 }
-"""What cannot succeed with what the document tells, each with the reason."""
+"""Operations that cannot succeed with data from the document alone, each with the reason."""
 
 
 def sign_in(client: httpx.Client, database_url: str) -> dict[str, str]:
-    """Makes an administrator, who may call everything, and returns the headers of their requests.
+    """Creates an administrator, who may call all operations, and returns the request headers.
 
-    The key goes into the one of the two headers that schemathesis does not fill by itself.
+    The token is sent in `X-API-Key`, as schemathesis fills the other header itself.
     """
     email = f"{secrets.token_hex(8)}@example.com"
     client.post("/users", json={"email": email, "password": _PASSWORD}).raise_for_status()

@@ -1,5 +1,7 @@
-"""How an account comes to have something of each kind, for tests/contract/test_privacy.py: for each
-parameter in a path. What is written has the mark in it, by which a leak is seen."""
+"""For tests/contract/test_privacy.py: creates an object of the account for each path parameter.
+
+The text that is written contains the mark, so that a leak can be detected.
+"""
 
 from uuid import uuid4
 
@@ -22,8 +24,8 @@ async def api_key(client: AsyncClient, mark: str) -> str:
 OWNED = {"user_id": user, "session_id": session, "key_id": api_key}
 
 NOT_OWNED = {"provider": "nobody", "identity_id": str(uuid4())}
-"""Parameters in paths that name nothing of an account, or what only a provider gives one (that
-has tests of its own), with any value."""
+"""Path parameters, with any value, that do not name an object of an account, or name one that
+only a provider can create (which has separate tests)."""
 
 OPEN = {
     "POST /users",
@@ -35,14 +37,14 @@ OPEN = {
     "GET /auth/oidc/{provider}/callback",
     "GET /.well-known/jwks.json",
 }
-"""What needs no account, because it is how one gets in."""
+"""Operations that need no account, because they create one or sign in."""
 
 REFUSED = {
-    "GET /users",  # is for administrators
+    "GET /users",  # for administrators
     "PUT /users/me/password",
     "POST /auth/token",
     "POST /auth/email/verify",
     "POST /auth/password/forgot",
     "POST /auth/password/reset",
 }
-"""What a stranger may not do, or what shows nothing of anybody."""
+"""Operations that another account may not call, or whose responses hold no private data."""

@@ -1,4 +1,4 @@
-"""Real API processes on loopback, for what must hold between processes."""
+"""Real API processes on loopback, for tests of behaviour across processes."""
 
 import asyncio
 import os
@@ -20,7 +20,7 @@ PROCESS_SECONDS = 60.0  # for a process to start, and to end
 async def api_process(
     database_url: str, log: Path | None = None, **settings: str
 ) -> AsyncIterator[AsyncClient]:
-    """A client of an API process that runs as long as the block, and writes its log to a file."""
+    """Runs an API process during the block, with its log in a file, and yields a client."""
     port = str(free_port())
     with log.open("wb") if log else nullcontext() as stderr:
         process = await asyncio.create_subprocess_exec(

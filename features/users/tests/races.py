@@ -1,4 +1,4 @@
-"""Requests that are made to meet in the middle."""
+"""Tools for tests of race conditions."""
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
@@ -18,17 +18,17 @@ WHERE datname = current_database() AND wait_event_type = 'Lock'
 
 
 class Race:
-    """Requests that are begun one after the other, while a transaction holds what they need."""
+    """Requests that start one after the other and wait for the locks of a transaction."""
 
     def __init__(self, observer: "asyncpg.Connection[Any]") -> None:
         self._observer = observer
         self._begun: list[asyncio.Task[Response]] = []
 
     async def begin(self, request: Coroutine[Any, Any, Response]) -> None:
-        """Returns once the request waits for a lock, behind the others.
+        """Starts the request, and returns once it waits for a lock like the earlier ones.
 
         Raises:
-            AssertionError: a request was answered, and waits for nothing.
+            AssertionError: a request was answered without waiting for a lock.
         """
         self._begun.append(asyncio.create_task(request))
         await eventually(self._all_wait, "a request that waits for a lock", 30)
@@ -53,7 +53,7 @@ class Race:
 
 @asynccontextmanager
 async def holding(database_url: str, *statements: str) -> AsyncIterator[None]:
-    """A transaction that is committed after the block."""
+    """Runs the statements in a transaction that commits after the block."""
     connection = await asyncpg.connect(database_url)
     try:
         async with connection.transaction():

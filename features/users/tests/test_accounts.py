@@ -1,4 +1,4 @@
-"""An account that is read, changed and deleted at once."""
+"""Concurrent reads, updates and deletion of an account."""
 
 from contextlib import AsyncExitStack
 

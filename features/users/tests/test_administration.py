@@ -1,4 +1,4 @@
-"""Administration: who may, what it does, and that somebody is left who can."""
+"""Administration: permissions, effects, and that the last administrator stays."""
 
 import asyncio
 
@@ -94,7 +94,7 @@ async def test_raw_sql_ends_access_too(
 async def test_an_administrators_key_administers_nobody(
     admin: AsyncClient, client: AsyncClient, anonymous: AsyncClient, method: str
 ) -> None:
-    """Who steals one must not make an administrator, or delete one."""
+    """A stolen key must not be able to create or delete an administrator."""
     new = {"name": "stolen", "scopes": ["users:admin", "users:self"]}
     made = await admin.post("/users/me/api-keys", json=new)
     anonymous.headers["X-API-Key"] = made.json()["key"]
@@ -139,7 +139,7 @@ async def test_two_administrators_who_remove_each_other_leave_one(
     )
     done, refused = sorted(answer.status_code for answer in answers)
     assert done == 200
-    assert refused in {401, 409}  # 401 if the other one, who asks, was removed before it came in
+    assert refused in {401, 409}  # 401 if the other one was demoted before it asked
     left = await execute("SELECT 1 FROM users WHERE role = 'admin'")
     assert len(left) == 1
 
@@ -162,7 +162,7 @@ async def test_a_command_promotes_an_account(
 async def test_a_command_does_not_promote_who_squats_the_address(
     anonymous: AsyncClient, command: Command
 ) -> None:
-    """Somebody registered the address of an administrator to be, and waits."""
+    """An attacker registered the address of a future administrator."""
     await register(anonymous)
     squatter = tokens_of(await by_password(anonymous))
     key = {"name": "mine", "scopes": ["users:self"]}

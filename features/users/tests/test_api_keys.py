@@ -1,4 +1,4 @@
-"""API keys: for machines, narrow, and over at once when they are deleted."""
+"""API keys: scopes, expiry, and immediate revocation when they are deleted."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -115,7 +115,7 @@ WAYS_IN: list[tuple[str, str]] = [
 async def test_a_key_cannot_touch_the_ways_into_the_account(
     client: AsyncClient, anonymous: AsyncClient, subtests: pytest.Subtests
 ) -> None:
-    """Who steals one must not be able to make another, or to lock its owner out."""
+    """A stolen key must not be able to create another, or to lock its owner out."""
     for method, path in WAYS_IN:
         with subtests.test(method=method, path=path):
             key = (await new_key(client))["key"]
@@ -145,7 +145,7 @@ async def test_a_key_stops_with_its_account_and_begins_again(
 async def test_an_administrators_key_loses_what_its_owner_loses(
     admin: AsyncClient, anonymous: AsyncClient, execute: Execute
 ) -> None:
-    """A change that nothing announces is seen within a second."""
+    """A change of role by SQL applies to API keys within a second, without a notification."""
     header = {"X-API-Key": (await new_key(admin, "users:admin"))["key"]}
     assert (await anonymous.get("/users", headers=header)).status_code == 200
     await execute("UPDATE users SET role = 'user'")

@@ -1,4 +1,4 @@
-"""Attacks on accounts: whose they are, what is in them, and who they are. Each goes over HTTP."""
+"""Attacks on accounts over HTTP: enumeration, mass assignment, IDOR and injection."""
 
 import dataclasses
 import json
@@ -43,7 +43,7 @@ PRIVILEGES: dict[str, Any] = {
 }
 
 
-# --- Who has an account? -----------------------------------------------------------------
+# --- Enumeration of accounts -------------------------------------------------------------
 
 
 async def test_enumeration_by_the_answer(anonymous: AsyncClient) -> None:
@@ -74,14 +74,16 @@ async def test_enumeration_by_the_answer_to_a_deactivated_account(
 
 
 async def advantage(ask: Callable[[str], Awaitable[object]], *, tries: int) -> float:
-    """How often one known and one unknown email are told apart by which takes longer, 0 to 1:
-    the area under the ROC curve, which is 0.5 for guessing. Asked in turns."""
+    """Measures how well response times distinguish a known from an unknown email, from 0 to 1.
+
+    Returns the area under the ROC curve: 0.5 is as good as guessing. Both are requested in turns.
+    """
     times: dict[str, list[float]] = {EMAIL: [], NOBODY: []}
     for i in range(tries + 3):
         for email in sorted(times, reverse=bool(i % 2)):
             started = time.perf_counter()
             await ask(email)
-            if i >= 3:  # the first ones fill caches
+            if i >= 3:  # the first three fill caches
                 times[email].append(time.perf_counter() - started)
     wins = [known > unknown for known in times[EMAIL] for unknown in times[NOBODY]]
     return sum(wins) / len(wins)
@@ -89,7 +91,7 @@ async def advantage(ask: Callable[[str], Awaitable[object]], *, tries: int) -> f
 
 @pytest.mark.verify
 async def test_enumeration_by_the_time_of_a_sign_in(app: FastAPI, anonymous: AsyncClient) -> None:
-    """With the true cost of a hash. Without one for nobody's password it would be 1.0."""
+    """Uses the real hash cost. Without a hash for unknown accounts, the result would be 1.0."""
     app.state.users = dataclasses.replace(state_of(app), passwords=Passwords(cheap=False))
     await register(anonymous)
 
@@ -100,7 +102,7 @@ async def test_enumeration_by_the_time_of_a_sign_in(app: FastAPI, anonymous: Asy
 
 
 async def test_enumeration_by_the_time_of_a_forgotten_password(anonymous: AsyncClient) -> None:
-    """With mail for those who have an account, written then and there, it would be 1.0."""
+    """If the request itself wrote the mail of a known account, the result would be 1.0."""
     await register(anonymous)
 
     async def ask(email: str) -> None:
@@ -110,8 +112,10 @@ async def test_enumeration_by_the_time_of_a_forgotten_password(anonymous: AsyncC
 
 
 async def test_enumeration_by_what_a_request_does(anonymous: AsyncClient) -> None:
-    """The same statements, whether or not there is such an account: so that no difference is
-    too small to be measured above."""
+    """The same statements run whether or not the account exists.
+
+    This catches differences that are too small for the timing tests above.
+    """
     await register(anonymous)
 
     async def statements(path: str, email: str) -> list[str]:
@@ -126,11 +130,11 @@ async def test_enumeration_by_what_a_request_does(anonymous: AsyncClient) -> Non
         assert await statements(path, EMAIL) == await statements(path, NOBODY) != []
 
 
-# --- What may be written? ----------------------------------------------------------------
+# --- Mass assignment ---------------------------------------------------------------------
 
 
 def write_routes(app: FastAPI) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Every route of the application that takes JSON: method, path, schema of the body."""
+    """Yields method, path and body schema of every route that takes JSON."""
     document = app.openapi()
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
@@ -141,7 +145,7 @@ def write_routes(app: FastAPI) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 async def test_mass_assignment_in_every_write_body(app: FastAPI, admin: AsyncClient) -> None:
-    """As an administrator, so that nothing else stands in the way."""
+    """Runs as an administrator, so that missing scopes do not hide a failure."""
     routes = list(write_routes(app))
     assert routes
     for method, path, schema in routes:
@@ -176,11 +180,11 @@ async def test_making_oneself_an_administrator(client: AsyncClient) -> None:
     assert (await client.get("/users/me")).json() == me
 
 
-# --- Whose is it? ------------------------------------------------------------------------
+# --- Access to other accounts (IDOR) -----------------------------------------------------
 
 
 def ids_in(value: object) -> Iterator[str]:
-    """Every value of a field named id, however deep."""
+    """Yields the values of all fields named `id` or `*_id`, at any depth."""
     if isinstance(value, dict):
         for name, inner in value.items():
             if inner and (name == "id" or name.endswith("_id")):
@@ -192,7 +196,7 @@ def ids_in(value: object) -> Iterator[str]:
 
 
 def lists(app: FastAPI) -> list[str]:
-    """Every route that can be read without a parameter in its path, and takes a credential."""
+    """Returns the paths of all GET routes without path parameters that need a credential."""
     return [
         path
         for path, operations in app.openapi()["paths"].items()
@@ -201,7 +205,7 @@ def lists(app: FastAPI) -> list[str]:
 
 
 async def everything(client: AsyncClient, paths: list[str]) -> dict[str, Any]:
-    """What an account can see."""
+    """Returns the JSON bodies of these paths, as the account sees them."""
     seen = {}
     for path in paths:
         answer = await client.get(path, params={"q": "mug"} if path == "/search" else None)
@@ -211,8 +215,10 @@ async def everything(client: AsyncClient, paths: list[str]) -> dict[str, Any]:
 
 
 async def test_idor_over_every_route(app: FastAPI, client: AsyncClient, other: AsyncClient) -> None:
-    """Every id that the victim can see, in every path of the application, by every method, by
-    somebody else: not found, and nothing changes. New routes are found by themselves."""
+    """Another account tries every id that the victim can see in every path and method.
+
+    All requests are refused, and nothing changes. New routes are included automatically.
+    """
     await new_key(client)
     if "/items" in app.openapi()["paths"]:
         made = await client.post("/items", json={"title": "Mug", "price": 1})
@@ -240,7 +246,7 @@ async def test_idor_over_every_route(app: FastAPI, client: AsyncClient, other: A
     assert await everything(client, paths) == before
 
 
-# --- What gets into headers, logs and pages? -----------------------------------------------
+# --- Injection into headers and logs, and passwords --------------------------------------
 
 
 async def test_header_injection(anonymous: AsyncClient) -> None:
@@ -259,14 +265,14 @@ async def test_mail_header_injection(anonymous: AsyncClient, email: str, execute
         ("/auth/password/forgot", {"email": email}),
     ):
         answer = await anonymous.post(path, json=body)
-        if answer.status_code != 422:  # spaces around are trimmed
+        if answer.status_code != 422:  # surrounding spaces are trimmed
             assert answer.status_code in (201, 202)
     for row in await execute("SELECT recipient FROM outgoing_mail"):
         assert row["recipient"].isprintable()
 
 
 async def test_what_a_client_says_of_itself(anonymous: AsyncClient, signed_in: Tokens) -> None:
-    """It is kept on one line, without what a terminal would obey."""
+    """The user agent is stored on one line, without terminal control characters."""
     forged = 'Phone\r\n2026-01-01 [info] signed_in user="root"\x1b[2J\u2028'
     anonymous.headers["User-Agent"] = forged.encode("utf-8").decode("latin-1")
     anonymous.headers["X-Forwarded-For"] = "127.0.0.1\r\nforged"
@@ -282,12 +288,12 @@ async def test_what_a_client_says_of_itself(anonymous: AsyncClient, signed_in: T
 async def test_what_is_logged_has_no_secret_and_no_line_of_the_clients(
     database_url: str, tmp_path: Path
 ) -> None:
-    """By a process of its own, as machines read it: each line is one event, and of ours."""
+    """Reads the JSON log of a separate process: each line is one event of the application."""
     log = tmp_path / "log"
     settings = {
         "APP_LOG_LEVEL": "info",
         "APP_LOG_FORMAT": "json",
-        "APP_SMTP_URL": "smtp://127.0.0.1:9",  # nobody: a mail is not written to the log instead
+        "APP_SMTP_URL": "smtp://127.0.0.1:9",  # a closed port, so that no mail is logged
     }
     async with api_process(database_url, log, **settings) as client:
         await register(client)
@@ -312,7 +318,7 @@ async def test_what_is_logged_has_no_secret_and_no_line_of_the_clients(
 
 
 async def test_a_password_of_a_megabyte_costs_nothing(anonymous: AsyncClient) -> None:
-    """Refused by its length, before it is hashed."""
+    """It is refused by its length, before it is hashed."""
     huge = "x" * 900_000
     assert (await by_password(anonymous, password=huge)).status_code == 400
     body = {"email": EMAIL, "password": huge}
@@ -320,6 +326,6 @@ async def test_a_password_of_a_megabyte_costs_nothing(anonymous: AsyncClient) ->
 
 
 async def test_guessing_offline_is_slow() -> None:
-    """The true cost: argon2id with 64 MiB, as OWASP recommends or more."""
+    """The real cost: argon2id with 64 MiB, at least what OWASP recommends."""
     hashed = await Passwords(cheap=False).hash(PASSWORD)
     assert hashed.startswith("$argon2id$v=19$m=65536,t=3,p=4$")

@@ -1,4 +1,4 @@
-"""Attacks on tokens: forged, altered, misused, stolen. Each is named, and goes over HTTP."""
+"""Attacks on tokens over HTTP: forged, altered, misused and stolen ones."""
 
 import base64
 import hmac
@@ -30,7 +30,7 @@ Claims = dict[str, Any]
 
 
 def segments(token: str) -> tuple[Claims, Claims]:
-    """Header and claims, unverified: what an attacker can read of a token of their own."""
+    """Returns header and claims without verification, as an attacker can read them."""
     header, claims, _ = token.split(".")
     return _opened(header), _opened(claims)
 
@@ -64,7 +64,7 @@ async def test_alg_none(anonymous: AsyncClient, signed_in: Tokens) -> None:
 
 
 async def test_the_public_key_as_an_hmac_secret(anonymous: AsyncClient, signed_in: Tokens) -> None:
-    """HS/RS confusion, with every form of the public key that an attacker can write."""
+    """Algorithm confusion (HS/RS), with every encoding of the public key."""
     header, claims = segments(signed_in.access)
     (published,) = (await anonymous.get("/.well-known/jwks.json")).json()["keys"]
     public = OKPKey.import_key(published)
@@ -87,7 +87,7 @@ async def test_the_public_key_as_an_hmac_secret(anonymous: AsyncClient, signed_i
 async def test_a_key_of_the_attackers_own(
     anonymous: AsyncClient, signed_in: Tokens, algorithm: str
 ) -> None:
-    """Under our key's id, under none, and brought along in the header (`jwk`, `jku`, `x5u`)."""
+    """With our key's id, with its own, without one, or in the header (`jwk`, `jku`, `x5u`)."""
     header, claims = segments(signed_in.access)
     key: OKPKey | ECKey | RSAKey
     if algorithm == "Ed25519":
@@ -136,7 +136,7 @@ async def test_kid_injection(
 
 
 async def signed(app: FastAPI, header: Claims, claims: Claims) -> str:
-    """A token with a true signature, and whatever claims."""
+    """Returns a token with these claims and a valid signature."""
     keyring = state_of(app).keyring
     key = keyring._signing(keyring._keys)
     assert key is not None
@@ -168,7 +168,7 @@ WRONG_CLAIMS: list[Claims] = [
 async def test_wrong_claims_under_a_true_signature(
     app: FastAPI, anonymous: AsyncClient, signed_in: Tokens, subtests: pytest.Subtests
 ) -> None:
-    """Expired, not yet valid, for another audience, from another issuer, without a claim."""
+    """Expired, not yet valid, wrong audience, wrong issuer, or a missing claim."""
     for change in WRONG_CLAIMS:
         with subtests.test(change=change):
             header, claims = segments(signed_in.access)
@@ -274,7 +274,7 @@ async def test_a_stolen_key_after_revocation(client: AsyncClient, anonymous: Asy
 
 
 async def test_session_fixation(anonymous: AsyncClient, signed_in: Tokens) -> None:
-    """Nothing that a client brings to a sign-in becomes part of the session it gets."""
+    """Values that a client sends with a sign-in do not become part of the new session."""
     fixed = segments(signed_in.access)[1]["sid"]
     anonymous.cookies.set("session", fixed)
     answer = await by_password(
@@ -290,7 +290,7 @@ async def test_session_fixation(anonymous: AsyncClient, signed_in: Tokens) -> No
 async def test_a_database_that_leaked_opens_nothing(
     anonymous: AsyncClient, execute: Execute, mailed_token: MailedToken
 ) -> None:
-    """No value of any column is accepted as a credential."""
+    """No column holds a value that is accepted as a credential."""
     await register(anonymous)
     tokens = tokens_of(await by_password(anonymous))
     key = {"name": "leaked", "scopes": ["users:self"]}

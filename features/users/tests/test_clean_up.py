@@ -1,4 +1,4 @@
-"""What has ended is deleted, however much of it there is."""
+"""Expired rows are deleted in batches, until none is left."""
 
 import pytest
 from fastapi import FastAPI

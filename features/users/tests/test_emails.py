@@ -1,4 +1,4 @@
-"""The API document says exactly which addresses in ASCII are accepted."""
+"""The OpenAPI document describes exactly which ASCII addresses are accepted."""
 
 import jsonschema_rs
 import pytest
@@ -32,7 +32,7 @@ def test_what_the_document_allows_is_accepted(address: str) -> None:
 @settings(max_examples=300, deadline=None, database=None)
 @given(st.emails() | near_misses)
 def test_what_the_document_forbids_is_refused(address: str) -> None:
-    """But for domains that are, or look like, Punycode."""
+    """Except domains that are, or look like, Punycode."""
     if not document.is_valid(address) and "--" not in address:
         assert not is_accepted(address)
 

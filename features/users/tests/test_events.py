@@ -1,4 +1,4 @@
-"""The account's own record of what happened to it."""
+"""The audit log of an account."""
 
 from httpx import AsyncClient
 

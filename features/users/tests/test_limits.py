@@ -1,4 +1,4 @@
-"""Rate limits: by address, by account, by key; in this process, and shared through Redis."""
+"""Rate limits per address, account and API key; in one process, and shared through Redis."""
 
 import pytest
 from fastapi import FastAPI
@@ -84,7 +84,7 @@ async def from_address(app: FastAPI, address: str, email: str) -> int:
 
 
 async def test_one_network_of_ipv6_is_one_address(app: FastAPI) -> None:
-    """Whoever has one has 2⁶⁴ addresses."""
+    """A /64 network has 2⁶⁴ addresses."""
     answers = [await from_address(app, f"2001:db8::{i:x}", f"{i}@example.com") for i in range(10)]
     assert answers == [400] * 8 + [429] * 2
     assert await from_address(app, "2001:db8:0:1::1", EMAIL) == 400
@@ -166,7 +166,7 @@ async def test_a_key_is_limited_by_itself(anonymous: AsyncClient) -> None:
 
 
 async def test_only_trusted_proxies_are_believed(app: FastAPI) -> None:
-    """Another address in `X-Forwarded-For` is another address only if a proxy of ours says so."""
+    """`X-Forwarded-For` counts only if a trusted proxy sends it."""
     transport = ASGITransport(app, client=("198.51.100.9", 4711))
     async with AsyncClient(transport=transport, base_url="http://testserver") as stranger:
         answers = []
@@ -177,7 +177,7 @@ async def test_only_trusted_proxies_are_believed(app: FastAPI) -> None:
 
 
 async def test_of_a_chain_of_addresses_the_last_untrusted_counts(anonymous: AsyncClient) -> None:
-    """What stands before it, anybody can write."""
+    """The client can write any addresses before it."""
     answers = []
     for i in range(10):
         anonymous.headers["X-Forwarded-For"] = f"203.0.113.{i}, 198.51.100.9, 127.0.0.1"
@@ -188,7 +188,7 @@ async def test_of_a_chain_of_addresses_the_last_untrusted_counts(anonymous: Asyn
 async def test_two_processes_that_share_a_redis_count_together(
     settings: Settings, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "REDIS_TIMEOUT_SECONDS", 5.0)  # for a machine that is busy
+    monkeypatch.setattr(limits, "REDIS_TIMEOUT_SECONDS", 5.0)  # for a busy machine
     shared = settings.model_copy(update={"redis_url": redis.url})
     async with started(shared) as (_, one), started(shared) as (_, two):
         answers = [

@@ -1,4 +1,4 @@
-"""Mail, against a real SMTP server: what is committed is sent, whatever happens in between."""
+"""Mail against a real SMTP server: committed mail is delivered, even after failures."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ FRONT = "https://app.example.com"
 
 
 class Mailbox:
-    """An SMTP server and what it received; it refuses mail while `refusal` is set."""
+    """An SMTP server that stores received mail. It refuses mail while `refusal` is set."""
 
     def __init__(self) -> None:
         self.port = free_port()
@@ -53,7 +53,7 @@ class Mailbox:
 
 @pytest.fixture
 def closed_mailbox() -> Mailbox:
-    """One whose server is not running."""
+    """A mailbox whose server is not running."""
     return Mailbox()
 
 

@@ -1,4 +1,4 @@
-"""Passwords: chosen, changed, forgotten, reset; and the address that proves an account."""
+"""Passwords: strength, change and reset; verification of email addresses."""
 
 import asyncio
 from datetime import timedelta
@@ -211,7 +211,7 @@ async def test_a_token_in_a_mail_is_good_for_one_purpose(
 async def test_who_squatted_an_address_loses_every_way_in_when_its_owner_resets(
     anonymous: AsyncClient, mailed_token: MailedToken
 ) -> None:
-    """Somebody registered with an address that is not theirs, and made a key."""
+    """An attacker registered the address of another person, and created an API key."""
     await register(anonymous)
     squatter = tokens_of(await by_password(anonymous))
     key = await anonymous.post(

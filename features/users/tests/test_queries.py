@@ -1,4 +1,4 @@
-"""How many statements each endpoint may send to the database: the table of README.md."""
+"""The maximum number of statements of each endpoint: the table in README.md."""
 
 from pathlib import Path
 

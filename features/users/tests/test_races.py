@@ -1,4 +1,4 @@
-"""Requests that meet in the middle: who waits for an account's lock looks again afterwards."""
+"""Race conditions: a request that waited for an account's lock checks its conditions again."""
 
 import pytest
 from httpx import AsyncClient
@@ -36,7 +36,7 @@ async def test_a_logout_and_the_end_of_its_account_do_not_wait_for_each_other(
     database_url: str,
     method: str,
 ) -> None:
-    """The logout has ended its session, and is about to record it."""
+    """The logout has deleted its session, and waits to insert its event."""
     me = (await anonymous.get("/users/me", headers=signed_in.header)).json()
     body = {"is_active": False} if method == "PATCH" else None
     async with holding(database_url, LOCK_EVENTS):

@@ -1,4 +1,4 @@
-"""Refresh tokens: rotated, replayed, raced."""
+"""Refresh tokens: rotation, replay and concurrent refreshes."""
 
 import asyncio
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""One email, one account, however many ask for it at once."""
+"""Registration: one account per email, even with concurrent requests."""
 
 import asyncio
 

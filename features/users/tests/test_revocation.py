@@ -1,4 +1,4 @@
-"""What has ended is refused by every process within a second, without a query per request."""
+"""Every process refuses a revoked token within a second, without a query per request."""
 
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
@@ -35,13 +35,13 @@ NEW_PASSWORD = "another long enough password"
 
 @pytest.fixture
 async def elsewhere(database_url: str, app: FastAPI) -> AsyncIterator[AsyncClient]:
-    """Another API process on the same database."""
+    """A client of another API process on the same database."""
     async with api_process(database_url) as client:
         yield client
 
 
 async def accepted_for(client: AsyncClient, tokens: Tokens) -> float:
-    """Seconds until the last request with the token that the process has accepted."""
+    """Returns how many seconds from now the process last accepted the token."""
 
     async def refused() -> bool:
         return await status_with(client, tokens.header) == 401
@@ -50,7 +50,7 @@ async def accepted_for(client: AsyncClient, tokens: Tokens) -> float:
 
 
 async def read_revocations(app: FastAPI) -> None:
-    """Returns once the process has read from the database what has ended."""
+    """Waits until the process has polled the revocations."""
     await eventually(lambda: state_of(app).revocations.fresh, "a reading of what has ended")
 
 
@@ -111,7 +111,7 @@ async def test_a_lost_notification_costs_less_than_a_second(
 async def test_a_process_that_has_lost_touch_asks_the_database(
     app: FastAPI, anonymous: AsyncClient, signed_in: Tokens, execute: Execute
 ) -> None:
-    """Its memory may be old, so it is not used: the session's end is seen at once."""
+    """Its copy may be outdated, so each request queries the database and sees the end at once."""
     state = state_of(app)
     await state.revocations.stop()
     assert not state.revocations.fresh
@@ -141,7 +141,7 @@ async def test_a_killed_connection_is_made_again(
 async def test_a_database_that_was_set_back_is_read_from_the_beginning(
     app: FastAPI, anonymous: AsyncClient, signed_in: Tokens, execute: Execute
 ) -> None:
-    """After a restore the numbers of transactions are lower than those read before."""
+    """After a restore, transaction ids are lower than those read before."""
     state_of(app).revocations._horizon = 2**62
     await execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -154,7 +154,7 @@ async def test_a_database_that_was_set_back_is_read_from_the_beginning(
 async def test_a_shorter_lifetime_revives_no_token(
     settings: Settings, execute: Execute, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A token that was signed for an hour and has ended is refused for an hour."""
+    """A revoked token that was signed for an hour stays refused for that hour."""
     monkeypatch.setenv("APP_ACCESS_TOKEN_LIFETIME", "3600")
     async with started(settings) as (_, client):
         await register(client)
@@ -172,7 +172,7 @@ async def test_a_shorter_lifetime_revives_no_token(
 async def test_a_transaction_that_commits_late_is_not_overlooked(
     app: FastAPI, anonymous: AsyncClient, signed_in: Tokens, database_url: str, execute: Execute
 ) -> None:
-    """Its row is older than rows that were read already."""
+    """Its row has a lower transaction id than rows that were read already."""
     revocations = state_of(app).revocations
     late = await asyncpg.connect(database_url)
     async with late.transaction():
@@ -189,7 +189,7 @@ async def test_a_transaction_that_commits_late_is_not_overlooked(
 async def test_authentication_asks_the_database_nothing(
     app: FastAPI, anonymous: AsyncClient, signed_in: Tokens
 ) -> None:
-    """Counted are SQLAlchemy's statements; the connection that has others is closed."""
+    """Counts SQLAlchemy's statements; the polling connection, which bypasses it, is closed."""
     revocations = state_of(app).revocations
     await revocations.stop()
     assert revocations._connection is None
@@ -205,7 +205,7 @@ async def test_what_has_ended_is_remembered_until_the_last_token_has_expired() -
     async def on_keys(_: Sequence[str]) -> None: ...
 
     lifetime, now = timedelta(minutes=15), 10_000.0
-    revocations = Revocations(None, lifetime, on_keys)  # type: ignore[arg-type]  # asked nothing
+    revocations = Revocations(None, lifetime, on_keys)  # type: ignore[arg-type]  # never used
     last_valid, later = (now - (lifetime.total_seconds() + LEEWAY_SECONDS) + 1, now - 2_000)
     ids = [uuid4(), uuid4()]
     revocations._ended = {ids[0]: later, ids[1]: last_valid}

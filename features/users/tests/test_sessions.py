@@ -1,4 +1,4 @@
-"""Sessions: seen, ended, and ended everywhere."""
+"""Sessions: list, end one, end all others."""
 
 from httpx import AsyncClient
 

@@ -48,14 +48,14 @@ Forge = Callable[["IdentityProvider", dict[str, Any]], str]
 
 
 class IdentityProvider:
-    """The provider, as those who sign in there see it; it keeps the token requests it got."""
+    """A mock OpenID provider that records token requests and can forge ID tokens."""
 
     def __init__(self) -> None:
         self.url = f"http://localhost:{free_port()}"
         self.token_requests: list[dict[str, list[str]]] = []
         self.forge: Forge | None = None
         self.post_only = False
-        self.key = RSAKey.generate_key(2048, auto_kid=True)  # what forged tokens are checked with
+        self.key = RSAKey.generate_key(2048, auto_kid=True)  # published while `forge` is set
         self._app = oidc_provider_mock.app(require_nonce=True)
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
@@ -74,7 +74,7 @@ class IdentityProvider:
         if path == "/jwks" and self.forge:
             response.set_data(json.dumps({"keys": [self.key.as_dict(private=False)]}))
         elif path == "/.well-known/openid-configuration":
-            algorithms = ["RS256", "HS256", "none"]  # whatever it offers
+            algorithms = ["RS256", "HS256", "none"]  # offered, but HS256 and none must be refused
             methods = ["client_secret_post" if self.post_only else "client_secret_basic"]
             more = {
                 "id_token_signing_alg_values_supported": algorithms,
@@ -87,7 +87,7 @@ class IdentityProvider:
             response.set_data(json.dumps(answer))
 
     async def sign_in(self, url: str, subject: str, **claims: Any) -> str:
-        """Signs somebody in, and returns where their browser is sent back to."""
+        """Signs a user in, and returns the URL that the browser is redirected to."""
         async with httpx.AsyncClient(timeout=30) as browser:
             stored = await browser.put(f"{self.url}/users/{subject}", json=claims)
             assert stored.status_code == 204
@@ -196,7 +196,7 @@ async def test_the_cookie_of_an_attempt_is_for_the_callback_alone(
 async def test_an_answer_in_another_browser_is_refused(
     app: FastAPI, anonymous: AsyncClient, provider: IdentityProvider
 ) -> None:
-    """CSRF on the callback: a victim's browser is sent back with the attacker's code."""
+    """CSRF on the callback: the victim's browser is redirected with the attacker's code."""
     back = await provider.sign_in(await begin(anonymous), "attacker", **ADA)
     async with connect(app) as victim:
         await begin(victim)
@@ -229,7 +229,7 @@ def resigned(provider: IdentityProvider, claims: dict[str, Any]) -> str:
 
 
 def changed(**change: Any) -> Forge:
-    """Other claims, or some left out, under a true signature."""
+    """Changes or removes claims (None), and signs the token with the published key."""
 
     def forge(provider: IdentityProvider, claims: dict[str, Any]) -> str:
         forged = {name: value for name, value in (claims | change).items() if value is not None}
@@ -261,7 +261,7 @@ def by_another_key(provider: IdentityProvider, claims: dict[str, Any]) -> str:
 async def test_a_token_that_is_signed_again(
     anonymous: AsyncClient, provider: IdentityProvider
 ) -> None:
-    """It is not for their signature that those below are refused."""
+    """Control: signing again is not the reason why the forged tokens below are refused."""
     provider.forge = resigned
     tokens_of(await sign_in(anonymous, provider))
 
@@ -306,7 +306,7 @@ async def test_a_provider_that_takes_the_secret_in_the_form_alone(
 async def test_a_code_of_another_attempt_has_another_nonce(
     anonymous: AsyncClient, provider: IdentityProvider
 ) -> None:
-    """Code injection: the code of one attempt in the answer to another."""
+    """Code injection: the code of one attempt in the callback of another."""
     first, second = await begin(anonymous), await begin(anonymous)
     stolen = await provider.sign_in(first, "victim", **ADA)
     mine = await provider.sign_in(second, "ada", **ADA)
@@ -320,7 +320,7 @@ async def test_a_code_of_another_attempt_has_another_nonce(
 async def test_an_unverified_email_is_not_believed(
     anonymous: AsyncClient, provider: IdentityProvider, signed_in: Tokens
 ) -> None:
-    """Account takeover: a provider where anybody may claim any address."""
+    """Account takeover: at this provider a user may claim any address."""
     for claims in ({"email": EMAIL}, {"email": EMAIL, "email_verified": "true"}):
         refused = await sign_in(anonymous, provider, **claims)
         assert refused.status_code == 403
@@ -344,7 +344,7 @@ async def test_an_account_with_a_verified_address_is_linked_by_it(
 async def test_an_account_that_waits_for_its_victim_is_not_handed_over(
     anonymous: AsyncClient, provider: IdentityProvider
 ) -> None:
-    """Pre-hijacking: the attacker registers the victim's address, and waits."""
+    """Pre-hijacking: the attacker registers the victim's address in advance."""
     await register(anonymous)
     refused = await sign_in(anonymous, provider)
     assert refused.status_code == 409
@@ -471,7 +471,7 @@ async def test_a_refusal_at_the_provider_is_told(
 async def test_an_answer_of_another_issuer_is_refused(
     anonymous: AsyncClient, provider: IdentityProvider
 ) -> None:
-    """Mix-up (RFC 9207)."""
+    """Mix-up attack (RFC 9207)."""
     back = await provider.sign_in(await begin(anonymous), "ada", **ADA)
     refused = await anonymous.get(f"{back}&iss=https://evil.example.com")
     assert refused.status_code == 400
@@ -481,7 +481,7 @@ async def test_an_answer_of_another_issuer_is_refused(
 async def test_nobody_chooses_where_a_sign_in_leads(
     anonymous: AsyncClient, provider: IdentityProvider, parameter: str
 ) -> None:
-    """Open redirect: by a parameter, or by a host that the request names."""
+    """Open redirect: by a parameter, or by a host header."""
     evil = "https://evil.example.com"
     answer = await anonymous.get(
         "/auth/oidc/mock/login",

@@ -153,7 +153,7 @@ async def test_a_leaked_key_is_worth_nothing_at_once(
 async def test_a_key_that_a_process_has_not_heard_of_is_looked_up(
     app: FastAPI, anonymous: AsyncClient, signed_in: Tokens, execute: Execute
 ) -> None:
-    """A token may be there before the news of its key."""
+    """A token may arrive before the process has loaded its key."""
     keyring = state_of(app).keyring
     keyring.reader, keyring.ids = type(keyring.reader)(keyring.issuer, {}), frozenset()
     keyring._loaded = float("-inf")
