@@ -94,7 +94,7 @@ async def add_model(database: Database, model: Model) -> KnownModel:
     async with database.write.begin() as session:
         await session.execute(LOCK)
         row = (await session.execute(ADD, vars(model))).one()
-    await settle(database)  # older transactions do not see the model: their triggers skip it
+    await settle(database)  # earlier writes, still open, did not queue for this model
     async with database.write.begin() as session:
         await session.execute(NO_TIMEOUTS)
         for statement in (ENQUEUE, TRY_AGAIN):

@@ -115,7 +115,7 @@ async def _forget_others(database: Database, known: KnownModel) -> None:
         await session.execute(NO_TIMEOUTS)
         for statement in FORGET_OTHERS:
             await session.execute(statement, {"model": known.id})
-    await settle(database)  # older transactions still see the removed models, and queue for them
+    await settle(database)  # earlier writes, still open, may have queued for old models
     async with database.write.begin() as session:
         await session.execute(NO_TIMEOUTS)
         await session.execute(FORGET_QUEUE, {"model": known.id})

@@ -100,7 +100,8 @@ WITH owner AS (
 SELECT count(*) FROM reweighed
 """)
 
-# GIN's fast update puts new entries into a pending list, which every query has to scan. Flushes it.
+# GIN's fast update puts new entries into a pending list, which every query has to scan until it is
+# flushed.
 SORT_IN = text("SELECT gin_clean_pending_list('ix_search_documents_terms')")
 
 
