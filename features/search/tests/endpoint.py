@@ -77,9 +77,7 @@ async def running_endpoint() -> AsyncIterator[Endpoint]:
     app.add_api_route("/v1/embeddings", endpoint.answer, methods=["POST"], response_model=None)
     config = uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=5)
     server = uvicorn.Server(config)
-    listener = socket.create_server(
-        ("127.0.0.1", 0)
-    )  # the kernel accepts connections before uvicorn runs
+    listener = socket.create_server(("127.0.0.1", 0))  # accepts connections before uvicorn runs
     serving = asyncio.create_task(server.serve([listener]))
     endpoint.url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
     try:

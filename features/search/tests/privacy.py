@@ -1,6 +1,4 @@
 """Request bodies for search, for tests/contract/test_privacy.py."""
 
-SENT = {
-    "POST /search/vector": {"json": {"vector": [1.0] * 384}}
-}  # the dimension of the packaged model
+SENT = {"POST /search/vector": {"json": {"vector": [1.0] * 384}}}  # the model's dimension
 """Arguments of httpx's `request` for operations without an example in the OpenAPI document."""
