@@ -51,7 +51,7 @@ def serve(variant: str, port: int, owner: str) -> None:
 
         app.state.authenticator = believe
     if variant == QUERY:
-        Revocations.fresh = property(lambda _: False)  # type: ignore[assignment,method-assign]  # forces a query each
+        Revocations.fresh = property(lambda _: False)  # type: ignore[assignment,method-assign]  # forces a query per request
     uvicorn.run(app, port=port, loop="uvloop", http="httptools", log_config=None, access_log=False)
 
 

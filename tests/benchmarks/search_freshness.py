@@ -44,7 +44,7 @@ async def fill(
     same texts by calling the same model directly."""
     started = time.perf_counter()
     await import_all(client, items)
-    while await connection.fetchval(WAITING):  # noqa: ASYNC110  # tasks change it
+    while await connection.fetchval(WAITING):  # noqa: ASYNC110  # background tasks change the count
         await asyncio.sleep(COUNT_SECONDS)
     rate = len(items) / (time.perf_counter() - started)
     texts = [row[0] for row in await connection.fetch(TEXTS)]

@@ -1,5 +1,5 @@
-"""The log has one line per event, from structlog and the standard library; a log stream that fails
-raises no error in the code that logs."""
+"""The log has one line per event, from structlog and the standard library; a failure to log
+raises no error in the calling code."""
 
 import io
 import json
