@@ -1,4 +1,4 @@
-"""Search that finds an owner's items by their words and by their meaning."""
+"""Full-text (BM25) and semantic (vector) search over a user's items."""
 
 from features.search.commands import commands
 from features.search.engine import lifespan

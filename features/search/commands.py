@@ -1,4 +1,4 @@
-"""`python -m app reindex`: to another model or language, while searches go on."""
+"""`python -m app reindex`: moves the index to another model or language without downtime."""
 
 import typer
 from rich.console import Console

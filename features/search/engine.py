@@ -1,4 +1,4 @@
-"""What search keeps as long as the process lives: its models, and which one is searched."""
+"""The state of search in a process: the embedding models, and which one is active."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -24,18 +24,20 @@ CHECK_SECONDS = 3.0
 
 @dataclass
 class Engine:
-    """The models within reach, and the last that was known to be the active one."""
+    """Holds the embedders, and caches which model is the active one."""
 
     embedders: Embedders
     language: str
     active: KnownModel | None = None
 
     async def active_model(self, session: Reading, stale: KnownModel | None = None) -> KnownModel:
-        """The model that is searched; asks the database only while none is known, or the one that
-        the caller found to be `stale`.
+        """Returns the model whose embeddings are searched.
+
+        Queries the database only if no model is cached, or if the cached one is `stale`: the one
+        that the caller found to be no longer active.
 
         Raises:
-            EmbeddingUnavailable: there is none before the first start has prepared it.
+            EmbeddingUnavailable: no model is active until the first start has prepared one.
         """
         if self.active in (None, stale):
             self.active = await active_model(session)
@@ -65,10 +67,11 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 async def check_model(embedders: Embedders) -> None:
-    """Tries the model of the settings. One that does not answer yet is no reason not to start.
+    """Embeds a probe text with the configured model. Only logs a warning if the model does not
+    answer within `CHECK_SECONDS`, so that the process still starts.
 
     Raises:
-        ConfigurationError: its weights are not there, or its dimension is another.
+        ConfigurationError: the weights are missing, or the dimension differs from the settings.
     """
     embedder = embedders.get(embedders.configured)
     assert embedder

@@ -1,6 +1,8 @@
-"""Found words in HTML. PostgreSQL marks them with control characters, which no text can fake.
+"""Highlights the matching words as HTML.
 
-Angle brackets go in as control characters too: PostgreSQL would leave out what looks like a tag.
+PostgreSQL marks the words with control characters; the statement removes these from the text first,
+so that a text cannot forge a mark. Angle brackets are replaced by control characters too, because
+`ts_headline` drops anything that looks like an HTML tag.
 """
 
 from html import escape
@@ -8,14 +10,14 @@ from html import escape
 START, STOP, LESS, GREATER = "\x02", "\x03", "\x04", "\x05"
 MARKERS = f"StartSel={START}, StopSel={STOP}"
 SPECIAL, BRACKETS = f"<>{START}{STOP}{LESS}{GREATER}", f"{LESS}{GREATER}"
-"""What `translate` takes away from a text, and what it puts in the place of `<` and `>`."""
+"""The characters that `translate` replaces or removes, and the replacements of `<` and `>`."""
 
 _HTML = {START: "<mark>", STOP: "</mark>", LESS: "&lt;", GREATER: "&gt;"}
 
 
 def highlight(marked: str) -> str:
-    """The text as HTML: everything escaped, found words in `<mark>`."""
+    """Returns the text as escaped HTML, with the matching words in `<mark>`."""
     text = escape(marked)
-    for character, html in _HTML.items():  # `translate` takes eight times as long
+    for character, html in _HTML.items():  # str.translate takes eight times as long
         text = text.replace(character, html)
     return text

@@ -1,4 +1,4 @@
-"""What a person types, taken apart: words to rank by, and what must or must not be there."""
+"""Parses the search syntax: words to rank by, required phrases, excluded words."""
 
 import json
 import re
@@ -10,17 +10,17 @@ NOTHING: Mapping[str, str] = {}
 
 _TOKEN = re.compile(r'(-?)(?:"([^"]*)"|(\S+))')
 _WORD = re.compile(r"\w")
-_NO_MARKUP = str.maketrans("<>", "  ")  # PostgreSQL would skip what looks like HTML
+_NO_MARKUP = str.maketrans("<>", "  ")  # PostgreSQL's parser skips anything like an HTML tag
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What stands between two `or`.
+    """One of the alternatives that `or` separates.
 
     Attributes:
-        words: that are looked for, each once, also those of the phrases.
-        phrases: that must be there.
-        excluded: words and phrases that must not.
+        words: distinct words to rank by, including those of the phrases.
+        phrases: phrases that an item must contain.
+        excluded: words and phrases that an item must not contain.
     """
 
     words: list[str] = field(default_factory=list)
@@ -33,27 +33,28 @@ class ParsedQuery:
     """A query in websearch syntax: quotes, `-word`, `or`.
 
     Attributes:
-        choices: an item has to fit one of them.
-        unfinished: the last word, if it may be the beginning of a longer one; else empty.
+        choices: the alternatives, of which an item has to match at least one.
+        unfinished: the last word, if the user may still be typing it; else empty.
     """
 
     choices: list[Choice]
     unfinished: str
 
     def meaning(self, respelt: Mapping[str, str] = NOTHING) -> str:
-        """What is embedded: the words in their order, some spelt otherwise, without the syntax."""
+        """Returns the text to embed: the distinct words in order, without the syntax, with the
+        corrections of `respelt`."""
         words = [word for choice in self.choices for word in choice.words]
         return " ".join(respelt.get(word, word) for word in dict.fromkeys(words))
 
     @property
     def parameters(self) -> dict[str, str]:
-        """What the statement is given of it."""
+        """The bind parameters of the search statement."""
         choices = json.dumps([asdict(choice) for choice in self.choices])
         return {"choices": choices, "unfinished": self.unfinished}
 
 
 def parse_query(text: str) -> ParsedQuery:
-    """Takes a query apart. Any text is a query; unbalanced quotes are letters like others."""
+    """Parses a query. Every text is valid: an unbalanced quote is an ordinary character."""
     text = text.translate(_NO_MARKUP)
     choices, left, unfinished = [Choice()], MAX_WORDS, ""
     for token in _TOKEN.finditer(text):

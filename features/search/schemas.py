@@ -17,8 +17,8 @@ NOT_BLANK = (
     r"[^\x00\t-\r\x1C-\x20\x85\xA0\u1680\u2000-\u200A\u2028\u2029\u202F\u205F\u3000]"
     r"[^\x00]*$"
 )
-"""White space alone is no query. It is listed, because `\\s` means something else in the regular
-expressions of each language."""
+"""Rejects NUL, and a query that is only white space. White space is listed character by character,
+because the meaning of `\\s` differs between regular expression engines."""
 
 Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
 Offset = Annotated[int, Field(ge=0, le=MAX_OFFSET)]
@@ -137,5 +137,5 @@ class SearchStatus(BaseModel):
 
 
 def filter_values(filters: ItemFilters) -> dict[str, Any]:
-    """The bounds by name, None where there is none."""
+    """Returns the filters by name; a filter that is not set is None."""
     return {name: getattr(filters, name) for name in ItemFilters.model_fields}

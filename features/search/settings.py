@@ -1,4 +1,4 @@
-"""Which model turns text into vectors, and the language of the full text."""
+"""Settings of search: the embedding model, and the language of full-text search."""
 
 import os
 from pathlib import Path
@@ -8,11 +8,11 @@ from pydantic import Field, HttpUrl, SecretStr, model_validator
 
 from shared.settings import FeatureSettings
 
-MAX_DIMENSION = 4_000  # of an HNSW index on halfvec
+MAX_DIMENSION = 4_000  # the limit of pgvector's HNSW index on halfvec
 
 
 class SearchSettings(FeatureSettings):
-    """What search reads. `embedding_dim` is numbers per vector, timeouts are seconds."""
+    """The settings of search. `embedding_dim` is the length of a vector; timeouts are seconds."""
 
     embedding_provider: Literal["local", "openai"] = "local"
     embedding_url: HttpUrl | None = None

@@ -1,12 +1,13 @@
-"""The search as one SQL statement, in parts that the mode puts together.
+"""The search as one SQL statement, composed of parts that depend on the mode.
 
-A word of the query stands for a group of lexemes: its own; for the last word, as it may still
-be typed, those of longer words; for a word that no document of the owner has, those of words
-spelt like it. Alternatives weigh half, and never more than the word itself, and what has the words
-as they are given comes before what has alternatives.
+Each word of the query is expanded to a group of lexemes: its own; for the last word, which the user
+may still be typing, also those of longer words with this prefix; for a word in none of the owner's
+documents, also those of similarly spelt words. These alternatives have half the weight, and at most
+half that of the word itself. Documents with the words as typed rank before those with alternatives.
 
-Rows are found by the index of terms, which has the owner's; that they are the owner's is checked
-with IS TRUE, so that no index of owners is read for it, which would read all that an owner has.
+The GIN index on `terms` finds the rows, because the owner's id is one of the terms. The condition
+on `owner_id` is written with IS TRUE, which keeps the planner off the index on owner_id: that index
+would read every document of the owner.
 """
 
 from functools import cache
@@ -17,7 +18,7 @@ from features.items import ItemPublic
 from features.search.schemas import Mode
 
 CANDIDATES = 200
-"""How many of each ranking are fused."""
+"""How many rows of each ranking hybrid mode fuses; also the most that a vector search returns."""
 
 WORDS = """
 WITH owner AS MATERIALIZED (
@@ -243,12 +244,12 @@ ITEM_COLUMNS = ", ".join(f"i.{name}" for name in ItemPublic.model_fields)
 
 @cache
 def search_statement(mode: Mode, bounded: frozenset[str]) -> TextClause:
-    """The statement for a mode and for the filters that are set."""
+    """Returns the statement for a mode; `bounded` has the names of the filters that are set."""
     filters = "true"
     if bounded:
         bounds = " AND ".join(BOUNDS[name] for name in sorted(bounded))
         filters = (
-            f"EXISTS (SELECT FROM items AS i WHERE i.id = d.item_id AND {bounds})"  # from constants
+            f"EXISTS (SELECT FROM items AS i WHERE i.id = d.item_id AND {bounds})"  # no user input
         )
     parts = [WORDS]
     if mode is not Mode.SEMANTIC:

@@ -1,4 +1,8 @@
-"""The search index. Triggers on items keep it (see migrations/search); statements read it."""
+"""The tables of the search index.
+
+Triggers on `items` (see migrations/search) and background tasks write them; `statements` reads
+them.
+"""
 
 from datetime import datetime
 from uuid import UUID
@@ -21,11 +25,11 @@ from sqlalchemy.dialects.postgresql import REAL, TSVECTOR
 from sqlmodel import Field, SQLModel
 
 TERM_DIMENSIONS = 2**28
-"""A lexeme's dimension is 28 bits of its hash; two that meet share their weight."""
+"""A lexeme's dimension is 28 bits of its hash; two lexemes that collide share a dimension."""
 
 
 class SearchModel(SQLModel, table=True):
-    """A model that embeddings are kept for; the active one is searched."""
+    """An embedding model whose embeddings are stored; searches use the active one."""
 
     __tablename__ = "search_models"
     __table_args__ = (
@@ -41,10 +45,10 @@ class SearchModel(SQLModel, table=True):
 
 
 class SearchDocument(SQLModel, table=True):
-    """What an item's words are: `terms` finds it, `weights` is the document's side of BM25.
+    """The words of an item: searches match `terms`; `weights` is the document's part of BM25.
 
-    `length` is its number of words, the title's counted twice; `average_length` is that of the
-    owner's documents when the weights were made.
+    `length` is the number of words, with those of the title counted twice; `average_length` is the
+    average of the owner's documents when the weights were computed.
     """
 
     __tablename__ = "search_documents"
@@ -63,7 +67,8 @@ class SearchDocument(SQLModel, table=True):
 
 
 class SearchEmbedding(SQLModel, table=True):
-    """What an item means to a model. Each model has an HNSW index of its own, of its dimension."""
+    """The embedding of an item by one model. Each model has its own partial HNSW index, because
+    models differ in dimension."""
 
     __tablename__ = "search_embeddings"
     __table_args__ = (
@@ -80,7 +85,8 @@ class SearchEmbedding(SQLModel, table=True):
 
 
 class SearchQueueEntry(SQLModel, table=True):
-    """An item that waits to be embedded, or was parked after it failed too often."""
+    """An item that waits to be embedded by a model, or is parked (a dead letter) after too many
+    failures."""
 
     __tablename__ = "search_queue"
     __table_args__ = (
@@ -103,7 +109,7 @@ class SearchQueueEntry(SQLModel, table=True):
 
 
 class SearchChange(SQLModel, table=True):
-    """Terms that a write added (`sign` 1) or took away (-1), still to be added up."""
+    """Terms that a write added (`sign` 1) or removed (-1), not yet added to the statistics."""
 
     __tablename__ = "search_changes"
 
@@ -118,7 +124,7 @@ class SearchChange(SQLModel, table=True):
 
 
 class SearchOwner(SQLModel, table=True):
-    """How many documents an owner has, and how long they are together."""
+    """The number of an owner's documents, and the sum of their lengths."""
 
     __tablename__ = "search_owners"
     __table_args__ = (Index("ix_search_owners_stale", "owner_id", postgresql_where=text("stale")),)
@@ -130,7 +136,7 @@ class SearchOwner(SQLModel, table=True):
 
 
 class SearchTerm(SQLModel, table=True):
-    """How many of an owner's documents have a lexeme."""
+    """The number of an owner's documents that contain a lexeme."""
 
     __tablename__ = "search_terms"
 
@@ -140,7 +146,7 @@ class SearchTerm(SQLModel, table=True):
 
 
 class SearchWord(SQLModel, table=True):
-    """A word as an owner spells it, for words that are unfinished or misspelt."""
+    """A word as it is spelt in an owner's items, to complete unfinished words and correct typos."""
 
     __tablename__ = "search_words"
     __table_args__ = (

@@ -1,4 +1,4 @@
-"""The background work of search. A write to an item wakes it."""
+"""The background tasks of search. A write to an item wakes them with NOTIFY."""
 
 from fastapi import FastAPI
 from sqlalchemy import text

@@ -1,1 +1,1 @@
-"""Measurements: each prints what it compares with, in the same run, as ratios."""
+"""Benchmarks: each measures its baseline in the same run, and prints the ratios."""

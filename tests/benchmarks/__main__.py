@@ -1,4 +1,4 @@
-"""Runs every benchmark of this folder, each in a process of its own: `make bench`.
+"""Runs every benchmark of this folder, each in a separate process: `make bench`.
 
 python -m tests.benchmarks [NAME…]
 """

@@ -1,5 +1,5 @@
-"""What it costs to know who asks: `GET /items/{id}` with credentials beside one that is believed
-without a look, and beside a query per request, which is what is saved.
+"""Measures the cost of authentication: `GET /items/{id}` with each kind of credential, without
+verification, and with a database query per request, which the service avoids.
 
 python -m tests.benchmarks.auth_cost
 """
@@ -41,7 +41,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def serve(variant: str, port: int, owner: str) -> None:
-    """Runs one server: with `BELIEVED`, every credential is the owner's."""
+    """Runs one server. With `BELIEVED` it accepts every credential as the owner's."""
     app = create_app(load_settings(Settings), run_tasks=False)
     if variant == BELIEVED:
         principal = Principal(UUID(owner), frozenset({"items:read"}))
@@ -51,13 +51,13 @@ def serve(variant: str, port: int, owner: str) -> None:
 
         app.state.authenticator = believe
     if variant == QUERY:
-        Revocations.fresh = property(lambda _: False)  # type: ignore[assignment,method-assign]  # as if out of touch
+        Revocations.fresh = property(lambda _: False)  # type: ignore[assignment,method-assign]  # forces a query per request
     uvicorn.run(app, port=port, loop="uvloop", http="httptools", log_config=None, access_log=False)
 
 
 @dataclass
 class Server:
-    """A server process, and what was measured of it, a number a round."""
+    """A server process, and its measurements, one per round."""
 
     port: int
     process: subprocess.Popen[bytes]
@@ -66,7 +66,7 @@ class Server:
     cpu: list[float] = field(default_factory=list)
 
     def cpu_seconds(self) -> float:
-        """User and system time until now, by the kernel's accounting (proc(5))."""
+        """Returns the user and system time so far, from the kernel (proc(5))."""
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / TICKS
 
@@ -97,7 +97,7 @@ def server(settings: Settings, variant: str, port: int, owner: str) -> Iterator[
 
 
 async def ask(port: int, request: bytes, until: float) -> int:
-    """Sends the request over one connection, again and again, and counts the answers."""
+    """Sends the request repeatedly over one connection, and returns the number of answers."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     count = 0
     while time.perf_counter() < until:
@@ -121,7 +121,8 @@ async def measure(server: Server) -> None:
 
 @asynccontextmanager
 async def prepared(settings: Settings) -> AsyncIterator[tuple[str, str, dict[str, str]]]:
-    """An account with an item: its id, the item's path, and a header for each credential."""
+    """Creates an account with an item; yields its id, the item's path, and a header for each
+    credential."""
     app = create_app(settings, run_tasks=False)
     transport = httpx.ASGITransport(app)
     async with (
@@ -154,7 +155,7 @@ async def compare(settings: Settings) -> dict[str, Server]:
             for round_ in range(ROUNDS + 1):
                 for measured in servers.values():
                     await measure(measured)
-                    if round_ == 0:  # to warm up
+                    if round_ == 0:  # discards the warm-up round
                         measured.rates.clear()
                         measured.cpu.clear()
             return servers

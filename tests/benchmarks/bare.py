@@ -1,6 +1,6 @@
-"""The least that answers the same: Starlette, an asyncpg pool, orjson; the token is verified.
+"""A minimal server with the same answers: Starlette, an asyncpg pool, orjson; verifies the token.
 
-Run by `tests.benchmarks.endpoints`, never by itself.
+Started by `tests.benchmarks.endpoints`.
 """
 
 import os
@@ -80,7 +80,7 @@ def tag(row: Mapping[str, Any]) -> str:
 
 
 def answer(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    content = orjson.dumps(body, str, orjson.OPT_UTC_Z)  # asyncpg has a UUID of its own
+    content = orjson.dumps(body, str, orjson.OPT_UTC_Z)  # asyncpg returns its own UUID type
     return Response(content, status, headers, media_type="application/json")
 
 
@@ -190,7 +190,7 @@ async def alive(_request: Request) -> Response:
 
 @asynccontextmanager
 async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-    global pool, reader  # the least there can be
+    global pool, reader  # for a minimal server
     async with asyncpg.create_pool(os.environ["APP_DATABASE_URL"], min_size=10) as pool:
         keys = await pool.fetch("SELECT id, public_jwk FROM signing_keys")
         public = {row["id"]: OKPKey.import_key(orjson.loads(row["public_jwk"])) for row in keys}

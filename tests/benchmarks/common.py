@@ -1,4 +1,4 @@
-"""What the benchmarks share: a durable database of their own, and the trial data."""
+"""Helpers of the benchmarks: a separate durable database, and the test data."""
 
 import asyncio
 import json
@@ -17,21 +17,21 @@ from shared.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data"
-"""Judged collections beside the project; benchmarks that need one say so where it is missing."""
+"""Judged collections next to the project; benchmarks that need one report if it is missing."""
 
 
 RESULTS = ROOT / "bench-results"
 
 
 def save(name: str, found: Any) -> None:
-    """Keeps what each round measured, for whoever compares runs."""
+    """Saves the measurements of each round, to compare runs."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1))
 
 
 @contextmanager
 def migrated_database() -> Iterator[Settings]:
-    """Settings whose database is fresh, migrated and durable: on the embedded server."""
+    """Yields settings with a new, migrated and durable database on an embedded server."""
     with tempfile.TemporaryDirectory(prefix="tessera-bench-") as folder:
         Path(folder).chmod(0o755)
         with embedded_postgres(Path(folder), DURABLE) as server:

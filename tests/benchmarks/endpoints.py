@@ -1,9 +1,9 @@
-"""Requests per second of each endpoint, beside a bare one and the textbook layering.
+"""Measures requests per second of each endpoint, against a bare server and the textbook layering.
 
 python -m tests.benchmarks.endpoints [SECONDS [ROUNDS]]
 
-Each server is a process of its own with one worker on the same database; wrk puts the load on
-one after the other, round by round, so that what else the machine does hits all of them.
+Each server is a separate process with one worker on the same database. wrk loads one after the
+other in each round, so that other load on the machine affects all of them.
 """
 
 import asyncio
@@ -57,7 +57,7 @@ class Endpoint:
 
 @dataclass
 class Server:
-    """A server, and by endpoint what each round measured: requests/s, CPU µs a request."""
+    """A server, and its measurements of each round by endpoint: requests/s, CPU µs per request."""
 
     name: str
     address: str
@@ -67,7 +67,7 @@ class Server:
     cpu: dict[str, list[float]] = field(default_factory=dict)
 
     def cpu_seconds(self) -> float:
-        """User and system time until now, by the kernel's accounting (proc(5))."""
+        """Returns the user and system time so far, from the kernel (proc(5))."""
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / TICKS
 
@@ -124,7 +124,7 @@ def load(
     seconds: float,
     connections: int = CONNECTIONS,
 ) -> None:
-    """One round: what wrk and the kernel say."""
+    """Runs one round; records the rate that wrk reports and the CPU time from the kernel."""
     more = "".join(f'wrk.headers["{n}"] = {json.dumps(v)}\n' for n, v in endpoint.headers.items())
     body = json.dumps(endpoint.body) if endpoint.body else "nil"
     script = WRK.format(method=endpoint.method, body=body, token=token, more=more)
@@ -145,7 +145,7 @@ def load(
 
 
 async def prepare(settings: Settings) -> tuple[str, list[Endpoint]]:
-    """An account with items, all embedded: a token, and what to ask."""
+    """Creates an account with items, all embedded; returns its token and the endpoints."""
     app = create_app(settings, run_tasks=False)
     async with app.router.lifespan_context(app), connect(app, timeout=600) as client:
         await sign_in(client, "bench@example.com")
@@ -205,7 +205,7 @@ def measure(settings: Settings, seconds: float, rounds: int) -> tuple[list[Endpo
             for round_ in range(rounds + 1):
                 for server in asked:
                     load(server, endpoint, token, seconds)
-                    if round_ == 0:  # to warm up
+                    if round_ == 0:  # discards the warm-up round
                         server.rates[endpoint.name].clear()
                         server.cpu[endpoint.name].clear()
         memory = {server.name: server.megabytes() for server in servers}
@@ -214,13 +214,14 @@ def measure(settings: Settings, seconds: float, rounds: int) -> tuple[list[Endpo
 
 
 def _sign_in_once(address: str, signing_in: Endpoint) -> None:
-    """The first makes a hash anew that was made for a test, at the cost of one."""
+    """Signs in before the measurement: the first sign-in rehashes the password, whose hash has the
+    low cost of the tests."""
     url = address + signing_in.path
     httpx.post(url, content=signing_in.body, headers=signing_in.headers).raise_for_status()
 
 
 def ratios(ours: list[float], theirs: list[float]) -> str:
-    """The median of the rounds' ratios, and the least and the most."""
+    """Formats the median of the rounds' ratios, with the minimum and the maximum."""
     each = sorted(a / b for a, b in zip(ours, theirs, strict=True))
     return f"{statistics.median(each):.2f} ({each[0]:.2f} to {each[-1]:.2f})"
 

@@ -1,5 +1,5 @@
-"""What a request costs as data grows: for owners of ever more items in one table, and for an owner
-of few items among ever more others. Writes growth.svg beside itself.
+"""Measures the time of a request as data grows: for owners of more and more items in one table, and
+for an owner of few items among more and more other owners. Writes growth.svg next to this file.
 
 python -m tests.benchmarks.growth [ITEMS [OWNERS]]
 """
@@ -53,11 +53,11 @@ PLOT = Path(__file__).with_name("growth.svg")
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 Times: TypeAlias = Mapping[str, Sequence[float]]
-"""Milliseconds by endpoint, one for each size."""
+"""Milliseconds by endpoint, one value for each size."""
 
 
 async def ask(client: AsyncClient, endpoint: str, item: str) -> float:
-    """Milliseconds that one request took."""
+    """Sends one request and returns its milliseconds."""
     started = time.perf_counter()
     match endpoint:
         case "get":
@@ -83,7 +83,7 @@ async def settle(app: FastAPI, connection: Connection) -> None:
 async def newcomer(
     app: FastAPI, connection: Connection, size: int, stack: AsyncExitStack
 ) -> tuple[AsyncClient, str]:
-    """The client of a new owner of so many items, and the id of one of them."""
+    """Creates an owner with `size` items; returns a client and the id of one item."""
     client = await stack.enter_async_context(connect(app, timeout=600))
     await sign_in(client, f"owner-of-{size}@example.com")
     owner = (await client.get("/users/me")).json()["id"]
@@ -92,7 +92,7 @@ async def newcomer(
 
 
 async def by_items(settings: Settings, sizes: Sequence[int]) -> Times:
-    """Owners of so many items each, in one table."""
+    """Measures owners of different numbers of items in one table."""
     app = create_app(settings, run_tasks=False)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(app.router.lifespan_context(app))
@@ -105,7 +105,8 @@ async def by_items(settings: Settings, sizes: Sequence[int]) -> Times:
 
 
 async def by_owners(settings: Settings, counts: Sequence[int]) -> Times:
-    """An owner of few items among so many others: each count in a database of its own."""
+    """Measures an owner of few items among different numbers of owners; each number has its own
+    database."""
     assert settings.database_url
     async with AsyncExitStack() as stack:
         asked = []
@@ -122,7 +123,7 @@ async def by_owners(settings: Settings, counts: Sequence[int]) -> Times:
 
 
 async def copied(url: str, name: str) -> str:
-    """The URL of a copy of a database that nobody is connected to."""
+    """Copies a database that has no connections, and returns the URL of the copy."""
     parts = urlsplit(url)
     admin = await asyncpg.connect(parts._replace(path="/postgres").geturl())
     await admin.execute(f"CREATE DATABASE {name} TEMPLATE {parts.path[1:]}")
@@ -131,7 +132,7 @@ async def copied(url: str, name: str) -> str:
 
 
 async def in_turns(asked: Sequence[tuple[AsyncClient, str]]) -> Times:
-    """The median of each endpoint for each client."""
+    """Returns the median of each endpoint for each client; the clients take turns."""
     times: dict[str, list[float]] = {}
     for endpoint in ENDPOINTS:
         each: list[list[float]] = [[] for _ in asked]
@@ -143,7 +144,8 @@ async def in_turns(asked: Sequence[tuple[AsyncClient, str]]) -> Times:
 
 
 def panel(left: int, title: str, sizes: Sequence[int], times: Times) -> str:
-    """Both axes are logarithmic, so that what grows with the data would rise."""
+    """Draws one chart as SVG. Both axes are logarithmic: a time that grows with the data is a
+    rising line."""
     top, width, height, highest = 20, 300, 260, 3
     first, last = math.log10(sizes[0]), math.log10(sizes[-1])
 

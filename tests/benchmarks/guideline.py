@@ -1,7 +1,7 @@
-"""The textbook layering, written honestly: a service class, one ORM session a request, the user
+"""The textbook layering, implemented fairly: a service class, one ORM session per request, the user
 loaded in each request, `response_model` from ORM objects.
 
-Run by `tests.benchmarks.endpoints`, never by itself.
+Started by `tests.benchmarks.endpoints`.
 """
 
 import os
@@ -94,7 +94,7 @@ Service = Annotated[ItemService, Depends(get_service)]
 
 @asynccontextmanager
 async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-    global reader  # beside the point
+    global reader  # where it is stored does not affect the measurement
     async with AsyncSession(engine) as session:
         keys = (await session.exec(select(SigningKey))).all()
         public = {key.id: OKPKey.import_key(key.public_jwk) for key in keys}

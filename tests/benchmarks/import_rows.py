@@ -1,4 +1,4 @@
-"""Rows per second of `POST /items/import` beside a bare COPY of the same rows into `items`.
+"""Measures rows per second of `POST /items/import` against a bare COPY of the same rows to `items`.
 
 python -m tests.benchmarks.import_rows
 """
@@ -77,7 +77,8 @@ async def seconds(work: Callable[[], Awaitable[None]]) -> float:
 
 
 async def measure(settings: Settings, rows: list[Row]) -> tuple[list[float], list[float]]:
-    """Interleaved rounds, each for an account of its own: (import, bare COPY) in seconds."""
+    """Runs interleaved rounds, each with a new account; returns the seconds of the imports and of
+    the bare COPYs."""
     assert settings.database_url
     url, body = settings.database_url, gzip.compress("\n".join(map(json.dumps, rows)).encode())
     imported, copied = [], []
@@ -88,7 +89,7 @@ async def measure(settings: Settings, rows: list[Row]) -> tuple[list[float], lis
                 await sign_in(client, f"{secrets.token_hex(6)}@example.com")
                 await sign_in(other, f"{secrets.token_hex(6)}@example.com")
                 owner_id = UUID((await other.get("/users/me")).json()["id"])
-                imported.append(await seconds(lambda c=client: over_http(c, body, len(rows))))  # type: ignore[misc]  # the default binds the round's client
+                imported.append(await seconds(lambda c=client: over_http(c, body, len(rows))))  # type: ignore[misc]  # the default argument binds the client of this round
                 copied.append(await seconds(lambda o=owner_id: bare_copy(url, o, rows)))  # type: ignore[misc]
     return imported, copied
 

@@ -1,5 +1,5 @@
-"""Where the time of `GET /items/{id}` goes: routes that do ever more of it, in one process, each
-called without a server or a socket between.
+"""Measures where the time of `GET /items/{id}` goes, with routes that each do more of its work, in
+one process. Calls the application directly, without a server or a socket.
 
 python -m tests.benchmarks.layers
 """
@@ -65,7 +65,7 @@ async def statement(_: Reader, session: ReadSession) -> Response:
 
 
 async def measure(settings: Settings) -> dict[str, float]:
-    """CPU microseconds of this thread for one call, the median; the routes take turns."""
+    """Returns the median CPU microseconds of this thread per call; the routes take turns."""
     token, (get, *_) = await prepare(settings)
     logging = settings.model_copy(update={"log_level": "info", "log_format": "json"})
     app = create_app(logging, run_tasks=False)

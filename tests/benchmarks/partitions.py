@@ -1,9 +1,9 @@
-"""Items and search in tables that are partitioned by owner, beside plain ones with the same rows.
+"""Compares tables of items and search partitioned by owner with plain tables of the same rows.
 
 python -m tests.benchmarks.partitions [ROWS]
 
-Owners are of Zipf-like sizes. Both sides take turns; a ratio is the partitioned tables' number over
-the plain ones': above 1 it is slower, or larger.
+The owners' sizes follow a Zipf-like distribution. Both sides take turns. A ratio is the value of
+the partitioned tables divided by that of the plain ones: above 1 they are slower, or larger.
 """
 
 import asyncio
@@ -33,7 +33,8 @@ INDEXES = """
 SELECT indexdef FROM pg_indexes
 WHERE schemaname = 'public' AND tablename = $1 AND indexname NOT LIKE 'pk_%'
 """
-# One over x, between 1 and the number of owners.
+# Draws the rank of each row's owner with a density proportional to 1/x, from 1 to the number of
+# owners.
 FILLING = """
 CREATE TABLE owners AS
 SELECT rank, gen_random_uuid() AS id FROM generate_series(1, {owners}) AS rank;
@@ -113,14 +114,15 @@ Times = dict[str, dict[str, list[float]]]
 
 
 async def timed(connection: "Connection", statement: str, *arguments: object) -> float:
-    """Milliseconds that a statement took."""
+    """Runs a statement and returns its milliseconds."""
     started = time.perf_counter()
     await connection.fetch(statement, *arguments, timeout=TIMEOUT_SECONDS)
     return (time.perf_counter() - started) * 1000
 
 
 async def create(connection: "Connection") -> None:
-    """The tables of the migrations, without foreign keys and triggers, plain and partitioned."""
+    """Creates the tables of the migrations, plain and partitioned, without foreign keys and
+    triggers."""
     for side in SIDES:
         await connection.execute(f"CREATE SCHEMA {side}")
     for table, key in KEYS.items():
@@ -139,7 +141,7 @@ async def create(connection: "Connection") -> None:
 
 
 async def load(connection: "Connection", rows: int) -> Mapping[str, Mapping[str, float]]:
-    """Milliseconds to fill each table, by side."""
+    """Fills the tables; returns the milliseconds of each, by side."""
     await connection.execute(FILLING.format(owners=OWNERS, rows=rows), timeout=TIMEOUT_SECONDS)
     await connection.execute(VECTORS.format(rows=rows), timeout=TIMEOUT_SECONDS)
     times = {
@@ -153,8 +155,9 @@ async def load(connection: "Connection", rows: int) -> Mapping[str, Mapping[str,
 
 
 async def ask(connection: "Connection") -> Times:
-    """Milliseconds of the service's statements; rows are drawn, so that large owners come often."""
-    random = Random(7)  # the same for every run
+    """Measures the milliseconds of the service's statements. Rows are drawn at random, so that
+    large owners occur often."""
+    random = Random(7)  # the same sequence in every run
     known = await connection.fetch("SELECT owner_id, id FROM filling")
     times: Times = {name: {side: [] for side in SIDES} for name in STATEMENTS_BY_NAME}
     for _ in range(ROUNDS):
@@ -171,7 +174,8 @@ async def ask(connection: "Connection") -> Times:
 
 
 async def maintain(connection: "Connection", rows: int) -> dict[str, dict[str, float]]:
-    """Milliseconds to build vector indexes and to vacuum; the largest of the partitions, too."""
+    """Measures the milliseconds of index builds and of VACUUM, in total and for the slowest
+    partition."""
     parts = [f"parted.search_embeddings_{part}" for part in range(PARTITIONS)]
     await connection.execute("SET maintenance_work_mem = '512MB'")
     whole = await timed(connection, HNSW.format(table="plain.search_embeddings"))

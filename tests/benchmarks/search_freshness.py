@@ -1,5 +1,5 @@
-"""How long until a whole catalogue is embedded, beside the bare model; and how long after its 201
-an item is found, while 1,000 items a minute arrive.
+"""Measures the time to embed a whole catalogue, against the bare model; and the time from an item's
+201 until a search finds it, while 1,000 items per minute are created.
 
 python -m tests.benchmarks.search_freshness [SECONDS [ITEMS]]
 """
@@ -40,11 +40,11 @@ Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 async def fill(
     app: FastAPI, client: AsyncClient, connection: Connection, items: Sequence[dict[str, Any]]
 ) -> None:
-    """Imports a catalogue and waits until the background has embedded it; then embeds the same
-    texts by the same model with nothing around it."""
+    """Imports a catalogue and waits until the background tasks have embedded it; then embeds the
+    same texts by calling the same model directly."""
     started = time.perf_counter()
     await import_all(client, items)
-    while await connection.fetchval(WAITING):  # noqa: ASYNC110  # the background's doing
+    while await connection.fetchval(WAITING):  # noqa: ASYNC110  # background tasks change the count
         await asyncio.sleep(COUNT_SECONDS)
     rate = len(items) / (time.perf_counter() - started)
     texts = [row[0] for row in await connection.fetch(TEXTS)]
@@ -64,8 +64,8 @@ async def fill(
 async def arrive(
     client: AsyncClient, items: Sequence[dict[str, Any]], count: int, created: dict[str, float]
 ) -> None:
-    """Creates items at an even pace, notes when each was answered, and searches it by a word of
-    its own at once."""
+    """Creates items at a constant rate, records when each was answered, and at once searches for a
+    word that only this item contains."""
     start, missed = time.perf_counter(), 0
     for number in range(count):
         await asyncio.sleep(max(0, start + number * 60 / PER_MINUTE - time.perf_counter()))
@@ -86,7 +86,7 @@ async def arrive(
 async def watch(
     connection: Connection, created: dict[str, float], seen: dict[str, float], count: int
 ) -> None:
-    """Notes when each of the created items has its embedding, and so is found by meaning."""
+    """Records when each of the created items has its embedding, and so is found semantically."""
     while len(seen) < count:
         rows = await connection.fetch(EMBEDDED, list(created.keys() - seen.keys()))
         seen.update(dict.fromkeys((str(row[0]) for row in rows), time.perf_counter()))

@@ -1,10 +1,10 @@
-"""Semantic search for owners of every size in one table: recall against an exact scan, and time,
-with a tenth of the rows and with all of them.
+"""Measures semantic search for owners of every size in one table: recall against an exact scan, and
+time, with a tenth of the rows and with all of them.
 
 python -m tests.benchmarks.search_owners [ROWS]
 
-The texts are real; the vectors of repeated texts are those of the text plus noise. The last column
-is the statement of the plan that the search chose, alone, without the choice and the API.
+The texts are real and repeat; each vector is that of its text plus noise. The last column is the
+time of the SQL of the chosen plan alone, without the choice of the plan and without the API.
 """
 
 import asyncio
@@ -76,7 +76,7 @@ SELECT relation, pg_size_pretty(pg_relation_size(relation)) FROM unnest(ARRAY[
 
 @dataclass(frozen=True)
 class Cell:
-    """What was measured of one owner and filter; milliseconds of each query."""
+    """The measurements of one owner and filter; milliseconds of each query."""
 
     plan: str
     recall: float | None
@@ -91,7 +91,8 @@ class Cell:
 async def fill(
     database: Database, url: str, owners: Sequence[UUID], sizes: Sequence[int], vectors: Vectors
 ) -> int:
-    """Writes the owners' items, mixed as they would come in, and their embeddings."""
+    """Inserts the items of all owners in random order, as in production, and their embeddings;
+    returns the id of the model."""
     texts = read(DATA / "chorus").items[:TEXTS]
     random = np.random.default_rng(7)
     order = random.permutation(np.repeat(np.arange(len(owners)), sizes))
@@ -148,13 +149,13 @@ async def fill(
 async def compare(
     client: AsyncClient, url: str, owner: UUID, queries: Vectors, max_price: float, model: int
 ) -> Cell:
-    """Asks all queries one way, then all another, of pages that the first have read."""
+    """Runs all queries through the API, then all as bare SQL, both with a warm cache."""
     connection = await asyncpg.connect(url)
     await connection.execute(BARE_SETTINGS)
     recalls, requests, statements, plan = [], [], [], "none"
     vectors = [as_text(query) for query in queries]
     exact = [await connection.fetch(EXACT, owner, vector, max_price) for vector in vectors]
-    for vector in vectors:  # untimed, after what has read the whole table
+    for vector in vectors:  # warm-up: the exact scans have read the whole table
         plan = await connection.fetchval(NEAREST, owner, vector, max_price, model) or "none"
     for query, expected in zip(queries, exact, strict=True):
         body: dict[str, Any] = {"vector": query.tolist()}
@@ -196,7 +197,7 @@ async def embed(texts: Sequence[str]) -> Vectors:
 async def measure(
     settings: Settings, rows: int, vectors: Vectors, queries: Vectors
 ) -> dict[tuple[float, str], Cell]:
-    """Fills a database and asks about each owner; by the owner's share and the filter."""
+    """Fills a database and measures each owner; returns the cells by owner's share and filter."""
     assert settings.database_url
     sizes = [max(1, round(rows * share)) for share in SHARES]
     app = create_app(settings, run_tasks=False)

@@ -1,10 +1,10 @@
-"""Relevance by human judgements, the speed of indexing, and the latency of /search.
+"""Measures relevance by human judgements, the speed of indexing, and the latency of /search.
 
 python -m tests.benchmarks.search_relevance [FOLDER]
 
 FOLDER has items.jsonl.gz (id, title, description, price), queries.jsonl (id, text) and qrels.tsv
-(query_id, item_id, grade); the default is chorus. Odd and even queries are reported apart: what
-was tuned on one half has to hold for the other.
+(query_id, item_id, grade); the default is chorus. Odd and even queries are reported separately:
+parameters tuned on one half have to hold for the other.
 """
 
 import asyncio
@@ -49,13 +49,13 @@ WHERE document @@ query ORDER BY ts_rank(document, query) DESC, id LIMIT 200
 ALL_WORDS = "websearch_to_tsquery('english', $1)"
 ANY_WORD = "replace(plainto_tsquery('english', $1)::text, '&', '|')::tsquery"
 
-FUSED = 200  # of each ranking, as the search does
+FUSED = 200  # rows of each ranking, as in the search
 RRF_K = 60  # Cormack, Clarke & Büttcher 2009
 SHARES = (0.3, 0.4, 0.5, 0.6, 0.7)
 
 Rankings = dict[str, list[str]]
 Scores = dict[str, dict[str, float]]
-"""By query and item, best first."""
+"""Scores by query and item, best first."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ async def rank(client: AsyncClient, queries: Mapping[str, str], mode: str) -> Sc
 
 
 def fuse(parts: Sequence[Scores], score: Callable[[dict[str, float]], dict[str, float]]) -> Scores:
-    """Other ways to make one ranking of several: the sum of what `score` makes of each."""
+    """Fuses rankings by the sum of the scores that `score` assigns to the items of each."""
     fused: Scores = {}
     for query_id in parts[0]:
         total: Counter[str] = Counter()
@@ -208,7 +208,7 @@ async def measure(settings: Settings, collection: Collection) -> None:
 async def compare(
     client: AsyncClient, queries: Mapping[str, str], judged: Mapping[str, Judgements]
 ) -> None:
-    """The modes, the same with a typo in each query, and other ways to fuse."""
+    """Reports each mode, each mode with a typo in each query, and other ways of fusion."""
     found = {mode: await rank(client, queries, mode) for mode in MODES}
     for mode in MODES:
         report(mode, found[mode], judged)

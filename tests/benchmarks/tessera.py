@@ -1,5 +1,5 @@
-"""Ours as `app.server` serves it, with its background work left to workers: nobody else here has
-any.
+"""Serves Tessera with `app.server`, without background tasks: the servers that it is compared with
+have none.
 
 python -m tests.benchmarks.tessera PORT WORKERS
 """

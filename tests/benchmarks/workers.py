@@ -1,9 +1,9 @@
-"""How the throughput of `GET /items/{id}` grows with workers and with connections.
+"""Measures the throughput of `GET /items/{id}` by number of workers and of connections.
 
 python -m tests.benchmarks.workers [SECONDS [ROUNDS]]
 
-The load, PostgreSQL and the workers share the cores of this machine: on two cores, two workers
-cannot have one each.
+The load generator, PostgreSQL and the workers share the cores of this machine: on two cores, two
+workers cannot have one core each.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ def main(seconds: float = 2, rounds: int = 5) -> None:
         print("| connections | 1 worker, requests/s | 2 workers, of one |\n|---|---|---|")
         for connections in CONNECTIONS:
             for server in (one, two):
-                load(server, get, token, seconds, connections)  # to warm up
+                load(server, get, token, seconds, connections)  # warm-up
                 server.rates.clear()
             for _ in range(rounds):
                 for server in (one, two):

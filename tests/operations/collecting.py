@@ -1,4 +1,4 @@
-"""A server that receives what is sent to Sentry and by OTLP."""
+"""A server that receives Sentry envelopes and OTLP traces."""
 
 import gzip
 import json
@@ -15,13 +15,13 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 @dataclass
 class Collector:
-    """A server that keeps what is sent to it: bodies by path, as they came."""
+    """A server that records each request: its path and its body, in order of arrival."""
 
     address: str = ""
     received: list[tuple[str, bytes]] = field(default_factory=list)
 
     def events(self) -> list[dict[str, Any]]:
-        """Sentry's error events (https://develop.sentry.dev/sdk/data-model/envelopes/)."""
+        """Returns Sentry's error events (https://develop.sentry.dev/sdk/data-model/envelopes/)."""
         found = []
         for path, body in self.received:
             if path == "/api/1/envelope/":
@@ -43,11 +43,11 @@ class Collector:
 
 @contextmanager
 def collecting() -> Iterator[Collector]:
-    """A collector, as long as the block."""
+    """Runs a collector for the duration of the block."""
     kept = Collector()
 
     class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:  # the name that http.server calls
+        def do_POST(self) -> None:  # the name is given by http.server
             body = self.rfile.read(int(self.headers["Content-Length"]))
             if self.headers["Content-Encoding"] == "gzip":
                 body = gzip.decompress(body)

@@ -1,5 +1,5 @@
-"""The background work, in the API's process and on Celery: a real Redis, a real worker, and what
-happens without either."""
+"""Background tasks in the API's process and on Celery, with a real Redis and a real worker, and
+without either."""
 
 import asyncio
 import os
@@ -30,7 +30,7 @@ from tests.serving import ROOT, children, environment, serving, stop
 pytestmark = pytest.mark.verify
 
 WITHIN_SECONDS = 60.0
-STOP_SECONDS = 60.0  # a process of the pool waits up to 30 for its last result to be read
+STOP_SECONDS = 60.0  # a pool process waits up to 30 s until its last result is read
 INLINE = """
 import sys
 from app.main import create_app
@@ -63,7 +63,8 @@ def variables(settings: Settings, redis: Redis) -> dict[str, str]:
 def celery_worker(
     variables: dict[str, str], folder: Path, processes: int = 2, pool: str = "prefork"
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """`celery -A app.worker worker` with some processes, as long as the block."""
+    """Runs `celery -A app.worker worker` with `processes` processes for the duration of the
+    block."""
     how = ["--concurrency", str(processes), "--pool", pool]
     with (folder / "celery.log").open("ab") as log:
         process = subprocess.Popen(
@@ -81,14 +82,14 @@ def celery_worker(
 
 @pytest.fixture
 def client(variables: dict[str, str], tmp_path: Path) -> Iterator[httpx.Client]:
-    """Signed in at an API process that leaves its background work to Celery."""
+    """A signed-in client of an API process whose background tasks run on Celery."""
     with signed_in(variables, tmp_path) as client:
         yield client
 
 
 @contextmanager
 def signed_in(variables: dict[str, str], tmp_path: Path) -> Iterator[httpx.Client]:
-    """A client of an API process, as long as the block."""
+    """Runs an API process for the duration of the block; yields a client that is signed in."""
     with (
         serving(tmp_path, free_port(), variables) as served,
         httpx.Client(base_url=served.address, timeout=30) as client,
@@ -108,7 +109,7 @@ def add(client: httpx.Client, count: int) -> None:
 
 
 def status(client: httpx.Client) -> tuple[int, int]:
-    """How many items are indexed, and how many wait."""
+    """Returns the numbers of indexed and of pending items."""
     found = client.get("/search/status").raise_for_status().json()
     return found["indexed"], found["pending"]
 
@@ -133,7 +134,7 @@ def test_background_work_is_done(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Mail is sent, items are indexed, what has expired is deleted, and traces go along."""
+    """Mail is sent, items are indexed, expired rows are deleted, and traces are propagated."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://{collector.address}")
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
     asyncio.run(execute(database_url, EXPIRED))
@@ -170,7 +171,7 @@ def rows(database_url: str, table: str) -> int:
 
 
 def in_one_trace(collector: Collector, *steps: str) -> set[bytes]:
-    """The traces that have each of these steps of the same task."""
+    """Returns the ids of the traces that contain all of these steps of the embedding task."""
     traces = [
         {span.trace_id for span in collector.spans() if span.name == f"{step} search_embeddings"}
         for step in steps
@@ -190,12 +191,12 @@ def test_work_goes_on_whatever_is_killed(
         wait_until_indexed(client, 5)
 
         add(client, 200)
-        redis.kill()  # with messages that were fetched, and are not yet acknowledged
+        redis.kill()  # messages are fetched, but not yet acknowledged
         redis.start()
         wait_until_indexed(client, 205)
 
         add(client, 100)
-        for pid in children(worker.pid):  # in mid-batch, or soon before
+        for pid in children(worker.pid):  # during a batch, or shortly before
             os.kill(pid, signal.SIGKILL)
         wait_until_indexed(client, 305)
         assert worker.poll() is None
@@ -230,7 +231,7 @@ def test_mail_waits_for_no_backlog_of_embeddings_and_neither_does_the_end(
 
 
 def waiting(client: httpx.Client, task: str) -> float:
-    """How many rows wait for a task, as /metrics has it."""
+    """Returns the number of rows that wait for a task, from /metrics."""
     metrics = client.get("/metrics").raise_for_status().text
     line = f'tessera_backlog_rows{{state="waiting",task="{task}"}} '
     return float(metrics.partition(line)[2].split()[0])
@@ -247,7 +248,7 @@ def wait_until_mail_is_sent(client: httpx.Client) -> None:
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("pool", ["prefork", "solo"])
 def test_one_port_tells_what_all_processes_of_a_worker_count(
-    client: httpx.Client,  # whose address is to be confirmed by a mail
+    client: httpx.Client,  # its confirmation mail is a task
     variables: dict[str, str],
     pool: str,
     tmp_path: Path,

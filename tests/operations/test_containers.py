@@ -1,4 +1,4 @@
-"""The image and the compose stack, built and run for real where Docker answers."""
+"""Builds and runs the real image and compose stack; skipped if Docker is not available."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ FILES = (".dockerignore", "compose.yaml", "Dockerfile", "Makefile", "requirement
 
 @dataclass(frozen=True)
 class Stack:
-    """The stack of a clone, under a project name and on a port of its own."""
+    """The compose stack of a clone, with a separate project name and port."""
 
     folder: Path
     environment: dict[str, str]
@@ -51,7 +51,7 @@ class Stack:
         return self.run("docker", "compose", *command)
 
     def states(self, service: str) -> list[Any]:
-        """One of each container."""
+        """Returns the state of each container of the service."""
         containers = self.compose("ps", "--all", "--quiet", service).split()
         return [found["State"] for found in json.loads(self.run("docker", "inspect", *containers))]
 
@@ -91,7 +91,7 @@ def make_private_clone(folder: Path) -> None:
 
 @pytest.mark.timeout(1200)
 def test_the_stack_from_make_up_to_make_down(stack: Stack) -> None:
-    """One test, so that one stack is built however many workers the suite has."""
+    """One single test, so that the stack is built only once, with any number of test workers."""
     address = up(stack, "--scale api=3 --scale worker=2")
     every_service_is_healthy(stack)
     an_account_can_make_an_item(address)
@@ -108,7 +108,7 @@ def test_the_stack_from_make_up_to_make_down(stack: Stack) -> None:
 
 
 def up(stack: Stack, args: str = "") -> str:
-    """Where `make up` says the API answers."""
+    """Runs `make up`, and returns the address that it prints for the API."""
     said = stack.run("make", "up", f"args={args}")
     match = re.search(r"answers at (http://127\.0\.0\.1:\d+)$", said, re.MULTILINE)
     assert match, said
@@ -145,7 +145,7 @@ def the_metrics_are_not_for_everybody(address: str) -> None:
 
 
 def a_deploy_fails_no_request(stack: Stack, address: str) -> None:
-    """The replicas are replaced, one after the other, while clients write and search."""
+    """Replaces the replicas one after the other while clients write and search."""
     before = {state["StartedAt"] for state in stack.states("api")}
 
     async def deploy() -> Load:
@@ -181,7 +181,9 @@ def the_image_has_neither_tests_nor_their_tools(stack: Stack) -> None:
 def the_log_is_one_json_object_a_line(stack: Stack) -> None:
     for service in ("migrate", "api", "worker"):
         log = stack.compose("logs", "--no-log-prefix", service)
-        lines = log.replace("\x1b[2K", "").splitlines()  # compose clears the line, tty or not
+        lines = log.replace(
+            "\x1b[2K", ""
+        ).splitlines()  # compose emits "clear line" even without a tty
         assert lines, service
         assert [line for line in lines if not line.startswith('{"')] == []
 

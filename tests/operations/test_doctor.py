@@ -1,4 +1,4 @@
-"""`python -m app doctor` shows the slices, and says what is wrong."""
+"""`python -m app doctor` lists the slices and reports problems."""
 
 import shutil
 from pathlib import Path
@@ -14,7 +14,8 @@ NOWHERE = "postgresql://postgres@127.0.0.1:1/nothing"
 
 
 def doctor(folder: Path, database: str, code: Path = ROOT, **variables: str) -> tuple[str, int]:
-    """What it says of the code with this database, and its exit status; no `.env` is read."""
+    """Runs `doctor` on the code with this database, without a `.env`; returns its output and exit
+    status."""
     done = run_app(folder, "doctor", database=database, PYTHONPATH=str(code), **variables)
     assert "Traceback" not in done.stderr, done.stderr
     return done.stdout, done.returncode

@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL: started, shared, killed and started again."""
+"""The embedded PostgreSQL: start, shared use by several processes, kill, and restart."""
 
 import asyncio
 import os
@@ -50,12 +50,12 @@ for _ in range(10):
     with embedded_postgres(Path(sys.argv[1]), DISPOSABLE) as server:
         asyncio.run(ask(server.url()))
 """
-LEAVES = None  # by itself, where others are killed
+LEAVES = None  # the process exits by itself, without a signal
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder that the server's account can reach, in memory where there is some."""
+    """A folder that the server's account can access; on /dev/shm if that is writable."""
     memory = Path("/dev/shm")
     parent = memory if os.access(memory, os.W_OK) else None
     with tempfile.TemporaryDirectory(dir=parent, prefix="tessera-embedded-") as name:
@@ -75,7 +75,7 @@ def spawn(script: str, folder: Path) -> subprocess.Popen[str]:
 
 
 def use_in_another_process(folder: Path) -> tuple[subprocess.Popen[str], str]:
-    """A process that uses the server, and the URL it was given."""
+    """Starts a process that uses the server; returns it and the URL that it prints."""
     process = spawn(USER, folder)
     return process, read_line(process, "the URL of the server").strip()
 
@@ -120,7 +120,7 @@ def is_running(pid: int) -> bool:
 
 
 def named(folder: Path, *words: str) -> list[int]:
-    """The processes whose command names the folder and the words."""
+    """Returns the pids of the processes whose command line has the folder and the words."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -151,7 +151,7 @@ def test_the_server_ends_with_its_last_user(
     assert joined == url
     pid = postmaster(folder)
     end(starter, first)
-    run(url, "SELECT pg_sleep(0.5)")  # which fails as soon as the server ends
+    run(url, "SELECT pg_sleep(0.5)")  # fails if the server stops
     end(joiner, last)
     wait_until_gone(pid)
     wait_until_nothing_is_left(folder)
@@ -201,7 +201,7 @@ def test_a_watcher_may_be_killed(folder: Path, which: int, last: signal.Signals 
     process, url = use_in_another_process(folder)
     wait_until(lambda: len(named(folder, "watcher")) == 2, "the second watcher", 60)
     os.kill(sorted(named(folder, "watcher"))[which], signal.SIGKILL)
-    run(url, "SELECT pg_sleep(0.5)")  # which fails as soon as the server ends
+    run(url, "SELECT pg_sleep(0.5)")  # fails if the server stops
     end(process, last)
     wait_until_nothing_is_left(folder)
 
@@ -218,7 +218,8 @@ def test_after_a_kill_of_postgres_the_next_start_recovers(folder: Path) -> None:
 
 
 async def compute_forever(url: str) -> int:
-    """The pid of a backend that is too busy to see who has gone."""
+    """Returns the pid of a backend in an endless loop, which does not notice that its client has
+    disconnected."""
     busy, observer = await asyncpg.connect(url), await asyncpg.connect(url)
     pid: int = busy.get_server_pid()
     computing = asyncio.create_task(busy.execute("DO $$ BEGIN LOOP END LOOP; END $$"))
@@ -294,7 +295,7 @@ def test_an_ordinary_account_needs_no_home(folder: Path) -> None:
     nobody = pwd.getpwnam("nobody")
     os.chown(folder, nobody.pw_uid, nobody.pw_gid)
     become = f"import os; os.setgroups([]); os.setgid({nobody.pw_gid}); os.setuid({nobody.pw_uid})"
-    if python := shutil.which("python3", path=os.defpath):  # ours may be closed to others
+    if python := shutil.which("python3", path=os.defpath):  # others may not access ours
         become += f"; sys.executable = {python!r}"
     script = USER.replace("with embedded", f"{become}\nwith embedded")
     done = subprocess.run(

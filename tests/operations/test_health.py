@@ -1,4 +1,4 @@
-"""The probes tell the truth."""
+"""`/readyz` compares the revisions in the database with those of the code."""
 
 import asyncpg
 from httpx import AsyncClient
@@ -24,7 +24,7 @@ async def test_a_schema_behind_the_code_is_not_ready(
 async def test_a_schema_ahead_of_the_code_is_ready(
     anonymous: AsyncClient, database_url: str
 ) -> None:
-    """In a rollout the old code serves on for a while, on the new schema."""
+    """During a rollout the old code continues to serve on the new schema."""
     connection = await asyncpg.connect(database_url)
     await connection.execute("DELETE FROM alembic_version")
     await connection.execute("INSERT INTO alembic_version VALUES ('users_from_the_future')")
@@ -36,7 +36,7 @@ async def test_a_schema_ahead_of_the_code_is_ready(
 async def test_what_a_recorded_revision_depends_on_is_not_missed(
     anonymous: AsyncClient, database_url: str
 ) -> None:
-    """Alembic records no revision that a recorded one depends on."""
+    """Alembic does not record a revision that a recorded one depends on."""
     connection = await asyncpg.connect(database_url)
     await connection.execute("DELETE FROM alembic_version")
     await connection.execute("INSERT INTO alembic_version VALUES ('items_0001')")

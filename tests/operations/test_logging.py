@@ -1,4 +1,5 @@
-"""The log: one line each, whoever writes it and whatever becomes of it."""
+"""The log has one line per event, from structlog and the standard library; a failure to log
+raises no error in the calling code."""
 
 import io
 import json
@@ -52,7 +53,7 @@ def burst() -> None:
 
 
 def told(line: dict[str, Any]) -> dict[str, Any]:
-    """What a line says, but when, and from where in the code."""
+    """Returns the fields of a log line without the timestamp and the traceback."""
     return {key: value for key, value in line.items() if key not in {"timestamp", "exception"}}
 
 
@@ -83,7 +84,7 @@ def test_nobody_fails_for_want_of_a_line(
 
 
 class Pieces(io.StringIO):
-    """Would let another thread in after every character."""
+    """A stream that writes character by character, so that other threads could interleave."""
 
     def write(self, text: str, /) -> int:
         for character in text:

@@ -1,4 +1,5 @@
-"""Behind pgbouncer in transaction mode, where each transaction may be on another connection."""
+"""The service behind pgbouncer in transaction mode, where each transaction may use a different
+server connection."""
 
 import asyncio
 import os
@@ -28,8 +29,8 @@ from tests.serving import ROOT, environment
 
 pytestmark = pytest.mark.verify
 
-CONNECTIONS = 2  # to PostgreSQL, for all of the clients
-LISTENING = 3  # past the pooler: one of each process, and one for background work
+CONNECTIONS = 2  # from pgbouncer to PostgreSQL, shared by all clients
+LISTENING = 3  # direct: one per process, and one for background work
 CLIENTS = 8
 WITHIN_SECONDS = 60.0
 CONFIGURATION = """
@@ -48,12 +49,12 @@ max_client_conn = 500
 
 @pytest.fixture(scope="module")
 def pooler(server: Server) -> Iterator[int]:
-    """The port of a pgbouncer before the server under test."""
+    """Runs a pgbouncer in front of the server under test, and yields its port."""
     if shutil.which("pgbouncer") is None:
         pytest.skip("there is no pgbouncer")
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="tessera-test-") as folder:
-        Path(folder).chmod(0o755)  # it does not run as root
+        Path(folder).chmod(0o755)  # pgbouncer does not run as root
         file = Path(folder) / "pgbouncer.ini"
         url = make_url(server.admin_url)
         file.write_text(CONFIGURATION.format(url=url, port=port, connections=CONNECTIONS))
@@ -85,14 +86,15 @@ def settings(settings: Settings, pooled_url: str, database_url: str) -> Settings
     update = {
         "database_url": pooled_url,
         "database_direct_url": database_url,
-        "database_pool_size": 2 * CLIENTS,  # half of it for streams
+        "database_pool_size": 2 * CLIENTS,  # half of the slots are for streams
     }
     return settings.model_copy(update=update)
 
 
 @pytest.fixture
 async def elsewhere(settings: Settings) -> AsyncIterator[AsyncClient]:
-    """Another process, as far as the database is concerned, with its background work."""
+    """A client of a second application with its own pool and background tasks, like another
+    process."""
     async with AsyncExitStack() as stack:
         app = create_app(settings)
         await stack.enter_async_context(app.router.lifespan_context(app))
@@ -153,7 +155,7 @@ async def test_a_revocation_is_known_to_another_process_within_a_second(
     token = {"Authorization": client.headers["Authorization"]}
     assert (await elsewhere.get("/users/me", headers=token)).status_code == 200
     assert (await client.post("/auth/logout")).status_code == 204
-    await asyncio.sleep(1)  # the longest that a process may take
+    await asyncio.sleep(1)  # the longest delay of a revocation in other processes
     assert (await elsewhere.get("/users/me", headers=token)).status_code == 401
 
 
@@ -179,7 +181,7 @@ async def test_sessions_keep_their_bounds_and_leave_none_behind(
     others = [await asyncpg.connect(pooled_url) for _ in range(CONNECTIONS)]
     try:
         for other in others:
-            await other.execute("BEGIN")  # each on a connection of its own
+            await other.execute("BEGIN")  # occupies every server connection
         for other in others:
             await other.execute("DO $$ BEGIN ASSERT current_setting('lock_timeout') = '0'; END $$")
     finally:

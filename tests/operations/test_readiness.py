@@ -1,4 +1,4 @@
-"""The probes tell the truth of a PostgreSQL that dies, freezes and comes back."""
+"""The health probes report correctly when PostgreSQL is killed, frozen and restarted."""
 
 import asyncio
 import os
@@ -22,13 +22,13 @@ from shared.testing import free_port
 
 pytestmark = pytest.mark.verify
 
-SMALL = {"shared_buffers": "16MB"}  # and durable: what is committed survives a kill
-LIMIT_SECONDS = 2.0  # for a probe to tell the truth
+SMALL = {"shared_buffers": "16MB"}  # and durable: committed rows survive a kill
+LIMIT_SECONDS = 2.0  # for a probe to report the change
 TURN_SECONDS = 0.02
 
 
 class Postgres:
-    """A server of the test's own, always on the same data and port."""
+    """A separate server for this test, with the same data and port after each restart."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -42,7 +42,7 @@ class Postgres:
         self._running.close()
 
     def send(self, number: signal.Signals) -> None:
-        """Sends a signal to all of its processes."""
+        """Sends a signal to all processes of the server."""
         pid = int((self.folder / "data" / "postmaster.pid").read_text().splitlines()[0])
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         for process in (pid, *map(int, children)):
@@ -69,10 +69,10 @@ def database_url(postgres: Postgres) -> Iterator[str]:
 
 
 async def status(client: AsyncClient, path: str) -> int:
-    """The status of an answer that must come within the limit.
+    """Returns the status of an answer, which must arrive within the limit.
 
-    The seconds are counted by turns of the event loop: those in which a busy machine does not run
-    this process do not count.
+    Counts the time in turns of the event loop, so that time in which a busy machine does not run
+    this process does not count.
     """
     answering = asyncio.create_task(client.get(path))
     for _ in range(round(LIMIT_SECONDS / TURN_SECONDS)):

@@ -1,4 +1,5 @@
-"""Reads go to a replica that streams from the primary, but for what the client has just written."""
+"""Reads use a streaming replica, with read-your-writes: after a write the client reads the
+primary."""
 
 import asyncio
 import os
@@ -91,7 +92,8 @@ async def caught_up(primary_url: str, replica: "asyncpg.Connection[asyncpg.Recor
 
 
 async def client_of(settings: Settings, stack: AsyncExitStack) -> AsyncClient:
-    """Of a process of its own, as far as the database and what it remembers are concerned."""
+    """Returns a client of a new application with its own pools and in-memory state, like a separate
+    process."""
     app = create_app(settings, run_tasks=False)
     await stack.enter_async_context(app.router.lifespan_context(app))
     return await stack.enter_async_context(connect(app))
@@ -114,7 +116,7 @@ async def test_what_a_client_wrote_it_reads_although_the_replica_lags(
     shared: bool,
     elsewhere: int,
 ) -> None:
-    monkeypatch.setattr(cache, "REDIS_TIMEOUT_SECONDS", 5.0)  # for a machine that is busy
+    monkeypatch.setattr(cache, "REDIS_TIMEOUT_SECONDS", 5.0)  # for a busy machine
     if shared:
         settings = settings.model_copy(update={"redis_url": redis.url})
     async with AsyncExitStack() as stack:
@@ -155,7 +157,7 @@ async def test_the_primary_reads_while_the_replica_is_away(
         await replica.execute("SELECT pg_wal_replay_pause()")
         created = await here.post("/items", json={"title": "Kettle", "price": 20})
         item = created.headers["location"]
-        await until_status(there, item, 404)  # by the replica, which lags
+        await until_status(there, item, 404)  # from the lagging replica
 
         proxy.target = free_port()
         proxy.hang_up()

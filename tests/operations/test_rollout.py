@@ -1,4 +1,4 @@
-"""A rollout: the old code serves on the new schema, and the new code waits for it."""
+"""A rollout: the old code works on the new schema, and the new code waits for the migration."""
 
 import threading
 from collections import Counter
@@ -53,7 +53,7 @@ def old(tmp_path: Path, settings: Settings) -> Path:
 
 @pytest.fixture
 def new(tmp_path: Path, old: Path) -> Path:
-    """The same with two columns more."""
+    """A copy of the old code with two more columns."""
     code = tmp_path / "new"
     copytree(old, code)
     tables = code / "features/orders/tables.py"
@@ -71,7 +71,7 @@ def sign_in(client: httpx.Client) -> None:
 
 
 def use(client: httpx.Client) -> Iterator[int]:
-    """The statuses of a client that does everything there is to do, once."""
+    """Creates, changes, reads and lists an order, and yields the statuses."""
     created = client.post("/orders", json={"title": "Old"})
     yield created.status_code
     order = created.headers.get("location", "")
@@ -82,7 +82,7 @@ def use(client: httpx.Client) -> Iterator[int]:
 
 @contextmanager
 def in_use(client: httpx.Client) -> Iterator[Counter[int]]:
-    """Uses the service all the while the block runs, and once more after it."""
+    """Sends requests in a loop during the block, and once more after it."""
     statuses: Counter[int] = Counter()
     done = threading.Event()
 

@@ -1,4 +1,5 @@
-"""`python -m app serve` as a newcomer runs it: with a PostgreSQL of its own, and no remains."""
+"""`python -m app serve` in a fresh clone: it starts an embedded PostgreSQL, and leaves no process
+behind."""
 
 import os
 import shutil
@@ -24,7 +25,7 @@ GONE_TIMEOUT_SECONDS = 60.0
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A copy of the code, where nothing ever ran."""
+    """A fresh copy of the code, without any data."""
     folder = tmp_path_factory.mktemp("clone")
     for name in CODE:
         ignored = shutil.ignore_patterns("__pycache__", "tests")
@@ -42,7 +43,8 @@ def run(clone: Path, port: int | None = None) -> Iterator[Served]:
 
 
 def postgres_of(clone: Path) -> list[int]:
-    """The processes that have the clone's database open, or work in it."""
+    """Returns the PostgreSQL processes that have the clone's database in their command line or as
+    their working directory."""
     data = str((clone / ".data" / "postgres").resolve())
     system_folder = str((clone / ".data" / "postgres" / "server").resolve())
     found = []
@@ -99,7 +101,7 @@ def test_after_a_kill_nothing_is_left_and_the_next_start_works(clone: Path) -> N
 
 
 def children(pid: int) -> set[int]:
-    """The worker processes, without multiprocessing's own helper."""
+    """Returns the worker processes, without the resource tracker of multiprocessing."""
     found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return {int(child) for child in found if b"spawn_main" in cmdline(child)}
 
@@ -111,7 +113,7 @@ def cmdline(pid: str) -> bytes:
         return b""
 
 
-@pytest.mark.timeout(240)  # each worker starts as slowly as the whole
+@pytest.mark.timeout(240)  # each worker takes as long to start as one process
 def test_a_worker_that_dies_is_replaced_and_none_outlives_the_first(clone: Path) -> None:
     with serving(clone, free_port(), {"env": "dev"}, code=clone, workers=2) as served:
         before = children(served.process.pid)

@@ -1,4 +1,4 @@
-"""A process that is told to stop loses no request, and one that cannot start says so."""
+"""A graceful shutdown drains without losing a request; a failed start exits with a clear error."""
 
 import signal
 import socket
@@ -41,7 +41,8 @@ app = FastAPI()
 app.state.settings = SimpleNamespace(shutdown_delay=0)
 serve(app, listen("127.0.0.1", int(sys.argv[1])), ready)
 """
-"""A server that accepts connections six times a second, so that some always wait for that."""
+"""A server whose event loop accepts connections only about six times a second, so that some always
+wait in the listen backlog."""
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def variables(settings: Settings, **others: str) -> dict[str, str]:
 
 
 def status(served: Served, path: str) -> int:
-    """On a connection of its own; 0 where none is accepted."""
+    """Returns the status of a request on a new connection; 0 if the connection fails."""
     try:
         return httpx.get(served.address + path, timeout=30).status_code
     except httpx.TransportError:
@@ -67,7 +68,7 @@ def wait_for(served: Served, path: str, expected: int) -> None:
     wait_until(lambda: status(served, path) == expected, what, WITHIN_SECONDS)
 
 
-@pytest.mark.timeout(240)  # each worker starts as slowly as the whole
+@pytest.mark.timeout(240)  # each worker takes as long to start as one process
 @pytest.mark.parametrize("workers", [1, 2])
 def test_while_load_balancers_look_elsewhere_requests_are_answered(
     settings: Settings, tmp_path: Path, port: int, workers: int
@@ -107,7 +108,7 @@ def test_a_connection_that_waits_to_be_accepted_is_heard(port: int) -> None:
             process.kill()
 
 
-@pytest.mark.timeout(240)  # each worker starts as slowly as the whole
+@pytest.mark.timeout(240)  # each worker takes as long to start as one process
 def test_several_workers_that_stop_hear_everybody_out(
     settings: Settings, tmp_path: Path, port: int
 ) -> None:
@@ -134,7 +135,9 @@ def test_a_start_that_fails_is_no_success(settings: Settings, port: int, workers
 def test_sighup_replaces_workers_however_slowly_they_start(
     settings: Settings, tmp_path: Path, port: int
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as mute:  # each start waits seconds for its answer
+    with socket.create_server(
+        ("127.0.0.1", 0)
+    ) as mute:  # never answers: delays each start by seconds
         endpoint = {
             "embedding_provider": "openai",
             "embedding_url": f"http://127.0.0.1:{mute.getsockname()[1]}/v1",
@@ -155,7 +158,8 @@ def test_sighup_replaces_workers_however_slowly_they_start(
 
 
 def stop_while_clients_connect(port: int, process: subprocess.Popen[bytes]) -> None:
-    """Fails if a connection was made and then broke: its client cannot know what happened."""
+    """Stops the server while clients connect; fails if a connection was established but got no
+    answer, because its client could not tell whether the request was processed."""
     made: list[bytes | Exception] = []
     asked = 0
 
@@ -174,7 +178,7 @@ def stop_while_clients_connect(port: int, process: subprocess.Popen[bytes]) -> N
     with ThreadPoolExecutor(64) as clients:
 
         def stopped() -> bool:
-            """Whether the server has stopped; until then, one client more asks each time."""
+            """Returns whether the server has stopped; starts one more client on each call."""
             nonlocal asked
             clients.submit(ask)
             asked += 1

@@ -1,6 +1,6 @@
-"""Signals, as they arrive where they are sent: Sentry's envelopes, OTLP's spans, Prometheus' text.
+"""Telemetry as its receivers get it: Sentry envelopes, OTLP spans, Prometheus text.
 
-The process under test has one route and one background task more, both with a bug.
+The process under test has one extra route and one extra background task, both with a bug.
 """
 
 import json
@@ -73,7 +73,7 @@ class Probed:
 
 @pytest.fixture
 def probed(collector: Collector, settings: Settings, tmp_path: Path) -> Iterator[Probed]:
-    """The application in a process that sends its signals to the collector."""
+    """Runs the application in a process that sends its telemetry to the collector."""
     wanted = {
         "env": "test",
         "database_url": settings.database_url or "",
@@ -176,7 +176,7 @@ def test_queries_are_parts_of_the_trace_and_probes_are_none(
 
 @pytest.mark.verify
 def test_calls_of_other_services_are_traced(collector: Collector, probed: Probed) -> None:
-    """The start tries the model, which is at the collector's address."""
+    """At start the process probes the embedding model, whose URL is the collector's."""
     assert probed.client.get("/healthz").status_code == 200
     wait_until(
         lambda: [span for span in collector.spans() if span.name == "POST"],
@@ -186,7 +186,7 @@ def test_calls_of_other_services_are_traced(collector: Collector, probed: Probed
 
 
 def span_of(collector: Collector, request_id: str) -> Span:
-    """The one span that has this request id; it comes after the answer."""
+    """Waits for the one span with this request id, which is exported after the answer."""
 
     def found() -> list[Span]:
         return [
@@ -201,7 +201,7 @@ def span_of(collector: Collector, request_id: str) -> Span:
 
 
 async def numbers(client: AsyncClient) -> dict[Sample, float]:
-    """Each sample at /metrics, by its name and labels."""
+    """Returns the samples of /metrics by name and labels."""
     answer = await client.get("/metrics")
     assert answer.status_code == 200, answer.text
     return parsed(answer.text)

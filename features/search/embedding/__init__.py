@@ -1,4 +1,4 @@
-"""Text to vectors: the local model or a remote one, with a cache for queries."""
+"""Turns text into vectors, with the local model or a remote one; caches the vectors of queries."""
 
 from features.search.embedding.base import (
     PROBE,

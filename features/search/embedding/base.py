@@ -1,4 +1,4 @@
-"""What search needs of an embedding model, and how it fails."""
+"""The interface of an embedding model, and its errors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from shared.errors import Unavailable
 PROBE = "a plain text, to see that the model answers"
 
 Vector: TypeAlias = NDArray[np.float32]
-"""One embedding: unit length, shape (dimension,)."""
+"""An embedding of unit length, with shape (dimension,)."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A way to turn text into vectors. Vectors of different models cannot be compared."""
+    """Identifies an embedding model. Vectors of different models cannot be compared."""
 
     provider: str
     name: str
@@ -26,23 +26,23 @@ class Model:
 
 
 class EmbeddingUnavailable(Unavailable):
-    """The model cannot answer now."""
+    """The model does not answer at the moment; a retry may succeed."""
 
 
 class WrongDimension(EmbeddingUnavailable):
-    """The model gives vectors of another dimension than the settings say."""
+    """The model returns vectors of a different dimension than the one in the settings."""
 
 
 class EmbeddingRefused(Exception):
-    """The model answers, but not for these texts."""
+    """The model answers, but rejects these texts or returns no usable vector for them."""
 
 
 class Embedder(Protocol):
     """Embeds texts with one model.
 
     Raises:
-        EmbeddingUnavailable: try again later.
-        EmbeddingRefused: one of the texts is at fault.
+        EmbeddingUnavailable: the model does not answer; retry later.
+        EmbeddingRefused: the model cannot embed one of the texts.
     """
 
     model: Model
@@ -55,19 +55,19 @@ class Embedder(Protocol):
 
 
 def unit(values: NDArray[np.floating]) -> Vector:
-    """The vector of length 1 in the same direction.
+    """Returns the vector scaled to length 1.
 
     Raises:
-        EmbeddingRefused: it has no direction: all zeros, or a value that is not finite.
+        EmbeddingRefused: the vector is all zeros, or has a value that is not finite.
     """
     largest = np.abs(values).max(initial=0)
     if not np.isfinite(largest) or largest == 0:
         raise EmbeddingRefused("the vector is zero or not finite")
-    scaled = values / largest  # the squares of very large or small values would not be finite
+    scaled = values / largest  # squares of very large values overflow, of very small ones become 0
     direction: Vector = (scaled / np.linalg.norm(scaled)).astype(np.float32)
     return direction
 
 
 def as_text(vector: Vector) -> str:
-    """As PostgreSQL reads it: `[0.1,-0.2]`."""
+    """Returns the vector as a pgvector literal, e.g. `[0.1,-0.2]`."""
     return orjson.dumps(vector, option=orjson.OPT_SERIALIZE_NUMPY).decode()

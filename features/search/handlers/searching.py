@@ -21,23 +21,27 @@ from features.search.statements import CANDIDATES, search_statement
 from shared.reading import Reading, Row
 
 FEW = 10
-"""Where fewer items than this have all the words, those with some of them follow."""
+"""If fewer items than this match all words, items that match some of the words are added."""
 
 ENOUGH_ROWS = 20_000
-"""Words beyond so many rows of rarer ones add to the score of what was found, and find no more."""
+"""Words are taken from rare to common. Once the rarer ones occur in this many rows, a more common
+word adds to the score of the rows found, but retrieves no further rows."""
 
 WORDS_SHARE = 0.6
-"""How much of a hybrid score is of the words, from 0 to 1; the rest is of the meaning."""
+"""The weight of the lexical score in a hybrid score, from 0 to 1; the rest is the semantic one."""
 
 MISSPELT = 0.4
-"""A word that no item has is taken for a typo if its trigrams are as similar to those of one that
-an item has. With less, words that are merely rare are: "walks" for "wall"."""
+"""The minimum trigram similarity at which a word that no item contains counts as a typo of a word
+that an item contains. With a lower value, rare words count as typos: "walks" for "wall"."""
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One answer to a query. `respelt` has the words that its vector was made with, each with the
-    one that it stands for; the times are seconds."""
+    """The result of one attempt to answer a query.
+
+    `respelt` maps each misspelt word of the query to the word that was also embedded in its
+    place. `embedding` and `sql` are seconds.
+    """
 
     rows: Sequence[Row]
     mode: Mode
@@ -48,19 +52,22 @@ class Pass:
 
     @property
     def stale(self) -> KnownModel | None:
-        """The model that was searched, if another is the active one."""
+        """The model that was searched, if it is no longer the active one; else None."""
         return self.known if self.known and self.rows[0].active_model != self.known.id else None
 
     @property
     def misspelt(self) -> Mapping[str, str]:
-        """Words that no item has, each with the one that is most like it."""
+        """Words that no item contains, each mapped to the most similar word that one does."""
         return self.rows[0].respelt or NOTHING
 
 
 async def search(
     session: Reading, engine: Engine, owner_id: UUID, query: SearchQuery
 ) -> SearchResults:
-    """The owner's items that answer a query best.
+    """Returns the owner's items that match a query best.
+
+    If the query was embedded, searches again when it has misspelt words, and whenever another
+    model has become active in the meantime.
 
     Raises:
         EmbeddingUnavailable: the mode is semantic, and the model does not answer.
@@ -100,7 +107,7 @@ async def _answer(
     stale: KnownModel | None = None,
     respelt: Mapping[str, str] = NOTHING,
 ) -> Pass:
-    """`stale` is a model that is searched no more."""
+    """Runs one attempt. `stale` is a model that the last attempt found to be no longer active."""
     started = perf_counter()
     known, vector = await _embed(session, engine, query.mode, parsed, stale)
     if known and vector is not None and respelt:
@@ -119,7 +126,8 @@ async def _embed(
     parsed: ParsedQuery,
     stale: KnownModel | None,
 ) -> tuple[KnownModel | None, Vector | None]:
-    """The active model and the query's vector in it; no vector where hybrid can do without."""
+    """Returns the active model and the query's vector; neither in lexical mode, nor in hybrid mode
+    if the model does not answer."""
     if mode is Mode.LEXICAL:
         return None, None
     try:
@@ -138,8 +146,9 @@ async def _between(
     parsed: ParsedQuery,
     respelt: Mapping[str, str],
 ) -> tuple[Vector, Mapping[str, str]]:
-    """The vector between what a query says and what it may mean: a word that no item has may be
-    mistyped, or merely rare. That of the query alone where the model does not answer."""
+    """Returns the mean direction of the query as typed and the query with corrected words: a word
+    that no item contains may be misspelt, or may just be rare. Returns the vector of the query as
+    typed, and no corrections, if the model does not answer."""
     try:
         meant = await engine.embedders.embed_query(known.model, parsed.meaning(respelt))
     except EmbeddingUnavailable:
@@ -179,7 +188,7 @@ async def _run(
 
 
 def _hit(row: Row) -> dict[str, Any]:
-    """The fields of a `Hit`: the score and the ranks are columns."""
+    """Returns the fields of a `Hit`; its score and ranks are columns of the row."""
     columns, description = dict(row), row.marked_description
     highlights = {
         "title": highlight(row.marked_title),

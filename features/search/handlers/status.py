@@ -26,7 +26,7 @@ LEFT JOIN LATERAL (
 
 
 async def index_status(session: Reading, owner_id: UUID) -> SearchStatus:
-    """How many of the owner's items are embedded, wait, or could not be."""
+    """Counts the owner's items that are embedded, pending, or parked after repeated failures."""
     (row,) = await session.fetch(STATUS, {"owner": owner_id})
     return SearchStatus(
         indexed=row.indexed,

@@ -1,4 +1,4 @@
-"""What is done to the index in the background: rows that wait in PostgreSQL, drained in batches."""
+"""Background indexing: embeds queued items, updates the BM25 statistics, rebuilds the index."""
 
 from features.search.indexing.embeddings import embed_due
 from features.search.indexing.models import active_model

@@ -1,4 +1,7 @@
-"""The words of items, where no write of theirs brings the triggers to index them."""
+"""Indexes the words of existing items: after a change of language, and on the first start.
+
+The triggers on `items` only index rows that are written.
+"""
 
 import asyncio
 from uuid import UUID
@@ -16,7 +19,7 @@ WAIT_ATTEMPTS, WAIT_SECONDS = 1_200, 0.1
 FIRST_ID = UUID(int=0)
 LOCK_NOT_AVAILABLE = "55P03"
 
-# One change of the language or of the models at a time.
+# Serialises changes of the language and of the models.
 LOCK = text(f"SELECT pg_advisory_xact_lock({advisory_lock('search.models')})")
 NO_TIMEOUTS = text(
     "SELECT set_config('statement_timeout', '0', true), set_config('lock_timeout', '0', true)"
@@ -29,8 +32,9 @@ AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """)
 STILL_OPEN = text("SELECT EXISTS (SELECT FROM pg_locks WHERE virtualtransaction = ANY (:writers))")
 
-# Each item is locked before it is read, so that what a writer commits meanwhile is not overwritten
-# with what was there before. Whoever waits holds none, so that no writer runs into a deadlock.
+# Locks each item before it reads it, so that it does not overwrite the index entry of a concurrent
+# write with an older version. NOWAIT: a batch that meets a locked item fails, releases all of its
+# locks and is tried again, so that it cannot deadlock with a writer.
 INDEX = """
 WITH locked AS MATERIALIZED (
     SELECT i.id FROM items AS i WHERE i.id > :after AND {condition}
@@ -51,11 +55,12 @@ FORGET_WORDS = text("DELETE FROM search_words")
 
 
 async def settle(database: Database) -> None:
-    """Returns when all who write to items now have finished: who writes from then on sees what
-    was committed before this was called.
+    """Waits until every transaction that is writing to `items` now has ended.
+
+    Every later write to `items` sees what was committed before this call.
 
     Raises:
-        Unavailable: some have not after two minutes.
+        Unavailable: a transaction is still open after two minutes.
     """
     async with database.write.connect() as session:
         writers = (await session.execute(WRITERS)).scalar()
@@ -68,13 +73,13 @@ async def settle(database: Database) -> None:
 
 
 async def change_language(database: Database, language: str) -> None:
-    """Indexes every item in this language, unless all are already.
+    """Indexes every item in this language, unless they all are already.
 
-    The language counts as changed when no item is left that was indexed in another one. A run
-    that was cut off begins again.
+    The new language is recorded only after every item has been indexed in it, so that an
+    interrupted run starts from the beginning.
 
     Raises:
-        Unavailable: somebody has been writing to items for too long.
+        Unavailable: a transaction has been writing to `items` for more than two minutes.
     """
     async with database.write.begin() as session:
         await session.execute(LOCK)
@@ -84,7 +89,7 @@ async def change_language(database: Database, language: str) -> None:
     await settle(database)
     async with database.write.begin() as session:
         await session.execute(NO_TIMEOUTS)
-        await session.execute(FOLDED)  # nobody is about to add words in the language before
+        await session.execute(FOLDED)  # a running fold may insert words of the old language
         await session.execute(FORGET_WORDS)
     await _index(database, INDEX_ALL)
     async with database.write.begin() as session:
@@ -92,10 +97,10 @@ async def change_language(database: Database, language: str) -> None:
 
 
 async def index_missing(database: Database) -> None:
-    """Indexes the items that were there before the triggers.
+    """Indexes the items that were written before the triggers existed.
 
     Raises:
-        Unavailable: somebody has been writing to items for too long.
+        Unavailable: a transaction has been writing to `items` for more than two minutes.
     """
     await _index(database, INDEX_MISSING)
 
@@ -111,10 +116,13 @@ async def _index(database: Database, statement: TextClause) -> None:
 
 
 async def _index_batch(database: Database, statement: TextClause, after: UUID) -> UUID | None:
-    """Indexes a batch of items, once nobody is writing to one of them.
+    """Indexes a batch of items; retries while another transaction has one of them locked.
 
     Returns:
-        The last of them.
+        The id of the last item of the batch; None if no item is left.
+
+    Raises:
+        Unavailable: an item is still locked after two minutes.
     """
     batch = {"after": after, "batch": BATCH}
     for _ in range(WAIT_ATTEMPTS):

@@ -1,4 +1,4 @@
-"""The queue of what is still to be embedded, drained in batches by any number of processes."""
+"""Processes the queue of items to embed, in batches; any number of processes can share it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -27,7 +27,8 @@ BATCH = 64
 PARTS = 8
 MAX_ATTEMPTS = 5
 
-# The rows stay locked until the vectors are stored: a process that dies gives them back at once.
+# The rows stay locked until the vectors are stored. If the process dies, PostgreSQL releases the
+# locks, and another process can claim the rows at once.
 CLAIM = text("""
 SELECT q.item_id, q.attempts, d.text_hash, i.title || E'\\n' || coalesce(i.description, '') AS text
 FROM search_queue AS q
@@ -40,7 +41,7 @@ ORDER BY q.next_attempt_at LIMIT :batch
 FOR UPDATE OF q SKIP LOCKED
 """)
 
-# A document that was changed meanwhile, or is being changed now, stays in the queue.
+# A document that changed while it was embedded, or is locked by a writer, stays in the queue.
 STORE = text("""
 WITH embedded AS (
     SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:hashes AS bytea[]), CAST(:vectors AS text[]))
@@ -62,8 +63,9 @@ SELECT count(*) FROM unchanged
 """)
 DROP = text("DELETE FROM search_queue WHERE item_id = ANY (:ids) AND model_id = :model")
 
-# After 2, 4, 8 and 16 seconds; then the row is parked until its item changes. What was changed
-# meanwhile, or is being changed now, is another text, and not to blame.
+# Exponential backoff: retries after 2, 4, 8 and 16 seconds, then parks the row until its item
+# changes. A document that has changed meanwhile, or is locked by a writer, is not postponed,
+# because it was its old text that failed.
 POSTPONE = text("""
 WITH unchanged AS (
     SELECT item_id FROM search_documents WHERE item_id = :id AND text_hash = :hash
@@ -77,10 +79,12 @@ FROM unchanged WHERE q.item_id = unchanged.item_id AND q.model_id = :model
 
 
 async def embed_due(database: Database, embedders: Embedders, language: str) -> int:
-    """Embeds a batch of what waits, for each model that these settings can reach.
+    """Embeds a batch of queued items for each model that the settings can reach. On the first
+    start, prepares the index instead.
 
     Returns:
-        How many rows left the queue or were postponed; 0 also while the model does not answer.
+        How many rows left the queue or were postponed; 1 after preparing the index; 0 also while
+        the model does not answer.
     """
     models = await known_models(reading(database))
     if not any(known.active for known in models):
@@ -94,7 +98,11 @@ async def embed_due(database: Database, embedders: Embedders, language: str) -> 
 
 
 async def embed_batch(database: Database, embedder: Embedder, known: KnownModel) -> int:
-    """Embeds a batch of what waits for one model; the number is that of `embed_due`."""
+    """Embeds a batch of the items queued for one model.
+
+    Returns:
+        How many rows left the queue or were postponed; 0 also while the model does not answer.
+    """
     try:
         return await _embed(database, embedder, known)
     except EmbeddingUnavailable as error:
@@ -108,13 +116,15 @@ async def _embed(
     known: KnownModel,
     among: Sequence[UUID] | None = None,
 ) -> int:
-    """Embeds a batch of what is due, or what is due among these rows.
+    """Embeds a batch of the due rows, or those of the rows in `among` that are due.
 
-    What cannot be embedded together is embedded in parts, until the texts at fault are alone. Each
-    part is a transaction of its own: what one of them takes too long for, the others keep.
+    If a batch fails but the model embeds the probe text, the batch is split into parts and each is
+    tried separately, until the failing texts are alone; these are postponed. Each part has its own
+    transaction, so that the timeout of one does not undo the others.
 
     Raises:
-        EmbeddingUnavailable: the model embeds nothing now, so no text is at fault.
+        EmbeddingUnavailable: the model embeds not even the probe text, so the texts are not at
+            fault.
     """
     async with database.write.begin() as session:
         due = await _claim(session, known, among)
@@ -139,7 +149,8 @@ async def _embed(
 async def _claim(
     session: AsyncConnection, known: KnownModel, among: Sequence[UUID] | None
 ) -> Sequence[Row[Any]]:
-    """A batch of what was never tried; when there is none, one row that failed before."""
+    """Locks and returns a batch of rows that were never tried; if there are none, one row that
+    failed before."""
     fresh = {"model": known.id, "among": among, "again": False, "batch": BATCH}
     failed = fresh | {"again": True, "batch": 1}
     return (await session.execute(CLAIM, fresh)).all() or (
@@ -148,10 +159,10 @@ async def _claim(
 
 
 async def _probe(embedder: Embedder) -> None:
-    """Returns if the model embeds a plain text, so that others must be at fault themselves.
+    """Embeds a plain text. If this works, the texts that failed before are at fault.
 
     Raises:
-        EmbeddingUnavailable: it does not.
+        EmbeddingUnavailable: the model does not embed the plain text.
     """
     try:
         await embedder.embed_documents([PROBE])

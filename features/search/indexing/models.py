@@ -1,4 +1,4 @@
-"""The models that embeddings are kept for: one is searched, others are being built."""
+"""The models whose embeddings are stored: the active one, and any that a reindex is building."""
 
 from dataclasses import dataclass
 
@@ -40,7 +40,7 @@ ACTIVATE = text("UPDATE search_models SET active = true WHERE id = :model")
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A model in the database. Its embeddings are searched if it is the active one."""
+    """A row of `search_models`. Searches use the embeddings of the active model."""
 
     id: int
     model: Model
@@ -48,7 +48,7 @@ class KnownModel:
 
 
 async def known_models(session: Reading) -> list[KnownModel]:
-    """All models that embeddings are kept for."""
+    """Returns all models whose embeddings are stored."""
     return [
         KnownModel(row.id, Model(row.provider, row.name, row.dimension), row.active)
         for row in await session.fetch(KNOWN)
@@ -56,18 +56,18 @@ async def known_models(session: Reading) -> list[KnownModel]:
 
 
 async def active_model(session: Reading) -> KnownModel | None:
-    """The model whose embeddings are searched; None until the first start has prepared it."""
+    """Returns the model whose embeddings are searched; None until the first start prepared one."""
     return next((known for known in await known_models(session) if known.active), None)
 
 
 async def prepare(database: Database, model: Model, language: str) -> None:
-    """The first start: indexes what was there before, and makes `model` the one that is searched.
+    """Prepares the index on the first start: indexes the existing items and activates `model`.
 
-    Triggers index what is written meanwhile, so one pass over the items is enough. A start that
-    was cut off begins again, and finds less to do.
+    Does nothing if a model is already active. Triggers index concurrent writes, so one pass over
+    the items is enough. An interrupted run starts again, and skips the items it has indexed.
 
     Raises:
-        Unavailable: somebody has been writing to items for too long.
+        Unavailable: a transaction has been writing to `items` for more than two minutes.
     """
     async with database.write.connect() as session:
         if (await session.execute(PREPARED)).scalar_one():
@@ -83,16 +83,18 @@ async def prepare(database: Database, model: Model, language: str) -> None:
 
 
 async def add_model(database: Database, model: Model) -> KnownModel:
-    """Keeps embeddings for a model from now on, and puts every document that lacks one into its
-    queue; what was parked is tried again.
+    """Registers a model, and queues every document that has no embedding of it yet.
+
+    From then on the triggers queue changed items for this model too. Rows that were parked are
+    tried again.
 
     Raises:
-        Unavailable: somebody has been writing to items for too long.
+        Unavailable: a transaction has been writing to `items` for more than two minutes.
     """
     async with database.write.begin() as session:
         await session.execute(LOCK)
         row = (await session.execute(ADD, vars(model))).one()
-    await settle(database)  # who began to write before the model was there did not queue for it
+    await settle(database)  # earlier writes, still open, did not queue for this model
     async with database.write.begin() as session:
         await session.execute(NO_TIMEOUTS)
         for statement in (ENQUEUE, TRY_AGAIN):
@@ -101,13 +103,15 @@ async def add_model(database: Database, model: Model) -> KnownModel:
 
 
 def hnsw_index(model_id: int, model: Model) -> str:
-    """The definition of a model's vector index (Malkov & Yashunin 2018), behind CREATE INDEX.
+    """Returns the definition of a model's HNSW index (Malkov & Yashunin 2018), to be appended to
+    `CREATE INDEX`.
 
-    More edges than pgvector's defaults, chosen among more: items that are nearly the same take all
-    the edges of each other, and a search then ends among those it met first. Of 300,000 rows, the
-    first 1,000 of a search have a recall@10 of 0.97 with ef_construction = 200 (more edges, m = 32,
-    do not help), and of 0.99 with 400. The index is as large; a search takes about a fifth longer,
-    a build twice as long, and a vector 3 ms to insert, not 1.6.
+    `m` and `ef_construction` are higher than pgvector's defaults. Otherwise near-duplicates use up
+    their edges on each other, and a search cannot leave the cluster that it reaches first. With
+    300,000 rows, the first 1,000 results of a search have a recall@10 of 0.97 with
+    ef_construction = 200 (m = 32 does not help), and of 0.99 with 400. Compared with 200, 400 gives
+    an index of the same size; a search takes about a fifth longer, a build twice as long, and the
+    insert of a vector 3 ms instead of 1.6 ms.
     """
     return (
         f"{hnsw_index_name(model_id)} ON search_embeddings "

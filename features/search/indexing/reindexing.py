@@ -1,4 +1,4 @@
-"""A change of model or language, while searches go on."""
+"""Changes the model or the language of the index without interrupting searches."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -44,16 +44,16 @@ FORGET_OTHERS = [
 async def reindex(
     database: Database, embedder: Embedder, language: str
 ) -> AsyncGenerator[tuple[str, int], None]:
-    """Brings the index to this language and model, and searches that model from then on.
+    """Rebuilds the index for this language and model, then makes the model the active one.
 
-    Until then searches use what was there before. All progress is in the database: a run that
-    was cut off goes on where it was, and background workers take part in it.
+    Until then semantic searches use the previous model. All progress is stored in the database: an
+    interrupted run resumes embedding where it stopped, and background workers embed concurrently.
 
     Yields:
-        The step under way, and how many documents are still to be done in it.
+        The current step, and how many documents are left to embed in it.
 
     Raises:
-        Unavailable: somebody has been writing to items for too long.
+        Unavailable: a transaction has been writing to `items` for more than two minutes.
     """
     await prepare(database, embedder.model, language)
     await change_language(database, language)
@@ -62,7 +62,7 @@ async def reindex(
         yield "embedding", waiting
     yield "building the vector index", 0
     await _build_index(database, known)
-    async for waiting in _embed_all(database, embedder, known):  # what was written meanwhile
+    async for waiting in _embed_all(database, embedder, known):  # items written during the build
         yield "embedding", waiting
     await _switch(database, known)
     yield "removing what was searched before", 0
@@ -70,7 +70,7 @@ async def reindex(
 
 
 async def count_parked(database: Database) -> int:
-    """How many items the model that is searched could not embed."""
+    """Counts the items that are parked because the active model could not embed them."""
     async with database.write.connect() as session:
         parked: int = (await session.execute(PARKED)).scalar_one()
     return parked
@@ -86,14 +86,14 @@ async def _embed_all(
         yield waiting
         if not waiting:
             return
-        if not done:  # what is left is in the hands of others, or is to be tried again later
+        if not done:  # other processes have claimed the rest, or its retry is not due yet
             await asyncio.sleep(POLL_SECONDS)
 
 
 async def _build_index(database: Database, known: KnownModel) -> None:
     name = hnsw_index_name(known.id)
     async with _unbounded(database) as session:
-        if await session.fetchval(IS_VALID, name) is False:  # a build that was cut off
+        if await session.fetchval(IS_VALID, name) is False:  # left by an interrupted build
             await session.execute(f"DROP INDEX CONCURRENTLY {name}")
         definition = hnsw_index(known.id, known.model)
         await session.execute(f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {definition}")
@@ -115,7 +115,7 @@ async def _forget_others(database: Database, known: KnownModel) -> None:
         await session.execute(NO_TIMEOUTS)
         for statement in FORGET_OTHERS:
             await session.execute(statement, {"model": known.id})
-    await settle(database)  # who began to write before knew of the others, and queued for them
+    await settle(database)  # earlier writes, still open, may have queued for old models
     async with database.write.begin() as session:
         await session.execute(NO_TIMEOUTS)
         await session.execute(FORGET_QUEUE, {"model": known.id})
@@ -123,8 +123,11 @@ async def _forget_others(database: Database, known: KnownModel) -> None:
 
 @asynccontextmanager
 async def _unbounded(database: Database) -> AsyncIterator["Connection[Any]"]:
-    """A session without transactions, whose statements take and wait as long as they need. What
-    they wait for keeps nobody else waiting, as long as they are CONCURRENTLY."""
+    """Opens a direct connection in autocommit, without statement and lock timeouts.
+
+    CREATE INDEX and DROP INDEX need CONCURRENTLY here: then they do not block other sessions, even
+    if they wait for a long time.
+    """
     async with past_pooler(database) as session:
         for bound in ("statement_timeout", "lock_timeout"):
             await session.execute(f"SET {bound} = 0")

@@ -1,7 +1,7 @@
-"""The statistics that BM25 needs, an owner each: documents, lengths, and terms.
+"""Maintains the statistics that BM25 needs, per owner: documents, lengths, and terms.
 
-Writers append what they changed; one process at a time adds it up. So writers never wait for
-each other over a common word, and the statistics are a moment behind.
+Writers append their changes to `search_changes`; one process at a time adds these up. So writers
+that share a common word do not wait for each other, at the price of statistics that lag slightly.
 """
 
 from sqlalchemy import text
@@ -13,7 +13,7 @@ from shared.locks import advisory_lock
 BATCH = 1_000
 REWEIGHED = 500
 
-# One at a time: two that add up the same terms in another order would deadlock.
+# One process at a time: two that update the same terms in a different order would deadlock.
 LOCK = text(f"SELECT pg_try_advisory_xact_lock({advisory_lock('search.statistics')})")
 
 FOLD = text("""
@@ -65,7 +65,8 @@ DELETE FROM search_words AS w USING gone
 WHERE w.owner_id = gone.owner_id AND w.lexeme = gone.lexeme
 """)
 
-# Weights hold for an average length within a fifth of the owner's; beyond, they are made anew.
+# A document's weights depend on the owner's average length. They are recomputed if the average
+# that they were computed with differs from the current one by a factor of more than 1.2.
 MARK_STALE = text("""
 UPDATE search_owners AS o SET stale = true
 WHERE o.owner_id = ANY (:owners) AND o.documents > 0 AND NOT o.stale AND EXISTS (
@@ -99,15 +100,16 @@ WITH owner AS (
 SELECT count(*) FROM reweighed
 """)
 
-# New documents wait in a list that every query has to read, until somebody sorts them in.
+# GIN's fast update puts new entries into a pending list, which every query has to scan until it is
+# flushed.
 SORT_IN = text("SELECT gin_clean_pending_list('ix_search_documents_terms')")
 
 
 async def fold_changes(database: Database) -> int:
-    """Adds up a batch of changes, and makes a batch of outdated weights anew.
+    """Adds up a batch of changes, and recomputes a batch of outdated weights.
 
     Returns:
-        How many rows of either were done; 0 also while another process is at it.
+        How many changes and documents were processed; 0 also while another process does it.
     """
     async with database.write.begin() as session:
         if not (await session.execute(LOCK)).scalar_one():

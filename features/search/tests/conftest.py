@@ -1,4 +1,4 @@
-"""What the tests of search share."""
+"""Fixtures of the search tests."""
 
 from collections.abc import Awaitable, Callable
 
@@ -13,7 +13,7 @@ Index = Callable[[], Awaitable[None]]
 
 @pytest.fixture
 def index(app: FastAPI) -> Index:
-    """Does all background work of search that is due: `await index()`."""
+    """Runs all background work of search that is due: `await index()`."""
 
     async def drain_all() -> None:
         await drain(app, fold)

@@ -7,4 +7,4 @@ UNREACHABLE = {
     "fk_search_embeddings_item_id": "written by tasks alone",
     "fk_search_embeddings_model_id": "written by tasks alone",
 }
-"""Each with the reason."""
+"""Constraint names, each with the reason."""

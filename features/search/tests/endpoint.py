@@ -1,4 +1,4 @@
-"""A real embeddings endpoint on the loopback interface, which does as it is told."""
+"""A fake embeddings endpoint on the loopback interface, whose failures a test can configure."""
 
 import asyncio
 import hashlib
@@ -18,15 +18,15 @@ from shared.testing import within
 
 @dataclass
 class Endpoint:
-    """An OpenAI-compatible endpoint. A text's vector is made of its words, so that texts with
-    words in common are near each other.
+    """An OpenAI-compatible endpoint. A text's vector is the sum of one vector per word, so that
+    texts with common words are near each other.
 
     Attributes:
-        dimension: of the vectors that it gives.
-        failures: statuses (and headers) to answer with first, one a request.
-        poison: a word that it cannot embed, in any text of a request.
-        reaction: what it does then: `400`, `500`, `null` or `hang`.
-        meanwhile: what happens between a request and its answer.
+        dimension: the dimension of the vectors.
+        failures: statuses and headers of the first answers, one per request.
+        poison: a word that the endpoint fails to embed; any request with it fails.
+        reaction: the response to such a request: `400`, `500`, `null` or `hang`.
+        meanwhile: a callback that is awaited between a request and its answer.
         requests: the texts of each request so far.
     """
 
@@ -58,7 +58,7 @@ class Endpoint:
         poisoned = [self.poison is not None and self.poison in text for text in body["input"]]
         if any(poisoned):
             if self.reaction == "hang":
-                while not await request.is_disconnected():  # noqa: ASYNC110  # polling is all it has
+                while not await request.is_disconnected():  # noqa: ASYNC110  # Starlette offers no event to await
                     await asyncio.sleep(0.05)
             if self.reaction != "null":
                 status = 400 if self.reaction == "400" else 500
@@ -77,7 +77,7 @@ async def running_endpoint() -> AsyncIterator[Endpoint]:
     app.add_api_route("/v1/embeddings", endpoint.answer, methods=["POST"], response_model=None)
     config = uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=5)
     server = uvicorn.Server(config)
-    listener = socket.create_server(("127.0.0.1", 0))  # takes connections before it is served
+    listener = socket.create_server(("127.0.0.1", 0))  # accepts connections before uvicorn runs
     serving = asyncio.create_task(server.serve([listener]))
     endpoint.url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
     try:

@@ -1,4 +1,4 @@
-"""How good a ranking is, by human judgements."""
+"""Measures the quality of rankings against human judgements."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from statistics import fmean
 from string import ascii_lowercase
 
 Judgements = Mapping[str, int]
-"""Grades by item, 0 for not relevant; an item that nobody judged is not in it."""
+"""Grades by item, 0 for not relevant; unjudged items are absent."""
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Means over queries; each from 0 to 1."""
+    """Means over all queries, each from 0 to 1."""
 
     ndcg: float
     condensed_ndcg: float
@@ -22,8 +22,8 @@ class Quality:
 
 
 def quality(rankings: Mapping[str, Sequence[str]], judged: Mapping[str, Judgements]) -> Quality:
-    """nDCG@10, nDCG@10 with unjudged items left out (Sakai 2007), judged@10 and recall@100, over
-    the queries that have something relevant."""
+    """Computes nDCG@10, nDCG@10 without unjudged items (Sakai 2007), judged@10 and recall@100, over
+    the queries that have at least one relevant item."""
     queries = [query for query in rankings if any(judged[query].values())]
     return Quality(
         ndcg=fmean(ndcg(rankings[query], judged[query]) for query in queries),
@@ -39,14 +39,15 @@ def quality(rankings: Mapping[str, Sequence[str]], judged: Mapping[str, Judgemen
 
 
 def ndcg(ranking: Sequence[str], grades: Judgements, depth: int = 10) -> float:
-    """Normalised discounted cumulative gain, the gain of a grade g being 2^g - 1 (Burges 2005)."""
+    """Returns the normalised discounted cumulative gain; a grade g has the gain 2^g - 1 (Burges
+    2005)."""
     gains = [2 ** grades.get(item, 0) - 1 for item in ranking[:depth]]
     best = sorted((2**grade - 1 for grade in grades.values()), reverse=True)[:depth]
     return _discounted(gains) / _discounted(best)
 
 
 def misspell(query: str) -> str:
-    """The query with one edit in one of its words of four letters or more, always the same."""
+    """Returns the query with one edit in one word of four letters or more; deterministic."""
     random = Random(query)
     words = query.split()
     long = [place for place, word in enumerate(words) if len(word) > 3 and word.isalpha()]

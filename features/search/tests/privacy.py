@@ -1,4 +1,4 @@
-"""What is sent to the search, for tests/contract/test_privacy.py."""
+"""Request bodies for search, for tests/contract/test_privacy.py."""
 
-SENT = {"POST /search/vector": {"json": {"vector": [1.0] * 384}}}  # as the packaged model has
-"""What is sent where the document has no example: arguments of a request of httpx."""
+SENT = {"POST /search/vector": {"json": {"vector": [1.0] * 384}}}  # the model's dimension
+"""Arguments of httpx's `request` for operations without an example in the OpenAPI document."""

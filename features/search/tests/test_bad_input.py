@@ -1,4 +1,4 @@
-"""What nobody should send: a clear refusal or an honest empty answer, never a failure."""
+"""Invalid and unusual input gets a clear 4xx or an empty result, never a 5xx."""
 
 from typing import Any
 

@@ -1,6 +1,6 @@
-"""Processes that are killed in the middle of indexing lose nothing.
+"""No item is lost when a process is killed while it indexes.
 
-Twice each, or ten times each with `make verify args=long`.
+Each process is killed twice, or ten times with `make verify args=long`.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.verify
 __all__ = ["database", "endpoint", "timeouts"]
 
 KILLS = 10 if LONG else 2
-MOST_ANSWERS = 4  # batches of 64, fewer than there are
+MOST_ANSWERS = 4  # batches of 64: fewer than are queued
 MORE = """
 INSERT INTO items (id, owner_id, title, price)
 SELECT gen_random_uuid(), owner_id, 'Kettle ' || n, 1
@@ -61,14 +61,14 @@ async def test_killed_processes_leave_every_item_indexed_once(
 
 
 async def kill_in_mid_indexing(endpoint: Endpoint, command: str, database_url: str) -> None:
-    """Kills a process after a random number of batches, in whatever it is doing just then: the
-    batch that follows is not answered."""
+    """Kills a process after a random number of batches, at a random moment. The endpoint does not
+    answer the request for the batch after these."""
     answers = random.randint(0, MOST_ANSWERS)
     begun, killed = asyncio.Event(), asyncio.Event()
 
     async def answer_some() -> None:
         nonlocal answers
-        if endpoint.requests[-1] == [PROBE]:  # the process starts
+        if endpoint.requests[-1] == [PROBE]:  # the check at start
             return
         if answers <= 1:
             begun.set()
@@ -85,7 +85,7 @@ async def kill_in_mid_indexing(endpoint: Endpoint, command: str, database_url: s
             return begun.is_set()
 
         await eventually(at_work, f"a batch of `{command}`", 60)
-        await asyncio.sleep(random.uniform(0, 0.2))  # any moment of its work is as good
+        await asyncio.sleep(random.uniform(0, 0.2))  # to hit different steps of its work
     finally:
         endpoint.meanwhile = None
         if process.returncode is None:

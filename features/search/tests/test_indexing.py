@@ -1,4 +1,4 @@
-"""The index follows the items, whatever writes to them; the queue loses nothing."""
+"""The index stays consistent with the items after every kind of write; the queue loses no row."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -179,7 +179,7 @@ async def test_a_change_during_embedding_is_not_lost(
     async def change_meanwhile(texts: list[str]) -> Any:
         monkeypatch.undo()
         changed = await client.patch(f"/items/{item['id']}", json={"title": "Iron pan"})
-        assert changed.status_code == 200  # the embedding under way does not block it
+        assert changed.status_code == 200  # not blocked by the running embedding
         return await embed_documents(texts)
 
     await client.patch(f"/items/{item['id']}", json={"title": "Copper pot"})
@@ -201,7 +201,7 @@ async def test_writers_of_one_owner_do_not_wait_for_each_other(
     await transaction.start()
     await database.execute(insert)
     second = await asyncpg.connect(database_url, server_settings={"lock_timeout": "2s"})
-    await second.execute(insert)  # while the first is not committed
+    await second.execute(insert)  # while the first transaction is still open
     await transaction.commit()
     await second.close()
     assert (await find(client, "kettle", mode="lexical"))["total"] == 3
@@ -230,5 +230,5 @@ async def test_status_counts_as_indexed_what_is_embedded(
 ) -> None:
     await index()
     await add(client, "Copper kettle")
-    await database.execute("DELETE FROM search_queue")  # as if it had been lost
+    await database.execute("DELETE FROM search_queue")  # simulates a lost queue
     assert (await client.get("/search/status")).json()["indexed"] == 0

@@ -1,4 +1,4 @@
-"""The packaged model, while the process that runs it stops."""
+"""The packaged model when its process shuts down."""
 
 import asyncio
 import threading

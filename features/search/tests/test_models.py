@@ -1,4 +1,4 @@
-"""Models behind HTTP: failures, and poisoned texts."""
+"""Remote models: failures of the endpoint, and texts that it fails to embed."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -35,7 +35,7 @@ __all__ = ["database"]
 
 @pytest.fixture
 def timeouts() -> tuple[str, str]:
-    """Seconds until a document's and a query's embedding is given up."""
+    """The timeouts of documents and of queries, in seconds."""
     return "30", "30"
 
 
@@ -43,7 +43,7 @@ def timeouts() -> tuple[str, str]:
 async def endpoint(
     monkeypatch: pytest.MonkeyPatch, timeouts: tuple[str, str]
 ) -> AsyncIterator[Endpoint]:
-    """A running endpoint, and settings that name it."""
+    """Runs an endpoint, and points the settings to it."""
     async with running_endpoint() as running:
         for name, value in {
             "PROVIDER": "openai",
@@ -102,7 +102,7 @@ async def test_scores_are_from_0_to_1_whatever_the_cosines(
     await add(client, "Copper kettle", "Iron pan")
     await index()
     for word in ("copper", "tin", "oak", "fir", "elm", "ash", "yew", "box", "bay", "fig"):
-        answer = await find(client, word)  # the best cosine of half of these is below 0
+        answer = await find(client, word)  # for half of these words the best cosine is below 0
         assert len(answer["hits"]) == 2
         assert all(0 <= hit["score"] <= 1 for hit in answer["hits"]), answer
 
@@ -163,7 +163,7 @@ async def test_without_the_model_words_still_find(
     refused = await client.get("/search", params={"q": "pot", "mode": "semantic"})
     assert refused.status_code == 503
     assert int(refused.headers["Retry-After"]) >= 1
-    assert len(endpoint.failures) > 90  # it is left alone for a while
+    assert len(endpoint.failures) > 90  # the circuit breaker skips it for a while
     assert (await find(client, "kettle", mode="lexical"))["degraded"] is False
 
 
@@ -187,7 +187,7 @@ async def test_no_connection_waits_for_the_model(
         answers = await asyncio.gather(*asked)
         assert (await similar).status_code == 200
     assert not any(answer["degraded"] for answer in answers)
-    assert len(endpoint.requests) == 13  # equal queries are asked once
+    assert len(endpoint.requests) == 13  # equal queries share one request
 
 
 @pytest.mark.parametrize("timeouts", [("30", "0.1")])
@@ -210,7 +210,7 @@ async def test_a_query_that_the_model_fails_on_fails_alone(
             await embed("poison")
     assert len(await embed("kettle")) == 64
     endpoint.failures = [(500, {}), (500, {})]
-    for text in ("one", "two", "three", "kettle 2"):  # after two, the model counts as down
+    for text in ("one", "two", "three", "kettle 2"):  # the circuit breaker opens after two
         with pytest.raises(EmbeddingUnavailable):
             await embed(text)
     assert endpoint.requests == [["kettle"]]
@@ -305,7 +305,7 @@ async def test_what_failed_before_is_tried_again_alone(
     await database.execute("UPDATE search_queue SET next_attempt_at = now()")
     endpoint.requests.clear()
     await index()
-    assert sorted(map(len, endpoint.requests)) == [1, 1, 1, 1, 2]  # with a probe after each refusal
+    assert sorted(map(len, endpoint.requests)) == [1, 1, 1, 1, 2]  # one probe per refusal
 
 
 async def test_many_workers_share_the_queue(
@@ -319,7 +319,7 @@ async def test_many_workers_share_the_queue(
         "FROM items, generate_series(1, 256) AS n"
     )
     all_at_work = asyncio.Barrier(4)
-    endpoint.meanwhile = all_at_work.wait  # each is answered when the others have a batch too
+    endpoint.meanwhile = all_at_work.wait  # answers only when all four have a batch
     async with within(60, "the end of four workers"):
         done = await asyncio.gather(*(drain(app, embed) for _ in range(4)))
         assert done == [64] * 4

@@ -1,4 +1,4 @@
-"""Each way to find the nearest, against all distances; and words by their index alone."""
+"""Both plans of the vector search against an exact scan; word searches use only the GIN index."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -53,13 +53,13 @@ SELECT sum(idx_scan) FROM pg_stat_user_indexes WHERE indexrelname LIKE 'ix_searc
 
 
 class Owner:
-    """An owner with many items, and a connection to ask about them."""
+    """An owner with many items, and a database connection to query them."""
 
     def __init__(self, connection: "asyncpg.Connection[Any]", owner_id: UUID, model: int) -> None:
         self.connection, self.id, self.model = connection, owner_id, model
 
     async def nearest(self, max_price: int | None) -> tuple[str, float, int]:
-        """The plan, the share of the exact results that was found, and how many were."""
+        """Returns the plan, the recall against the exact results, and the number of rows found."""
         found, expected, plans = set(), set(), set()
         for n, query in enumerate(_vectors(10, seed=2)):
             values = (self.id, self.model, query, WANTED, max_price)
@@ -97,7 +97,7 @@ async def test_each_plan_finds_the_nearest(owner: Owner) -> None:
         await owner.connection.execute("SELECT pg_stat_force_next_flush()")
         return int(await owner.connection.fetchval(INDEX_SCANS))
 
-    for max_price in (None, 1_900):  # with a filter that leaves too many to look at each
+    for max_price in (None, 1_900):  # the filter keeps too many rows for an exact scan
         before = await index_scans()
         plan, recall, found = await owner.nearest(max_price)
         assert (plan, found) == ("index", 10 * WANTED)

@@ -1,5 +1,5 @@
-"""How many statements each endpoint may send to the database: the table of README.md. And what
-else a search takes."""
+"""Limits the SQL statements of each endpoint to the table in README.md, and the function calls of a
+search."""
 
 from pathlib import Path
 

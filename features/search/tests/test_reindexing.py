@@ -1,4 +1,4 @@
-"""The first start and the change of model or language, while others search and write."""
+"""The first start, and changes of model or language, with concurrent searches and writes."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -37,7 +37,7 @@ ANOTHER = (
 
 @pytest.fixture
 async def writer(database_url: str) -> AsyncIterator[Database]:
-    """Somebody who writes, and takes his time."""
+    """A connection for long-running transactions that write."""
     connection = await asyncpg.connect(database_url)
     yield connection
     await connection.close()
@@ -51,7 +51,7 @@ def configured(app: FastAPI) -> Embedder:
 
 
 async def embed_locally(app: FastAPI) -> None:
-    """Embeds what waits with the packaged model, as before the settings named another."""
+    """Embeds all queued items with the packaged model, as before a change of the settings."""
     local = Embedders(SearchSettings(embedding_provider="local"), open_cache(None))
     while await embed_due(database_of(app), local, "english"):
         pass
@@ -61,7 +61,7 @@ async def embed_locally(app: FastAPI) -> None:
 async def sent_again(
     statement: TextClause, sent: list[str], reindexing: asyncio.Task[None]
 ) -> None:
-    """Returns once the reindex has sent the statement twice: the first time it was in vain."""
+    """Waits until the reindex has sent the statement twice, so at least once without success."""
     start, *_ = str(statement).partition(":")
 
     def twice() -> bool:
@@ -83,9 +83,9 @@ async def test_a_new_model_takes_over_without_a_gap(
     await embed_locally(app)
     assert (await client.get("/search/status")).json()["model"] == "all-MiniLM-L6-v2"
 
-    embedder = configured(app)  # the API was started with the new settings
+    embedder = configured(app)  # the API has started with the new settings
     run = reindex(database_of(app), embedder, "english")
-    step = await anext(run)  # and is killed after its first batch
+    step = await anext(run)  # interrupted after its first batch
     assert step == ("embedding", 8)
     await run.aclose()
     assert (await find(client, "kettle", mode="semantic", explain=True))["explanation"][
@@ -114,12 +114,12 @@ async def test_a_new_model_takes_over_without_a_gap(
     await eventually(switched, "the switch of all but this writer", 60)
     await transaction.commit()
     async with within(60, "the end of the reindex"):
-        assert max(await going_on) < 10  # it went on where it was
+        assert max(await going_on) < 10  # it resumed where it was interrupted
     answer = await find(client, "teapot", mode="semantic", explain=True)
     assert answer["explanation"]["model"] == "words"
     assert titles(answer)[0] == "Teapot"
     assert (await client.get("/search/status")).json()["indexed"] == 73
-    engine_of(app).active = before  # another process, which has not noticed
+    engine_of(app).active = before  # like another process with an outdated cache
     similar = await client.get(f"/items/{answer['hits'][0]['item']['id']}/similar")
     assert similar.json()["total"] == 72
     engine_of(app).active = before
@@ -143,7 +143,7 @@ async def test_a_reindex_fails_while_a_writer_does_not_end_and_can_be_run_again(
     await embed_locally(app)
     transaction = writer.transaction()
     await transaction.start()
-    await writer.execute(ANOTHER, "Iron pan")  # knows nothing of the new model
+    await writer.execute(ANOTHER, "Iron pan")  # before the new model exists
     with monkeypatch.context() as impatient:
         impatient.setattr(documents, "WAIT_ATTEMPTS", 2)
         with pytest.raises(Unavailable, match="try again when it has ended"):
@@ -190,7 +190,7 @@ async def test_a_change_of_language_indexes_everything_again(
     assert "Die Häuser am See" not in titles(await find(client, "Hauses ", mode="lexical"))
     transaction = writer.transaction()
     await transaction.start()
-    await writer.execute(ANOTHER, "Zwei Häuser")  # in the language before
+    await writer.execute(ANOTHER, "Zwei Häuser")  # indexed in the old language
     with recorded_queries() as sent:
         reindexing = asyncio.create_task(run_reindex(app, "german"))
         await sent_again(documents.STILL_OPEN, sent, reindexing)

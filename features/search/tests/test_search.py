@@ -1,4 +1,4 @@
-"""Searching over HTTP: what is found, by whom, in which order."""
+"""Search over HTTP: the hits, their order, and the isolation of owners."""
 
 from typing import Any
 
