@@ -30,7 +30,7 @@ _request: ContextVar[Scope | None] = ContextVar("request", default=None)
 
 
 def written_tables(sql: str) -> set[str]:
-    """Returns the tables that the SQL text writes to; a table it only might write to counts too."""
+    """Returns the tables that a statement writes to, or may write to, as far as its text shows."""
     return set(WRITTEN.findall(sql))
 
 

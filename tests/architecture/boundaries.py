@@ -21,9 +21,9 @@ HANDLERS, TABLES = ".handlers", ".tables"
 
 
 class _Found:
-    """Breaks a contract if a slice lacks a module that the contract names: it may be renamed.
+    """Breaks a contract if a slice lacks a module that the contract names.
 
-    Such a module is named with a wildcard, like `features.*.handlers`.
+    Such a module, named with a wildcard like `features.*.handlers`, may have been renamed.
     """
 
     def expressions(self) -> Iterable[str]:

@@ -55,7 +55,7 @@ ended: list[str] = []
 def _account(case: schemathesis.Case[Any], _context: schemathesis.AuthContext) -> str:
     """Returns the cache key of an account to call the operation with.
 
-    Operations that end their account or session use a separate one, and a new one each time.
+    Operations that end their account or session use another one, new after each success.
     """
     return f"to be ended, {len(ended)}" if _operation_id(case) in ENDING else "lasting"
 

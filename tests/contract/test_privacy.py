@@ -33,7 +33,7 @@ SENT: dict[str, dict[str, Any]] = declared("privacy", "SENT")
 """The httpx arguments of requests for which the document has no example."""
 
 REFUSED = declared("privacy", "REFUSED")
-"""The routes where a stranger's request must fail: forbidden ones, and those without data."""
+"""The routes where a stranger's request must fail: forbidden, or showing no account's data."""
 
 HIDDEN = ("/docs", "/openapi.json")
 """The paths that are not in the OpenAPI document."""

@@ -152,7 +152,7 @@ async def test_a_status_is_logged_as_a_number(
 
 
 def use_the_api(client: httpx.Client) -> list[str]:
-    """Registers and signs in, with and without success; returns what must not be logged."""
+    """Registers and signs in, also with failures; returns what must not be logged."""
     wrong = "another password that nobody may read"
     account = {"email": "ada@example.com", "password": PASSWORD}
     client.post("/users", json=account)

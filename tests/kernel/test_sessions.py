@@ -1,4 +1,4 @@
-"""The sessions of a request: a 2xx means committed, and a failure is an error response soon."""
+"""The sessions of a request: a 2xx means committed; failures and long waits get an error."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -336,7 +336,7 @@ async def test_a_transaction_that_stands_still_is_ended_with_its_locks(
 
 
 async def test_the_server_looks_after_clients_that_say_nothing(app: FastAPI) -> None:
-    """Without TCP keepalive, it would keep the locks of a client that lost power for hours."""
+    """Without TCP keepalive, a client that lost power keeps its session and locks for hours."""
     shown = text("SELECT current_setting('tcp_keepalives_idle') AS seconds")
     async with writing(database_of(app)) as session:
         assert [row.seconds for row in await session.fetch(shown)] == ["30"]

@@ -90,7 +90,7 @@ class Load:
         )
 
     async def run(self, number: int) -> None:
-        """Runs one client: it writes and searches, and retries a failed write with the same key."""
+        """Runs one client: it writes and searches, and retries failed writes with the same keys."""
         turn = number
         async with httpx.AsyncClient(
             headers=self.headers, timeout=CLIENT_TIMEOUT_SECONDS
@@ -163,7 +163,7 @@ class Load:
 async def under_load(*addresses: str, clients: int = CLIENTS) -> AsyncIterator[Load]:
     """Runs clients of a new account until the block ends.
 
-    The block begins once their first writes have been acknowledged.
+    The block begins once their first 30 writes have been acknowledged.
     """
     load = Load(addresses)
     await load.sign_up()
