@@ -12,7 +12,7 @@ from tests.operations.collecting import Collector, collecting
 
 @pytest.fixture
 def address(settings: Settings) -> Iterator[str]:
-    """The application with its background work, served over HTTP by this process."""
+    """The address of the application, served with its background tasks by this process."""
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(create_app(settings), log_config=None))
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)

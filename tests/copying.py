@@ -1,4 +1,4 @@
-"""A copy of the repository, to be changed and tried."""
+"""Copies the repository, so that a test can change the copy and run it."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ LEFT_BEHIND = shutil.ignore_patterns(
 
 
 def copy_repository(target: Path, *caches: str) -> None:
-    """Copies all that is under version control, and these caches if there are such."""
+    """Copies the repository without local files and caches, except for the named caches."""
     shutil.copytree(ROOT, target, ignore=LEFT_BEHIND, dirs_exist_ok=True)
     for cache in caches:
         if (ROOT / cache).exists():
@@ -25,7 +25,7 @@ def copy_repository(target: Path, *caches: str) -> None:
 def run(
     folder: Path, *command: str, database: str = "", **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a command in a copy, with settings of its own and on the database that is given.
+    """Runs a command in a copy, with only these settings and with this database.
 
     Raises:
         TimeoutExpired: it did not end within 100 s.
@@ -36,7 +36,7 @@ def run(
 def run_suite(
     folder: Path, *command: str, database: str = "", **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a command that may take minutes, such as all tests of a copy.
+    """Runs a command that may take minutes, such as all the tests of a copy.
 
     Raises:
         TimeoutExpired: it did not end within 840 s.
@@ -54,7 +54,7 @@ def _run(
 ) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name[:4] != "APP_"}
     environment["APP_ENV"] = "test"
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # every start would compile everything
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # else every start compiles all modules
     environment |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
     if database:
         environment |= {"APP_TEST_DATABASE_URL": database, "APP_DATABASE_URL": database}
@@ -76,7 +76,7 @@ def run_app(
 
 
 def make(folder: Path, *arguments: str, database: str) -> None:
-    """Runs a target of the Makefile, without its set-up; it must succeed."""
+    """Runs a Makefile target without its `setup` prerequisite; fails unless it succeeds."""
     done = run_suite(
         folder, "make", "--old-file=setup", f"BIN={BIN}", *arguments, database=database
     )

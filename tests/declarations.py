@@ -1,7 +1,7 @@
-"""What features declare in their own tests, for the tests that look at all of them.
+"""Reads what each feature declares for the tests that check all features.
 
-A feature declares it as constants of `features/<name>/tests/<topic>.py`. One that has nothing to
-declare has no such file; nothing outside the feature is edited.
+A feature declares it as constants in `features/<name>/tests/<topic>.py`, or has no such file if
+it has nothing to declare. So a new feature needs no edit outside its folders.
 """
 
 from collections.abc import Iterator
@@ -16,20 +16,20 @@ CONSTANTS = {
     "contract": {"ANY_BODY", "BEYOND_SCHEMA", "ENDING", "LINES", "MORE_ACCEPTED", "UNREACHED"},
     "privacy": {"NOT_OWNED", "OPEN", "OWNED", "REFUSED", "SENT"},
 }
-"""The constants that are read, by topic: mappings, and sets."""
+"""The constants that tests read, by topic. Each is a mapping or a set."""
 
 
 def declaring(topic: str) -> dict[str, ModuleType]:
-    """`features/<name>/tests/<topic>.py` of each feature that has one, by the feature's name.
+    """Returns the module `features/<name>/tests/<topic>.py` of each feature that has one, by name.
 
-    They are loaded without the feature itself, whose import takes a second or two.
+    Loads the modules without importing the features, which would take a second or two.
     """
     files = sorted(ROOT.glob(f"features/*/tests/{topic}.py"))
     return {path.parts[-3]: _load(path) for path in files}
 
 
 def declared_by_feature(topic: str, constant: str) -> Iterator[tuple[str, str, Any]]:
-    """The feature, the key and the value of each entry; the value is None where it is a set."""
+    """Yields the feature, key and value of each entry; the value is None for a set."""
     assert constant in CONSTANTS[topic]
     for feature, module in declaring(topic).items():
         entries = getattr(module, constant, ())
@@ -38,7 +38,7 @@ def declared_by_feature(topic: str, constant: str) -> Iterator[tuple[str, str, A
 
 
 def declared(topic: str, constant: str) -> dict[str, Any]:
-    """What all features together declare."""
+    """Returns the entries of all features; no two may have the same key."""
     merged: dict[str, Any] = {}
     for feature, key, value in declared_by_feature(topic, constant):
         assert key not in merged, f"{constant} of {feature} has {key!r}, and so has another's"

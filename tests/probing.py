@@ -1,4 +1,4 @@
-"""What these tests share: an application with a route of the test's own, problems, and numbers."""
+"""Shared test helpers: an application with extra routes, problem details, the log and metrics."""
 
 import io
 import logging
@@ -24,7 +24,7 @@ from shared.settings import Settings
 async def app_with(
     settings: Settings, probe: APIRouter, **constraints: Problem
 ) -> AsyncIterator[FastAPI]:
-    """The running application with one feature more, made of these routes."""
+    """Runs the application with an additional feature that has these routes."""
     feature = Feature(name="probe", router=probe, constraints=constraints)
     app = create_app(settings, [*find_features(), feature], run_tasks=False)
     async with app.router.lifespan_context(app):
@@ -32,7 +32,7 @@ async def app_with(
 
 
 def problem(response: Response, status: int) -> dict[str, Any]:
-    """The problem details of an error, which must be whole."""
+    """Checks that the response is a complete problem document (RFC 9457), and returns it."""
     assert response.status_code == status, response.text
     assert type(response.status_code) is int, "an HTTPStatus is logged by its name"
     assert response.headers["content-type"] == MEDIA_TYPE
@@ -52,7 +52,7 @@ def problem(response: Response, status: int) -> dict[str, Any]:
 
 
 def captured_log(lines: io.StringIO | None = None) -> io.StringIO:
-    """What is logged from now on, as it is written."""
+    """Redirects the log to a buffer, and returns the buffer."""
     lines = lines or io.StringIO()
     for handler in logging.getLogger().handlers:
         if isinstance(handler, Lines):
@@ -61,7 +61,7 @@ def captured_log(lines: io.StringIO | None = None) -> io.StringIO:
 
 
 Sample: TypeAlias = tuple[str, frozenset[tuple[str, str]]]
-"""The name and the labels of a number at /metrics."""
+"""The name and the labels of a sample at /metrics."""
 
 
 def sample(name: str, /, **labels: str) -> Sample:
@@ -77,7 +77,7 @@ def parsed(text: str) -> dict[Sample, float]:
 
 
 def shed(reason: str) -> float:
-    """How many requests this process has refused for want of that."""
+    """Returns how many requests this process has shed for this reason."""
     return REGISTRY.get_sample_value("tessera_requests_shed_total", {"reason": reason}) or 0
 
 

@@ -1,4 +1,4 @@
-"""The API, served by a process of its own."""
+"""Runs the API in a separate process."""
 
 import os
 import select
@@ -22,7 +22,7 @@ STOP_TIMEOUT_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Served:
-    """A server that answers at `address`; what it printed is in `output` and `log`."""
+    """A running server; the files `output` and `log` hold its stdout and stderr."""
 
     address: str
     process: subprocess.Popen[bytes]
@@ -30,14 +30,16 @@ class Served:
     log: Path
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """Sends the signal, and returns the exit status."""
+        """Sends the signal, waits for the server to end, and returns its exit status."""
         self.process.send_signal(number)
         return self.process.wait(STOP_TIMEOUT_SECONDS)
 
 
 def environment(settings: Mapping[str, str]) -> dict[str, str]:
-    """That of this process, with these settings and no others; `.env` is read in no test that
-    does not say another `env`."""
+    """Returns the environment of this process with these settings as its only `APP_` variables.
+
+    `APP_ENV` is `test` unless the settings say otherwise, so that `.env` is not read.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("APP_")}
     given = {f"APP_{name.upper()}": value for name, value in settings.items()}
     return kept | {"APP_ENV": "test"} | given
@@ -47,9 +49,9 @@ def environment(settings: Mapping[str, str]) -> dict[str, str]:
 def serving(
     folder: Path, port: int, settings: Mapping[str, str], code: Path = ROOT, workers: int = 1
 ) -> Iterator[Served]:
-    """Runs `python -m app serve`, from when it answers until the block ends.
+    """Runs `python -m app serve` during the block, which begins once the server answers.
 
-    Its output goes to `folder`; the code is that of the repository, or of a copy.
+    Writes its output to `folder`. `code` is the repository or a copy of it.
     """
     address = f"http://127.0.0.1:{port}"
     output, log = folder / "output", folder / "log"
@@ -87,7 +89,11 @@ def _wait_until_it_answers(served: Served) -> None:
 
 
 def read_line(process: subprocess.Popen[AnyStr], what: str) -> AnyStr:
-    """The line that a process prints next, or nothing if it has ended; it prints one at a time."""
+    """Returns the next line that a process prints, or an empty one if it has ended.
+
+    The process must not print the line after it before this returns: `select` does not see lines
+    that are buffered already.
+    """
     assert process.stdout
     readable, _, _ = select.select([process.stdout], [], [], START_TIMEOUT_SECONDS)
     assert readable, f"{what} did not come within {START_TIMEOUT_SECONDS:g} s"
@@ -95,7 +101,7 @@ def read_line(process: subprocess.Popen[AnyStr], what: str) -> AnyStr:
 
 
 def stop(process: subprocess.Popen[Any], seconds: float = STOP_TIMEOUT_SECONDS) -> None:
-    """Sends SIGTERM, and waits for the end of the process; it is killed if that does not come."""
+    """Sends SIGTERM and waits for the process to end; kills it if that takes too long."""
     process.terminate()
     try:
         process.wait(seconds)
@@ -104,12 +110,12 @@ def stop(process: subprocess.Popen[Any], seconds: float = STOP_TIMEOUT_SECONDS) 
 
 
 def kill(served: Served) -> None:
-    """Kills the server, and waits for its end."""
+    """Kills the server, and waits for it to end."""
     served.process.kill()
     served.process.wait(STOP_TIMEOUT_SECONDS)
 
 
 def children(pid: int) -> list[int]:
-    """The processes that a process has started, and that have not ended."""
+    """Returns the ids of the running child processes of a process (Linux only)."""
     found = Path(f"/proc/{pid}/task/{pid}/children").read_text()
     return [int(child) for child in found.split()]

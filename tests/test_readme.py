@@ -1,4 +1,4 @@
-"""What README.md, CONTRIBUTING.md and docstrings show works as it stands there."""
+"""The commands, settings and examples in README.md, CONTRIBUTING.md and docstrings work."""
 
 import doctest
 import importlib
@@ -46,7 +46,7 @@ def test_each_make_target_that_is_shown_exists() -> None:
 
 
 def test_each_command_that_is_shown_exists() -> None:
-    commands = getattr(get_command(cli), "commands")  # noqa: B009  # Typer's type does not tell
+    commands = getattr(get_command(cli), "commands")  # noqa: B009  # not in Typer's type
     shown = set(re.findall(r"python -m app ([a-z][a-z-]*)", TEXTS))
     assert shown
     assert shown <= set(commands)

@@ -1,8 +1,8 @@
-"""The test kit, a pytest plugin: a real database for each test, and clients that speak HTTP.
+"""The test kit, a pytest plugin: a real database for each test, and HTTP clients.
 
 Each test gets its own clone of a migrated template database, so that commits, races and
-notifications are real. The server is the one of `APP_TEST_DATABASE_URL`, else a container
-where a Docker daemon answers, else the embedded PostgreSQL.
+notifications are real. The server is the one at `APP_TEST_DATABASE_URL`; without that variable,
+a container if a Docker daemon answers; otherwise the embedded PostgreSQL.
 """
 
 import os
@@ -74,7 +74,7 @@ __all__ = [
 ]
 
 LONG = os.environ.get("VERIFY") == "long"
-"""Whether tests that break things again and again do so at length: `make verify args=long`."""
+"""Whether tests that repeat faults run their long version: `make verify args=long`."""
 
 OURS = ("APP_", "OTEL_", "SENTRY_", "CELERY_")
 SERVER_URL = "APP_TEST_DATABASE_URL"
@@ -96,7 +96,7 @@ def pytest_configure(config: pytest.Config) -> None:
     forget_environment()
     if config.option.query_counts:
         config.stash[COUNTS] = QueryCounts()
-    if hasattr(config, "workerinput"):  # a worker of pytest-xdist uses the controller's server
+    if hasattr(config, "workerinput"):  # a pytest-xdist worker uses the controller's server
         config.stash[SERVER] = Server(**config.workerinput["server"])
     elif not config.option.collectonly:
         config.stash[CLEANUP] = ExitStack()
@@ -106,8 +106,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def forget_environment() -> None:
-    """Whoever runs the tests may have settings, in the environment or in `.env`: they are not
-    the tests'. `APP_ENV=test` keeps this process, and those that tests start, from `.env`."""
+    """Removes the developer's settings from the environment, so that no test depends on them.
+
+    Sets `APP_ENV=test`, with which this process, and those that tests start, do not read `.env`.
+    """
     for name in [name for name in os.environ if name.startswith(OURS) and name != SERVER_URL]:
         del os.environ[name]
     for name in ("HOST", "PORT", "WEB_CONCURRENCY"):
@@ -116,7 +118,7 @@ def forget_environment() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Chooses the tier: what is quick, or with `--verify` what takes long."""
+    """Selects the quick tests, or with `--verify` the slow ones."""
     chosen = [item for item in items if _is_asked_for(item, verify=config.option.verify)]
     config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
     items[:] = chosen
@@ -135,7 +137,7 @@ def pytest_configure_node(node: Any) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A worker of pytest-xdist sends its counts to the controller."""
+    """Sends the query counts of a pytest-xdist worker to the controller."""
     config: Any = session.config
     if COUNTS in config.stash and hasattr(config, "workeroutput"):
         config.workeroutput["query_counts"] = config.stash[COUNTS].as_rows()
@@ -164,7 +166,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def _features(config: pytest.Config) -> tuple[Feature, ...]:
-    """Those under test."""
+    """Returns the features under test: all, or that of `--feature` with its dependencies."""
     if FEATURES not in config.stash:
         only = config.getoption("--feature")
         found = find_features()
@@ -180,7 +182,7 @@ def server(pytestconfig: pytest.Config) -> Server:
 
 @pytest.fixture
 async def database_url(server: Server) -> AsyncIterator[str]:
-    """A database of the test's own: migrated, empty, and dropped at the end."""
+    """The URL of this test's own database: migrated, empty, and dropped after the test."""
     name = f"test_{secrets.token_hex(8)}"
     clone = f'CREATE DATABASE "{name}" TEMPLATE "{server.template}" STRATEGY file_copy'
     await execute(server.admin_url, clone)
@@ -190,7 +192,7 @@ async def database_url(server: Server) -> AsyncIterator[str]:
 
 @pytest.fixture
 def settings(database_url: str) -> Settings:
-    """The settings of the application under test. Override to change one."""
+    """The settings of the application under test. Override this fixture to change them."""
     return Settings(
         env="test",
         database_url=database_url,
@@ -202,7 +204,7 @@ def settings(database_url: str) -> Settings:
 
 @pytest.fixture
 async def app(settings: Settings, pytestconfig: pytest.Config) -> AsyncIterator[FastAPI]:
-    """The running application. Its background tasks do not run by themselves: `drain` them."""
+    """The running application. Its background tasks run only when a test calls `drain`."""
     counts = pytestconfig.stash.get(COUNTS, None)
     middleware = [counts.middleware] if counts else []
     app = application(settings, _features(pytestconfig), middleware)

@@ -1,4 +1,4 @@
-"""The application under test, made once for many tests."""
+"""The application under test, created once and reused by many tests."""
 
 import os
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ _made: dict[object, FastAPI] = {}
 def application(
     settings: Settings, features: Sequence[Feature], middleware: Sequence[Any] = ()
 ) -> FastAPI:
-    """The application with these settings, ready to start.
+    """Returns the application with these settings, ready to start.
 
-    FastAPI analyses a route when it is first asked for, which takes as long as most tests do. So
-    tests whose settings differ in the database alone share the routes; what the application
-    holds beside them (`app.state`) is new for each.
+    FastAPI analyses a route when it is first requested, which takes as long as most tests do.
+    Tests whose settings differ only in the database therefore share one application and its
+    routes; `app.state` is new for each test.
     """
     key = _key(settings, features)
     if key not in _made:

@@ -1,4 +1,4 @@
-"""Bodies of requests, made from a feature's own schemas."""
+"""Random request bodies, generated from a feature's schemas."""
 
 import random
 from typing import Any
@@ -6,10 +6,12 @@ from typing import Any
 from polyfactory.factories.pydantic_factory import ModelFactory
 from pydantic import MISSING, BaseModel
 
-ModelFactory.add_provider(MISSING, lambda: MISSING)  # what a change may leave out, it does at times
+ModelFactory.add_provider(
+    MISSING, lambda: MISSING
+)  # optional fields of a PATCH are left out at random
 
 
 def body(schema: type[BaseModel], **given: Any) -> dict[str, Any]:
-    """A JSON body that is valid for a feature's own schema: what is given, the rest random."""
+    """Returns a valid JSON body for the schema: the given fields, and random values besides."""
     factory = ModelFactory.create_factory(schema, __random_seed__=random.getrandbits(32))
     return factory.build(**given).model_dump(mode="json")

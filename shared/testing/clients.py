@@ -1,4 +1,4 @@
-"""Clients that speak HTTP to the application, each with an identity of its own."""
+"""HTTP clients of the application, each with a different identity."""
 
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -19,7 +19,7 @@ PASSWORD = "a long enough password"
 
 @asynccontextmanager
 async def connect(app: FastAPI, **options: Any) -> AsyncIterator[AsyncClient]:
-    """An HTTP client of the application, without a server in between."""
+    """Opens an HTTP client that calls the application in this process, without a server."""
     transport = ASGITransport(app, raise_app_exceptions=False)
     async with AsyncClient(transport=transport, base_url="http://testserver", **options) as client:
         yield client
@@ -37,7 +37,7 @@ SignUp = Callable[..., Awaitable[AsyncClient]]
 
 @pytest.fixture
 async def sign_up(app: FastAPI) -> AsyncIterator[SignUp]:
-    """Makes a client that is signed in to a new account: `await sign_up("ada@example.com")`."""
+    """Creates a client that is signed in to a new account: `await sign_up("ada@example.com")`."""
     async with _clients(app) as new_client:
         yield new_client
 
@@ -97,7 +97,7 @@ async def admin(sign_up: SignUp, database_url: str) -> AsyncClient:
 
 @pytest.fixture
 async def machine(client: AsyncClient, app: FastAPI) -> AsyncIterator[AsyncClient]:
-    """A client that has a key of the account of `client`, with all that a key may be given."""
+    """A client with an API key of the account of `client`, with all scopes except `users:*`."""
     known = {scope for feature in app.state.features for scope in feature.scopes}
     scopes = sorted(scope for scope in known if not scope.startswith("users:"))
     made = await client.post("/users/me/api-keys", json={"name": "robot", "scopes": scopes})
@@ -111,7 +111,7 @@ Mails = Callable[[str], Awaitable[list[dict[str, Any]]]]
 
 @pytest.fixture
 def mails(database_url: str, settings: Settings) -> Mails:
-    """The mail that waits for an address, oldest first: `(await mails("ada@example.com"))`."""
+    """Reads the outbox: `await mails("ada@example.com")` returns the unsent mail, oldest first."""
     outbox = Outbox(settings.secret())
 
     async def waiting_for(recipient: str) -> list[dict[str, Any]]:

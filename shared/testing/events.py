@@ -1,4 +1,4 @@
-"""What the application logs."""
+"""The log events of the application."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,8 +11,10 @@ from structlog.typing import EventDict, WrappedLogger
 
 @pytest.fixture
 def events(app: FastAPI) -> Iterator[list[Mapping[str, Any]]]:
-    """What has been logged, oldest first: `[e["event"] for e in events]`. In tests that is what
-    is at least a warning, unless `settings` say otherwise."""
+    """The log events so far, oldest first: `[e["event"] for e in events]`.
+
+    The level is `warning`, unless a test overrides `settings`.
+    """
     assert app, "it sets up the log anew"
     noted: list[Mapping[str, Any]] = []
 

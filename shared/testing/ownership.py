@@ -1,8 +1,8 @@
-"""Each table is written to by the code of its owner alone: watched while the code runs.
+"""Checks at runtime that only the feature that owns a table writes to it.
 
-Who writes is read from the stack: the feature whose code is nearest to the statement. Where there
-is none, as when the commit of a request flushes what its handler has changed, it is the feature
-of the route.
+The writer is found on the call stack: the feature whose code is nearest to the statement. If no
+feature is on the stack, as when the commit of a request flushes changes that its handler made,
+the writer is the feature of the route.
 """
 
 import re
@@ -30,13 +30,13 @@ _request: ContextVar[Scope | None] = ContextVar("request", default=None)
 
 
 def written_tables(sql: str) -> set[str]:
-    """The tables that a statement writes to, or may, as far as its words tell."""
+    """Returns the tables that a statement writes to, or may write to, as far as its text shows."""
     return set(WRITTEN.findall(sql))
 
 
 @contextmanager
 def watched(app: FastAPI) -> Iterator[None]:
-    """Fails at the end of the block if code in this process wrote to a table of another's."""
+    """Fails at the end of the block if code in this process wrote to a table it does not own."""
     breaches: set[str] = set()
 
     def look(statement: str) -> None:
@@ -57,7 +57,7 @@ def watched(app: FastAPI) -> Iterator[None]:
 
 
 def remember_request(app: ASGIApp) -> ASGIApp:
-    """A middleware by which a statement knows the request that it is executed for."""
+    """A middleware that stores the current request, for the check of each statement."""
 
     async def remembering(scope: Scope, receive: Receive, send: Send) -> None:
         token = _request.set(scope)
@@ -70,7 +70,10 @@ def remember_request(app: ASGIApp) -> ASGIApp:
 
 
 def _writers() -> set[str]:
-    """The feature that writes, and `shared`, if the kernel does it on its behalf."""
+    """Returns the writing feature, and `shared` if the kernel runs the statement for it.
+
+    Returns an empty set if neither the stack nor the route leads to a feature.
+    """
     writers: set[str] = set()
     for frame in _stack():
         package, *module = frame.f_globals.get("__name__", "").split(".")
@@ -84,7 +87,10 @@ def _writers() -> set[str]:
 
 
 def _stack() -> Iterator[FrameType]:
-    """The calls that led here, the nearest first, out of the greenlet in which SQLAlchemy runs."""
+    """Yields the frames of the call stack, nearest first.
+
+    Continues in the parent of a greenlet, because SQLAlchemy runs its driver in one.
+    """
     current = greenlet.getcurrent()
     frame: FrameType | None = sys._getframe()
     while current is not None:

@@ -1,6 +1,7 @@
-"""How many statements a request sends to the database: budgets for tests, and a table of all.
+"""Counts the statements that a request sends to the database: query budgets, and a report.
 
-Counted is what SQLAlchemy executes and what is sent past it; BEGIN, COMMIT and COPY are not.
+Counts the statements of SQLAlchemy and those sent directly by asyncpg, but not BEGIN, COMMIT and
+COPY.
 """
 
 import re
@@ -19,12 +20,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from shared import reading
 
 Endpoint = tuple[str, str]
-"""A method, and the path of a route."""
+"""The HTTP method and the path of a route."""
 
 
 @contextmanager
 def following(record: Callable[[str], None]) -> Iterator[None]:
-    """Tells `record` each statement that is sent within the block, by anybody in this process."""
+    """Calls `record` with each statement that this process sends within the block."""
     compiled = reading.compiled
 
     def executed(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
@@ -45,7 +46,7 @@ def following(record: Callable[[str], None]) -> Iterator[None]:
 
 @contextmanager
 def recorded_queries() -> Iterator[list[str]]:
-    """The statements that are sent within the block, by anybody in this process."""
+    """Collects the statements that this process sends within the block."""
     statements: list[str] = []
     with following(statements.append):
         yield statements
@@ -53,7 +54,7 @@ def recorded_queries() -> Iterator[list[str]]:
 
 @contextmanager
 def max_queries(limit: int) -> Iterator[None]:
-    """Fails if more statements than `limit` are executed within the block: a query budget.
+    """Fails if more than `limit` statements are executed within the block: a query budget.
 
     with max_queries(2):
         await client.get("/items")
@@ -65,13 +66,16 @@ def max_queries(limit: int) -> Iterator[None]:
 
 
 def budgets(document: Path) -> dict[str, int]:
-    """The budgets in a document: `| GET /items | 2 |` is a row of a table."""
+    """Reads the budgets from a table in a document, with rows like `| GET /items | 2 |`."""
     rows = re.findall(r"^\| ([A-Z]+ /\S*) \| (\d+) \|", document.read_text(), re.MULTILINE)
     return {endpoint: int(limit) for endpoint, limit in rows}
 
 
 async def keep_budgets(document: Path, requests: Mapping[str, Awaitable[Response]]) -> None:
-    """Fails unless each request succeeds within its budget in the document, and each has one."""
+    """Fails unless each request succeeds within its budget in the document.
+
+    The document must have a budget for each request, and no others.
+    """
     limits = budgets(document)
     assert limits.keys() == requests.keys()
     for endpoint, request in requests.items():
@@ -84,7 +88,7 @@ _current: ContextVar[list[str]] = ContextVar("statements of the current request"
 
 
 class QueryCounts:
-    """How many statements requests took, by endpoint: counted by a middleware."""
+    """Counts the statements of each request in a middleware, by endpoint."""
 
     def __init__(self) -> None:
         self.seen: dict[Endpoint, set[int]] = defaultdict(set)
@@ -110,7 +114,7 @@ class QueryCounts:
             statements.append(statement)
 
     def as_rows(self) -> list[tuple[Endpoint, list[int]]]:
-        """What was counted, in types that can be sent to another process."""
+        """Returns the counts in types that can be sent to another process."""
         return [(endpoint, sorted(counts)) for endpoint, counts in self.seen.items()]
 
     def add_rows(self, rows: Iterable[tuple[Endpoint, list[int]]]) -> None:
@@ -118,7 +122,7 @@ class QueryCounts:
             self.seen[method, path].update(counts)
 
     def as_table(self) -> list[str]:
-        """A line for each endpoint: the fewest and the most statements of a request."""
+        """Returns a line for each endpoint with the fewest and the most statements of a request."""
         width = max((len(path) for _, path in self.seen), default=0)
         return [
             f"{method:7}{path:{width}} {min(counts):4} to {max(counts)}"

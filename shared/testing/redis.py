@@ -1,4 +1,4 @@
-"""A Redis of a test's own, and ports for servers."""
+"""A Redis server for one test, and free ports for servers."""
 
 import secrets
 import signal
@@ -18,7 +18,10 @@ STOP_TIMEOUT_SECONDS = 30.0
 
 
 def free_port() -> int:
-    """A port below those that systems give to whoever asks for any: nobody has it soon after."""
+    """Returns a free port from 10,000 to 29,999.
+
+    These are below the ephemeral ports, so the system does not assign it to another socket soon.
+    """
     while True:
         port = 10_000 + secrets.randbelow(20_000)
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
@@ -27,8 +30,10 @@ def free_port() -> int:
 
 @dataclass
 class Redis:
-    """A Redis that can be frozen, killed and started again, empty, at the same address. It is
-    Valkey, from a wheel, so that no machine lacks it; the compose stack has Redis itself."""
+    """A Redis server that can be frozen, killed and started again, empty, at the same address.
+
+    It runs Valkey from a wheel, so that every machine has it; the compose stack runs Redis itself.
+    """
 
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
@@ -63,7 +68,7 @@ class Redis:
         self.process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Returns when it answers again: the kernel may wake it later."""
+        """Resumes the process, and waits until it answers: SIGCONT may take effect later."""
         assert self.process
         self.process.send_signal(signal.SIGCONT)
         self._wait_until_it_answers()

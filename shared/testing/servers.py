@@ -1,4 +1,4 @@
-"""The PostgreSQL server under test: one that is given, a container, or the embedded one."""
+"""The PostgreSQL server of the tests: `APP_TEST_DATABASE_URL`, a container, or embedded."""
 
 import asyncio
 import os
@@ -20,7 +20,7 @@ IMAGE = "pgvector/pgvector:pg17"
 
 @dataclass(frozen=True)
 class Server:
-    """A PostgreSQL server, with the template that each test's database is cloned from."""
+    """A PostgreSQL server, with the template database that each test clones."""
 
     name: str
     admin_url: str
@@ -32,7 +32,7 @@ class Server:
 
 @contextmanager
 def running_server(branches: Sequence[str]) -> Iterator[Server]:
-    """Starts or finds a server, makes the migrated template, and drops it at the end."""
+    """Finds or starts a server, creates the template database, and drops it after the block."""
     with ExitStack() as stack:
         if url := os.environ.get("APP_TEST_DATABASE_URL"):
             name = "APP_TEST_DATABASE_URL"
@@ -48,8 +48,8 @@ def running_server(branches: Sequence[str]) -> Iterator[Server]:
 
 
 def docker_answers() -> bool:
-    """Whether there is a daemon, and not only its client."""
-    import docker  # a dependency of testcontainers, wanted only here
+    """Returns whether a Docker daemon answers: the client may be installed without one."""
+    import docker  # a dependency of testcontainers, needed only here
 
     try:
         client = docker.from_env(timeout=3)
@@ -64,13 +64,13 @@ def _container() -> Iterator[str]:
 
     fast = "postgres -c fsync=off -c full_page_writes=off -c max_connections=200"
     container = PostgresContainer(IMAGE, driver=None).with_command(fast)
-    with container.with_tmpfs_mount("/var/lib/postgresql/data"):  # as fast as /dev/shm below
+    with container.with_tmpfs_mount("/var/lib/postgresql/data"):  # in memory, like /dev/shm below
         yield container.get_connection_url()
 
 
 @contextmanager
 def _embedded() -> Iterator[str]:
-    memory = Path("/dev/shm")  # noqa: S108  # a clone of a database there takes 12 ms instead of 200
+    memory = Path("/dev/shm")  # noqa: S108  # cloning a database takes 12 ms there, not 200
     parent = memory if os.access(memory, os.W_OK) else None
     with tempfile.TemporaryDirectory(dir=parent, prefix="tessera-test-") as folder:
         Path(folder).chmod(0o755)

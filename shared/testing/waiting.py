@@ -1,4 +1,4 @@
-"""Waits that end: each has its own bound in seconds, and an error that says what did not come."""
+"""Waits with a timeout in seconds, and an error that says what was awaited."""
 
 import asyncio
 import inspect
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 @asynccontextmanager
 async def within(seconds: float, what: str) -> AsyncIterator[None]:
-    """Bounds the block: `async with within(10, "the answer"): await answer`.
+    """Limits the time of the block: `async with within(10, "the answer"): await answer`.
 
     Raises:
         AssertionError: the block did not end in time.
@@ -38,10 +38,10 @@ async def eventually(holds: Callable[[], T], what: str, seconds: float = ...) ->
 
 
 async def eventually(holds: Callable[[], Any], what: str, seconds: float = 10) -> Any:
-    """Calls `holds` again and again, and returns its first true result.
+    """Calls `holds` repeatedly, and returns its first true result.
 
     Raises:
-        AssertionError: there was none in time.
+        AssertionError: `holds` returned nothing true within `seconds`.
     """
     async with within(seconds, what):
         while True:
@@ -53,10 +53,10 @@ async def eventually(holds: Callable[[], Any], what: str, seconds: float = 10) -
 
 
 def wait_until(holds: Callable[[], T], what: str, seconds: float = 10) -> T:
-    """Does what `eventually` does, for a function that is not async.
+    """Does the same as `eventually`, in code that is not async.
 
     Raises:
-        AssertionError: `holds` returned nothing true in time.
+        AssertionError: `holds` returned nothing true within `seconds`.
     """
     deadline = time.monotonic() + seconds
     while not (found := holds()):

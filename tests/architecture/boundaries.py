@@ -1,6 +1,9 @@
-"""Contracts of import-linter's own kind: slices meet only through their `__init__`, and each
-touches only its own tables. What they cover is derived from what is on disk, and each is broken
-where that is nothing: a check that has nothing to check would pass for ever."""
+"""Custom contracts for import-linter: slices import each other only through their `__init__`,
+and each uses only its own tables.
+
+The slices, tables and locks to check are derived from the files on disk. A contract that finds
+nothing to check is broken, because it would otherwise pass for ever.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,8 +21,10 @@ HANDLERS, TABLES = ".handlers", ".tables"
 
 
 class _Found:
-    """Broken where a module that the contract names, like `features.*.handlers`, is missing in
-    any slice: it may have been renamed."""
+    """Breaks a contract if a slice lacks a module that the contract names.
+
+    Such a module, named with a wildcard like `features.*.handlers`, may have been renamed.
+    """
 
     def expressions(self) -> Iterable[str]:
         raise NotImplementedError
@@ -28,18 +33,18 @@ class _Found:
         missing = sorted(_missing(graph, self.expressions()))
         if missing:
             return ContractCheck(kept=False, metadata={"missing": missing})
-        check: ContractCheck = super().check(graph, verbose)  # type: ignore[misc]  # of the contract
+        check: ContractCheck = super().check(graph, verbose)  # type: ignore[misc]  # a mixin
         return check
 
     def render_broken_contract(self, check: ContractCheck) -> None:
         for module in check.metadata.get("missing", ()):
             output.print_error(f"There is no {module}: nothing was checked.")
         if "missing" not in check.metadata:
-            super().render_broken_contract(check)  # type: ignore[misc]  # of the contract
+            super().render_broken_contract(check)  # type: ignore[misc]  # a mixin
 
 
 class FoundForbidden(_Found, ForbiddenContract):
-    """As `forbidden`."""
+    """The contract `forbidden`, which also breaks if a module is missing."""
 
     def expressions(self) -> Iterable[str]:
         sources: Any = self.source_modules
@@ -48,7 +53,7 @@ class FoundForbidden(_Found, ForbiddenContract):
 
 
 class FoundAcyclic(_Found, AcyclicSiblingsContract):
-    """As `acyclic_siblings`."""
+    """The contract `acyclic_siblings`, which also breaks if there are no siblings."""
 
     def expressions(self) -> Iterable[str]:
         ancestors: Any = self.ancestors
@@ -56,9 +61,9 @@ class FoundAcyclic(_Found, AcyclicSiblingsContract):
 
 
 class SlicesContract(Contract):
-    """Whatever is below a slice is imported by that slice alone; all others import its package.
+    """Only a slice itself imports the modules inside it; all other code imports its package.
 
-    Configuration: `package` holds the slices, one subpackage each.
+    Configuration: `package` is the package whose subpackages are the slices.
     """
 
     package = fields.StringField()
@@ -90,18 +95,20 @@ class SlicesContract(Contract):
 
 
 class TablesContract(Contract):
-    """What belongs to whom is derived from what is on disk; where no feature has a table, the
-    contract is broken. To find out, the features are imported: if that fails, so does this.
+    """Each feature uses only its own tables, as tests/architecture/ownership.py derives them.
+
+    Imports the features for that. The contract is broken if an import fails, or if no feature has
+    a table.
     """
 
     def check(self, graph: grimp.ImportGraph, verbose: bool) -> ContractCheck:
         try:
             from tests.architecture.ownership import (
-                check_tables,  # it imports the kernel, which may be broken
+                check_tables,  # late: it imports the kernel, which may be broken
             )
 
             checked, breaches = check_tables(graph, Path.cwd())
-        except Exception as error:  # the other contracts are to be heard too
+        except Exception as error:  # the other contracts must still be reported
             checked, breaches = set(), [f"the features cannot be imported: {error}"]
         kept = bool(checked) and not breaches
         return ContractCheck(kept=kept, metadata={"checked": checked, "breaches": breaches})
@@ -114,7 +121,10 @@ class TablesContract(Contract):
 
 
 class LocksContract(Contract):
-    """Two slices that gave a lock the same number would wait for each other."""
+    """Each advisory lock is named after the package that takes it.
+
+    Two slices that used the same lock number would block each other.
+    """
 
     def check(self, graph: grimp.ImportGraph, verbose: bool) -> ContractCheck:
         found, violations = check_locks(Path.cwd())
@@ -129,7 +139,7 @@ class LocksContract(Contract):
 
 
 def _imports_from_outside(graph: grimp.ImportGraph, slice_: str) -> list[tuple[str, str]]:
-    """(importer, imported) where a module below the slice is imported by one that is not."""
+    """Returns (importer, imported) for each import of a module in the slice from outside it."""
     return [
         (importer, module)
         for module in sorted(graph.find_descendants(slice_))
@@ -139,7 +149,7 @@ def _imports_from_outside(graph: grimp.ImportGraph, slice_: str) -> list[tuple[s
 
 
 def _is_inside_another(imported: str, slice_: str, graph: grimp.ImportGraph) -> bool:
-    """Whether it is below another slice: its tests, a module, or a name in a module."""
+    """Returns whether the import is inside another slice: tests, a module, or a name in one."""
     package, name, inside = [*imported.split("."), "", ""][:3]
     other = f"{package}.{name}"
     if package != slice_.split(".", maxsplit=1)[0] or other == slice_:
@@ -148,9 +158,10 @@ def _is_inside_another(imported: str, slice_: str, graph: grimp.ImportGraph) -> 
 
 
 def _missing(graph: grimp.ImportGraph, expressions: Iterable[str]) -> set[str]:
-    """The modules that the expressions with a wildcard name, in each slice, and that are not.
+    """Returns the modules that the wildcard expressions require and that do not exist.
 
-    A slice without tables needs no handlers: its router may do without statements.
+    An expression that matches no slice is returned itself. A slice without tables needs no
+    handlers, because its router may need no statements.
     """
     missing = set()
     for expression in expressions:

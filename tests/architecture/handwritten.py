@@ -1,5 +1,7 @@
-"""Two features that are written by hand: `notes`, which has something of everything, and `probes`,
-which has a route and nothing else."""
+"""Two features that are written by hand.
+
+`notes` has routes, tables, migrations, settings, a task and a command; `probes` has one route.
+"""
 
 NOTES = {
     "features/notes/__init__.py": '''
@@ -323,7 +325,7 @@ NOTES = {
             op.drop_table("notes")
     ''',
 }
-"""The files of `notes`, but for the part of the API document, which is generated."""
+"""The files of `notes`, except its part of the API document, which is generated."""
 
 PROBES = {
     "features/probes/__init__.py": '''
@@ -367,4 +369,4 @@ PROBES = {
             assert (await client.get("/probes")).json() == {"present": True}
     ''',
 }
-"""All files of `probes`."""
+"""The files of `probes`, except its part of the API document, which is generated."""

@@ -1,4 +1,7 @@
-"""What tests import: import-linter looks at packages, and the tests of a feature are none."""
+"""Finds the imports in the tests of features.
+
+import-linter sees only packages, and a feature's `tests` folder is not one.
+"""
 
 import ast
 from collections.abc import Iterator
@@ -8,7 +11,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Import:
-    """A line of a feature's tests, and the module or the name that it imports."""
+    """An import in a feature's tests: its file and line, and the module or name it imports."""
 
     feature: str
     place: str

@@ -1,4 +1,4 @@
-"""Advisory locks have names, and each name begins with the package that takes the lock."""
+"""Checks that advisory locks have names that begin with the package that takes them."""
 
 import ast
 import re
@@ -7,12 +7,15 @@ from pathlib import Path
 
 FOLDERS = ("app", "features", "migrations", "shared")
 NUMBERED = re.compile(r"pg_\w*advisory\w*\(\s*(?!CAST\(:|:|\$|\?|\))", re.I)
-"""A lock in SQL by a key that is neither bound nor, as a hole in an f-string, made of a name."""
+"""An advisory lock in SQL whose key is neither a bound parameter nor an f-string field.
+
+`_locks` replaces f-string fields by question marks.
+"""
 NAMING, BOUND = "advisory_lock", "bindparam"
 
 
 def check_locks(root: Path) -> tuple[int, list[str]]:
-    """How many advisory locks were found, and a line for each that has no name of its package."""
+    """Returns the number of advisory locks, and a line for each not named after its package."""
     found, violations = 0, []
     for folder in FOLDERS:
         for path in sorted((root / folder).rglob("*.py")):
@@ -30,7 +33,7 @@ def check_locks(root: Path) -> tuple[int, list[str]]:
 
 
 def _locks(tree: ast.AST) -> Iterator[tuple[int, str | None]]:
-    """The line and the name of each lock; None stands for a number."""
+    """Yields the line and the name of each lock; the name is None if the lock has a number."""
     inside: set[ast.AST] = set()
     for node in ast.walk(tree):
         match node:

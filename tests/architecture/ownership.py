@@ -1,9 +1,9 @@
-"""Features touch only their own tables, as far as their code can tell; the test kit sees the rest
-while the code runs (shared/testing/ownership.py).
+"""Checks in the source that features use only their own tables. The test kit checks at runtime
+what the source does not show (shared/testing/ownership.py).
 
-A table belongs to the feature whose models or migrations make it. A feature's code and its
-migrations write to no other table; they read, and refer to, tables of those features alone
-that it declares in `depends_on`. So too with imports.
+A table belongs to the feature whose models or migrations create it. A feature's code and
+migrations write only to its own tables. They read and reference only its own tables and those of
+the features in its `depends_on`. It imports only those features, too.
 """
 
 import ast
@@ -30,7 +30,7 @@ CREATED = re.compile(
     r"\bCREATE\s+(?:UNLOGGED\s+)?TABLE\s+(?:IF\s+NOT\s+EXISTS\s+)?(?:public\.)?\"?(\w+)", re.I
 )
 NAME = r"(?:public\.)?\"?\w+\"?"
-READ = re.compile(  # all of `FROM items AS item, users`
+READ = re.compile(  # both tables of `FROM items AS item, users`
     rf"\b(?:FROM|JOIN|USING|REFERENCES|ON)(?:\s+ONLY)?\s+((?:{NAME}(?:\s+(?:AS\s+)?\w+)?\s*,\s*)*{NAME})",
     re.I,
 )
@@ -40,7 +40,7 @@ LOOKED_INTO = ("features", "sqlalchemy", "sqlmodel")
 
 @dataclass(frozen=True)
 class Deed:
-    """What the code of a feature does to a table."""
+    """An access of a feature's code to a table: it reads, writes to or refers to it."""
 
     feature: str
     place: str
@@ -49,7 +49,7 @@ class Deed:
 
 
 def check_tables(graph: grimp.ImportGraph, root: Path) -> tuple[set[str], list[str]]:
-    """The features that have tables, and a line for each reach into a neighbour."""
+    """Returns the features that have tables, and a line for each forbidden access or import."""
     depends_on = {feature.name: set(feature.depends_on) for feature in find_features()}
     migrations = dict(_migrations())
     owner = {**owners(), **_created(migrations)}
@@ -69,7 +69,7 @@ def _allowed(deed: Deed, owner: str, depends_on: Mapping[str, set[str]]) -> bool
 
 
 def _migrations() -> Iterator[tuple[Path, str]]:
-    """Each revision with its SQL, there and back."""
+    """Yields the file of each revision, with the SQL of its upgrade and downgrade."""
     for script in ScriptDirectory.from_config(alembic_config()).walk_revisions():
         yield Path(script.path), sql_of(script, "upgrade") + sql_of(script, "downgrade")
 
@@ -83,7 +83,7 @@ def _created(migrations: Mapping[Path, str]) -> dict[str, str]:
 
 
 def _in_models() -> Iterator[Deed]:
-    """The foreign keys."""
+    """Yields the foreign keys of the models."""
     owner = owners()
     for mapper in default_registry.mappers:
         table = str(mapper.local_table)
@@ -124,7 +124,7 @@ def _read_tables(sql: str) -> set[str]:
 
 
 def _strings(tree: ast.AST) -> Iterator[str]:
-    """The strings of the code but its docstrings; a hole in an f-string is a question mark."""
+    """Yields the strings of the code except docstrings, with f-string fields as question marks."""
     passed_over: set[ast.AST] = set()
     for node in ast.walk(tree):
         match node:
@@ -138,8 +138,10 @@ def _strings(tree: ast.AST) -> Iterator[str]:
 
 
 def _written_models(tree: ast.AST) -> Iterator[str]:
-    """The tables of `Item(…)`, `insert(Item)`, `sqlalchemy.update(Item)`, and
-    `Item.__table__.delete()`, by whatever names they were imported."""
+    """Yields the tables that the code writes to through models, under any imported name.
+
+    Finds `Item(…)`, `insert(Item)`, `sqlalchemy.update(Item)` and `Item.__table__.delete()`.
+    """
     tables = {
         id(made): str(mapper.local_table)
         for mapper in default_registry.mappers
@@ -157,7 +159,7 @@ def _written_models(tree: ast.AST) -> Iterator[str]:
 
 
 def _imported_names(tree: ast.AST) -> Iterator[tuple[str, object]]:
-    """What the names of a module's imports stand for, as far as models and SQL go."""
+    """Yields the names that a module imports from `LOOKED_INTO`, and the objects behind them."""
     for node in ast.walk(tree):
         match node:
             case ast.Import(names=names):

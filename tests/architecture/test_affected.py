@@ -1,4 +1,4 @@
-"""`make test changed=…` runs the suites that a change can affect, and no other."""
+"""`make test changed=…` runs only the suites that a change can affect."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""Each feature's suite is green alone, with what it depends on and nothing else.
+"""Each feature's suite passes with only that feature and its dependencies loaded.
 
-In random order, on each kind of server, with the folders of the other features and without, and
-beside a `.env` and variables that would lead any process elsewhere.
+Runs in random order, on each kind of server, with and without the folders of the other features,
+and with a `.env` and environment variables that would break a process that read them.
 """
 
 import shutil
@@ -38,7 +38,7 @@ def test_a_feature_is_green_alone(feature: str, server: str, others: str, tmp_pa
 
 
 def remove_all_but(feature: str, code: Path) -> None:
-    """Deletes the features that this one does not depend on."""
+    """Deletes all features except this one and its dependencies."""
     kept = {needed.name for needed in with_dependencies(find_features(), feature)}
     for other in set(FEATURES) - kept:
         shutil.rmtree(code / "features" / other)

@@ -1,4 +1,4 @@
-"""Each boundary between slices is held: a deliberate breach is caught by its name."""
+"""Each import-linter contract catches a deliberate violation, and names it."""
 
 import shutil
 from pathlib import Path
@@ -26,7 +26,7 @@ IDS = {
 
 
 def lint(root: Path, *contracts: str) -> str:
-    """What import-linter says of the code in `root`."""
+    """Returns the output of import-linter for the code in `root`."""
     only = [f"--contract={IDS[contract]}" for contract in contracts]
     done = run(root, str(BIN / "lint-imports"), "--no-cache", *only)
     return done.stdout + done.stderr
@@ -34,7 +34,7 @@ def lint(root: Path, *contracts: str) -> str:
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """The code in a folder of the test's own, to be spoilt."""
+    """A copy of the repository that the test can break."""
     copy_repository(tmp_path)
     return tmp_path
 
@@ -61,7 +61,7 @@ def test_the_code_keeps_every_contract(copy: Path) -> None:
 )
 def test_a_breach_is_caught_by_name(copy: Path, file: str, statement: str, contract: str) -> None:
     path = copy / file
-    if not path.exists():  # a module that became a package of the same name
+    if not path.exists():  # the module has become a package
         path = path.with_suffix("") / "__init__.py"
     path.write_text(f"{path.read_text()}\n{statement}\n")
     assert f"{contract} BROKEN" in lint(copy, contract)
@@ -173,7 +173,7 @@ def test_an_import_of_a_feature_that_is_not_declared_is_caught(copy: Path) -> No
 
 
 def test_features_are_told_apart_where_their_names_are_alike(copy: Path) -> None:
-    """A model of the same name in another feature, a checkout and a feature named `tests`."""
+    """Two features have a model of the same name, in a checkout below a folder named `tests`."""
     root = copy / "tests" / "checkout"
     root.mkdir()
     copy_repository(root)

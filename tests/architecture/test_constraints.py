@@ -1,4 +1,4 @@
-"""A client is told in words what violated a constraint: each has them, or no request can."""
+"""Each constraint has an error message for clients, unless no request can violate it."""
 
 from collections.abc import Iterator
 
@@ -27,7 +27,7 @@ def owner_by_constraint() -> dict[str, str]:
 
 
 def declarations() -> Iterator[tuple[str, str, str]]:
-    """The feature, the constraint, and where it is declared."""
+    """Yields the feature, the constraint, and the place where it is declared."""
     for feature in find_features():
         for name in feature.constraints:
             yield feature.name, name, f"Feature(constraints=…) of {feature.name}"

@@ -1,4 +1,4 @@
-"""The dashboard and the alerts ask for metrics that exist, and leave none of ours out."""
+"""The dashboard and the alerts use only existing metrics; each of ours is in one of them."""
 
 import re
 

@@ -1,4 +1,7 @@
-"""What features declare for the tests of the whole is read, is about themselves, and exists."""
+"""Features declare, for the cross-feature tests, only known constants about their own API.
+
+tests/declarations.py reads these constants.
+"""
 
 from itertools import product
 
@@ -35,7 +38,7 @@ def test_a_feature_declares_what_its_own_api_has(app: FastAPI, topic: str, const
 
 
 def _names_of(app: FastAPI, constant: str) -> dict[str, set[str]]:
-    """What may be a key of the constant, by feature."""
+    """Returns the valid keys of the constant, by feature."""
     names: dict[str, set[str]] = {}
     for file, part in document_parts(app).items():
         found = names.setdefault(file.parts[1], set())

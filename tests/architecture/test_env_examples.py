@@ -1,4 +1,4 @@
-"""Each `.env.example` has exactly the settings there are, with their true defaults."""
+"""Each `.env.example` lists exactly the existing settings, with their actual defaults."""
 
 import os
 import re
@@ -25,7 +25,7 @@ EXAMPLES = [
 def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in [name for name in os.environ if name.startswith("APP_")]:
         monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)  # out of reach of a developer's .env
+    monkeypatch.chdir(tmp_path)  # so that the developer's .env is not read
 
 
 def documented(example: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Features are found by looking; one that will not do stops the start, with its name."""
+"""Features are found in `features/`; the error for an invalid one names it."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ Write = Callable[..., None]
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
-    """Writes a feature into a folder that takes the place of `features/`."""
+    """Writes features to a temporary folder that replaces `features/`."""
     monkeypatch.setattr(features, "__path__", [str(tmp_path)])
     before = dict(sys.modules)
     for name in before:

@@ -1,5 +1,5 @@
-"""A feature that is written by hand needs nothing outside its two folders, and each fault that it
-may have is found, and named, by a test or a check."""
+"""A feature written by hand needs no change outside its two folders, in `features/` and
+`migrations/`. A test or check finds and names each of its faults."""
 
 import hashlib
 import secrets
@@ -27,14 +27,14 @@ OF_ALL = (
     "tests/contract/test_openapi.py",
     "tests/contract/test_privacy.py",
 )
-"""The tests that look at every feature."""
+"""The tests that check every feature."""
 
 FOLDERS = ("features/notes", "features/probes", "migrations/notes")
 
 
 @pytest.fixture(scope="module")
 def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the repository with both features."""
+    """A copy of the repository with both handwritten features."""
     folder = tmp_path_factory.mktemp("handwritten")
     copy_repository(folder)
     before = files_elsewhere(folder)
@@ -52,7 +52,7 @@ def write(folder: Path, files: Mapping[str, str]) -> None:
 
 
 def files_elsewhere(folder: Path) -> dict[str, str]:
-    """The files outside the folders of the two features, each with a hash of what is in it."""
+    """Returns the files outside the folders of the two features, with a hash of each."""
     names = {path: str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     return {
         name: hashlib.sha256(path.read_bytes()).hexdigest()
@@ -63,7 +63,7 @@ def files_elsewhere(folder: Path) -> dict[str, str]:
 
 @pytest.fixture
 async def migrated_url(code: Path, server: Server) -> AsyncIterator[str]:
-    """A database with the tables of the copy."""
+    """The URL of a database that is migrated by the copy."""
     name = f"test_{secrets.token_hex(8)}"
     await execute(server.admin_url, f'CREATE DATABASE "{name}"')
     done = run_app(code, "migrate", database=server.url(name))
@@ -115,7 +115,7 @@ def test_its_command_runs_and_reads_its_setting(code: Path, migrated_url: str) -
 
 @contextmanager
 def changed(path: Path, old: str, new: str) -> Iterator[None]:
-    """A file with another text in the place of one that it has, until the block ends."""
+    """Replaces a text in a file until the block ends."""
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
@@ -218,7 +218,7 @@ BEYOND_NOTES = {
             assert response.status_code == 200, response.text
     """,
 }
-"""Tests that pass only where there is a feature that `notes` does not depend on."""
+"""Tests that need a feature that `notes` does not depend on."""
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The layout holds: any feature that nothing depends on can be deleted, and nothing notices."""
+"""Any feature that no other feature depends on can be deleted, and the rest still works."""
 
 import secrets
 import shutil
@@ -26,7 +26,7 @@ LEFT_OUT = {
     ),
     "tests/test_readme.py::test_the_tour_works_as_it_stands": "the tour visits every feature",
 }
-"""The tests that the deletion of a feature does without, each with the reason."""
+"""The tests that are skipped after a feature is deleted, each with the reason."""
 
 IMPORT_ALL_OF_SHARED = """
 import importlib, pkgutil, sys, shared
@@ -69,7 +69,7 @@ async def empty_database(server: Server) -> AsyncIterator[str]:
 def test_a_feature_can_be_deleted(
     feature: str, database: str, empty_database: str, tmp_path: Path
 ) -> None:
-    """What is left migrates and serves."""
+    """The remaining code still migrates and serves."""
     if database == "had the feature":
         upgrade(empty_database)
         command.downgrade(alembic_config(empty_database), f"{feature}@base")
@@ -99,5 +99,5 @@ def test_the_suite_is_green_without_a_feature(feature: str, server: Server, tmp_
 def copy_without(feature: str, folder: Path) -> Path:
     copy_repository(folder)
     shutil.rmtree(folder / "features" / feature)
-    shutil.rmtree(folder / "migrations" / feature, ignore_errors=True)  # one may have none
+    shutil.rmtree(folder / "migrations" / feature, ignore_errors=True)  # not every feature has one
     return folder

@@ -1,4 +1,4 @@
-"""Two teams, each adding a feature and a migration on a branch of its own, merge at any time."""
+"""Two teams that each add a feature and a migration on their branch can merge both."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 @pytest.fixture
 def merged(tmp_path: Path) -> Path:
-    """A repository in which two features were made beside each other, and merged."""
+    """A repository in which two branches each added a feature, and both are merged."""
     copy_repository(tmp_path)
     git(tmp_path, "init", "--quiet", "--initial-branch=main")
     git(tmp_path, "add", "--all")

@@ -1,4 +1,4 @@
-"""Every revision can run while the service does: squawk finds what would lock or break a table."""
+"""Every revision is safe on a live service: squawk finds what would lock or break a table."""
 
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path

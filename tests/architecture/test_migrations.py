@@ -1,4 +1,4 @@
-"""Each feature's migrations make what its models say, alone and together, up and down."""
+"""Each feature's migrations match its models, alone and with all others, up and down."""
 
 import asyncio
 import multiprocessing
@@ -40,7 +40,7 @@ ORDER BY 1
 
 @pytest.fixture
 def url(server: Server) -> Iterator[str]:
-    """A database with nothing in it."""
+    """The URL of an empty database."""
     name = f"test_{secrets.token_hex(8)}"
     query(server.admin_url, f'CREATE DATABASE "{name}"')
     yield server.url(name)
@@ -59,14 +59,14 @@ def query(url: str, statement: str) -> list[Any]:
 
 
 def needed_by(branch: str) -> list[str]:
-    """The branch and all that it depends on, dependencies first."""
+    """Returns the branch and all its dependencies, dependencies first."""
     if branch == "shared":
         return ["shared"]
     return branches_of(with_dependencies(find_features(), branch))
 
 
 def check_models(url: str, branch: str) -> None:
-    """Fails where the tables of the branch are not as its models say, or nobody's."""
+    """Fails if the tables of the branch differ from its models, or if a table has no model."""
     owner = owners()
 
     def include(_object: Any, name: str | None, kind: str, *_: Any) -> bool:
@@ -79,7 +79,7 @@ def check_models(url: str, branch: str) -> None:
 
 @pytest.mark.parametrize("branch", BRANCHES)
 def test_a_branch_stands_alone_and_its_models_equal_its_migrations(url: str, branch: str) -> None:
-    """With the revisions of its dependencies on disk, and no others."""
+    """Uses only the revisions of the branch and its dependencies."""
     command.upgrade(alembic_config(url, needed_by(branch)), "heads")
     check_models(url, branch)
     tables = set(query(url, "SELECT relname FROM pg_class WHERE relkind = 'r'"))
@@ -113,7 +113,9 @@ def test_migrating_again_changes_nothing(url: str) -> None:
 
 @pytest.mark.verify
 def test_ten_may_migrate_at_once(url: str) -> None:
-    with multiprocessing.get_context("forkserver").Pool(10) as pool:  # this process has threads
+    with multiprocessing.get_context("forkserver").Pool(
+        10
+    ) as pool:  # not fork: this process has threads
         pool.map_async(upgrade, [url] * 10, chunksize=1).get(100)
     assert pending_in(url) == []
 
@@ -128,7 +130,7 @@ def test_every_revision_gives_up_soon_where_a_lock_is_held() -> None:
 
 @pytest.mark.parametrize("branch", BRANCHES)
 def test_what_is_missing_is_pending(url: str, branch: str) -> None:
-    """Everything is migrated, but for one branch and what depends on it."""
+    """Everything is migrated, except one branch and those that depend on it."""
     without = [other for other in BRANCHES if branch not in needed_by(other)]
     if without:
         command.upgrade(alembic_config(url, without), "heads")
@@ -140,7 +142,7 @@ def test_what_is_missing_is_pending(url: str, branch: str) -> None:
 def test_a_branch_that_is_ahead_of_this_code_is_not_pending(
     url: str, branch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in a rollout: the new code has migrated, and the old code still serves."""
+    """As in a rollout: the new code has migrated the database, and the old code still serves."""
     old = load_revisions()
     newer = tmp_path / "migrations"
     shutil.copytree(migrations.ROOT, newer)
@@ -161,7 +163,7 @@ def branch_of(revision: str) -> str:
 
 
 def pending_in(url: str, revisions: ScriptDirectory | None = None) -> list[str]:
-    """What `/readyz` asks, of the database at this URL."""
+    """Returns the pending revisions of the database at this URL, as `/readyz` finds them."""
     return asyncio.run(_pending(url, revisions or load_revisions()))
 
 

@@ -1,4 +1,4 @@
-"""`make feature`: what it writes is green at once, and of the shape of the features there are."""
+"""`make feature` writes a feature that passes all checks and is built like the existing ones."""
 
 import ast
 import json
@@ -23,7 +23,7 @@ BULK = {"items_import", "items_export"}
 
 @pytest.fixture(scope="module")
 def orders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the repository with a new feature."""
+    """A copy of the repository with a new feature `orders`."""
     folder = tmp_path_factory.mktemp("orders")
     copy_repository(folder, ".mypy_cache")
     done = run_app(folder, "new-feature", "orders")
@@ -53,11 +53,11 @@ def test_its_api_has_the_shape_of_that_of_items(orders: Path) -> None:
 
 
 def test_its_code_is_that_of_items() -> None:
-    """But for what only items have: an import, an export, filters, a price."""
+    """Except what only items have: an import, an export, filters, a price."""
     templates = dict(render(Names("items", "item")))
     router = functions(templates[Path("features/items/router.py")])
     handlers = functions(templates[Path("features/items/handlers.py")])
-    del handlers["list_items"]  # has filters
+    del handlers["list_items"]  # differs: items have filters
     assert {"list_", "create", "get", "update", "delete"} <= router.keys()
     assert {"create_item", "get_item", "update_item", "delete_item"} <= handlers.keys()
     for file, generated in (("router.py", router), ("handlers/single.py", handlers)):
@@ -67,7 +67,7 @@ def test_its_code_is_that_of_items() -> None:
 
 
 def functions(code: str) -> dict[str, str]:
-    """The functions of a module, by name, without their docstrings."""
+    """Returns the source of each function of a module, by name, without docstrings."""
     found = {}
     for node in ast.parse(code).body:
         if isinstance(node, ast.AsyncFunctionDef | ast.FunctionDef):
@@ -78,7 +78,7 @@ def functions(code: str) -> dict[str, str]:
 
 
 def operations(document: dict[str, Any], tag: str) -> dict[str, Any]:
-    """The operations of a feature, by operation id."""
+    """Returns the operations of a feature, by operation id."""
     return {
         operation["operationId"]: operation
         for path in document["paths"].values()
@@ -88,7 +88,7 @@ def operations(document: dict[str, Any], tag: str) -> dict[str, Any]:
 
 
 def shape(operation: dict[str, Any]) -> dict[str, Any]:
-    """What a client relies on, whatever the resource is."""
+    """Returns what clients rely on for any resource: parameters, media types, headers, security."""
     return {
         "parameters": {
             (parameter["in"], parameter["name"]): parameter

@@ -1,4 +1,4 @@
-"""How schemathesis signs in, and what it lets pass: it loads this module into its own process."""
+"""Hooks that schemathesis loads into its process: how to sign in, which failures to ignore."""
 
 import os
 import re
@@ -23,8 +23,8 @@ CONTRACTS = declaring("contract").values()
 BEYOND_SCHEMA = re.compile(
     "|".join(
         (
-            "skip and cursor cannot be combined",  # of shared/pagination.py
-            "was used for a different request",  # of shared/idempotency.py
+            "skip and cursor cannot be combined",  # from shared/pagination.py
+            "was used for a different request",  # from shared/idempotency.py
             *declared("contract", "BEYOND_SCHEMA"),
         )
     )
@@ -49,17 +49,20 @@ def _client(address: str) -> httpx.Client:
 
 
 ended: list[str] = []
-"""The operations that have ended an account or a session."""
+"""The operation id of each call that has ended an account or a session."""
 
 
 def _account(case: schemathesis.Case[Any], _context: schemathesis.AuthContext) -> str:
-    """The name of an account that has not ended: operations that end it use one of their own."""
+    """Returns the cache key of an account to call the operation with.
+
+    Operations that end their account or session use another one, new after each success.
+    """
     return f"to be ended, {len(ended)}" if _operation_id(case) in ENDING else "lasting"
 
 
 @schemathesis.auth(cache_by_key=_account)
 class Account:
-    """Signs in to a new account; does so again when its credentials are refused."""
+    """Signs in to a new account; schemathesis repeats this when the credentials are refused."""
 
     def get(
         self, case: schemathesis.Case[Any], _context: schemathesis.AuthContext
@@ -85,7 +88,7 @@ def filter_failure(
     case: schemathesis.Case[Any],
     response: Response,
 ) -> bool:
-    """Drops the failures of which the document can tell nothing."""
+    """Drops the failures that come from rules which the OpenAPI document cannot express."""
     match failure:
         case RejectedPositiveData() if response.status_code == 422:
             problem = response.json()
@@ -111,8 +114,10 @@ def _shape(path: str) -> str:
 
 @cache
 def _shared_shapes(paths: tuple[str, ...]) -> set[str]:
-    """The paths that differ from another in the names of their parameters alone: any value is
-    also one of the other's, whose methods are then allowed."""
+    """Returns the shapes of paths that differ from another path only in parameter names.
+
+    A request to one of them also matches the other, whose methods are then allowed as well.
+    """
     shapes = [_shape(path) for path in paths]
     return {shape for shape in shapes if shapes.count(shape) > 1}
 
@@ -121,7 +126,7 @@ def _shared_shapes(paths: tuple[str, ...]) -> set[str]:
 def after_call(
     _context: schemathesis.HookContext, case: schemathesis.Case[Any], response: Response
 ) -> None:
-    """Records how each operation was answered, and in which phase."""
+    """Records the status of each response, and the phase of the run."""
     if _operation_id(case) in ENDING and response.status_code < 400:
         ended.append(_operation_id(case))
     phase = case.meta.phase.name.value if case.meta else ""

@@ -1,4 +1,4 @@
-"""The API keeps what its OpenAPI document says: every operation, with good and bad input."""
+"""Every operation behaves as the OpenAPI document says, with valid and invalid input."""
 
 import os
 import secrets
@@ -14,10 +14,10 @@ from tests.copying import BIN, ROOT, run_suite
 from tests.declarations import declared
 
 SEED = "CONTRACT_SEED"
-"""The environment variable that repeats a run: each has another seed, and prints it."""
+"""The environment variable that repeats a run. Each run prints its seed, by default random."""
 
 UNICODE_TABLES = ROOT / ".hypothesis"
-"""Where Hypothesis keeps them: to make them takes a second."""
+"""Where Hypothesis stores its Unicode tables, which take a second to create."""
 
 ALWAYS_REFUSED = {401, 403, 405}
 UNREACHED = declared("contract", "UNREACHED")
@@ -39,7 +39,7 @@ def test_the_api_keeps_its_contract_at_length(
 def check_contract(address: str, settings: Settings, folder: Path, *options: str) -> None:
     seed = os.environ.get(SEED) or str(secrets.randbelow(2**32))
     again = f"{SEED}={seed} repeats this run"
-    print(again)  # noqa: T201  # pytest shows it if the test fails, or takes too long
+    print(again)  # noqa: T201  # pytest shows it if the test fails or times out
     answers = folder / "answers"
     done = run_suite(
         folder,
@@ -62,7 +62,11 @@ def check_contract(address: str, settings: Settings, folder: Path, *options: str
 
 
 def unreached(answers: Path, document: dict[str, Any]) -> list[str]:
-    """What was never let in, and what never succeeded although no id has to be known for it."""
+    """Returns a line for each operation that was not really tested.
+
+    That is one whose calls were all refused (401, 403, 405), or one that never succeeded although
+    its path needs no id. Also returns a line if no link between operations was followed.
+    """
     seen = defaultdict(set)
     followed = False
     for line in answers.read_text().splitlines():

@@ -1,4 +1,4 @@
-"""`/docs` works with no internet access."""
+"""`/docs` works without internet access."""
 
 import re
 import shutil

@@ -27,7 +27,7 @@ def operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]
 
 
 def test_the_document_changes_only_on_purpose(app: FastAPI) -> None:
-    """Of each feature, and of the kernel, by the file in its own tests."""
+    """Compares the part of each feature, and of the kernel, with the file in its tests."""
     for file, part in document_parts(app).items():
         assert (ROOT / file).exists(), f"{file} is missing: make openapi"
         kept = json.loads((ROOT / file).read_text())
@@ -78,7 +78,7 @@ def test_examples_are_valid(document: dict[str, Any]) -> None:
 
 
 def examples(node: Any, where: str) -> Iterator[tuple[str, dict[str, Any], Any]]:
-    """Every example in the document, with the schema that it is an example of."""
+    """Yields the place, the schema and the value of each example in the document."""
     if isinstance(node, list):
         for index, child in enumerate(node):
             yield from examples(child, f"{where}/{index}")

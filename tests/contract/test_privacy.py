@@ -1,4 +1,4 @@
-"""An account cannot learn that another's things exist: every route is tried, old and new."""
+"""An account cannot learn that another account's resources exist: tries every route."""
 
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -16,27 +16,27 @@ from shared.tasks import drain
 from shared.testing import SignUp
 from tests.declarations import declared
 
-MARK = "zyzzyva"  # in all that the first account writes
+MARK = "zyzzyva"  # part of everything that the owner writes
 
 Own = Callable[[AsyncClient, str], Awaitable[str]]
 
 OWNED: dict[str, Own] = declared("privacy", "OWNED")
-"""For each parameter in a path that names something of an account: how to have one."""
+"""For each path parameter that identifies a resource of an account: how to get one."""
 
 NOT_OWNED: dict[str, str] = declared("privacy", "NOT_OWNED")
-"""Parameters in paths that name nothing of an account, with any value."""
+"""Path parameters that identify no resource of an account, each with some value."""
 
 OPEN = {"GET /healthz", "GET /readyz", "GET /metrics", *declared("privacy", "OPEN")}
-"""What needs no account."""
+"""The routes that need no account."""
 
 SENT: dict[str, dict[str, Any]] = declared("privacy", "SENT")
-"""What is sent where the document has no example: arguments of a request of httpx."""
+"""The httpx arguments of requests for which the document has no example."""
 
 REFUSED = declared("privacy", "REFUSED")
-"""What a stranger may not do, or what shows nothing of anybody."""
+"""The routes where a stranger's request must fail: forbidden, or showing no account's data."""
 
 HIDDEN = ("/docs", "/openapi.json")
-"""What is not in the OpenAPI document."""
+"""The paths that are not in the OpenAPI document."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Route:
         return [parameter["name"] for parameter in declared if parameter["in"] == "path"]
 
     async def call(self, client: AsyncClient, ids: dict[str, str]) -> Response:
-        """Sends a request that is valid, as far as the document tells how."""
+        """Sends a valid request, built from the example in the document or from `SENT`."""
         declared = self.operation.get("parameters", ())
         asked = {"q": MARK} if any(parameter["name"] == "q" for parameter in declared) else {}
         sent = SENT.get(self.name) or {"json": self._example()}
@@ -82,7 +82,7 @@ def routes_of(app: FastAPI) -> list[Route]:
 
 @pytest.fixture
 def names(app: FastAPI) -> set[str]:
-    """The parameters of all paths, each of which these tests must be able to fill."""
+    """The path parameters of all routes; fails if these tests have no value for one."""
     found = {name: route.name for route in routes_of(app) for name in route.parameters}
     for name, route in found.items():
         assert name in OWNED | NOT_OWNED, (
@@ -100,21 +100,21 @@ async def owner(sign_up: SignUp) -> AsyncClient:
 
 @pytest.fixture
 async def ids(app: FastAPI, owner: AsyncClient, names: set[str]) -> dict[str, str]:
-    """Values for the parameters of all paths: the owner has something of everything."""
+    """Values for all path parameters: the owner has a resource of each kind."""
     owned = {name: await OWNED[name](owner, MARK) for name in sorted(names) if name in OWNED}
     await embed_all(app)
     return owned | NOT_OWNED
 
 
 async def embed_all(app: FastAPI) -> None:
-    """Does the background work of all features: what is found by meaning is found now."""
+    """Runs the background tasks of all features, so that semantic search finds everything."""
     for feature in app.state.features:
         for task in feature.tasks:
             await drain(app, task)
 
 
 def told(response: Response, ids: dict[str, str]) -> tuple[int, str]:
-    """What an answer tells, but for the ids that were asked for and that of the request."""
+    """Returns the status and the body, without the requested ids and the request id."""
     text = response.text.replace(response.headers["x-request-id"], "")
     for value in ids.values():
         text = text.replace(value, "…")
@@ -143,7 +143,7 @@ async def test_the_ids_of_another_are_as_unknown_as_any(
 
 
 async def what_is_seen(app: FastAPI, owner: AsyncClient, ids: dict[str, str]) -> dict[str, str]:
-    """What the owner reads of each single thing."""
+    """Returns what the owner reads of each resource, by route."""
     return {
         route.name: told(await route.call(owner, ids), ids)[1]
         for route in routes_of(app)
@@ -168,7 +168,7 @@ async def test_nothing_of_another_is_listed_found_or_exported(
 async def test_the_owner_finds_what_strangers_do_not(
     app: FastAPI, owner: AsyncClient, ids: dict[str, str]
 ) -> None:
-    """The test above would see it."""
+    """Shows that the test above would detect a leak."""
     seen = [
         (await route.call(owner, {})).text
         for route in routes_of(app)

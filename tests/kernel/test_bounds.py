@@ -1,4 +1,4 @@
-"""What no request may do: wait for ever, or join more than can be served."""
+"""Requests time out, and are shed beyond the concurrency limit."""
 
 import asyncio
 import socket
@@ -127,7 +127,7 @@ async def test_an_answer_that_is_late_is_an_answer(anonymous: AsyncClient) -> No
 
 
 async def test_a_request_without_an_answer_is_given_up(anonymous: AsyncClient) -> None:
-    for _ in range(3):  # and gives back the only connection
+    for _ in range(3):  # each gives back the only connection
         assert "within 1 s" in unavailable(await anonymous.get("/probe/asleep"))
 
 
@@ -147,7 +147,7 @@ async def test_a_stream_that_stands_still_is_given_up(
     detail = unavailable(await anonymous.post("/probe/slow-and-may-be"))
     assert "no answer" in detail
     assert "within 1 s" not in detail
-    assert (await anonymous.get("/probe/held")).text == "begun\n"  # and is broken off
+    assert (await anonymous.get("/probe/held")).text == "begun\n"  # and is cut off
 
 
 @pytest.mark.parametrize("request_timeout", [30.0])

@@ -1,4 +1,4 @@
-"""The cache, while Redis is gone, frozen or full."""
+"""The cache fails open while Redis is down, frozen or full."""
 
 import asyncio
 import time
@@ -22,7 +22,7 @@ async def test_a_redis_that_fails_is_left_alone_for_a_while(
     redis: Redis, fault: str, app: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PAUSE_SECONDS", 600.0)
-    monkeypatch.setattr(module, "REDIS_TIMEOUT_SECONDS", 2.0)  # for a machine that is busy
+    monkeypatch.setattr(module, "REDIS_TIMEOUT_SECONDS", 2.0)  # long enough for a busy machine
     cache, lines, before = open_cache(redis.url), captured_log(), failures()
     await cache.set("known", b"1", expire=60)
     await inflict(redis, fault)

@@ -1,4 +1,4 @@
-"""Every error is a problem (RFC 9457), says what is wrong, and nothing of the inside."""
+"""Every error is a problem document (RFC 9457) that reveals nothing internal."""
 
 import json
 import re
@@ -26,14 +26,14 @@ probe = APIRouter(prefix="/probe", tags=["probe"])
 
 @probe.get("/unforeseen")
 async def unforeseen() -> None:
-    """Fails as only a bug can."""
+    """Raises an unexpected exception, as a bug does."""
     password = SECRET  # a local variable, which a traceback may show
     raise RuntimeError(f"a bug with {len(password)} letters")
 
 
 @probe.get("/bad-statement")
 async def bad_statement(session: ReadSession) -> None:
-    """Sends the database what it cannot take."""
+    """Sends a statement that the database rejects."""
     await session.fetch(text("SELECT :secret, CAST('no number' AS integer)"), {"secret": SECRET})
 
 
@@ -49,7 +49,7 @@ async def app(settings: Settings) -> AsyncIterator[FastAPI]:
 
 
 async def in_pieces(body: bytes) -> AsyncIterator[bytes]:
-    """A body that is sent without its length."""
+    """Yields the body in chunks, so that it is sent without `Content-Length`."""
     for start in range(0, len(body), 100_000):
         yield body[start : start + 100_000]
 

@@ -1,4 +1,4 @@
-"""The test kit itself: clients of every kind, budgets of queries, bodies, mail, time and waits."""
+"""The test kit: clients, query budgets, table ownership, bodies, mail, log, time and waits."""
 
 import asyncio
 from collections.abc import Mapping
@@ -97,7 +97,7 @@ async def deleted(session: OrmSession):
     ],
 )
 async def test_who_writes_to_a_neighbours_table_is_named(settings: Settings, name: str) -> None:
-    """Also where only the commit writes, behind the handler."""
+    """Also if only the commit writes, after the handler has returned."""
     code: dict[str, Any] = {"__name__": "features.items.handlers", "change": sqlalchemy.update}
     code |= {
         "Thing": User,

@@ -1,4 +1,4 @@
-"""Rate limits, while the Redis that shares them is frozen."""
+"""Rate limits are counted in the process while the shared Redis is frozen."""
 
 import time
 
@@ -11,14 +11,14 @@ from shared.testing import Redis
 from tests.kernel.test_cache import failures
 from tests.probing import captured_log
 
-PAUSE_SECONDS = 600.0  # longer than the test, however slow the machine is
+PAUSE_SECONDS = 600.0  # longer than the test takes on any machine
 
 
 async def test_a_frozen_redis_slows_one_request_and_limits_nothing_away(
     redis: Redis, app: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "PAUSE_SECONDS", PAUSE_SECONDS)
-    monkeypatch.setattr(limits, "REDIS_TIMEOUT_SECONDS", 2.0)  # for a machine that is busy
+    monkeypatch.setattr(limits, "REDIS_TIMEOUT_SECONDS", 2.0)  # long enough for a busy machine
     limiter, limit = Limiter(redis.url, enabled=True), new_limit("probe", "5/minute")
     await limiter.hit(limit, "ada")
     lines, before = captured_log(), failures()

@@ -1,4 +1,4 @@
-"""Pages of a table whose columns and filters have names that paging might want for itself."""
+"""Paging works if columns and filters have names that its own statements use."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -37,7 +37,7 @@ class OrderQuery(PageQuery):
 
 @pytest.fixture
 async def database(settings: Settings, database_url: str) -> AsyncIterator[Database]:
-    """Five orders: each column has ten times the id, but `rows`, which is 1 or 2."""
+    """Five orders: each column holds ten times the id, except `rows`, which is 1 or 2."""
     connection = await asyncpg.connect(database_url)
     columns = ", ".join(f'"{name}" integer' for name in NAMES)
     await connection.execute(f"CREATE TABLE orders (id integer, {columns})")

@@ -1,4 +1,4 @@
-"""What surrounds every request: its id, its headers, and its line in the log."""
+"""Every request has an id, security and CORS headers, and a line in the log."""
 
 import json
 from collections.abc import AsyncIterator, Mapping
@@ -23,7 +23,7 @@ probe = APIRouter(prefix="/probe", tags=["probe"])
 
 @probe.get("/unforeseen")
 async def unforeseen() -> None:
-    """Fails as only a bug can."""
+    """Raises an unexpected exception, as a bug does."""
     raise RuntimeError("a bug")
 
 
@@ -152,7 +152,7 @@ async def test_a_status_is_logged_as_a_number(
 
 
 def use_the_api(client: httpx.Client) -> list[str]:
-    """Registers, fails to, signs in, fails to; returns what must stay secret."""
+    """Registers and signs in, also with failures; returns what must not be logged."""
     wrong = "another password that nobody may read"
     account = {"email": "ada@example.com", "password": PASSWORD}
     client.post("/users", json=account)

@@ -1,4 +1,4 @@
-"""What the API document says of a type that features share is what is accepted."""
+"""Shared types accept exactly what the API document says they accept."""
 
 from datetime import UTC, datetime, timedelta, timezone
 

@@ -1,4 +1,4 @@
-"""The unit of work of a request: a 2xx means committed, and trouble is told, not waited out."""
+"""The sessions of a request: a 2xx means committed; failures and long waits get an error."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -56,7 +56,7 @@ probe = APIRouter(prefix="/probe", tags=["probe"])
 
 
 async def run(session: Writing | AsyncSession, sql: str) -> Sequence[Any]:
-    """The rows of a statement, sent as sessions of this kind send them."""
+    """Executes a statement the way this kind of session does, and returns its rows."""
     if isinstance(session, Writing):
         return await session.fetch(text(sql))
     result = await (await session.connection()).execute(text(sql))
@@ -68,12 +68,12 @@ async def past_sqlalchemy(session: Writing | AsyncSession) -> Writing:
 
 
 def writing_probe(kind: Any) -> APIRouter:
-    """What writes, by sessions of this kind."""
+    """Returns routes that write in sessions of this kind."""
     probe = APIRouter()
 
     @probe.post("/rows/{table}", status_code=201)
     async def insert(table: str, session: kind, failing: str | None = None) -> str:
-        """Adds a row; the constraint is checked when the transaction commits."""
+        """Adds a row; the deferred constraint is checked at commit."""
         await run(session, f"INSERT INTO {table} VALUES (1)")
         if failing:
             raise FAILURES[failing][0]
@@ -81,7 +81,7 @@ def writing_probe(kind: Any) -> APIRouter:
 
     @probe.post("/swallow")
     async def swallow(session: kind) -> str:
-        """Does not mind that a statement fails."""
+        """Ignores the failure of a statement."""
         await run(session, "INSERT INTO mapped VALUES (1)")
         with suppress(PostgresError, DBAPIError):
             await run(session, "SELECT 1 / 0")
@@ -89,12 +89,12 @@ def writing_probe(kind: Any) -> APIRouter:
 
     @probe.post("/slow")
     async def slow(session: kind) -> None:
-        """Takes longer than any statement may."""
+        """Runs a statement that exceeds the statement timeout."""
         await (await past_sqlalchemy(session)).fetch(text("SELECT pg_sleep(60)"))
 
     @probe.post("/standing-still")
     async def standing_still(session: kind, url: str) -> None:
-        """Does nothing until the server has ended its connection."""
+        """Leaves its transaction idle until the server closes the connection."""
         [[pid]] = await run(session, "INSERT INTO mapped VALUES (1) RETURNING pg_backend_pid()")
 
         async def ended() -> bool:
@@ -108,7 +108,7 @@ def writing_probe(kind: Any) -> APIRouter:
         [[pid]] = await run(session, "SELECT pg_backend_pid()")
         await run(session, "INSERT INTO mapped VALUES (1)")
         await execute(url, f"SELECT pg_terminate_backend({pid}, 10000)")
-        # asyncpg has likely read then what the server said; the answer is the same if it has not.
+        # By then asyncpg has probably read the server's error; if not, the response is the same.
         await asyncio.sleep(0.1)
         if copy:
             await (await past_sqlalchemy(session)).copy("mapped", ["id"], [(2,)])
@@ -123,43 +123,43 @@ for name, kind in KINDS.items():
 
 @probe.post("/at-once")
 async def at_once(session: WriteSession) -> None:
-    """Sends two statements on one connection."""
+    """Sends two statements at once on one connection."""
     await asyncio.gather(*(session.fetch(text("SELECT pg_sleep(0.1)")) for _ in range(2)))
 
 
 @probe.post("/both")
 async def both(_writing: WriteSession, _orm: OrmSession) -> None:
-    """Writes in two transactions."""
+    """Asks for two write transactions."""
 
 
 @probe.post("/rows-read")
 async def insert_reading(session: ReadSession) -> None:
-    """Writes where it may only read."""
+    """Tries to write in a read-only session."""
     await session.fetch(text("INSERT INTO mapped VALUES (1)"))
 
 
 @probe.post("/rows-snapshot")
 async def insert_in_snapshot(session: Snapshot) -> None:
-    """Writes where it may only read."""
+    """Tries to write in a read-only session."""
     async for _ in session.batches(text("INSERT INTO mapped VALUES (1) RETURNING id"), {}, 1):
         pass
 
 
 @probe.get("/slow")
 async def slow(session: ReadSession) -> None:
-    """Takes longer than any statement may."""
+    """Runs a statement that exceeds the statement timeout."""
     await session.fetch(text("SELECT pg_sleep(60)"))
 
 
 class Gate:
-    """Holds whoever comes in until it is opened."""
+    """Holds requests until it is opened."""
 
     def __init__(self) -> None:
         self.entered = asyncio.Semaphore(0)
         self.opened = asyncio.Event()
 
     async def have_entered(self, count: int) -> None:
-        """Returns once so many are held."""
+        """Waits until `count` requests are held."""
         async with within(30, f"{count} requests that hold a connection"):
             for _ in range(count):
                 await self.entered.acquire()
@@ -167,7 +167,7 @@ class Gate:
 
 @pytest.fixture
 def bounds() -> dict[str, float]:
-    """Settings that a test makes so short that it exceeds them."""
+    """Timeouts that a test overrides with values so short that it exceeds them."""
     return {}
 
 
@@ -207,7 +207,7 @@ async def app(settings: Settings, gate: Gate) -> AsyncIterator[FastAPI]:
 
     @router.get("/probe/held-stream", tags=["probe"])
     async def held_stream(_: Snapshot) -> None:
-        """Holds a place for a stream."""
+        """Holds a stream slot."""
         gate.entered.release()
         await gate.opened.wait()
 
@@ -263,7 +263,7 @@ async def test_a_commit_that_fails_unforeseen_is_never_a_success(
 async def test_what_goes_on_after_a_failure_is_no_success(
     anonymous: AsyncClient, database_url: str
 ) -> None:
-    """PostgreSQL commits nothing then, and says so in other words than by an error."""
+    """PostgreSQL then answers COMMIT with `ROLLBACK`, which is not an error."""
     problem(await anonymous.post("/probe/write/swallow"), 500)
     assert await count(database_url) == 0
     assert (await anonymous.post("/probe/write/rows/mapped")).status_code == 201
@@ -327,7 +327,7 @@ async def test_a_statement_that_takes_too_long_is_cut_off(anonymous: AsyncClient
 async def test_a_transaction_that_stands_still_is_ended_with_its_locks(
     settings: Settings, app: FastAPI, database_url: str, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """That of a process that hangs, for one."""
+    """For example that of a process that hangs."""
     monkeypatch.setattr(database, "STANDSTILL_SECONDS", 0.2)
     async with app_with(settings, probe) as impatient, connect(impatient) as client:
         answer = await client.post(f"/probe/{kind}/standing-still", params={"url": database_url})
@@ -336,7 +336,7 @@ async def test_a_transaction_that_stands_still_is_ended_with_its_locks(
 
 
 async def test_the_server_looks_after_clients_that_say_nothing(app: FastAPI) -> None:
-    """Else it would keep the sessions, and the locks, of one that lost its power, for hours."""
+    """Without TCP keepalive, a client that lost power keeps its session and locks for hours."""
     shown = text("SELECT current_setting('tcp_keepalives_idle') AS seconds")
     async with writing(database_of(app)) as session:
         assert [row.seconds for row in await session.fetch(shown)] == ["30"]
@@ -402,7 +402,7 @@ async def test_connections_that_the_server_has_closed_cost_no_request(
 async def test_connections_that_end_as_soon_as_they_are_made(
     app: FastAPI, anonymous: AsyncClient, kind: str
 ) -> None:
-    """As those to a server that is dying."""
+    """As those to a server that is crashing."""
 
     def end(connection: Any, _record: object) -> None:
         connection.driver_connection.terminate()
@@ -450,8 +450,10 @@ async def test_a_connection_is_not_used_again_once_a_statement_was_given_up(
 async def test_a_copy_to_a_server_that_has_said_goodbye(
     settings: Settings, app: FastAPI, database_url: str, kind: str
 ) -> None:
-    """Its last words have come, but not yet the end of the connection: asyncpg can then neither
-    copy nor roll back."""
+    """The server's final error has arrived, but the connection is not closed yet.
+
+    asyncpg can then neither copy nor roll back.
+    """
     url = make_url(database_url)
     assert url.port
     proxy = Proxy(target=url.port, holds=True)

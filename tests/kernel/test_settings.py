@@ -1,4 +1,4 @@
-"""A wrong setting stops the start with a line that names it."""
+"""An invalid setting stops the start with one line that names it."""
 
 import os
 from pathlib import Path
@@ -17,7 +17,7 @@ from shared.testing import Server, run_command
 def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in [name for name in os.environ if name.startswith("APP_")]:
         monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)  # out of reach of a developer's .env
+    monkeypatch.chdir(tmp_path)  # so that the developer's .env is not read
 
 
 KEY = "a secret for tests, 32 bytes or more"

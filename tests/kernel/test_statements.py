@@ -1,4 +1,4 @@
-"""Statements that asyncpg sends itself are what they are when SQLAlchemy sends them."""
+"""Statements that are sent directly by asyncpg behave as if SQLAlchemy sent them."""
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -45,7 +45,7 @@ async def database(settings: Settings, database_url: str) -> AsyncIterator[Datab
 
 
 async def test_what_sqlalchemy_does_with_values_is_done(database: Database) -> None:
-    """Defaults that are made here, and types that change what is sent."""
+    """Applies defaults that Python computes, and types that convert the values sent."""
     async with writing(database) as session:
         [made] = await session.fetch(insert(PARCELS).returning(PARCELS), {"contents": {"mugs": 2}})
         assert dict(made) == {"id": 7, "weight": 1, "contents": {"mugs": 2}}

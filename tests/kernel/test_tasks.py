@@ -1,4 +1,4 @@
-"""Background tasks: what happens when one fails, and when they are told to stop."""
+"""Background tasks that fail, are cancelled, or are woken by a notification."""
 
 import asyncio
 
@@ -17,7 +17,7 @@ WHERE datname = current_database() AND query LIKE 'LISTEN%'
 
 
 async def test_a_task_that_fails_while_it_is_cancelled_stops_all_the_same(app: FastAPI) -> None:
-    """As when the database dies first: to roll back fails, and takes the cancellation's place."""
+    """As when the database stops first: the error of the rollback replaces the cancellation."""
     begun = asyncio.Event()
 
     async def fail_to_roll_back(_app: FastAPI) -> int:
@@ -60,7 +60,7 @@ async def test_a_notification_wakes_a_task_also_after_the_connection_was_lost(
     connection = await asyncpg.connect(database_url)
     async with within(30, "a batch for each notification"), running(app, [task], drain):
         for _ in range(2):
-            await batches.get()  # at the start, then once it listens
+            await batches.get()  # one at the start, one once it listens
         for statement in ("NOTIFY probe", END_THE_LISTENER, "NOTIFY probe"):
             await connection.execute(statement)
             await batches.get()

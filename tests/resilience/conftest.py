@@ -1,4 +1,4 @@
-"""One stack for all faults: PostgreSQL behind a proxy, Redis, an embedding endpoint, the API."""
+"""One stack for all tests: PostgreSQL behind a proxy, Redis, an embedding endpoint, the API."""
 
 import asyncio
 import sys
@@ -28,7 +28,11 @@ TABLE = pytest.StashKey[list[str]]()
 
 @dataclass
 class Stack:
-    """What the tests break. `postgres_runs` and `api_runs` stop it, and start it again."""
+    """The servers that the tests break.
+
+    Closing `postgres_runs` or `api_runs` stops the servers in it; `start_postgres` and `start_api`
+    start them again.
+    """
 
     postgres: Postgres
     proxy: Proxy
@@ -49,7 +53,7 @@ class Stack:
         return self.settings["database_url"]
 
     async def start_postgres(self) -> None:
-        """Starts it, at another port than before, and leads the proxy there."""
+        """Starts PostgreSQL at a new port, and points the proxy to it."""
         await asyncio.to_thread(self.postgres_runs.enter_context, self.postgres.running())
         self.proxy.target = self.postgres.server.port
 

@@ -1,4 +1,4 @@
-"""An embeddings endpoint on loopback that fails in the ways that real ones do."""
+"""An embedding endpoint on loopback that fails as real ones do."""
 
 import asyncio
 import socket
@@ -18,9 +18,10 @@ DIMENSION = 16
 
 @dataclass
 class Endpoint:
-    """`fault`: None, `slow`, `hang`, `429`, `500`, `dimension` or `truncated`.
+    """Answers embedding requests, or fails as `fault` says.
 
-    `callers` are the credentials of all who have called.
+    `fault` is None, `slow`, `hang`, `429`, `500`, `dimension` or `truncated`. `callers` holds the
+    `Authorization` headers of all requests.
     """
 
     url: str = ""
@@ -34,7 +35,7 @@ class Endpoint:
             case "slow":
                 await asyncio.sleep(0.5)
             case "hang":
-                while self.fault == "hang":  # noqa: ASYNC110  # until the test has it answer
+                while self.fault == "hang":  # noqa: ASYNC110  # until the test ends the fault
                     await asyncio.sleep(0.05)
             case "429" | "500":
                 return JSONResponse({"error": "told to fail"}, int(self.fault))

@@ -1,4 +1,4 @@
-"""Clients that write and search all the while, and remember what they were told."""
+"""Clients that write and search during a fault, and record the responses."""
 
 import asyncio
 import json
@@ -33,7 +33,10 @@ WHERE users.email = $1
 
 @dataclass
 class Load:
-    """What the clients of one account saw. A write is one title, or those of one import."""
+    """The requests of the clients of one account, and the responses.
+
+    A write is a tuple of titles: one for a POST, several for an import.
+    """
 
     addresses: Sequence[str]
     email: str = field(default_factory=lambda: f"{secrets.token_hex(6)}@example.com")
@@ -41,9 +44,9 @@ class Load:
     attempted: list[tuple[str, ...]] = field(default_factory=list)
     acknowledged: list[tuple[str, ...]] = field(default_factory=list)
     answers: Counter[int] = field(default_factory=Counter)
-    """By status; 0 where there was none."""
+    """The number of responses by status; 0 stands for no response."""
     refusals: list[str] = field(default_factory=list)
-    """What was said instead of a 2xx."""
+    """The bodies of responses other than 2xx, and transport errors."""
     degraded: int = 0
     latencies: list[float] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
@@ -64,11 +67,14 @@ class Load:
         self.headers["Authorization"] = f"Bearer {granted.json()['access_token']}"
 
     def heal(self) -> None:
-        """Says that the fault is over: from now on it is recovery."""
+        """Marks the end of the fault.
+
+        `recovery` is the time in seconds from here to the next acknowledged write.
+        """
         self.healed, self.recovery = time.monotonic(), 0
 
     async def goes_on(self, writes: int = 30) -> None:
-        """Returns when so many further writes have been acknowledged."""
+        """Waits until so many more writes have been acknowledged."""
         goal = len(self.acknowledged) + writes
         await eventually(
             lambda: len(self.acknowledged) >= goal,
@@ -77,14 +83,14 @@ class Load:
         )
 
     async def fails(self) -> None:
-        """Returns when the clients have begun to feel the fault."""
+        """Waits until a request of the clients fails."""
         before = self.failed
         await eventually(
             lambda: self.failed > before, "a request that fails by the fault", WITHIN_SECONDS
         )
 
     async def run(self, number: int) -> None:
-        """One client: it writes, searches, and sends again, by the same key, what failed."""
+        """Runs one client: it writes and searches, and retries failed writes with the same keys."""
         turn = number
         async with httpx.AsyncClient(
             headers=self.headers, timeout=CLIENT_TIMEOUT_SECONDS
@@ -155,7 +161,10 @@ class Load:
 
 @asynccontextmanager
 async def under_load(*addresses: str, clients: int = CLIENTS) -> AsyncIterator[Load]:
-    """Load of a new account until the block ends; it has begun when the block does."""
+    """Runs clients of a new account until the block ends.
+
+    The block begins once their first 30 writes have been acknowledged.
+    """
     load = Load(addresses)
     await load.sign_up()
     load.started = time.monotonic()
@@ -174,7 +183,11 @@ async def under_load(*addresses: str, clients: int = CLIENTS) -> AsyncIterator[L
 
 
 async def audit(load: Load, database_url: str) -> None:
-    """Every acknowledged write is there once; an import is there whole or not; all is indexed."""
+    """Fails unless each acknowledged write is stored exactly once.
+
+    Also fails if an import is stored in part, if an item does not get indexed, or if there was a
+    500.
+    """
     acknowledged = {title for titles in load.acknowledged for title in titles}
     attempted = {title for titles in load.attempted for title in titles}
     rows = await _once_indexed(load.email, database_url)

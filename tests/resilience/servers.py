@@ -1,4 +1,4 @@
-"""Servers that a test may kill, freeze and move: PostgreSQL, and the way to it."""
+"""Servers that a test can kill, freeze and move: PostgreSQL, and a proxy in front of it."""
 
 import asyncio
 import os
@@ -11,25 +11,29 @@ from pathlib import Path
 
 from shared.embedded import EmbeddedServer, embedded_postgres, ensure_database
 
-# A killed process loses nothing that it handed to the kernel, so what is durable stays durable.
+# Killing a process loses nothing that it has handed to the operating system, so what PostgreSQL
+# has made durable stays durable without full-page writes.
 SETTINGS = {"shared_buffers": "64MB", "max_connections": "60", "full_page_writes": "off"}
 
 
 @dataclass
 class Postgres:
-    """A server of the suite's own. Each start is at another port: a `Proxy` stands before it."""
+    """A PostgreSQL server for this suite. Each start uses another port, behind a `Proxy`."""
 
     folder: Path
     server: EmbeddedServer = field(init=False)
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Starts the server, which recovers from whatever was done to it, and stops it."""
+        """Runs the server during the block; when it starts, it recovers from a crash."""
         with embedded_postgres(self.folder, SETTINGS) as self.server:
             yield
 
     def processes(self) -> list[int]:
-        """The postmaster, then its children: a signal must reach each, as they have sessions."""
+        """Returns the ids of the postmaster and its children.
+
+        Each must get its own signal, because each has its own session in the operating system.
+        """
         home = self.folder if (self.folder / "data").exists() else self.folder / "server"
         postmaster = int((home / "data" / "postmaster.pid").read_text().split()[0])
         children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text()
@@ -50,9 +54,10 @@ def postgres_folder() -> Iterator[Path]:
 
 @dataclass
 class Proxy:
-    """A fixed address before a server that moves: what a load balancer or a DNS name is.
+    """A fixed address in front of a server that moves, like a load balancer or a DNS name.
 
-    With `holds`, it does not tell that one side has closed a connection."""
+    With `holds`, it does not tell one side that the other has closed the connection.
+    """
 
     port: int = 0
     target: int = 0
@@ -90,7 +95,7 @@ class Proxy:
         self._silent.discard(sink)
 
     def fall_silent(self) -> None:
-        """The server's sessions are gone, and whoever is connected does not hear of it."""
+        """Ends the connections to the server; those to the clients stay open and silent."""
         self._silent |= self._streams
         for back in self._to_server:
             back.transport.abort()
@@ -102,7 +107,7 @@ class Proxy:
 
 
 async def database_of(postgres: Postgres, proxy: Proxy) -> str:
-    """Makes the database, and returns its URL by way of the proxy."""
+    """Creates the database, and returns its URL through the proxy."""
     await ensure_database(postgres.server, "faults")
     proxy.target = postgres.server.port
     return EmbeddedServer(proxy.port, postgres.server.password).url("faults")

@@ -1,4 +1,4 @@
-"""Clients that misbehave, and more of them than can be served."""
+"""Clients misbehave, or send more requests than can be served."""
 
 import asyncio
 import re
@@ -26,10 +26,10 @@ pytestmark = [
     pytest.mark.verify,
 ]
 SOCKETS = 200
-CONCURRENCY = 16  # more at once get no more done, on two cores
+CONCURRENCY = 16  # more would not raise the throughput on two cores
 OVERLOAD = 3
 OVERLOAD_SECONDS = 30.0 if LONG else 3.0
-MIN_GOODPUT = 0.8 if LONG else 0.1  # a shared machine may be another one a second later
+MIN_GOODPUT = 0.8 if LONG else 0.1  # the speed of a shared machine varies
 MAX_GROWTH_MB = 100
 RECOVERY_SECONDS = 5.0
 GIGABYTE = 1_000_000_000
@@ -47,7 +47,7 @@ async def test_half_open_and_slow_connections_do_not_stop_the_others(
             for number, connection in enumerate(held[: SOCKETS // 2]):
                 connection.sendall(b"POST /items HTTP/1.1\r\nHost: slow\r\nX-Slow: %d" % number)
             for connection in held[: SOCKETS // 2]:
-                connection.sendall(b"0")  # slowloris: a byte now and then
+                connection.sendall(b"0")  # slowloris: one byte at a time
             for connection in held[::3]:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
                 connection.close()
@@ -103,7 +103,7 @@ async def test_a_body_of_a_gigabyte_is_refused_and_never_held(stack: Stack, repo
     async with under_load(stack.address) as load:
         headers = load.headers | {"Content-Type": "application/json"}
         async with httpx.AsyncClient(base_url=stack.address, headers=headers, timeout=30) as client:
-            with suppress(httpx.WriteError):  # closed on us while we were still sending
+            with suppress(httpx.WriteError):  # the server closed while we were still sending
                 answer = await client.post("/items", content=gigabyte())
                 assert answer.status_code == 413
         load.heal()
@@ -115,7 +115,7 @@ async def test_a_body_of_a_gigabyte_is_refused_and_never_held(stack: Stack, repo
 
 
 def _peak_memory(api: Served) -> int:
-    """The most that the API has held so far, in bytes."""
+    """Returns the API's peak memory so far, in bytes."""
     status = Path(f"/proc/{api.process.pid}/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
@@ -158,16 +158,16 @@ async def _signed_up(api: Served) -> Load:
 
 
 class Wire:
-    """Writes past httpx, which would take more of the machine than the service does."""
+    """Writes over raw sockets: httpx would use more of the machine than the service does."""
 
     def __init__(self, load: Load) -> None:
         self.load, self.url = load, httpx.URL(load.addresses[0])
         self.retry_after: list[bytes | None] = []
-        """What each refusal said."""
+        """The `Retry-After` header of each refusal."""
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def write(self) -> bool:
-        """Whether one write was acknowledged; if not, it is not sent again."""
+        """Sends one write, and returns whether it was acknowledged; does not retry."""
         title, started = secrets.token_hex(8), time.monotonic()
         self.load.attempted.append((title,))
         async with within(CLIENT_TIMEOUT_SECONDS, "the answer to a write"):
@@ -182,8 +182,10 @@ class Wire:
         return status == 201
 
     async def _post(self, body: str, key: str) -> bytes:
-        """The head of the answer, over a connection that nobody waits at. One that was closed while
-        it was idle answers nothing, and another one is taken."""
+        """Sends a POST over an idle or a new connection, and returns the head of the response.
+
+        If the server closed a connection while it was idle, tries the next one.
+        """
         headers = self.load.headers | {"Host": self.url.host, "Idempotency-Key": key}
         headers |= {"Content-Type": "application/json", "Content-Length": str(len(body))}
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
@@ -210,7 +212,7 @@ def _value(head: bytes, name: bytes) -> bytes | None:
 
 
 async def _as_much_as_can_be(load: Load) -> None:
-    """A closed loop: so many clients as may be served at once, each as fast as it is answered."""
+    """Runs a closed loop: `CONCURRENCY` clients, each of which writes again once it is answered."""
 
     wire = Wire(load)
 
@@ -225,8 +227,10 @@ async def _as_much_as_can_be(load: Load) -> None:
 
 
 async def _at_a_rate(load: Load, per_second: float) -> list[bytes | None]:
-    """An open loop: requests begin at this rate, whether those before were answered or not.
-    Returns what each refusal said in `Retry-After`."""
+    """Runs an open loop: starts requests at this rate, whether earlier ones were answered or not.
+
+    Returns the `Retry-After` header of each refusal.
+    """
     wire = Wire(load)
     async with asyncio.TaskGroup() as group:
         load.started = time.monotonic()

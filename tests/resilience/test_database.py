@@ -1,4 +1,4 @@
-"""PostgreSQL is killed, frozen, full and moved while clients write."""
+"""PostgreSQL is killed, is frozen, fails over, or runs out of disk while clients write."""
 
 import asyncio
 import os
@@ -43,7 +43,7 @@ async def test_a_postgresql_that_was_frozen_is_used_again(stack: Stack, report: 
     async with under_load(stack.address) as load:
         stack.postgres.signal(signal.SIGSTOP)
         try:
-            await asyncio.sleep(FROZEN_SECONDS)  # the fault itself lasts so long
+            await asyncio.sleep(FROZEN_SECONDS)  # the duration of the fault
         finally:
             stack.postgres.signal(signal.SIGCONT)
         load.heal()
@@ -52,7 +52,7 @@ async def test_a_postgresql_that_was_frozen_is_used_again(stack: Stack, report: 
     report(f"PostgreSQL frozen for {FROZEN_SECONDS:.0f} s", load)
 
 
-@pytest.mark.long  # it waits for the grace of requests to end
+@pytest.mark.long  # waits for the grace period of requests to end
 async def test_an_api_ends_although_postgresql_is_frozen(stack: Stack) -> None:
     api = await stack.start_api()
     async with under_load(api.address):
@@ -67,7 +67,7 @@ async def test_an_api_ends_although_postgresql_is_frozen(stack: Stack) -> None:
 async def test_a_postgresql_that_vanishes_without_a_word_is_given_up(
     stack: Stack, report: Report
 ) -> None:
-    """Its machine loses power, and another takes its address: no connection is ever closed."""
+    """Its machine loses power, and another takes over its address: no connection is closed."""
     way = Proxy(target=stack.proxy.target)
     listener = await way.start()
     url = stack.database_url.replace(f":{stack.proxy.port}/", f":{way.port}/")
@@ -93,7 +93,7 @@ async def test_postgresql_without_a_free_connection_is_an_outage_that_ends(
     async with under_load(stack.address) as load:
         try:
             taken.append(await asyncpg.connect(stack.database_url))
-            for _ in range(3):  # the API is quick to connect again
+            for _ in range(3):  # the API reconnects quickly
                 await taken[0].execute(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                     " WHERE application_name = 'tessera'"
@@ -140,7 +140,7 @@ async def test_a_full_disk_is_an_outage_that_ends(
         await connection.execute("ALTER TABLE items SET TABLESPACE small")
         async with under_load(stack.address) as load:
             filler = small_disk / "filler"
-            with suppress(OSError), filler.open("wb") as file:  # until nothing more fits
+            with suppress(OSError), filler.open("wb") as file:  # until the disk is full
                 while True:
                     file.write(bytes(8192))
                     file.flush()
@@ -151,7 +151,7 @@ async def test_a_full_disk_is_an_outage_that_ends(
         await audit(load, stack.database_url)
     finally:
         await connection.execute("ALTER TABLE items SET TABLESPACE pg_default")
-        await connection.execute("CHECKPOINT")  # what was moved away is unlinked by it
+        await connection.execute("CHECKPOINT")  # unlinks the files of the moved table
         await connection.execute("DROP TABLESPACE IF EXISTS small")
         await connection.close()
     report("Disk full", load)

@@ -1,4 +1,4 @@
-"""The embedding endpoint fails in every way: search degrades, and nothing is lost."""
+"""However the embedding endpoint fails, search degrades and no write is lost."""
 
 import pytest
 

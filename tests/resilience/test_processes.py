@@ -29,7 +29,7 @@ async def test_two_of_three_killed_replicas_lose_no_acknowledged_write(
         async with under_load(*(api.address for api in (*stack.apis, *others))) as load:
             for killed in (stack.apis[0], others[0]):
                 kill(killed)
-            await load.goes_on()  # what is left carries the load
+            await load.goes_on()  # the remaining replica serves the load
             stack.apis[0] = await stack.start_api(int(stack.address.rsplit(":", 1)[1]))
             load.heal()
             await load.goes_on()
@@ -43,7 +43,7 @@ async def test_two_of_three_killed_replicas_lose_no_acknowledged_write(
 async def test_workers_killed_in_mid_batch_leave_every_item_indexed(
     stack: Stack, report: Report
 ) -> None:
-    stack.endpoint.fault = "slow"  # long enough to be killed in
+    stack.endpoint.fault = "slow"  # so that the worker can be killed during a batch
     try:
         async with under_load(stack.address) as load:
             for _ in range(KILLS):
@@ -57,7 +57,7 @@ async def test_workers_killed_in_mid_batch_leave_every_item_indexed(
 
 
 async def _killed_in_mid_batch(stack: Stack) -> None:
-    key = secrets.token_hex(8)  # by which the endpoint knows this worker
+    key = secrets.token_hex(8)  # identifies this worker to the endpoint
     settings = stack.settings | {"embedding_api_key": key}
     worker = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "app", "worker", cwd=ROOT, env=environment(settings)
@@ -87,7 +87,7 @@ async def test_redis_is_not_missed(stack: Stack, report: Report, fault: str) -> 
             case "frozen":
                 stack.redis.freeze()
                 try:
-                    await asyncio.sleep(FROZEN_SECONDS)  # the fault itself lasts so long
+                    await asyncio.sleep(FROZEN_SECONDS)  # the duration of the fault
                     await load.goes_on()
                 finally:
                     stack.redis.thaw()
