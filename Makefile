@@ -26,7 +26,7 @@ $(VENV)/.ready: requirements-dev.lock
 run: setup ## The API on http://127.0.0.1:8000 (PORT=9000 for another), with database and demo
 	@PORT=$(PORT) exec $(BIN)/python -m app serve --until-parent-exits
 
-test: setup ## The whole suite, or one feature's alone: make test feature=items, or changed=origin/main
+test: setup ## Every quick test; feature=items for one feature's alone, changed=origin/main for what a branch affects
 ifdef changed
 	@affected=$$($(BIN)/python -m app affected $(changed)) || exit; \
 	echo "affected by the change since $(changed): $${affected:-nothing}"; \
@@ -40,7 +40,7 @@ else
 endif
 
 verify: setup ## What takes long: features alone, deletion, merge, scaffold, faults, containers; args=long for longer
-	@VERIFY=$(filter long,$(args)) $(BIN)/python -m pytest -n 2 --verify $(filter-out long,$(args))
+	@VERIFY=$(filter long,$(args)) exec $(BIN)/python -m pytest -n 2 --verify $(filter-out long,$(args))
 
 check: setup ## Format, lint, types, slice boundaries, migrations, workflows
 	@$(BIN)/ruff format --check .

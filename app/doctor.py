@@ -120,7 +120,7 @@ async def _examine(app: FastAPI, settings: Settings) -> list[Finding]:
 def _branch(revisions: ScriptDirectory, feature: Feature) -> Finding | None:
     """What is wrong with the revisions of a feature: no branch, or one that forks."""
     heads = _heads(revisions, feature)
-    if len(heads) == 1:
+    if len(heads) == 1 or (not heads and feature.name not in owners().values()):
         return None
     state = f"{len(heads)} heads, {', '.join(heads)}; let one follow the other" if heads else "none"
     return Finding(f"migrations of {feature.name}", state, well=False)

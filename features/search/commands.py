@@ -11,7 +11,7 @@ from features.search.settings import SearchSettings
 from shared.commands import run_with_database
 from shared.database import Database
 from shared.errors import Unavailable
-from shared.settings import load_settings
+from shared.settings import Settings, load_feature_settings, load_settings
 
 commands = typer.Typer()
 console = Console(stderr=True)
@@ -31,7 +31,7 @@ def reindex_command() -> None:
 
 
 async def _reindex(database: Database) -> tuple[Model, int]:
-    settings = load_settings(SearchSettings)
+    settings = load_feature_settings(SearchSettings, load_settings(Settings))
     async with open_engine(settings, redis_url=None) as engine:
         model = engine.embedders.configured
         embedder = engine.embedders.get(model)

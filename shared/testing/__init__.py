@@ -76,7 +76,9 @@ __all__ = [
 LONG = os.environ.get("VERIFY") == "long"
 """Whether tests that repeat faults run their long version: `make verify args=long`."""
 
-OURS = ("APP_", "OTEL_", "SENTRY_", "CELERY_")
+SETTING_PREFIXES = ("APP_", "OTEL_", "SENTRY_", "CELERY_", "PG")
+OTHER_SETTINGS = ("HOST", "PORT", "WEB_CONCURRENCY", "FORCE_COLOR", "NO_COLOR", "COLUMNS")
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 SERVER_URL = "APP_TEST_DATABASE_URL"
 SERVER = pytest.StashKey[Server]()
 FEATURES = pytest.StashKey[tuple[Feature, ...]]()
@@ -106,14 +108,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def forget_environment() -> None:
-    """Removes the developer's settings from the environment, so that no test depends on them.
+    """Removes the developer's settings from the environment, so that no test depends on them:
+    also those of libpq, of HTTP proxies and of terminals.
 
     Sets `APP_ENV=test`, with which this process, and those that tests start, do not read `.env`.
     """
-    for name in [name for name in os.environ if name.startswith(OURS) and name != SERVER_URL]:
-        del os.environ[name]
-    for name in ("HOST", "PORT", "WEB_CONCURRENCY"):
-        os.environ.pop(name, None)
+    for name in list(os.environ):
+        if name == SERVER_URL:
+            continue
+        if name.startswith(SETTING_PREFIXES) or name.upper() in (*OTHER_SETTINGS, *PROXIES):
+            del os.environ[name]
     os.environ["APP_ENV"] = "test"
 
 
@@ -208,6 +212,8 @@ async def app(settings: Settings, pytestconfig: pytest.Config) -> AsyncIterator[
     counts = pytestconfig.stash.get(COUNTS, None)
     middleware = [counts.middleware] if counts else []
     app = application(settings, _features(pytestconfig), middleware)
+    routes = list(app.routes)
     with watched(app), counts.counting() if counts else nullcontext():
         async with app.router.lifespan_context(app):
             yield app
+    assert app.routes == routes, "tests share the application's routes: make one with `create_app`"

@@ -32,10 +32,12 @@ def application(
             _made[key].add_middleware(each)
     else:
         prepare(_made[key], settings, features, run_tasks=False)
+        _made[key].dependency_overrides = {}
+        _made[key].openapi_schema = None
     return _made[key]
 
 
 def _key(settings: Settings, features: Sequence[Feature]) -> object:
     given = {name: value for name, value in settings if name not in DATABASES}
-    variables = sorted(item for item in os.environ.items() if item[0].startswith("APP_"))
+    variables = sorted(os.environ.items())
     return tuple(given.items()), tuple(variables), tuple(feature.name for feature in features)

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 FOLDERS = ("app", "features", "migrations", "shared")
-NUMBERED = re.compile(r"pg_\w*advisory\w*\(\s*(?!CAST\(:|:|\$|\?|\))", re.I)
-"""An advisory lock in SQL whose key is neither a bound parameter nor an f-string field.
+LOCK_IN_SQL = re.compile(r"pg_\w*advisory\w*\(\s*([^)\s]*)", re.I)
+"""A call of PostgreSQL's advisory lock functions, and the beginning of its argument."""
 
-`_locks` replaces f-string fields by question marks.
-"""
-NAMING, BOUND = "advisory_lock", "bindparam"
+NAMED = "<name>"
+BOUND_PARAMETER = re.compile(r"CAST\(:|:|\$", re.I)
 
 
 def check_locks(root: Path) -> tuple[int, list[str]]:
@@ -24,7 +23,7 @@ def check_locks(root: Path) -> tuple[int, list[str]]:
                 continue
             for line, name in _locks(ast.parse(path.read_text())):
                 found += 1
-                owner = place.parts[1] if place.parts[0] == "features" else "shared"
+                owner = _owner_of(place)
                 if name is None:
                     violations.append(f"{place}:{line} takes a lock by a number")
                 elif not name.startswith(f"{owner}."):
@@ -32,27 +31,62 @@ def check_locks(root: Path) -> tuple[int, list[str]]:
     return found, violations
 
 
+def _owner_of(place: Path) -> str:
+    is_a_features = place.parts[0] in {"features", "migrations"} and len(place.parts) > 2
+    return place.parts[1] if is_a_features else "shared"
+
+
 def _locks(tree: ast.AST) -> Iterator[tuple[int, str | None]]:
-    """Yields the line and the name of each lock; the name is None if the lock has a number."""
-    inside: set[ast.AST] = set()
-    for node in ast.walk(tree):
+    """Yields the line and the name of each lock; the name is None if the lock has a number.
+
+    A bound parameter may have any value, so its module must call `advisory_lock` somewhere.
+    """
+    nodes = list(ast.walk(tree))
+    binds_names = any(_is_named(node) for node in nodes)
+    in_f_strings = {
+        part for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values
+    }
+    for node in nodes:
         match node:
-            case ast.Call(func=ast.Name(id="advisory_lock"), args=[ast.Constant(str(name)), *_]):
+            case ast.Call(args=[ast.Constant(str(name)), *_]) if _is_named(node):
                 yield node.lineno, name
-            case ast.Call(func=ast.Name(id="advisory_lock")):
+            case ast.Call() if _is_named(node):
                 yield node.lineno, None
             case ast.Call(func=ast.Attribute(attr=name), args=[key, *_]) if "advisory" in name:
-                if not _is_named(key):
+                if not (_is_named(key) or (_is_bound(key) and binds_names)):
                     yield node.lineno, None
             case ast.JoinedStr(values=parts):
-                inside.update(parts)
-                text = "".join(str(p.value) if isinstance(p, ast.Constant) else "?" for p in parts)
-                if NUMBERED.search(text):
+                if _has_a_number("".join(map(_text_of, parts)), binds_names=binds_names):
                     yield node.lineno, None
-            case ast.Constant(value=str(text)) if node not in inside and NUMBERED.search(text):
-                yield node.lineno, None
+            case ast.Constant(value=str(text)) if node not in in_f_strings:
+                if _has_a_number(text, binds_names=binds_names):
+                    yield node.lineno, None
 
 
-def _is_named(key: ast.AST) -> bool:
-    names = {NAMING, BOUND}
-    return isinstance(key, ast.Call) and isinstance(key.func, ast.Name) and key.func.id in names
+def _has_a_number(sql: str, *, binds_names: bool) -> bool:
+    """Whether the SQL takes a lock by anything but a name."""
+    return any(
+        key and key != NAMED and not (BOUND_PARAMETER.match(key) and binds_names)
+        for key in LOCK_IN_SQL.findall(sql)
+    )
+
+
+def _text_of(part: ast.expr) -> str:
+    """Returns a part of an f-string, with `NAMED` for a call of `advisory_lock`."""
+    if isinstance(part, ast.Constant):
+        return str(part.value)
+    return NAMED if isinstance(part, ast.FormattedValue) and _is_named(part.value) else "?"
+
+
+def _is_named(node: ast.AST) -> bool:
+    return _is_call_of("advisory_lock", node)
+
+
+def _is_bound(node: ast.AST) -> bool:
+    return _is_call_of("bindparam", node)
+
+
+def _is_call_of(function: str, node: ast.AST) -> bool:
+    return (
+        isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == function
+    )

@@ -149,6 +149,14 @@ def test_each_advisory_lock_that_could_meet_anothers_is_caught(copy: Path) -> No
         "features/users/tokens.py": """
             name = f"SELECT pg_advisory_lock({advisory_lock('items.import')})"
             hashed = "SELECT pg_advisory_xact_lock(hashtext('items'))"
+            KEY = 7_265_002
+            constant = f"SELECT pg_advisory_xact_lock({KEY})"
+        """,
+        "features/users/limits.py": """
+            bound = "SELECT pg_advisory_xact_lock(:key)", {"key": 7_265_002}
+        """,
+        "migrations/items/0001_items.py": """
+            backfill = f"SELECT pg_advisory_lock({advisory_lock('items.backfill')})"
         """,
         "shared/cache.py": """
             good = func.pg_advisory_lock(advisory_lock("shared.cache", key))
@@ -161,7 +169,9 @@ def test_each_advisory_lock_that_could_meet_anothers_is_caught(copy: Path) -> No
     said = " ".join(lint(copy, LOCKS).split())
     assert f"{LOCKS} BROKEN" in said
     assert said.count("features/items/demo.py:") == 2
-    assert said.count("takes a lock by a number") == 3
+    assert said.count("takes a lock by a number") == 5
+    assert "features/users/limits.py:" in said
+    assert "migrations/items" not in said
     assert "names a lock 'items.import', not 'users.…'" in said
     assert "shared/cache.py" not in said
 

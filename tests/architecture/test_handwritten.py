@@ -100,6 +100,11 @@ def test_a_route_alone_is_a_feature(code: Path, server: Server) -> None:
     make(code, "test", "feature=probes", "args=-n0", database=server.admin_url)
 
 
+def test_doctor_finds_nothing_wrong(code: Path, migrated_url: str) -> None:
+    done = run_app(code, "doctor", database=migrated_url)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_the_checks_pass(code: Path, server: Server) -> None:
     make(code, "check", database=server.admin_url)
 

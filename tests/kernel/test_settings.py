@@ -1,6 +1,8 @@
 """An invalid setting stops the start with one line that names it."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from app.main import create_app
 from shared.features import Feature, find_features
 from shared.settings import ConfigurationError, FeatureSettings, Settings, load_settings
 from shared.testing import Server, run_command
+from tests.serving import ROOT, environment
 
 
 @pytest.fixture(autouse=True)
@@ -129,6 +132,23 @@ def test_a_command_with_a_wrong_value_ends_with_one_line(command: str) -> None:
     ended = run_command(command, APP_DATABASE_POOL_SIZE="many")
 
     assert ended.exit_code == 1
+    assert ended.stderr.startswith("error: APP_DATABASE_POOL_SIZE: Input should be a valid int")
+    assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.verify
+def test_a_server_with_a_wrong_value_does_not_start() -> None:
+    wrong = {"database_url": "postgresql://host/db", "database_pool_size": "many"}
+    ended = subprocess.run(
+        [sys.executable, "-m", "app", "serve"],
+        cwd=ROOT,
+        env=environment(wrong),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert ended.returncode == 1
     assert ended.stderr.startswith("error: APP_DATABASE_POOL_SIZE: Input should be a valid int")
     assert ended.stderr.count("\n") == 1
 
