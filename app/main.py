@@ -146,7 +146,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 def _performer(settings: Settings) -> Perform:
     if settings.task_queue == "inline":
         return drain
-    from app.messages import send  # imports Celery, which only this setting needs
+    from app.messages import send  # imports Celery, which is optional
 
     return send
 

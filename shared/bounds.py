@@ -51,7 +51,7 @@ class BoundsMiddleware:
 
         async def send_at_leisure(message: Message) -> None:
             nonlocal begun
-            if not begun or message.get("more_body"):  # not for the last chunk
+            if not begun or message.get("more_body"):  # the last chunk needs no more time
                 _move(deadline)
             begun = True
             await send(message)

@@ -29,7 +29,7 @@ def open_cache(redis_url: str | None) -> Cache:
         cache.setup(
             redis_url,
             middlewares=(_pausing(),),
-            suppress=False,  # with True, cashews logs a traceback for each command
+            suppress=False,  # with True, cashews logs a traceback for each failed command
             socket_timeout=REDIS_TIMEOUT_SECONDS,
             socket_connect_timeout=REDIS_TIMEOUT_SECONDS,
             wait_for_connection_timeout=REDIS_TIMEOUT_SECONDS,

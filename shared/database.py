@@ -42,8 +42,8 @@ KEEPALIVE: Mapping[str, str] = {
     "tcp_keepalives_interval": "10",
     "tcp_keepalives_count": "3",
 }
-"""Within a minute, not hours, detects a client that vanished without closing its connections: the
-server then releases its locks."""
+"""Lets the server detect within a minute, not hours, a client that vanished without closing its
+connections, and release its locks."""
 STANDSTILL_SECONDS = 300.0  # the longest time a transaction may be idle
 
 
@@ -201,7 +201,7 @@ def _part_if_stuck(context: ExceptionContext) -> None:
 
 
 def database_of(app: FastAPI) -> Database:
-    """The database of a running application."""
+    """Returns the database of a running application."""
     database: Database = app.state.database
     return database
 

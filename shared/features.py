@@ -34,7 +34,7 @@ class Feature:
         scopes: its permissions, each with a sentence for the documentation.
         constraints: the problem to answer with when a constraint is violated, by constraint name.
         authenticator: turns bearer tokens into principals, for every feature.
-        settings: its settings class, which is read once, at start; `settings_of` returns it.
+        settings: its settings class, read once, at start; `settings_of` returns the values.
         lifespan: opens its resources at start and closes them at the end; it may set `app.state`.
         tasks: its background tasks.
         commands: its commands of `python -m app`.

@@ -99,7 +99,7 @@ def _registry() -> CollectorRegistry:
 class Processes(MultiProcessCollector):
     """Collects the metrics that several processes have written to the files of one folder.
 
-    The counters of a process that has ended stay; its gauges of what is in use are removed.
+    The counters of a process that has ended stay; its gauges of connections in use are removed.
     """
 
     def collect(self) -> Iterable[Metric]:

@@ -62,7 +62,7 @@ class ReadPool:
 
     `bounds` is the first statement of each transaction. It is set behind a pooler in transaction
     mode, where no setting outlasts a transaction: each statement then runs in a transaction, and
-    prepared statements are not cached.
+    prepared statements have no names and are not cached.
     """
 
     def __init__(

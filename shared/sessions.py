@@ -124,8 +124,10 @@ def _connection(
 async def _connection_to_either(
     database: Database, request: Request | None, *, snapshot: bool
 ) -> AsyncIterator[Connection]:
-    """Connects to the replica if this request may read from it, and else, or if that fails, to the
-    primary."""
+    """Connects to the replica, or to the primary.
+
+    It uses the primary if the client has just written, or if the replica cannot be reached.
+    """
     async with AsyncExitStack() as stack:
         connection: Connection | None = None
         if await _reads_replica(database, request):

@@ -11,7 +11,7 @@ from sqlmodel import Field, SQLModel
 from sqlmodel.main import default_registry
 from uuid_utils.compat import uuid7
 
-# A constraint's name has its table and columns, so that errors can name what was violated.
+# A constraint's name has its table and columns, so that a violation can be put into words.
 SQLModel.metadata.naming_convention = {
     "pk": "pk_%(table_name)s",
     "fk": "fk_%(table_name)s_%(column_0_N_name)s",

@@ -40,6 +40,7 @@ async def unit_of_work(connection: Connection, begin: str) -> AsyncIterator[Writ
     Raises:
         Unavailable: the connection is lost.
         PostgresError: the commit fails.
+        RuntimeError: a statement failed and its error was suppressed.
     """
     try:
         await connection.execute(begin)

@@ -38,7 +38,7 @@ def _watch(home: Home, users: IO[str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(  # noqa: S603
         [sys.executable, "-I", "-S", watcher.__file__, users.name, home.data],
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,  # a reader of ours would wait for it too
+        stdout=subprocess.DEVNULL,  # else readers of our output would wait for the watcher
         stderr=subprocess.DEVNULL,
         cwd="/",
         start_new_session=True,  # Ctrl-C does not reach it

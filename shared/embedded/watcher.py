@@ -19,8 +19,8 @@ PROC = Path("/proc")
 def main(users: str, data: str) -> None:
     """Waits until no user holds the lock, then stops the server.
 
-    Linux frees the lock of a user that is killed. A user that comes while the server stops waits
-    for the lock, and then starts another server.
+    The operating system frees the lock of a user that is killed. A user that comes while the
+    server stops waits for the lock, and then starts another server.
     """
     if _stand_in():
         with open(users, "a+") as file:

@@ -14,7 +14,7 @@ from alembic.script import Script
 
 OLDEST_POSTGRES = "17.0"
 # Rules of style, not of safety, or solved elsewhere: revisions set lock_timeout themselves, and
-# have no statement timeout, as a change of a large table may take long.
+# need no statement timeout, as a change of a large table may take long.
 IGNORED = (
     "require-statement-timeout",
     "prefer-text-field",
@@ -26,7 +26,7 @@ IGNORED = (
 
 
 def unsafe_operations(script: Script) -> list[str]:
-    """Returns what is unsafe on a live table in a revision's upgrade: each line and the reason.
+    """Returns the operations of an upgrade that are unsafe on a live table, with the reasons.
 
     A revision accepts a rule on purpose with `ACCEPTED = ("ban-drop-column",)` and a reason.
     """
