@@ -3,6 +3,6 @@ import sys
 
 from app.cli import cli
 
-# Process 1 of a container ignores a signal that it does not handle.
+# Process 1 of a container ignores a signal for which it has no handler.
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 cli()

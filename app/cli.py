@@ -1,4 +1,4 @@
-"""`python -m app`: the commands of the kernel, and those that features bring along."""
+"""`python -m app`: the commands of the kernel and of the features."""
 
 import asyncio
 import json
@@ -106,7 +106,10 @@ def worker(
 
 
 async def _run_until_stopped(app: FastAPI, own: list[Task]) -> None:
-    """Runs the tasks of the application, and those that no other process can do for this one."""
+    """Runs the application's tasks until SIGINT or SIGTERM.
+
+    `own` are the tasks that only this process can do, such as its heartbeat.
+    """
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):

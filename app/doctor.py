@@ -1,4 +1,4 @@
-"""`python -m app doctor`: the slices as a table, and what is wrong with the installation."""
+"""`python -m app doctor`: lists the features, and checks the installation."""
 
 import asyncio
 import platform
@@ -37,7 +37,7 @@ commands = typer.Typer()
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at: how it is, and whether that is well."""
+    """The result of one check: the subject, its state, and whether that is fine."""
 
     subject: str
     state: str
@@ -61,7 +61,7 @@ def doctor() -> None:
 
 
 def slices(features: Sequence[Feature]) -> Table:
-    """Each feature with what it depends on and what it brings along."""
+    """Returns a table of the features: dependencies, tables, routes, settings and migrations."""
     table = Table("feature", "", "", box=SIMPLE_HEAD)
     revisions, owner_of = load_revisions(), owners()
     for feature in features:
@@ -118,7 +118,7 @@ async def _examine(app: FastAPI, settings: Settings) -> list[Finding]:
 
 
 def _branch(revisions: ScriptDirectory, feature: Feature) -> Finding | None:
-    """What is wrong with the revisions of a feature: no branch, or one that forks."""
+    """Returns a finding if a feature's migrations have no head or several, else None."""
     heads = _heads(revisions, feature)
     if len(heads) == 1 or (not heads and feature.name not in owners().values()):
         return None
@@ -151,11 +151,11 @@ async def _server(of: str, url: str, revisions: ScriptDirectory) -> list[Finding
 
 
 async def _start(app: FastAPI, feature: Feature) -> Finding:
-    """Whether what the feature opens at start, like a model, can be opened."""
+    """Checks that a feature can open its resources, such as a model."""
     try:
         async with feature.lifespan(app) if feature.lifespan else nullcontext():
             return Finding(feature.name, "starts")
-    except Exception as error:  # of whatever kind: this is what is looked for
+    except Exception as error:  # of any kind: it is the finding
         return Finding(feature.name, f"does not start: {type(error).__name__}: {error}", well=False)
 
 

@@ -1,4 +1,4 @@
-"""Puts the kernel and the features together."""
+"""Builds the application from the kernel and the features."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -49,9 +49,9 @@ def create_app(
     *,
     run_tasks: bool = True,
 ) -> FastAPI:
-    """The whole application: the kernel and the features, by default all that are on disk.
+    """Creates the application: the kernel and the features, by default all that are on disk.
 
-    With `run_tasks`, its background work runs in this process as long as it does.
+    With `run_tasks`, its background tasks run in this process.
 
     Raises:
         ConfigurationError: a setting is missing or wrong.
@@ -97,7 +97,7 @@ def create_app(
 def prepare(
     app: FastAPI, settings: Settings, features: Sequence[Feature], *, run_tasks: bool
 ) -> None:
-    """Sets up the log, and what the application holds beside its routes, before it starts.
+    """Configures logging and Sentry, and fills `app.state`, before the application starts.
 
     Raises:
         ConfigurationError: a setting of a feature is missing or wrong.
@@ -120,7 +120,7 @@ def prepare(
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Opens what the application needs, in order, and closes it in reverse."""
+    """Opens the resources of the application in order, and closes them in reverse."""
     settings: Settings = app.state.settings
     features: Sequence[Feature] = app.state.features
     if settings.database_url is None:
@@ -146,12 +146,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 def _performer(settings: Settings) -> Perform:
     if settings.task_queue == "inline":
         return drain
-    from app.messages import send  # and with it Celery, which nobody else has to have
+    from app.messages import send  # imports Celery, which is optional
 
     return send
 
 
 def background_tasks(features: Sequence[Feature]) -> list[Task]:
-    """The tasks of the kernel and of the features."""
+    """Returns the tasks of the kernel and of the features."""
     kernel = (forget_expired_keys, deliver_mail, forget_parked_mail)
     return [*kernel, *chain(*(feature.tasks for feature in features))]

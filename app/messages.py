@@ -1,11 +1,12 @@
-"""Messages by Celery and Redis, with `APP_TASK_QUEUE=celery`: one says which task to look at.
+"""Messages over Celery and Redis, with `APP_TASK_QUEUE=celery`. A message names a task to run.
 
-What is to be done stands in PostgreSQL. The API's processes, and `python -m app worker`, send a
-message when a NOTIFY says so and every so often anyway: a Redis that loses every one delays work,
-and loses none.
+The work itself is in PostgreSQL. The API's processes, and `python -m app worker`, send a message
+on each NOTIFY, and at a regular interval as well: a Redis that loses every message delays work, but
+loses none.
 
-A message is one batch, and whoever has done something sends the next. Each task has a queue of
-its own name, and workers take from them in turn: so mail waits for no backlog of another kind.
+A message stands for one batch; a worker that has processed rows sends the next one. Each task has a
+queue with its name, and workers take from the queues in turn, so mail does not wait for the backlog
+of another task.
 """
 
 import asyncio
@@ -27,9 +28,9 @@ from shared.settings import Settings, load_settings
 from shared.tasks import Task
 from shared.telemetry import tracer
 
-PAUSE_SECONDS = 0.2  # between two messages of a process for one task, however much is written
+PAUSE_SECONDS = 0.2  # between two messages of a process for one task, at least
 REDIS_TIMEOUT_SECONDS = 1.0
-START_SECONDS = 60.0  # for a process to start; 4 would be Celery's own choice, for far less
+START_SECONDS = 60.0  # for a process to start; Celery's default of 4 suits far less code
 
 log = structlog.get_logger(__name__)
 url = load_settings(Settings).redis_url
@@ -45,8 +46,8 @@ celery = Celery(
     broker=url,
     broker_connection_retry_on_startup=True,
     broker_transport_options={
-        # A message is a hint, so none is acknowledged; and a worker that holds some when Redis
-        # goes away would die on putting them back (kombu 5.7).
+        # A message is only a hint, so it needs no acknowledgement. With acknowledgements, a worker
+        # that holds messages when Redis goes away would die while returning them (kombu 5.7).
         "ack_emulation": False,
         "socket_timeout": REDIS_TIMEOUT_SECONDS,
         "socket_connect_timeout": REDIS_TIMEOUT_SECONDS,
@@ -59,14 +60,16 @@ celery = Celery(
 
 
 async def send(_app: FastAPI, task: Task) -> None:
-    """Has some worker look at a task."""
+    """Sends a message for a task, then pauses, so that a process does not send too many."""
     await asyncio.to_thread(send_message, task)
     await asyncio.sleep(PAUSE_SECONDS)
 
 
 def send_message(task: Task) -> None:
-    """Leaves a message that says which task to look at, unless one waits to be read already.
-    One that is lost is no loss: within the task's period there will be another."""
+    """Sends a message that names a task, unless one is already waiting in the queue.
+
+    A lost message loses no work: another one follows within the task's interval.
+    """
     try:
         if redis.llen(task.name):
             return

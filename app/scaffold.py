@@ -1,4 +1,4 @@
-"""The commands for those who build: a new feature, and a change of its tables."""
+"""The commands for developers: a new feature, and a change of its tables."""
 
 import importlib
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ def new_feature(
     singular: Annotated[str | None, typer.Option(help="One of them, where it is not plain")] = None,
 ) -> None:
     """Write a new feature: a private resource with its tests and its first migration."""
-    from shared.scaffold.generating import write_feature  # its libraries are for development only
+    from shared.scaffold.generating import write_feature  # it needs development dependencies
 
     with plain_errors():
         settings = load_settings(Settings)

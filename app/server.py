@@ -1,7 +1,7 @@
-"""The HTTP server: a listening socket, uvicorn in one process or several, a word when ready.
+"""The HTTP server: a listening socket, and uvicorn in one process or several.
 
-A process that stops hears out everybody whose connection the kernel has made: a proxy that has
-sent a POST on one may not send it again.
+Drain: a process that stops first accepts and serves the connections in the listen backlog, since a
+proxy that has sent a POST on one may not send it again.
 """
 
 import asyncio
@@ -30,14 +30,15 @@ from shared.settings import ConfigurationError
 from shared.supervision import exit_with_parent
 
 START_TIMEOUT_SECONDS = 60
-HUNG_SECONDS = 10  # a worker process that does not answer its first one for so long is replaced
+HUNG_SECONDS = 10  # a worker that does not answer the supervisor for so long is replaced
 LINGER_SECONDS = 1.0
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """
+    """Returns a socket that is bound to the address and that child processes inherit.
+
     Raises:
-        ConfigurationError: the port is taken or may not be used.
+        ConfigurationError: the port is taken, or we may not use it.
     """
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -55,9 +56,12 @@ OnReady = Callable[[], None]
 
 
 class Connection(HttpToolsProtocol):
-    """A connection that is closed a while after the process began to stop, and not at once:
-    what was sent on it may not have been read yet. And one that does not wait for ever for a
-    client that takes nothing of its answer."""
+    """An HTTP connection that lingers when the process stops, and aborts when the client stalls.
+
+    It closes `LINGER_SECONDS` after the process began to stop, as a request may have been sent on
+    it that we have not read yet. It aborts when the client has accepted no bytes of the response
+    for `IDLE_SECONDS`.
+    """
 
     stalled: asyncio.TimerHandle
 
@@ -84,8 +88,10 @@ class Connection(HttpToolsProtocol):
 
 
 class LastCall:
-    """A listening server of asyncio that, before it closes, accepts who waits to be accepted:
-    the kernel would reset them."""
+    """A listening asyncio server that accepts the listen backlog before it closes.
+
+    The operating system would reset these connections.
+    """
 
     def __init__(
         self,
@@ -123,17 +129,20 @@ def _accept_all(listener: socket.socket) -> list[socket.socket]:
 
 
 class Loop(uvloop.Loop):
-    """uvloop, whose servers give everybody a last call, and find the process ready."""
+    """A uvloop event loop whose servers drain the listen backlog (`LastCall`).
+
+    Before the server starts, it takes all existing objects out of garbage collection.
+    """
 
     async def create_server(self, connect: Any, *, sock: Any, **options: Any) -> Any:  # type: ignore[override]
         gc.collect()
-        gc.freeze()  # modules, models and routes stay: to walk them again and again finds nothing
+        gc.freeze()  # modules, models and routes live on: to scan them finds no garbage
         server = await super().create_server(connect, sock=sock, **options)
         return LastCall(server, sock, connect)
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that says when it is ready to answer."""
+    """A uvicorn server that calls `on_ready` once it can answer."""
 
     app: FastAPI
     on_ready: OnReady
@@ -146,8 +155,8 @@ class Server(uvicorn.Server):
 
 
 class Workers(Multiprocess):
-    """Several processes that answer on one socket; one that dies is replaced, and SIGHUP replaces
-    each in turn."""
+    """Several processes that serve one socket. One that dies is replaced; SIGHUP replaces each in
+    turn."""
 
     on_ready: OnReady
 
@@ -157,7 +166,7 @@ class Workers(Multiprocess):
             self.on_ready()
 
     def restart_all(self) -> None:
-        # uvicorn gives a new process no more time to start than an old one has to answer.
+        # uvicorn gives a new process only as long to start as a running one has to answer.
         self.config.timeout_worker_healthcheck = START_TIMEOUT_SECONDS
         try:
             super().restart_all()
@@ -170,14 +179,14 @@ class Workers(Multiprocess):
             sys.exit(STARTUP_FAILURE)
 
     def terminate_all(self) -> None:
-        # As long as one process has it, the kernel goes on making connections for all of them.
+        # While one process has the socket open, the operating system accepts new connections on it.
         for listener in self.sockets:
             listener.close()
         super().terminate_all()
 
 
 def serve(app: FastAPI, listener: socket.socket, on_ready: OnReady) -> None:
-    """Serves until SIGINT or SIGTERM; requests under way are finished first."""
+    """Serves until SIGINT or SIGTERM, and finishes the requests in progress."""
     server = Server(_config(app))
     server.app, server.on_ready = app, on_ready
     server.run(sockets=[listener])
@@ -186,11 +195,11 @@ def serve(app: FastAPI, listener: socket.socket, on_ready: OnReady) -> None:
 def serve_with_workers(
     listener: socket.socket, workers: int, on_ready: OnReady, factory: str = "app.server:worker"
 ) -> None:
-    """Serves with so many processes, whose settings come from the environment."""
+    """Serves with several processes, which read their settings from the environment."""
     supervisor = Workers(_config(factory, factory=True, workers=workers), [listener])
     supervisor.on_ready = on_ready
     with TemporaryDirectory(prefix="tessera-metrics-") as folder:
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # each process answers for all of them
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # each process reports the metrics of all
         supervisor.run()
 
 
@@ -202,7 +211,7 @@ def _config(app: FastAPI | str, **options: Any) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=False,  # the application believes the proxies that its settings name
+        proxy_headers=False,  # the application itself trusts the proxies in its settings
         timeout_graceful_shutdown=10,
         timeout_worker_healthcheck=HUNG_SECONDS,
         **options,
@@ -210,7 +219,7 @@ def _config(app: FastAPI | str, **options: Any) -> uvicorn.Config:
 
 
 def worker() -> FastAPI:
-    """The application of one process of several, which must not outlive the first."""
+    """Creates the application of one of several processes, which exits with its supervisor."""
     parent = parent_process()
     exit_with_parent(parent.pid if parent else None)
     app = create_app()
@@ -219,9 +228,11 @@ def worker() -> FastAPI:
 
 
 def drain_on_sigterm(app: FastAPI) -> None:
-    """From SIGTERM on `/readyz` answers 503, and everything else is served for as long as
-    `APP_SHUTDOWN_DELAY` says: so long load balancers may take to look elsewhere. Then the
-    handler that was there before, uvicorn's, gets the signal."""
+    """Delays the stop after SIGTERM, so that load balancers can take this process out of rotation.
+
+    From SIGTERM on, `/readyz` answers 503; all other requests are served for another
+    `APP_SHUTDOWN_DELAY` seconds. Then the previous handler, uvicorn's, gets the signal.
+    """
     loop = asyncio.get_running_loop()
     stop = signal.getsignal(signal.SIGTERM)
     delay: float = app.state.settings.shutdown_delay

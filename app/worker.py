@@ -1,7 +1,7 @@
 """Background work on Celery, with `APP_TASK_QUEUE=celery`: `celery -A app.worker worker`.
 
 Any number of workers may run, each with as many processes as `--concurrency` says. With
-`APP_METRICS_PORT` the first process of a worker tells what all of them count.
+`APP_METRICS_PORT` the first process of a worker serves the metrics of all its processes.
 """
 
 import logging
@@ -26,7 +26,8 @@ from shared.settings import Settings, load_settings
 
 metrics_port = load_settings(Settings).metrics_port
 if metrics_port:
-    # Whether to count in files is decided once, when the first counter is declared: by an import.
+    # prometheus-client decides once whether to count in files, when the first counter is declared:
+    # so set the folder before the imports below, which declare counters.
     counted = TemporaryDirectory(prefix="tessera-metrics-")
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = counted.name
 
@@ -40,7 +41,7 @@ from shared.telemetry import tracer  # noqa: E402
 
 
 class WorkerProcess:
-    """The application of one worker process, on an event loop in a thread of its own."""
+    """The application of one worker process, on an event loop in a separate thread."""
 
     app: FastAPI
     portal: BlockingPortal
@@ -59,8 +60,11 @@ class WorkerProcess:
 
 
 def drain_by_name(name: str, trace: Mapping[str, str]) -> None:
-    """Does a batch of what waits for one task; nothing, if this version does not know it.
-    `trace` joins it to the trace of who has sent the message."""
+    """Processes one batch of the named task, and sends a message for the next batch.
+
+    Does nothing for a task that this version does not know. `trace` is the trace context of the
+    sender, which this batch continues.
+    """
     for task in process.app.state.tasks:
         if task.name == name and _drain_batch(task, extract(trace)):
             send_message(task)
@@ -78,14 +82,14 @@ def _drain_batch(task: Task, context: Context) -> int:
 
 
 def show_metrics(**_: object) -> None:
-    """In the first process: those of the pool begin later."""
+    """Serves the metrics from the first process; those of the pool start later."""
     if metrics_port:
         with plain_errors():
             serve_metrics(metrics_port)
 
 
 def set_up_logging(**_: object) -> None:
-    """Celery leaves logging alone where somebody listens to its signal."""
+    """Configures logging. Celery does not configure it if its signal has a receiver."""
     configure_logging(load_settings(Settings))
     for per_message in ("celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(per_message).setLevel(logging.WARNING)

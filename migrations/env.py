@@ -1,4 +1,7 @@
-"""Runs migrations on asyncpg, one process at a time. The models are found as features are."""
+"""Runs migrations with asyncpg, one process at a time.
+
+`find_features()` imports the models.
+"""
 
 import asyncio
 
@@ -32,7 +35,7 @@ async def run() -> None:
     engine = new_engine(context.config.attributes["url"], {})
     async with engine.connect() as connection:
         await connection.execute(ONE_MIGRATOR)
-        await connection.commit()  # the lock belongs to the session and outlives this
+        await connection.commit()  # a session-level lock outlives the transaction
         await connection.run_sync(migrate)
         await connection.commit()
     await engine.dispose()

@@ -1,1 +1,1 @@
-"""The kernel: what every feature stands on, and no feature itself."""
+"""The kernel: the code that all features share. It depends on no feature."""

@@ -1,6 +1,6 @@
-"""Which features a change can affect: its own, and all that depend on them.
+"""Finds the features that a change can affect: those it changes, and all that depend on them.
 
-The cheap tests across features run after any change, prose too: see the Makefile.
+The cheap tests across features run after any change, prose included: see the Makefile.
 """
 
 import subprocess
@@ -14,7 +14,7 @@ PROSE = {".md", ".txt"}
 
 
 def changed_files(base: str) -> list[str]:
-    """The files that differ from the commit where this branch left `base`, new ones included.
+    """Returns the files that differ from the merge base with `base`, untracked files included.
 
     Raises:
         FeatureError: git does not know `base`.
@@ -26,7 +26,7 @@ def changed_files(base: str) -> list[str]:
 
 
 def affected_by(files: Iterable[str], features: Sequence[Feature]) -> list[str] | None:
-    """The features whose suites must run, dependencies first; None means the whole suite."""
+    """Returns the features whose suites must run, dependencies first; None means all suites."""
     names = {feature.name for feature in features}
     affected = set()
     for path in map(PurePosixPath, files):
@@ -34,10 +34,10 @@ def affected_by(files: Iterable[str], features: Sequence[Feature]) -> list[str] 
             continue
         if len(path.parts) < 3 or path.parts[0] not in {"features", "migrations"}:
             return None
-        if path.parts[1] not in names:  # the kernel's own migrations, or a feature that is gone
+        if path.parts[1] not in names:  # the kernel's own migrations, or a removed feature
             return None
         affected.add(path.parts[1])
-    for feature in features:  # dependencies come first, so one pass finds all that follow
+    for feature in features:  # dependencies come first, so one pass finds all dependents
         if affected & set(feature.depends_on):
             affected.add(feature.name)
     return [feature.name for feature in features if feature.name in affected]
@@ -45,7 +45,7 @@ def affected_by(files: Iterable[str], features: Sequence[Feature]) -> list[str] 
 
 def _git(*arguments: str) -> list[str]:
     done = subprocess.run(  # noqa: S603
-        ["git", *arguments],  # noqa: S607  # wherever git is
+        ["git", *arguments],  # noqa: S607  # git of the PATH
         cwd=ROOT,
         capture_output=True,
         text=True,

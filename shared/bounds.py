@@ -1,4 +1,4 @@
-"""How much may be under way at once, and for how long."""
+"""Load shedding and deadlines: how many requests run at once, and for how long."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -14,18 +14,20 @@ from shared.errors import RequestTimeout, Unavailable, busy, problem
 from shared.sessions import place_for_stream
 from shared.telemetry import PROBES
 
-IDLE_SECONDS = 30.0  # for so long a client may send or take nothing in the middle of a stream
-STREAM_SECONDS = (
-    1000.0  # for so long a stream may stand still: longer than PostgreSQL lets an import
-)
+IDLE_SECONDS = 30.0  # a client may send or accept nothing for this long in a stream
+STREAM_SECONDS = 1000.0  # a stream may stall for this long; PostgreSQL ends an import sooner
 
 log = structlog.get_logger(__name__)
 EXPIRED = Counter("tessera_requests_expired_total", "Requests given up at their deadline")
 
 
 class BoundsMiddleware:
-    """Refuses at once what could only wait, so that the rest stays fast; and gives up, with
-    503, what has no answer within `seconds`. A stream may take its time, as long as it moves."""
+    """Load shedding and a deadline for each request, probes excepted.
+
+    More than `concurrency` requests at once get 503 immediately, so that the others stay fast. A
+    request without a response after `seconds` gets 503. A stream has no deadline as long as bytes
+    flow: each chunk extends it.
+    """
 
     def __init__(self, app: ASGIApp, concurrency: int, seconds: float) -> None:
         self.app, self.concurrency, self.seconds = app, concurrency, seconds
@@ -49,7 +51,7 @@ class BoundsMiddleware:
 
         async def send_at_leisure(message: Message) -> None:
             nonlocal begun
-            if not begun or message.get("more_body"):  # what is whole has no need of more
+            if not begun or message.get("more_body"):  # the last chunk needs no more time
                 _move(deadline)
             begun = True
             await send(message)
@@ -83,9 +85,10 @@ async def _upload(request: Request) -> AsyncIterator[AsyncIterator[bytes]]:
 async def _while_it_comes(
     pieces: AsyncIterator[bytes], deadline: asyncio.Timeout
 ) -> AsyncIterator[bytes]:
-    """
+    """Yields the chunks of an upload; each read extends the request's deadline.
+
     Raises:
-        RequestTimeout: no piece came for so long.
+        RequestTimeout: no chunk arrives within `IDLE_SECONDS`.
     """
     while True:
         _move(deadline)
@@ -100,7 +103,9 @@ async def _while_it_comes(
 
 
 Upload = Annotated[AsyncIterator[bytes], Depends(_upload, scope="function")]
-"""A body of any length, as it comes. From the first look at it the request may take its time: ask
-the database something before, so that a dead connection is known as soon as anywhere else. Half as
-many uploads as there are connections to write may be under way; one that stands still is given up.
+"""A request body of any length, as a stream of chunks.
+
+Reading it extends the request's deadline. Run a query before, so that a dead database connection is
+noticed as early as in other requests. At most half as many uploads as write connections run at
+once; one that stalls gets 408.
 """

@@ -1,7 +1,7 @@
-"""A cache for what can always be made again: in Redis where it is set, else in this process.
+"""A cache in Redis where it is set, else in this process, for values that can be recomputed.
 
-A Redis that does not answer is a cache that is empty, and is left alone for some seconds:
-nothing fails for it, and only the first to notice waits.
+Fails open: while Redis does not answer, the cache is empty. After a failure a circuit breaker skips
+Redis for 5 seconds, so that later requests do not wait for it.
 """
 
 import time
@@ -12,7 +12,7 @@ from cashews import Cache
 from cashews.exceptions import CacheBackendInteractionError
 from prometheus_client import Counter
 
-ENTRIES = 10_000  # of the cache in this process
+ENTRIES = 10_000  # the size of the cache in this process
 REDIS_TIMEOUT_SECONDS = 0.25
 PAUSE_SECONDS = 5.0
 FAILURES = Counter("tessera_redis_failures_total", "Commands that Redis did not carry out")
@@ -21,7 +21,7 @@ log = structlog.get_logger(__name__)
 
 
 def open_cache(redis_url: str | None) -> Cache:
-    """A cache with `await get(key)` and `await set(key, value, expire=seconds)`; close it."""
+    """Opens a cache with `await get(key)` and `await set(key, value, expire=seconds)`; close it."""
     cache = Cache()
     if redis_url is None:
         cache.setup("mem://", size=ENTRIES)
@@ -29,7 +29,7 @@ def open_cache(redis_url: str | None) -> Cache:
         cache.setup(
             redis_url,
             middlewares=(_pausing(),),
-            suppress=False,  # cashews would log a traceback for each command
+            suppress=False,  # with True, cashews logs a traceback for each failed command
             socket_timeout=REDIS_TIMEOUT_SECONDS,
             socket_connect_timeout=REDIS_TIMEOUT_SECONDS,
             wait_for_connection_timeout=REDIS_TIMEOUT_SECONDS,
@@ -38,7 +38,7 @@ def open_cache(redis_url: str | None) -> Cache:
 
 
 def _pausing() -> Any:
-    """A middleware of cashews that sends no command for a while after one has failed."""
+    """Returns a cashews middleware that is a circuit breaker: after a failure it skips Redis."""
     paused_until = 0.0
 
     async def send(call: Any, _command: object, _backend: object, *given: Any, **named: Any) -> Any:
@@ -48,7 +48,7 @@ def _pausing() -> Any:
                 return await call(*given, **named)
             except CacheBackendInteractionError as error:
                 FAILURES.inc()
-                if time.monotonic() >= paused_until:  # the first of many that have waited
+                if time.monotonic() >= paused_until:  # only the first of concurrent failures
                     log.warning("redis_failed", error=repr(error.__cause__))
                 paused_until = time.monotonic() + PAUSE_SECONDS
         return named.get("default")

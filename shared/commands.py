@@ -1,4 +1,4 @@
-"""What every command of `python -m app` needs: settings, and a database that runs."""
+"""Helpers for the commands of `python -m app`: error messages, and a running database."""
 
 import asyncio
 import sys
@@ -25,14 +25,14 @@ from shared.settings import DATA, ConfigurationError, Settings, load_settings
 
 Answer = TypeVar("Answer")
 BUGS = (DataError, IntegrityConstraintViolationError, PostgresSyntaxError, UndefinedColumnError)
-"""What PostgreSQL says of statements that are wrong: that needs a traceback."""
+"""PostgreSQL's errors for wrong statements: bugs in our code, shown with a traceback."""
 
 DATABASE = "tessera"
 
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Turns what a user can mend into a line each on stderr, and exit status 1."""
+    """Prints errors that the user can fix as plain lines on stderr, and exits with status 1."""
     try:
         yield
     except (ConfigurationError, EmbeddedPostgresError, FeatureError, Problem) as error:
@@ -56,10 +56,10 @@ def _fail(message: str) -> NoReturn:
 
 @contextmanager
 def running_database(settings: Settings) -> Iterator[Settings]:
-    """The settings with a database URL that works.
+    """Yields the settings with the URL of a running database.
 
-    Where none is set, in development, the embedded PostgreSQL under `.data/` is started, or
-    the one that already runs is shared.
+    Where no URL is set, in development, it starts the embedded PostgreSQL under `.data/`, or
+    shares the one that already runs.
     """
     if settings.database_url:
         yield settings
@@ -70,7 +70,7 @@ def running_database(settings: Settings) -> Iterator[Settings]:
 
 
 def run_with_database(work: Callable[[Database], Awaitable[Answer]]) -> Answer:
-    """Runs a command's work with an open database, and tells errors plainly."""
+    """Runs a command's work with an open database; errors are printed by `plain_errors`."""
 
     async def main(settings: Settings, url: str) -> Answer:
         database = open_database(url, settings)

@@ -1,7 +1,7 @@
-"""PostgreSQL: an engine to write, pools to read, and how long anything may take in them.
+"""PostgreSQL: an engine for writes, pools for reads, and the timeouts of both.
 
-Behind a pooler in transaction mode nothing outlasts a transaction: there, each transaction sets
-its own timeouts.
+Behind a pooler in transaction mode no setting outlasts a transaction. There, each transaction
+sets its own timeouts.
 """
 
 import asyncio
@@ -29,32 +29,34 @@ from shared.reading import CONNECT_ERRORS as READ_CONNECT_ERRORS
 from shared.replica import Presence, RecentWriters
 from shared.settings import Settings
 
-# SQLAlchemy wraps only what comes later. It gives up with an InvalidRequestError where a new
-# connection has ended before it could be used.
+# SQLAlchemy wraps asyncpg's errors only after the connect. It raises InvalidRequestError where a
+# new connection is closed before its first use.
 CONNECT_ERRORS = (*READ_CONNECT_ERRORS, InvalidRequestError)
 UNNAMED: Mapping[str, Any] = {
     "prepared_statement_cache_size": 0,
     "prepared_statement_name_func": lambda: "",
 }
-"""What SQLAlchemy is told about prepared statements where a pooler cannot keep them."""
+"""SQLAlchemy's options for prepared statements behind a pooler, which cannot keep them."""
 KEEPALIVE: Mapping[str, str] = {
     "tcp_keepalives_idle": "30",
     "tcp_keepalives_interval": "10",
     "tcp_keepalives_count": "3",
 }
-"""Whoever vanished without closing its connections holds its locks for a minute, not for hours."""
-STANDSTILL_SECONDS = 300.0  # for so long a transaction may have no statement under way
+"""Lets the server detect within a minute, not hours, a client that vanished without closing its
+connections, and release its locks."""
+STANDSTILL_SECONDS = 300.0  # the longest time a transaction may be idle
 
 
 @dataclass(frozen=True)
 class Database:
-    """The engines of one process. `direct_url` is a libpq URL that leads past any pooler.
+    """The engine and the pools of one process.
 
-    `begin` is how write sessions begin their transactions. `read` is the replica's, where one is
-    set; `writers` then read from `read_primary`, and so does everybody while the replica is away.
-    `probe` has a connection of its own, to ask whether PostgreSQL answers however busy the others
-    are. `uploads` and `downloads` are the places for streams, which take their time: fewer than
-    there are connections to write and to read.
+    `direct_url` is a libpq URL that bypasses any pooler. `begin` is the SQL that begins the
+    transaction of a write session. `read` is the replica's pool where one is set; then `writers`
+    read from `read_primary`, and so do all clients while the replica is unreachable. `probe` has a
+    separate connection, to check whether PostgreSQL answers even when the pools are exhausted.
+    `uploads` and `downloads` hold the slots of streams, which last long: half as many as
+    a pool has connections, and at least one.
     """
 
     direct_url: str
@@ -70,12 +72,12 @@ class Database:
 
     @property
     def read_pools(self) -> Mapping[str, ReadPool]:
-        """By name, each once."""
+        """The read pools by name, each once."""
         primary = {"read_primary": self.read_primary} if self.writers else {}
         return {"read": self.read} | primary
 
     async def dispose(self) -> None:
-        """Closes all connections; a server that does not answer is not waited for."""
+        """Closes all connections; does not wait for a server that does not answer."""
         for pool in self.read_pools.values():
             await pool.close()
         for engine in (self.write, self.probe):
@@ -87,8 +89,7 @@ class Database:
 
 
 def open_database(url: str, settings: Settings) -> Database:
-    """Makes the engine and the pools. Connects to nothing: that happens when a session first
-    needs it."""
+    """Creates the engine and the pools. Opens no connection until a session first needs one."""
     replica, lag = settings.database_replica_url, settings.database_replica_lag
     primary = _read_pool(url, settings)
     half = max(1, settings.database_pool_size // 2)
@@ -137,8 +138,10 @@ def _engine(url: str, settings: Settings, size: int) -> AsyncEngine:
 
 
 def _bounds(settings: Settings) -> tuple[dict[str, str], str | None]:
-    """The settings of a connection, and the statement that each transaction begins with: behind a
-    pooler, whose connections have settings that are not ours, the one has what else the other has.
+    """Returns the server settings of a connection, and the first statement of each transaction.
+
+    The timeouts are settings of the connection. Behind a pooler, which shares connections between
+    clients, each transaction sets them.
     """
     own = {"application_name": "tessera"}
     bounds = {
@@ -158,7 +161,7 @@ def new_engine(
     statements: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> AsyncEngine:
-    """An engine for a libpq URL, which asyncpg itself reads: it knows `sslmode` and the like."""
+    """Creates an engine for a libpq URL. asyncpg parses it, as it knows `sslmode` and the like."""
 
     def connection() -> Any:
         dbapi: Any = engine.sync_engine.dialect.dbapi
@@ -182,29 +185,30 @@ def _milliseconds(seconds: float) -> str:
 
 
 def _refuse_closed(connection: Any, record: Any, proxy: Any) -> None:
-    # asyncpg knows of a closed socket without asking: a restart of PostgreSQL costs no
-    # failed request, and a checkout costs no round trip as `pool_pre_ping` would.
+    # asyncpg knows that a socket is closed without asking the server: a restart of PostgreSQL
+    # fails no request, and a checkout costs no round trip, which `pool_pre_ping` would.
     if connection.driver_connection.is_closed():
         raise DisconnectionError
 
 
 def _part_if_stuck(context: ExceptionContext) -> None:
-    # A server that ends says so, and then closes the connection. A COPY between the two leaves
-    # asyncpg amid an operation for ever: then there is no statement that fails, but the rollback.
+    # PostgreSQL announces its shutdown and then closes the connection. A COPY between the two
+    # leaves asyncpg in the middle of an operation for ever, and the rollback fails, not a
+    # statement. Mark the connection as lost, so that the pool discards it.
     original: BaseException = context.original_exception
     if context.statement is None and isinstance(original.__cause__, InterfaceError):
         context.is_disconnect = True
 
 
 def database_of(app: FastAPI) -> Database:
-    """The database of a running application."""
+    """Returns the database of a running application."""
     database: Database = app.state.database
     return database
 
 
 @asynccontextmanager
 async def past_pooler(database: Database) -> AsyncIterator["Connection[Any]"]:
-    """A connection of its own, outside of any pool: for LISTEN, and what else needs a session."""
+    """Opens a connection that bypasses pools and poolers, for LISTEN and other session state."""
     connection = await connect(database.direct_url, timeout=CONNECT_TIMEOUT_SECONDS)
     try:
         yield connection

@@ -1,4 +1,4 @@
-"""A demo account with a catalogue, for a first look at an empty database."""
+"""Demo data for a new database: an account with a catalogue."""
 
 from shared.database import open_database
 from shared.features import find_features
@@ -10,7 +10,7 @@ DEMO_PASSWORD = "demo-password"
 
 
 async def load_demo(settings: Settings) -> None:
-    """Lets each feature add its demo rows, in one transaction, until one has rows already."""
+    """Adds each feature's demo rows in one transaction; stops at a feature that has rows."""
     assert settings.database_url
     database = open_database(settings.database_url, settings)
     try:
@@ -23,7 +23,7 @@ async def load_demo(settings: Settings) -> None:
 
 
 def welcome(address: str) -> str:
-    """What `make run` prints once the API answers."""
+    """Returns the text that `make run` prints once the API answers."""
     return f"""
   Tessera answers at {address}   (documentation: {address}/docs)
   Demo account: {DEMO_EMAIL} with the password {DEMO_PASSWORD}

@@ -1,4 +1,4 @@
-"""The OpenAPI document, made exact, and its page, which needs no internet access."""
+"""The OpenAPI document, corrected, and its page, which needs no internet access."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +33,7 @@ router = APIRouter(include_in_schema=False)
 
 
 def operation_id(route: APIRoute) -> str:
-    """`items_list` for the function `list_` of the router tagged `items`."""
+    """Returns `items_list`, for example, for the function `list_` of the router tagged `items`."""
     names = [*route.tags[:1], route.name.rstrip("_")]
     return "_".join(map(str, names)).replace("-", "_")
 
@@ -52,7 +52,7 @@ def mount_docs(app: FastAPI) -> None:
 
 
 def _assets() -> Path:
-    spec = find_spec("fastapi_offline")  # found, not imported: only its files are wanted
+    spec = find_spec("fastapi_offline")  # not imported: only its files are needed
     assert spec is not None
     assert spec.submodule_search_locations is not None
     return Path(spec.submodule_search_locations[0]) / "static"
@@ -78,7 +78,7 @@ async def oauth2_redirect() -> Response:
 
 
 def _exact(app: FastAPI) -> dict[str, Any]:
-    """The generated document with every error declared as what it really is."""
+    """Returns the generated document, with errors and parameters declared as they really are."""
     with _queries_shown(app):
         document = get_openapi(
             title=app.title,
@@ -112,7 +112,7 @@ def _exact(app: FastAPI) -> dict[str, Any]:
 
 @contextmanager
 def _queries_shown(app: FastAPI) -> Iterator[None]:
-    """While the document is made, what reads a query model has its fields, as if FastAPI did."""
+    """Gives each `QueryReader` the parameters of its model, while the document is generated."""
     dependencies = [
         dependency
         for route in iter_route_contexts(app.routes)
@@ -130,7 +130,7 @@ def _queries_shown(app: FastAPI) -> Iterator[None]:
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """A parameter can be left out, but it cannot be null."""
+    """Removes null from a parameter's schema: a parameter can be omitted, but not null."""
     kinds = [kind for kind in schema.get("anyOf", []) if kind != {"type": "null"}]
     rest = {key: value for key, value in schema.items() if key != "anyOf"}
     return {**rest, **kinds[0]} if len(kinds) == 1 else schema | ({"anyOf": kinds} if kinds else {})

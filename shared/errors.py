@@ -1,7 +1,7 @@
-"""Errors as problem details (RFC 9457): one exception type, one JSON shape, for every failure.
+"""Errors as problem details (RFC 9457): one exception type and one JSON shape for every failure.
 
-A handler raises the `Problem` it means; everything else that can go wrong in a request
-(validation, the framework's own 404, a unique violation, a lost database) is mapped here.
+A handler raises a `Problem`. Every other failure of a request (validation, the framework's own
+404, a unique violation, a lost database connection) is translated into one here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -57,7 +57,7 @@ class ProblemDetails(BaseModel):
 
 
 class Problem(Exception):
-    """A failure that the client is told about, with exactly these words."""
+    """An error response. The client receives `detail` as it is."""
 
     status: ClassVar[HTTPStatus] = HTTPStatus.BAD_REQUEST
     headers: Mapping[str, str] = {}
@@ -80,7 +80,7 @@ class BadRequest(Problem):
 
 
 class Unauthorized(Problem):
-    """The credentials are missing or not valid (RFC 6750, section 3)."""
+    """The credentials are missing or invalid (RFC 6750, section 3)."""
 
     status = HTTPStatus.UNAUTHORIZED
     headers: Mapping[str, str] = {"WWW-Authenticate": "Bearer"}
@@ -99,7 +99,7 @@ class NotAcceptable(Problem):
 
 
 class RequestTimeout(Problem):
-    """The rest of the request did not come (RFC 9110, section 15.5.9)."""
+    """The rest of the request did not arrive in time (RFC 9110, section 15.5.9)."""
 
     status = HTTPStatus.REQUEST_TIMEOUT
     headers: Mapping[str, str] = {"Connection": "close"}
@@ -130,14 +130,14 @@ class TooManyRequests(Problem):
 
 
 class Unavailable(Problem):
-    """The service, or something it needs, cannot answer now; the same request may succeed soon."""
+    """The service, or a dependency, cannot answer now; the same request may succeed soon."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
     headers: Mapping[str, str] = {"Retry-After": RETRY_AFTER_SECONDS}
 
 
 def busy(reason: str, detail: str = BUSY) -> Unavailable:
-    """What a request is refused with, and counted by, where there are not enough of these."""
+    """Load shedding: counts a refused request under `reason`, and returns the 503 to raise."""
     SHED.labels(reason).inc()
     return Unavailable(detail)
 
@@ -150,7 +150,7 @@ def title(status: int) -> str:
 
 
 def responses(*problems: type[Problem]) -> dict[int | str, dict[str, Any]]:
-    """The OpenAPI `responses` of a route that can answer with these problems."""
+    """Returns the OpenAPI `responses` of a route that can answer with these problems."""
     return {
         problem.status.value: {
             "description": title(problem.status),
@@ -184,12 +184,12 @@ def problem_response(
 
 
 def problem(request: Request, error: Problem) -> Response:
-    """The answer to a request that ends in this error, for who cannot raise it."""
+    """Returns the response for a problem, for code that cannot raise it, such as a middleware."""
     return problem_response(request, error.status, error.detail, error.headers, error.errors)
 
 
 def internal_error(request: Request) -> Response:
-    """The answer to a failure nobody foresaw: it says nothing of the inside."""
+    """Returns the response for an unexpected exception, without any internal details."""
     return problem_response(request, 500, "Internal server error")
 
 
@@ -207,7 +207,7 @@ def _field_error(error: Mapping[str, Any]) -> FieldError:
 
 
 def message_of(error: Mapping[str, Any]) -> str:
-    """What is wrong, from one of Pydantic's errors, in words for the client."""
+    """Returns the message of a Pydantic error, in words for the client."""
     if error.get("ctx", {}).get("pattern") == NO_NUL:
         return "String should not contain NUL characters"
     return str(error["msg"]).removeprefix("Value error, ")
@@ -235,19 +235,19 @@ async def _on_http_exception(request: Request, error: HTTPException) -> Response
 
 
 def _unreadable(cause: BaseException | None) -> str | None:
-    """Why a body cannot be read as JSON, where FastAPI says only that it cannot."""
+    """Returns why a body cannot be read as JSON; FastAPI's own error does not say."""
     match cause:
         case UnicodeDecodeError():
             return f"Not valid UTF-8 at byte {cause.start}"
         case RecursionError():
             return "The JSON is nested too deeply"
-        case ValueError():  # sys.set_int_max_str_digits
+        case ValueError():  # the limit of sys.set_int_max_str_digits
             return "A number in the JSON has too many digits"
     return None
 
 
 def _allowed_methods(request: Request) -> str:
-    """The methods of all routes at this path: Starlette names those of the first alone."""
+    """Returns the methods of all routes at this path; Starlette names only those of the first."""
     scopes = [{**request.scope, "method": method.value} for method in HTTPMethod]
     return ", ".join(
         scope["method"]
@@ -270,7 +270,7 @@ async def _on_invalid_request(request: Request, invalid: RequestValidationError)
 
 
 def _unsupported_body(request: Request, invalid: RequestValidationError) -> Problem | None:
-    """A body that was sent as something else than JSON is a 415, not a puzzling type error."""
+    """Returns a 415 if the body was not sent as JSON, instead of a misleading type error."""
     if not isinstance(invalid.body, bytes) or not invalid.body:
         return None
     sent = request.headers.get("content-type", "untyped")
@@ -289,16 +289,16 @@ async def _on_database_error(request: Request, error: DBAPIError | PostgresError
 
 
 def database_cause(error: DBAPIError | PostgresError) -> BaseException | None:
-    """What asyncpg raised; SQLAlchemy wraps it, unless its connection was used past it."""
+    """Returns asyncpg's exception, which SQLAlchemy wraps unless asyncpg is used directly."""
     if isinstance(error, DBAPIError):
         return error.orig.__cause__ if error.orig else None
     return error
 
 
 def database_problem(error: DBAPIError | PostgresError) -> Problem | None:
-    """What a database error means to the client, or None for a bug of ours.
+    """Translates a database error into a problem; returns None for a bug in our code.
 
-    By SQLSTATE (PostgreSQL, appendix A): cancelled by a timeout, lock not available,
+    Decides by SQLSTATE (PostgreSQL, appendix A): cancelled by a timeout, lock not available,
     deadlock and serialization failure; no connection, not admitted, no such database, too
     many connections, shutting down; data that PostgreSQL cannot hold.
     """
@@ -322,7 +322,7 @@ def database_problem(error: DBAPIError | PostgresError) -> Problem | None:
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Maps every exception of a request to a problem."""
+    """Registers the handlers that turn exceptions into problem responses."""
     handlers: dict[type[Exception], Any] = {
         Problem: _on_problem,
         HTTPException: _on_http_exception,

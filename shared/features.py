@@ -25,20 +25,20 @@ class FeatureError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Feature:
-    """What a feature tells the kernel, exported as `feature` by `features/<name>/__init__.py`.
+    """The declaration of a feature, exported as `feature` by `features/<name>/__init__.py`.
 
     Attributes:
-        name: the folder's name, the label of its migrations' branch, the tag of its routes.
+        name: the name of its folder, of its migration branch, and of the tag of its routes.
         router: its routes.
         depends_on: the features whose tables or exports it uses.
-        scopes: the permissions it knows, each with a sentence for the documentation.
-        constraints: what the violation of a constraint means to the client, by name.
+        scopes: its permissions, each with a sentence for the documentation.
+        constraints: the problem to answer with when a constraint is violated, by constraint name.
         authenticator: turns bearer tokens into principals, for every feature.
-        settings: the class of its own settings; read once, at start: `settings_of` has them.
-        lifespan: what it opens at start and closes at the end; it may set `app.state`.
-        tasks: its background work.
+        settings: its settings class, read once, at start; `settings_of` returns the values.
+        lifespan: opens its resources at start and closes them at the end; it may set `app.state`.
+        tasks: its background tasks.
         commands: its commands of `python -m app`.
-        demo: adds rows for a first look; False if the feature has rows already.
+        demo: adds demo rows; returns False if the feature has rows already.
     """
 
     name: str
@@ -55,11 +55,11 @@ class Feature:
 
 
 def find_features() -> tuple[Feature, ...]:
-    """Imports every folder of `features/`, and returns what they declare, dependencies first.
+    """Imports every folder of `features/` and returns their declarations, dependencies first.
 
     Raises:
-        FeatureError: a folder that cannot be imported, declares nothing or another name,
-            depends on what is not there, or on itself through others.
+        FeatureError: a folder cannot be imported, or it declares no feature or another name, or
+            depends on a missing feature, or on itself through others.
     """
     names = sorted(info.name for info in pkgutil.iter_modules(features.__path__) if info.ispkg)
     found = {name: _load(name) for name in names}
@@ -77,7 +77,11 @@ def find_features() -> tuple[Feature, ...]:
 
 
 def with_dependencies(found: Sequence[Feature], name: str) -> tuple[Feature, ...]:
-    """The feature `name` and all that it depends on, dependencies first."""
+    """Returns the feature `name` and all its dependencies, dependencies first.
+
+    Raises:
+        FeatureError: no feature has this name.
+    """
     by_name = {feature.name: feature for feature in found}
     if name not in by_name:
         raise FeatureError(f"there is no feature {name!r}; there are {', '.join(by_name)}")
@@ -91,12 +95,12 @@ def with_dependencies(found: Sequence[Feature], name: str) -> tuple[Feature, ...
 
 
 def branches_of(found: Sequence[Feature]) -> list[str]:
-    """The branches of migrations that these features need: one without tables has none."""
+    """Returns the migration branches of the kernel and of the features that have revisions."""
     return ["shared", *(feature.name for feature in found if has_revisions(feature.name))]
 
 
 def settings_of(app: FastAPI, settings: type[AnyFeatureSettings]) -> AnyFeatureSettings:
-    """A feature's settings, as they were read when the application was made."""
+    """Returns a feature's settings, as read when the application was created."""
     loaded: AnyFeatureSettings = app.state.feature_settings[settings]
     return loaded
 

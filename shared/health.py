@@ -1,4 +1,4 @@
-"""Probes that tell the truth: is the process alive, and can it serve?"""
+"""Health probes: whether the process is alive, and whether it can serve requests."""
 
 import asyncio
 from contextlib import suppress
@@ -44,14 +44,15 @@ async def ready(request: Request) -> Health:
 
 
 async def check(app: FastAPI) -> None:
-    """
+    """Checks that the database answers in time, and that its schema is not behind the code.
+
     Raises:
         Unavailable: the database does not answer, or its schema is behind the code.
     """
     asking = asyncio.create_task(_behind(app))
     asking.add_done_callback(_take_note)
     await asyncio.wait({asking}, timeout=READINESS_TIMEOUT_SECONDS)
-    asking.cancel()  # and not awaited: it takes seconds to part from a server that is frozen
+    asking.cancel()  # not awaited: to close a connection to a frozen server takes seconds
     try:
         behind = asking.result()
     except (*CONNECT_ERRORS, SQLAlchemyError, asyncio.InvalidStateError) as error:
@@ -62,7 +63,7 @@ async def check(app: FastAPI) -> None:
 
 
 def _take_note(asked: "asyncio.Task[list[str]]") -> None:
-    """Takes what an abandoned question raises, or asyncio would log it as forgotten."""
+    """Retrieves the exception of an abandoned check, which asyncio would otherwise log."""
     if not asked.cancelled():
         asked.exception()
 
@@ -73,7 +74,10 @@ async def _behind(app: FastAPI) -> list[str]:
 
 
 def heartbeat(file: Path) -> Task:
-    """Touches a file while all is well: its age is the probe of a process without HTTP."""
+    """Returns a task that touches a file while `check` passes.
+
+    The age of the file is the probe of a process without HTTP.
+    """
 
     async def beat(app: FastAPI) -> int:
         with suppress(Unavailable):

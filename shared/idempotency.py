@@ -1,6 +1,6 @@
-"""`Idempotency-Key`: a request that is sent twice is done once, and answered twice the same.
+"""`Idempotency-Key`: a request that is sent twice runs once, and gets the same response twice.
 
-The key is kept with the answer in the transaction of the work itself, so neither can exist
+The key is stored with the response in the transaction of the work itself, so neither can exist
 without the other (IETF draft-ietf-httpapi-idempotency-key-header).
 """
 
@@ -33,7 +33,7 @@ KEPT_HEADERS = ("content-type", "location", "etag")
 
 
 class IdempotencyKey(SQLModel, table=True):
-    """One answered request of one account."""
+    """The stored response to one request of one account."""
 
     __tablename__ = "idempotency_keys"
 
@@ -62,9 +62,9 @@ FORGET_EXPIRED = (
 
 @dataclass(frozen=True)
 class Idempotency:
-    """The key of this request, if it has one.
+    """The idempotency key of a request, if it has one.
 
-    A router asks `replay` first and hands its answer to `keep` last:
+    A router calls `replay` first, and passes its response to `keep` last:
 
         if answer := await idempotency.replay(principal):
             return answer
@@ -77,10 +77,10 @@ class Idempotency:
     fingerprint: str
 
     async def replay(self, principal: Principal) -> Response | None:
-        """The answer that this key already has.
+        """Returns the stored response of this key, or None.
 
         Raises:
-            Conflict: another request with this key is being worked on.
+            Conflict: another request with this key is in progress.
             Unprocessable: the key was used for a different request.
         """
         if self.key is None:
@@ -101,7 +101,7 @@ class Idempotency:
         return Response(kept.body, kept.status, {**kept.headers, REPLAYED: "true"})
 
     async def keep(self, principal: Principal, answer: Response) -> Response:
-        """Keeps the answer with the key, to be committed with the work."""
+        """Stores the response with the key, to be committed with the work; returns the response."""
         if self.key is not None:
             kept = {
                 "user_id": principal.user_id,

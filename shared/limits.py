@@ -1,8 +1,8 @@
-"""Rate limits: counted in Redis where it is set, so that all processes share them, else here.
+"""Rate limits, counted in Redis where it is set, so that all processes share them, else here.
 
-A Redis that does not answer limits nothing away: this process counts on its own meanwhile, and
-asks for it again after some seconds, so that not every request waits for it.
-The headers of a refusal are those of draft-ietf-httpapi-ratelimit-headers.
+While Redis does not answer, each process counts for itself. After a failure a circuit breaker skips
+Redis for 5 seconds, so that not every request waits for it.
+The headers of a 429 are those of draft-ietf-httpapi-ratelimit-headers.
 """
 
 import math
@@ -30,7 +30,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Limit:
-    """So many requests in so much time, counted apart from all other limits by its name."""
+    """A number of requests in a period, counted separately from other limits, by its name."""
 
     name: str
     rate: RateLimitItem
@@ -41,12 +41,12 @@ class Limit:
 
 
 def new_limit(name: str, rate: str) -> Limit:
-    """A limit from words like `10/minute`."""
+    """Parses a limit such as `10/minute`."""
     return Limit(name, parse(rate))
 
 
 class Limiter:
-    """Counts requests against limits. Without `enabled`, counts nothing and lets all pass."""
+    """Counts requests against limits. Without `enabled`, it counts nothing and all pass."""
 
     def __init__(self, redis_url: str | None, *, enabled: bool) -> None:
         self._enabled = enabled
@@ -55,10 +55,10 @@ class Limiter:
         self._alone_until = 0.0
 
     async def hit(self, limit: Limit, *who: str) -> None:
-        """Counts one request.
+        """Counts one request of the client that `who` identifies.
 
         Raises:
-            TooManyRequests: the limit is reached; `Retry-After` says when to come back.
+            TooManyRequests: the limit is reached; `Retry-After` has the seconds to wait.
         """
         if not self._enabled:
             return
@@ -69,7 +69,7 @@ class Limiter:
         await _hit(self._local, limit, who)
 
     async def forget(self, limit: Limit, *who: str) -> None:
-        """Starts to count anew."""
+        """Resets the count of a limit."""
         await self._local.clear(limit.rate, limit.name, *who)
         if self._shared and not self._alone:
             with self._alone_if_it_fails():
@@ -85,7 +85,7 @@ class Limiter:
             yield
         except StorageError as error:
             FAILURES.inc()
-            if not self._alone:  # the first of many that have waited
+            if not self._alone:  # only the first of concurrent failures
                 log.warning("limits_not_shared", error=str(error))
             self._alone_until = time.monotonic() + PAUSE_SECONDS
 
@@ -125,19 +125,23 @@ def limiter_of(app: FastAPI) -> Limiter:
 
 
 def client_address(request: Request) -> str:
-    """Where the request comes from: behind trusted proxies, what they say. An IPv4 address is
-    one, also where it is written as an IPv6 address (RFC 4291, section 2.5.5.2)."""
+    """Returns the client's address, which behind trusted proxies is the one that they report.
+
+    An IPv4 address that is mapped into IPv6 is returned as IPv4 (RFC 4291, section 2.5.5.2).
+    """
     host = request.client.host if request.client else "unknown"
     try:
         address = ip_address(host)
-    except ValueError:  # the name of a socket, or whatever a proxy says
+    except ValueError:  # the name of a socket, or any other text from a proxy
         return host
     return str(getattr(address, "ipv4_mapped", None) or address)
 
 
 def network_of(address: str) -> str:
-    """Whose address it is, as far as that can be told: over IPv6 each has at least 2⁶⁴ of them
-    (RFC 6177), which count as one."""
+    """Returns the /64 network of an IPv6 address, and any other address as it is.
+
+    A client with IPv6 has at least 2⁶⁴ addresses (RFC 6177), which count as one.
+    """
     try:
         known = ip_address(address)
     except ValueError:

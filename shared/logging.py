@@ -1,4 +1,4 @@
-"""Structured logs: one event a line, for people in development and as JSON in production."""
+"""Structured logs, one event a line: readable text in development, JSON in production."""
 
 import logging
 import sys
@@ -27,7 +27,7 @@ def _is_secret(key: str) -> bool:
 
 
 def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Blanks what is named like a secret: nobody should log one, and nobody will."""
+    """A structlog processor: replaces values whose names look like secrets, as a safeguard."""
     for key in event:
         if _is_secret(key):
             event[key] = REDACTED
@@ -35,10 +35,12 @@ def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
 
 
 class Lines(logging.StreamHandler[TextIO]):
-    """Where both end. A record of the standard library comes as to any handler; an event of
-    structlog, whose logger this is, becomes none: that would nearly triple what its line costs.
+    """The handler that writes the records of the standard library and the events of structlog.
 
-    Nobody fails for want of a line: stderr tells what was wrong with it, if it can.
+    It formats records as any handler does. It is also structlog's logger, and writes events
+    directly: to make a record of each would nearly triple the cost of a line.
+
+    An error while writing a line never reaches the caller; it is reported on stderr if possible.
     """
 
     def __init__(self, prepare: Sequence[Processor], render: Sequence[Processor]) -> None:
@@ -48,7 +50,7 @@ class Lines(logging.StreamHandler[TextIO]):
         self.render = render
 
     def write(self, /, **event: Any) -> None:
-        """A prepared event."""
+        """Renders and writes an event that the processors have prepared."""
         self.acquire()
         try:
             line: Any = event
@@ -73,7 +75,7 @@ def configure_logging(settings: Settings) -> None:
         redact,
     ]
     if settings.json_logs:
-        tracebacks = ExceptionDictTransformer(show_locals=False)  # which may hold secrets
+        tracebacks = ExceptionDictTransformer(show_locals=False)  # locals may hold secrets
         render: list[Processor] = [ExceptionRenderer(tracebacks), _json_renderer()]
     else:
         render = [structlog.dev.ConsoleRenderer(exception_formatter=plain_traceback)]
@@ -89,7 +91,7 @@ def configure_logging(settings: Settings) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(level),
     )
     logging.basicConfig(handlers=[lines], level=level, force=True)
-    logging.getLogger("uvicorn.access").disabled = True  # each request is logged once, by us
+    logging.getLogger("uvicorn.access").disabled = True  # `RequestMiddleware` logs each request
     for chatty in ("alembic", "httpx"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 

@@ -1,8 +1,10 @@
-"""Mail that is not lost and not sent for nothing: it waits in PostgreSQL, written in the
-transaction of what it tells about, and a task sends it.
+"""Outgoing mail in a transactional outbox.
 
-It is sent at least once: after a crash between the server's word and ours, a second time,
-with the same Message-ID. What it says is encrypted while it waits, since it may open an account.
+A mail is a row, written in the transaction of the change that it reports; a task sends it.
+
+Delivery is at-least-once: a crash between the SMTP server's 250 and the COMMIT sends the mail
+twice, with the same Message-ID. The body is encrypted while it waits, since it may give access
+to an account.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -28,16 +30,16 @@ from shared.tasks import Task
 
 CHANNEL = "outgoing_mail"
 SEND_TIMEOUT_SECONDS = 20.0
-FIRST_RETRY = timedelta(seconds=15)  # twice as long each time
-MAX_ATTEMPTS = 9  # over about an hour; then the mail is parked, for a person to look at
+FIRST_RETRY = timedelta(seconds=15)  # doubles with each attempt
+MAX_ATTEMPTS = 9  # over about an hour; then the mail is parked as a dead letter
 PARKED = timedelta(days=30)
 
 log = structlog.get_logger(__name__)
 
 
 class OutgoingMail(SQLModel, table=True):
-    """A mail that has not been sent. `next_attempt_at` is null when it is parked. The body is
-    encrypted under a key derived from `APP_SECRET_KEY`."""
+    """A mail that has not been sent. `next_attempt_at` is null once it is parked (a dead letter,
+    for a person to look at). The body is encrypted under a key derived from `APP_SECRET_KEY`."""
 
     __tablename__ = "outgoing_mail"
 
@@ -53,13 +55,13 @@ class OutgoingMail(SQLModel, table=True):
 
 
 class Outbox:
-    """Where mails are put, and opened when they are sent."""
+    """Writes mails to the outbox, and decrypts their bodies."""
 
     def __init__(self, secret: str) -> None:
         self._seal = sealer(secret, "outgoing mail")
 
     async def put(self, session: AsyncSession, recipient: str, subject: str, body: str) -> None:
-        """Has a mail sent once the transaction has committed."""
+        """Adds a mail to the transaction; it is sent after the commit."""
         mail = OutgoingMail(
             recipient=recipient,
             subject=subject,
@@ -70,9 +72,10 @@ class Outbox:
         await session.exec(select(func.pg_notify(CHANNEL, "")))
 
     def open(self, sealed_body: bytes) -> str:
-        """
+        """Decrypts the body of a mail.
+
         Raises:
-            InvalidToken: it was sealed under another `APP_SECRET_KEY`.
+            InvalidToken: it was encrypted under another `APP_SECRET_KEY`.
         """
         return self._seal.decrypt(sealed_body).decode()
 
@@ -91,7 +94,7 @@ async def _deliver(app: FastAPI) -> int:
             return 0
         try:
             await _send(app.state.settings, mail)
-        except Exception as error:  # whatever it is, the mails behind must not wait for this one
+        except Exception as error:  # of any kind: the next mails must not wait for this one
             _postpone(mail, error)
         else:
             await session.delete(mail)
@@ -117,7 +120,10 @@ async def _send(settings: Settings, mail: OutgoingMail) -> None:
 
 
 def _needs_starttls(server: SplitResult) -> bool:
-    """Whether a server that does not offer to encrypt gets no mail; on this machine it does."""
+    """Returns whether STARTTLS is required, so that a server without it gets no mail.
+
+    It is not with `smtps`, for a server on this machine, or with `?starttls=optional`.
+    """
     if server.scheme == "smtps" or server.hostname in {"localhost", "127.0.0.1", "::1"}:
         return False
     return parse_qs(server.query).get("starttls") != ["optional"]
@@ -147,9 +153,9 @@ def _postpone(mail: OutgoingMail, error: Exception) -> None:
 
 
 async def _forget_parked(app: FastAPI) -> int:
-    """Deletes what has been parked for long: its tokens have expired, the addresses have not."""
+    """Deletes mails parked 30 days ago: their tokens have expired, but they hold addresses."""
     before = round((datetime.now(UTC) - PARKED).timestamp() * 1_000)
-    oldest = UUID(int=before << 80)  # an id begins with the milliseconds (RFC 9562, section 5.7)
+    oldest = UUID(int=before << 80)  # a UUIDv7 begins with its time in ms (RFC 9562, section 5.7)
     parked = delete(OutgoingMail).where(col(OutgoingMail.next_attempt_at).is_(None))
     async with orm_session(database_of(app)) as session:
         await session.exec(parked.where(col(OutgoingMail.id) < oldest))

@@ -1,6 +1,7 @@
-"""Numbers for Prometheus, at `/metrics`: what this process has counted, or all that serve on one
-port, and what waits in PostgreSQL for any. Counters are declared with prometheus-client where
-they count.
+"""Prometheus metrics, at `/metrics`: those of this process, or of all processes that serve one
+port, and the backlogs of the background tasks, which are in PostgreSQL.
+
+Counters are declared with prometheus-client in the modules that count.
 """
 
 import asyncio
@@ -33,7 +34,7 @@ from shared.sessions import reading
 from shared.settings import ConfigurationError
 from shared.tasks import Task
 
-BACKLOG_SECONDS = 5.0  # the database is asked no more often, however often we are
+BACKLOG_SECONDS = 5.0  # at most one query in this time, however often we are scraped
 BACKLOG_TIMEOUT_SECONDS = 1.0
 POOLS_SECONDS = 5.0
 CONNECTIONS = Gauge(
@@ -73,10 +74,10 @@ async def metrics(request: Request) -> Response:
 
 
 def serve_metrics(port: int) -> None:
-    """Answers at `/metrics` on a port, from a thread: for a process that serves nothing else.
+    """Serves `/metrics` on a port from a thread, for a process without another HTTP server.
 
     Raises:
-        ConfigurationError: the port is taken or may not be used.
+        ConfigurationError: the port is taken, or we may not use it.
     """
     try:
         start_http_server(port, registry=_registry())
@@ -87,7 +88,7 @@ def serve_metrics(port: int) -> None:
 
 
 def _registry() -> CollectorRegistry:
-    """What this process counts, or all that were started with the same folder for it."""
+    """Returns the metrics of this process, or of all that share `PROMETHEUS_MULTIPROC_DIR`."""
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         return REGISTRY
     registry = CollectorRegistry()
@@ -96,13 +97,15 @@ def _registry() -> CollectorRegistry:
 
 
 class Processes(MultiProcessCollector):
-    """What all have counted in the files of one folder. What has ended counts on what it did, but
-    no more on what it has in use."""
+    """Collects the metrics that several processes have written to the files of one folder.
+
+    The counters of a process that has ended stay; its gauges of connections in use are removed.
+    """
 
     def collect(self) -> Iterable[Metric]:
         for file in Path(self._path).glob("gauge_live*.db"):
             if not _is_running(int(file.stem.rpartition("_")[2])):
-                file.unlink(missing_ok=True)  # another of them may have been asked too
+                file.unlink(missing_ok=True)  # another process may delete it as well
         return super().collect()  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -116,7 +119,7 @@ def _is_running(pid: int) -> bool:
 
 @asynccontextmanager
 async def watching_pools(database: Database) -> AsyncIterator[None]:
-    """Shows every few seconds what is in use: it may be another process that is asked."""
+    """Updates the gauges of the pools every 5 seconds, as another process may be scraped."""
 
     async def watch() -> None:
         while True:
@@ -151,7 +154,7 @@ async def _read_backlogs(app: FastAPI) -> None:
                     (row,) = await session.fetch(task.backlog)
                     _show(task, *row)
     except (Unavailable, PostgresError, TimeoutError) as error:
-        for task in app.state.tasks:  # rather no number than one that is not true any more
+        for task in app.state.tasks:  # NaN is better than an outdated number
             if task.backlog is not None:
                 _show(task, math.nan, math.nan, math.nan)
         log.warning("backlogs_not_read", error=repr(error))

@@ -1,4 +1,4 @@
-"""Alembic, driven from Python: one branch of revisions a feature, in `migrations/<feature>/`."""
+"""Alembic, called from Python. Each feature is a branch of revisions in `migrations/<feature>/`."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent / "migrations"
 
 
 def alembic_config(url: str = "", branches: Iterable[str] = ()) -> Config:
-    """The configuration: `url` is a libpq URL. The revisions are those of the named branches,
-    or of every folder of `migrations/`."""
+    """Returns Alembic's configuration. `url` is a libpq URL. The revisions are those of the named
+    branches, or of every folder of `migrations/`."""
     folders = [ROOT / branch for branch in branches] or sorted(
         path for path in ROOT.iterdir() if path.is_dir() and path.name[0] not in "._"
     )
@@ -27,33 +27,36 @@ def alembic_config(url: str = "", branches: Iterable[str] = ()) -> Config:
 
 
 def upgrade(url: str, branches: Iterable[str] = ()) -> None:
-    """Migrates the named branches, as if there were no others, or everything. Safe to run at
-    once in many places. Blocks: call it in a thread where an event loop runs."""
+    """Migrates the named branches and ignores all others, or migrates everything.
+
+    Concurrent runs are safe. Blocks: call it in a thread where an event loop runs.
+    """
     command.upgrade(alembic_config(url, branches), "heads")
 
 
 def has_revisions(branch: str) -> bool:
-    """Whether there are migrations of this feature: one without tables needs none."""
+    """Returns whether this branch has revisions; a feature without tables needs none."""
     return any((ROOT / branch).glob("*.py"))
 
 
 def load_revisions(branches: Iterable[str] = ()) -> ScriptDirectory:
-    """The code's revisions, read from disk now and not at the first probe."""
+    """Reads the code's revisions from disk now, so that the first probe does not have to."""
     revisions = ScriptDirectory.from_config(alembic_config(branches=branches))
     revisions.get_heads()
     return revisions
 
 
 def pending(connection: Connection, revisions: ScriptDirectory) -> list[str]:
-    """The heads of the code that the database has not reached.
+    """Returns the heads of the code that the database has not reached.
 
-    A database with revisions that this code does not know was migrated by newer code: in a
-    rollout, old code serves on. Then only a branch that is recorded as older is pending.
+    A database with revisions that this code does not know was migrated by newer code: during a
+    rollout, old code keeps serving. Then a branch is pending only if the database records one of
+    its revisions.
     """
     known = {script.revision for script in revisions.walk_revisions()}
     current = set(MigrationContext.configure(connection).get_current_heads())
     ahead = current - known
-    # The database records no head that another depends on: it is implied.
+    # The database does not record a head that another revision depends on: it is implied.
     reached = {script.revision for script in revisions.get_all_current(tuple(current & known))}
 
     def behind(head: str) -> bool:

@@ -1,4 +1,4 @@
-"""Pages of a list: by offset, or by keyset, along cursors that are opaque and signed."""
+"""Pages of a list, by offset or by keyset, with opaque, signed cursors."""
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping, Sequence
@@ -24,14 +24,14 @@ MAX_SKIP = 1_000_000
 MAX_CURSOR_LENGTH = 4_000
 SIGNATURE_BYTES = 16
 
-# No field or filter of a feature can have these names: pydantic's never begin with an underscore.
+# A feature's fields and filters cannot have these names: pydantic forbids a leading underscore.
 TOTAL, SKIP, ROWS, LAST_VALUE, LAST_ID = "_total", "_skip", "_rows", "_last_value", "_last_id"
 
 Entry = TypeVar("Entry")
 
 
 class Sort(StrEnum):
-    """A column to sort by; `-` for descending. A feature lists the columns of its own."""
+    """A column to sort by; `-` for descending. A feature lists its columns in a subclass."""
 
     @property
     def column(self) -> str:
@@ -43,9 +43,9 @@ class Sort(StrEnum):
 
 
 class PageQuery(BaseModel):
-    """A page of a list: by `skip` and `limit`, or by the `cursor` of the page before.
+    """A page of a list: by `skip` and `limit`, or by the `cursor` of the previous page.
 
-    A feature adds its filters, and what it can be sorted by.
+    A feature adds its filters and its sort columns in a subclass.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -79,7 +79,7 @@ class Page(BaseModel, Generic[Entry]):
 
 @dataclass(frozen=True)
 class Keyset:
-    """The last row of a page: its value in the sort column, and its id, as text."""
+    """The last row of a page: its value in the sort column and its id, both as text."""
 
     value: str
     id: str
@@ -87,8 +87,8 @@ class Keyset:
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a page, how many match in all (if that was asked for), and, unless they
-    are the last, behind which row the next page begins."""
+    """The rows of a page; the total number of matching rows, if the query asks for it; and the
+    last row, after which the next page begins, or None on the last page."""
 
     rows: Sequence[Row]
     total: int | None
@@ -97,10 +97,10 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class Listing:
-    """What a list is of: the rows that may be seen, with their id and the columns that can be
-    sorted by, and a condition for each filter of the query, by the name of its field.
+    """The statement behind a list: a SELECT of the visible rows with their id and sort columns,
+    and a condition for each filter of the query, by field name.
 
-    Values are bind parameters, so that each statement is built once and not in each request.
+    Values are bind parameters, so each statement is built once, not in each request.
     """
 
     rows: Select[Any]
@@ -111,7 +111,7 @@ class Listing:
 def page_statement(
     listing: Listing, filters: frozenset[str], sort: Sort, *, resumed: bool, total: bool = False
 ) -> Select[Any]:
-    """With `total`, each row also says how many rows match in all."""
+    """Builds the SELECT of a page. With `total`, each row has the number of all matching rows."""
     columns, descending = listing.rows.selected_columns, sort.descending
     order = (columns[sort.column], columns.id)
     page = _matching(listing, filters)
@@ -135,7 +135,7 @@ def _matching(listing: Listing, filters: frozenset[str]) -> Select[Any]:
 
 
 def _from_text(name: str, column: ColumnElement[Any]) -> ColumnElement[Any]:
-    """A value of a cursor: PostgreSQL itself reads the text as the column's type."""
+    """Binds a cursor's value as text, which PostgreSQL casts to the type of the column."""
     return cast(bindparam(name, type_=String), column.type)
 
 
@@ -146,10 +146,10 @@ async def fetch_page(
     after: Keyset | None = None,
     **owner: Any,
 ) -> Rows:
-    """The page of the rows that match, in the order asked for; ties are broken by id.
+    """Returns a page of the matching rows, in the order of the query; ties are broken by id.
 
-    With `after`, the page begins behind that row, wherever rows were added meanwhile. `owner`
-    has the values of what parameters the rows of the listing have themselves.
+    With `after`, the page begins after that row, even if rows were added since. `owner` has the
+    values of the parameters in the listing's own SELECT.
     """
     given = {name: getattr(query, name) for name in listing.filters}
     filters = {name: value for name, value in given.items() if value is not None} | owner
@@ -174,16 +174,19 @@ def _keyset(row: Row, column: str) -> Keyset:
 
 @dataclass(frozen=True)
 class Cursors:
-    """Writes and reads cursors. A cursor is good for one list, that of `owner`, and for the
-    order and the filters of the query that it came from: its signature is of these, too."""
+    """Writes and reads cursors.
+
+    A cursor is valid only for the `owner`, the order and the filters of the query that it came
+    from, as its signature covers them.
+    """
 
     key: bytes
 
     def read(self, query: PageQuery, *owner: Any) -> Keyset | None:
-        """Where the page begins, if the query has a cursor.
+        """Returns the row after which the page begins, or None if the query has no cursor.
 
         Raises:
-            BadRequest: the cursor was tampered with, or belongs to another query.
+            BadRequest: the cursor is malformed or was changed, or belongs to another query.
         """
         if query.cursor is None:
             return None
@@ -198,7 +201,7 @@ class Cursors:
         return Keyset(value, last_id)
 
     def page(self, found: Rows, query: PageQuery, *owner: Any) -> dict[str, Any]:
-        """The fields of the `Page`: what was found, and where it stands."""
+        """Returns the fields of the `Page`: its rows, its numbers and the next cursor."""
         return {
             "items": [dict(row) for row in found.rows],
             "total": found.total,

@@ -35,7 +35,7 @@ NOT_MODIFIED: Responses = {
 
 
 def created(resource: BaseModel, location: str, tag: str) -> Response:
-    """The answer to a request that has made a resource (RFC 9110, section 15.3.2)."""
+    """Returns the response to a request that created a resource (RFC 9110, section 15.3.2)."""
     return Response(
         resource.model_dump_json(),
         HTTPStatus.CREATED,
@@ -45,12 +45,12 @@ def created(resource: BaseModel, location: str, tag: str) -> Response:
 
 
 def entity_tag(updated_at: datetime) -> str:
-    """A strong tag: the time of the last change, in microseconds."""
+    """Returns a strong tag: the time of the last change, in microseconds."""
     return f'"{int(updated_at.timestamp() * 1_000_000):x}"'
 
 
 def is_current(if_none_match: str | None, tag: str) -> bool:
-    """Whether the client's copy is the current one (weak comparison).
+    """Returns whether the client's copy is current (weak comparison).
 
     >>> is_current('W/"5", "7"', '"5"')
     True
@@ -59,9 +59,10 @@ def is_current(if_none_match: str | None, tag: str) -> bool:
 
 
 def check_if_match(if_match: str | None, tag: str) -> None:
-    """
+    """Checks that the client's copy is current (strong comparison).
+
     Raises:
-        PreconditionFailed: the client's copy is not the current one (strong comparison).
+        PreconditionFailed: the copy is out of date.
     """
     if if_match is not None and tag not in _tags(if_match, weak=False):
         raise PreconditionFailed("It was changed since you read it; read it again")

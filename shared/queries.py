@@ -1,7 +1,7 @@
-"""Query models, read by Pydantic alone.
+"""Query models, validated by Pydantic in one call.
 
-For `Annotated[Model, Query()]` FastAPI looks for each field of the model on its own, in every
-request: two of five functions that a request for a list called. It still documents the fields.
+For `Annotated[Model, Query()]` FastAPI extracts each field of the model separately in every
+request: two of five function calls of a request for a list. FastAPI still documents the fields.
 """
 
 from typing import Annotated, Any, Generic, TypeVar
@@ -15,8 +15,10 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class QueryReader(Generic[Model]):
-    """A dependency that reads a model from the query. `fields` is what FastAPI would read, and
-    what shared/docs.py has it document."""
+    """A dependency that reads a model from the query string.
+
+    `fields` has the parameters that FastAPI would read; shared/docs.py documents them.
+    """
 
     def __init__(self, model: type[Model]) -> None:
         async def declared(query: Annotated[model, Query()]) -> None:  # type: ignore[valid-type]
@@ -25,9 +27,10 @@ class QueryReader(Generic[Model]):
         self.model, self.fields = model, APIRoute("/", declared).dependant.query_params
 
     async def __call__(self, request: Request) -> Model:
-        """
+        """Returns the validated model.
+
         Raises:
-            RequestValidationError: as FastAPI raises it.
+            RequestValidationError: a parameter is invalid; the error is the same as FastAPI's.
         """
         try:
             return self.model.model_validate(dict(request.query_params))
@@ -38,9 +41,10 @@ class QueryReader(Generic[Model]):
 
 
 def from_query(model: type[BaseModel]) -> Any:
-    """A dependency that gives a model of the query: `Annotated[ItemQuery, from_query(ItemQuery)]`.
+    """Returns a dependency that reads a query model, such as `from_query(ItemQuery)`.
 
-    Declare it behind the principal: whoever is nobody is told that first. And in a route itself, as
-    what other dependencies read is not documented. Of a parameter sent twice, the last counts.
+    Use it as `Annotated[ItemQuery, from_query(ItemQuery)]`. Declare it after the principal, so that
+    an unauthenticated request gets 401, not 422. Declare it in the route itself, as the parameters
+    of nested dependencies are not documented. Of a parameter sent twice, the last value counts.
     """
     return Depends(QueryReader(model))

@@ -1,7 +1,7 @@
-"""Reading: statements of SQLAlchemy Core, sent by asyncpg itself, and the rows that come back.
+"""Read sessions: SQLAlchemy Core statements, sent by asyncpg directly, which return rows.
 
-A read is no unit of work and makes no objects: what SQLAlchemy's own connection does around a
-statement takes longer than the statement (`python -m tests.benchmarks.layers`).
+A read uses autocommit and no identity map. SQLAlchemy's own connection spends more time around a
+statement than the statement takes (`python -m tests.benchmarks.layers`).
 """
 
 import asyncio
@@ -22,14 +22,14 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from shared.errors import BUSY, LOST, UNREACHABLE, Unavailable, busy
 
 CONNECT_TIMEOUT_SECONDS = 3.0
-PART_TIMEOUT_SECONDS = 1.0  # for a statement that was given up to end
+PART_TIMEOUT_SECONDS = 1.0  # for an abandoned statement to end
 CLOSE_TIMEOUT_SECONDS = 2.0
 CONNECT_ERRORS = (OSError, TimeoutError, PostgresError, InterfaceError)
-"""What asyncpg raises while it connects."""
+"""The exceptions that asyncpg raises while it connects."""
 LOSSES = (OSError, InterfaceError, InternalClientError)
-"""What asyncpg raises where a connection is lost, or is not used as it should be."""
+"""The exceptions that asyncpg raises where a connection is lost, or is used wrongly."""
 
-STATEMENTS = 1_000  # that are kept compiled
+STATEMENTS = 1_000  # compiled statements in the cache
 DIALECT = dialect()  # type: ignore[no-untyped-call]
 NOTHING: Mapping[str, Any] = {}
 
@@ -41,8 +41,8 @@ class Unreachable(Unavailable):
 
 
 class Row(Record):
-    """A row of a result: its columns are attributes, but for those that asyncpg's own methods hide
-    (`get`, `items`, `keys`, `values`); `dict(row)` has all."""
+    """A row of a result. Its columns are attributes, except those that asyncpg's own methods hide
+    (`get`, `items`, `keys`, `values`); `dict(row)` has all columns."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -56,11 +56,13 @@ Connections: TypeAlias = Callable[[], AbstractAsyncContextManager[Connection]]
 
 
 class ReadPool:
-    """Connections to read by, each made when it is first needed; `size` at most. What
-    asyncpg's own pool does around a statement takes three times as long as the statement.
+    """A connection pool for reads: opens up to `size` connections, each when first needed.
 
-    `bounds` is a statement, with which each transaction begins: behind a pooler in transaction
-    mode, where nothing outlasts one, statements are in one and have no names.
+    asyncpg's own pool spends three times as long around a statement as the statement takes.
+
+    `bounds` is the first statement of each transaction. It is set behind a pooler in transaction
+    mode, where no setting outlasts a transaction: each statement then runs in a transaction, and
+    prepared statements have no names and are not cached.
     """
 
     def __init__(
@@ -88,11 +90,11 @@ class ReadPool:
 
     @asynccontextmanager
     async def connection(self, *, snapshot: bool = False) -> AsyncIterator[Connection]:
-        """A connection; all statements of a `snapshot` see one state, and may have cursors.
+        """Lends a connection. With `snapshot`, its statements see one snapshot and may use cursors.
 
         Raises:
-            Unavailable: none became free in time, or it was lost.
-            Unreachable: none can be made.
+            Unavailable: no connection becomes free in time, or it is lost.
+            Unreachable: no connection can be made.
         """
         await take_place(self._places, self.wait_seconds, "connections")
         try:
@@ -123,7 +125,10 @@ class ReadPool:
             self._places.release()
 
     async def _idle_or_new(self) -> Connection:
-        """One that PostgreSQL has not closed; there is nothing in it that a read has left."""
+        """Returns an idle connection that is still open, or a new one.
+
+        A read leaves no state on a connection, so it needs no reset.
+        """
         while self._idle:
             connection = self._idle.pop()
             if not connection.is_closed():
@@ -144,25 +149,26 @@ class ReadPool:
             yield
 
     async def close(self) -> None:
-        """Closes all connections; one that is still at work closes once it is not."""
+        """Closes all idle connections; one in use is closed when it is returned."""
         self._open = False
         await asyncio.gather(*(_part(idle, CLOSE_TIMEOUT_SECONDS) for idle in self._idle))
 
 
 class Reading:
-    """A read session: no unit, but statements that each see what is newest. None of them holds
-    a connection longer than it runs, so a session may be kept while something else is waited for.
+    """A read session in autocommit mode: each statement sees the newest snapshot.
+
+    It holds a connection only while a statement runs, so it can stay open during other waits.
     """
 
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
 
     async def fetch(self, statement: Executable, values: Mapping[str, Any] = NOTHING) -> list[Row]:
-        """All rows of a statement; `values` may have more than its parameters.
+        """Returns all rows of a statement; `values` may have more than its parameters.
 
         Raises:
-            Unavailable: there is no connection, or it was lost.
-            PostgresError: the statement failed.
+            Unavailable: no connection can be made or becomes free in time, or it is lost.
+            PostgresError: the statement fails.
         """
         sql, arguments = compiled(statement, values)
         async with self._connections() as connection:
@@ -171,7 +177,7 @@ class Reading:
     async def fetch_one(
         self, statement: Executable, values: Mapping[str, Any] = NOTHING
     ) -> Row | None:
-        """The first row of a statement, if there is any; raises as `fetch` does."""
+        """Returns the first row of a statement, or None; raises as `fetch` does."""
         rows = await self.fetch(statement, values)
         return rows[0] if rows else None
 
@@ -185,10 +191,10 @@ class SnapshotReading:
     async def batches(
         self, statement: Executable, values: Mapping[str, Any], size: int
     ) -> AsyncIterator[Sequence[Row]]:
-        """The rows of a statement as they are read, up to `size` at once.
+        """Yields the rows of a statement from a cursor, up to `size` at a time.
 
         Raises:
-            PostgresError: the statement failed.
+            PostgresError: the statement fails.
         """
         sql, arguments = compiled(statement, values)
         cursor = await self._connection.cursor(sql, *arguments)
@@ -199,9 +205,10 @@ class SnapshotReading:
 async def take_place(
     places: asyncio.Semaphore, seconds: float, reason: str, detail: str = BUSY
 ) -> None:
-    """
+    """Acquires a slot of the semaphore.
+
     Raises:
-        Unavailable: no place became free within so many seconds.
+        Unavailable: no slot becomes free within `seconds`.
     """
     if not places.locked():
         await places.acquire()
@@ -215,12 +222,13 @@ async def take_place(
 
 
 def compiled(statement: Executable, values: Mapping[str, Any]) -> tuple[str, list[Any]]:
-    """The SQL of a statement, and its arguments in their order; what is inserted or updated are
-    the columns that have values.
+    """Returns the SQL of a statement, and its arguments in order.
+
+    An INSERT or UPDATE sets the columns that are named in `values`.
 
     Raises:
         InvalidRequestError: a parameter has no value.
-        ArgumentError: it has `in_` with a list, which only SQLAlchemy itself can send.
+        ArgumentError: the statement has `in_` with a list, which only SQLAlchemy itself can send.
     """
     columns = tuple(values) if isinstance(statement, Insert | Update) else None
     compiler, defaults, processors = _compiler(statement, columns)
@@ -239,8 +247,8 @@ Processor = Callable[[Any], Any]
 def _compiler(
     statement: Executable, columns: tuple[str, ...] | None
 ) -> tuple[SQLCompiler, Mapping[str, Any], Mapping[str, Processor]]:
-    """How a statement is compiled; and what else SQLAlchemy does when it sends one: the defaults
-    of columns that are made here, and what their types make of values."""
+    """Compiles a statement, and collects the steps that SQLAlchemy adds when it sends one: column
+    defaults that are computed in Python, and the conversion of values by their types."""
     compiler = statement.compile(dialect=DIALECT, column_keys=columns)  # type: ignore[attr-defined]
     assert isinstance(compiler, SQLCompiler)
     if compiler.post_compile_params:
@@ -253,7 +261,7 @@ def _compiler(
 
 
 async def _decode_json(connection: Connection) -> None:
-    """As SQLAlchemy does on its own connections: it comes out as objects, and goes in as text."""
+    """Reads JSON as objects and writes it as text, as SQLAlchemy does on its own connections."""
     for name in ("json", "jsonb"):
         await connection.set_type_codec(
             name, schema="pg_catalog", encoder=str, decoder=orjson.loads
@@ -261,7 +269,7 @@ async def _decode_json(connection: Connection) -> None:
 
 
 async def _part(connection: Connection, seconds: float) -> None:
-    """Closes a connection; asyncpg cancels what still runs in it."""
-    with suppress(OSError, PostgresError, InterfaceError):  # also that it took too long
+    """Closes a connection; asyncpg cancels a statement that still runs on it."""
+    with suppress(OSError, PostgresError, InterfaceError):  # a TimeoutError is an OSError
         async with asyncio.timeout(seconds):
             await connection.close()

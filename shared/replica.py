@@ -1,5 +1,8 @@
-"""When the primary reads although there is a replica: for who has just written, as the replica may
-lag behind, and while it cannot be reached."""
+"""Decides when a read uses the primary although a replica is set.
+
+It does so for clients that have just written, as the replica may lag behind, and while the replica
+cannot be reached.
+"""
 
 import hashlib
 import time
@@ -20,7 +23,7 @@ log = structlog.get_logger(__name__)
 
 
 class Presence:
-    """Whether the replica is there. Once it is not, one read tries it, every `PAUSE_SECONDS`."""
+    """The replica's circuit breaker: after a failure, one read every `PAUSE_SECONDS` tries it."""
 
     def __init__(self) -> None:
         self._away = False
@@ -46,9 +49,12 @@ class Presence:
 
 
 class RecentWriters:
-    """Remembers for some seconds who has written: in this process, and in Redis, where it is set,
-    for all the others. Who sent a credential is known by it, everybody else by address: so that
-    whoever signs up, or in, is known to the primary at once."""
+    """Read-your-writes: remembers for `seconds` which clients have written.
+
+    It remembers them in this process, and in Redis, where it is set, for the other processes. A
+    writer is recorded by its credential, or without one by its address; a read looks for both. So
+    a client that has just signed up or in reads from the primary with its first token.
+    """
 
     def __init__(self, redis_url: str | None, seconds: float) -> None:
         self.seconds = seconds

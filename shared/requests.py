@@ -1,4 +1,4 @@
-"""What surrounds every request: its id, its log line, the security headers, the last resort."""
+"""ASGI middleware for every request: id, log line, security headers, unhandled exceptions."""
 
 import re
 import time
@@ -30,7 +30,7 @@ REQUESTS = Histogram(
     ("method", "route", "status"),
 )
 
-CLIENT_CLOSED_REQUEST = 499  # in the log alone, as nginx has it: nobody was there to be answered
+CLIENT_CLOSED_REQUEST = 499  # only in the log, as in nginx: the client left first
 
 log = structlog.get_logger("request")
 
@@ -38,8 +38,8 @@ log = structlog.get_logger("request")
 class RequestMiddleware:
     """Gives each request an id, logs it, and adds the security headers.
 
-    The id is taken from `X-Request-ID` where that is well-formed, else made; it is in the
-    response, in every log line and in the body of every error.
+    The id is that of a well-formed `X-Request-ID`, else a new one. It is in the response, in
+    every log line and in the body of every error.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -60,7 +60,7 @@ class RequestMiddleware:
         async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
-                # An HTTPStatus would be logged by its name.
+                # The log would show an HTTPStatus by its name.
                 status = message["status"] = int(message["status"])
                 given = {name for name, _ in message["headers"]}
                 message["headers"] = [
@@ -79,7 +79,10 @@ class RequestMiddleware:
 
 
 class LastResortMiddleware:
-    """Answers with a problem where nothing inside has; the log has the rest."""
+    """Logs an unhandled exception and answers with a 500 problem, without its details.
+
+    Also turns Starlette's plain-text 413 into a problem.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -102,16 +105,16 @@ class LastResortMiddleware:
         try:
             await self.app(scope, receive, send_problem)
         except ClientDisconnect:
-            pass  # there is nobody to answer
+            pass  # the client has gone
         except Exception:
             log.exception("unhandled_error")
-            if started:  # too late for another answer: the server closes the connection
+            if started:  # too late for another response: the server closes the connection
                 raise
             await internal_error(Request(scope))(scope, receive, send)
 
 
 def _is_plain_413(start: Message) -> bool:
-    """Whether Starlette itself refuses a Content-Length beyond the limit, in plain text."""
+    """Returns whether Starlette itself rejects a Content-Length beyond the limit, in plain text."""
     if start["status"] != 413:
         return False
     return Headers(raw=start["headers"]).get("content-type", "").startswith("text/plain")
@@ -123,7 +126,7 @@ def _request_id(scope: Scope) -> str:
 
 
 def _count_request(scope: Scope, status: int, seconds: float) -> None:
-    """What a client can invent is no label: there would be no end to them."""
+    """Counts a request. Unknown methods and paths share a label, as their number is unlimited."""
     method = scope["method"] if scope["method"] in METHODS else "other"
     route = getattr(scope.get("route"), "path_format", "none")
     REQUESTS.labels(method, route, status).observe(seconds)

@@ -1,4 +1,4 @@
-"""The router of a slice."""
+"""The router class of a feature."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,10 +10,10 @@ from starlette.types import Scope
 
 
 class Router(APIRouter):
-    """An `APIRouter` that passes over a path at once if none of its routes begins like it.
+    """An `APIRouter` that skips its routes if none begins with the first segment of the path.
 
-    FastAPI tries one route after the other, those of a router that is included twice: with
-    every slice, every request to the slices behind it would take longer.
+    FastAPI tries one route after another, and those of an included router twice: each feature
+    would slow down the requests to all features after it.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -39,7 +39,7 @@ class Router(APIRouter):
 
 
 def endpoints(router: APIRouter) -> Iterator[tuple[str, str]]:
-    """The method and the path of each of its operations, those of routers inside included."""
+    """Yields the method and path of each operation of a router, including nested routers."""
     for route in iter_route_contexts(router.routes):
         for method in sorted(route.methods or ()):
             yield method, str(route.path_format)

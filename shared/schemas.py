@@ -1,4 +1,4 @@
-"""Types that every feature's schemas share."""
+"""Types that the schemas of all features share."""
 
 import re
 from datetime import UTC, datetime
@@ -19,14 +19,14 @@ DATE = re.compile(r"\d{4}-\d\d-\d\d")
 
 
 def _a_date_first(value: Any) -> Any:
-    """Refuses a number, which Pydantic would read as seconds since 1970."""
+    """Rejects a number, which Pydantic would read as seconds since 1970."""
     if not isinstance(value, datetime) and not DATE.match(str(value)):
         raise ValueError("should be a time with its offset, like 2026-01-31T12:00:00Z")
     return value
 
 
 def _to_utc(instant: datetime) -> datetime:
-    """The instant in UTC, or the first or the last that there is, if its offset is beyond that."""
+    """Converts to UTC; beyond Python's range, returns the first or the last `datetime`."""
     try:
         return instant.astimezone(UTC)
     except OverflowError:
@@ -34,7 +34,7 @@ def _to_utc(instant: datetime) -> datetime:
 
 
 Text = Annotated[str, StringConstraints(pattern=NO_NUL)]
-"""A string that PostgreSQL can hold: without NUL. (Pydantic refuses lone surrogates itself.)"""
+"""A string that PostgreSQL can store: without NUL. (Pydantic itself rejects lone surrogates.)"""
 
 Instant = Annotated[
     AwareDatetime,
@@ -44,4 +44,4 @@ Instant = Annotated[
         {"type": "string", "format": "date-time", "not": {"pattern": YEAR_ZERO_OR_LEAP_SECOND}}
     ),
 ]
-"""A point in time (RFC 3339) with its offset, in UTC. Python has no year 0 and no leap seconds."""
+"""A time with an offset (RFC 3339), converted to UTC. Python has no year 0 and no leap seconds."""

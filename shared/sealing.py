@@ -1,4 +1,4 @@
-"""Encryption and signatures under keys that are derived from `APP_SECRET_KEY`, one a purpose."""
+"""Encryption and signatures, with a key for each purpose, derived from `APP_SECRET_KEY`."""
 
 import base64
 import hashlib
@@ -10,7 +10,7 @@ from itsdangerous import URLSafeTimedSerializer
 
 
 def derive(secret: str, purpose: str) -> bytes:
-    """A key of 32 bytes (HKDF, RFC 5869)."""
+    """Derives a key of 32 bytes (HKDF, RFC 5869)."""
     return HKDF(SHA256(), 32, salt=None, info=purpose.encode()).derive(secret.encode())
 
 
@@ -20,7 +20,7 @@ def sealer(secret: str, purpose: str) -> Fernet:
 
 
 def signer(secret: str, purpose: str) -> URLSafeTimedSerializer:
-    """Signs what anybody may read, with the time: `dumps(value)`, `loads(text, max_age)`."""
+    """Signs readable values, with a timestamp: `dumps(value)`, `loads(text, max_age)`."""
     return URLSafeTimedSerializer(
         derive(secret, purpose),
         salt=purpose,

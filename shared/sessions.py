@@ -1,15 +1,15 @@
-"""The unit of work of a request, and what only reads.
+"""The database sessions of a request: transactions to write, autocommit to read.
 
-A *write session* is one transaction: it commits once, after the handler has returned and
-before the first byte of the response leaves, so that a 2xx means committed. So is an *ORM
-session*, whose objects SQLAlchemy keeps track of, at the price of a few statements; a request
-has one or the other, on connections of the same pool. A *read session* has no transaction at
-all: every statement sees the newest snapshot, and the server refuses writes. It goes to the
-replica where one is set, but for clients who have just written: they read what they wrote,
-from the primary.
+A *write session* is one transaction. It commits once, after the handler has returned and before
+the first byte of the response is sent, so a 2xx means committed. An *ORM session* is such a
+transaction with SQLAlchemy's identity map, which costs as much as a few statements. A request
+uses one or the other; both take connections from the same pool. A *read session* is in
+autocommit mode: each statement sees the newest snapshot, and the server refuses writes. It reads
+from the replica where one is set, except for clients that have just written: they read from the
+primary (read-your-writes).
 
-Behind a pooler in transaction mode nothing outlasts a transaction: there, each statement of a
-read session is one too, read-only.
+Behind a pooler in transaction mode no setting outlasts a transaction. There, each statement of a
+read session runs in a read-only transaction.
 """
 
 import asyncio
@@ -39,10 +39,10 @@ log = structlog.get_logger(__name__)
 
 @asynccontextmanager
 async def orm_session(database: Database) -> AsyncIterator[AsyncSession]:
-    """An ORM session outside a request: commits at the end, rolls back on any error.
+    """Opens an ORM session outside a request: commits at the end, rolls back on any error.
 
     Raises:
-        Unavailable: there is no connection.
+        Unavailable: no connection can be made, or none becomes free in time.
     """
     async with AsyncSession(database.write, expire_on_commit=False) as session:
         with _told_if_none(database):
@@ -52,21 +52,21 @@ async def orm_session(database: Database) -> AsyncIterator[AsyncSession]:
 
 
 async def statements(session: AsyncSession) -> Writing:
-    """A write session in the transaction of an ORM session, whose objects are flushed."""
+    """Flushes an ORM session, and returns a write session in the same transaction."""
     await session.flush()
     connection = await session.connection()
-    await connection.exec_driver_sql("SELECT 1")  # with its first statement SQLAlchemy sends BEGIN
+    await connection.exec_driver_sql("SELECT 1")  # SQLAlchemy sends BEGIN with its first statement
     driver: Any = (await connection.get_raw_connection()).driver_connection
     return Writing(driver)
 
 
 @asynccontextmanager
 async def writing(database: Database) -> AsyncIterator[Writing]:
-    """A write session outside a request: commits at the end, rolls back on any error.
+    """Opens a write session outside a request: commits at the end, rolls back on any error.
 
     Raises:
-        Unavailable: there is no connection, or it was lost.
-        PostgresError: it cannot be committed.
+        Unavailable: no connection can be made or becomes free in time, or it is lost.
+        PostgresError: the commit fails.
     """
     with _told_if_none(database):
         connection = await database.write.raw_connection()
@@ -80,9 +80,10 @@ async def writing(database: Database) -> AsyncIterator[Writing]:
 
 @contextmanager
 def _told_if_none(database: Database) -> Iterator[None]:
-    """
+    """Translates the errors of taking a connection from the pool.
+
     Raises:
-        Unavailable: there is no connection, nor was one free in time.
+        Unavailable: no connection can be made, or none becomes free in time.
     """
     try:
         yield
@@ -94,7 +95,7 @@ def _told_if_none(database: Database) -> Iterator[None]:
 
 
 def reading(database: Database, request: Request | None = None) -> Reading:
-    """A read session, of a request or outside of any."""
+    """Returns a read session, for a request or outside one."""
     return Reading(partial(_connection, database, request))
 
 
@@ -102,10 +103,10 @@ def reading(database: Database, request: Request | None = None) -> Reading:
 async def snapshot(
     database: Database, request: Request | None = None
 ) -> AsyncIterator[SnapshotReading]:
-    """A read session whose statements all see one snapshot, and whose rows may be streamed.
+    """Opens a read session whose statements all see one snapshot, and whose rows can be streamed.
 
     Raises:
-        Unavailable: there is no connection.
+        Unavailable: no connection can be made, or none becomes free in time.
     """
     async with _connection(database, request, snapshot=True) as connection:
         yield SnapshotReading(connection)
@@ -123,7 +124,10 @@ def _connection(
 async def _connection_to_either(
     database: Database, request: Request | None, *, snapshot: bool
 ) -> AsyncIterator[Connection]:
-    """To the replica, if this request may read from it and it is there; else to the primary."""
+    """Connects to the replica, or to the primary.
+
+    It uses the primary if the client has just written, or if the replica cannot be reached.
+    """
     async with AsyncExitStack() as stack:
         connection: Connection | None = None
         if await _reads_replica(database, request):
@@ -140,7 +144,7 @@ async def _connection_to_either(
 
 
 async def _reads_replica(database: Database, request: Request | None) -> bool:
-    """Whether there is a replica that this request may read from."""
+    """Returns whether to try the replica: no recent write of the client, no recent failure."""
     if request and database.writers and await database.writers.include(request):
         return False
     return database.replica.worth_a_try()
@@ -158,7 +162,10 @@ async def _orm_session(request: Request) -> AsyncIterator[AsyncSession]:
 
 @asynccontextmanager
 async def _one_unit(request: Request) -> AsyncIterator[Database]:
-    """Who wrote is known once it is committed. What writes in two sessions could be half done."""
+    """Allows one transaction a request, and records the client as a writer after the commit.
+
+    With two transactions, one could commit and the other fail.
+    """
     if hasattr(request.state, "writes"):
         raise RuntimeError("A request has a WriteSession or an OrmSession, and not both")
     request.state.writes = True
@@ -183,10 +190,10 @@ async def _snapshot(request: Request) -> AsyncIterator[SnapshotReading]:
 
 @asynccontextmanager
 async def place_for_stream(places: asyncio.Semaphore, request: Request) -> AsyncIterator[None]:
-    """One of these places, so that streams leave connections to everybody else.
+    """Holds a slot for a stream, so that streams leave connections for other requests.
 
     Raises:
-        Unavailable: none became free in time.
+        Unavailable: no slot becomes free in time.
     """
     seconds = request.app.state.settings.database_pool_timeout
     detail = "Too many uploads or downloads are under way; please try again"
@@ -198,14 +205,14 @@ async def place_for_stream(places: asyncio.Semaphore, request: Request) -> Async
 
 
 WriteSession = Annotated[Writing, Depends(_write_session, scope="function")]
-"""One transaction, committed before the response leaves; rows, not objects."""
+"""One transaction, committed before the response is sent; returns rows, not objects."""
 
 OrmSession = Annotated[AsyncSession, Depends(_orm_session, scope="function")]
-"""The same of objects, where several change together; handlers flush and never commit."""
+"""One transaction with ORM objects, to change several together; handlers flush, never commit."""
 
 ReadSession = Annotated[Reading, Depends(_read_session)]
-"""Read-only, and no unit: each statement sees what is newest; rows, not objects."""
+"""Read-only, in autocommit mode: each statement sees the newest snapshot; returns rows."""
 
 Snapshot = Annotated[SnapshotReading, Depends(_snapshot, scope="request")]
-"""One read-only snapshot that lives as long as the response: for answers that are streamed. They
-may have half of the connections at once."""
+"""One read-only snapshot that lives as long as the response, for streamed responses. These use at
+most half of the connections at once."""

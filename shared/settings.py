@@ -1,4 +1,4 @@
-"""Configuration from the environment: variables with the prefix `APP_`, or `.env`."""
+"""Configuration from environment variables with the prefix `APP_`, or from `.env`."""
 
 import os
 import secrets
@@ -23,7 +23,7 @@ AnySettings = TypeVar("AnySettings", bound=BaseSettings)
 
 
 class ConfigurationError(RuntimeError):
-    """Settings are missing or wrong. The message has a line for each, which names the variable."""
+    """Settings are missing or invalid. The message has a line for each, with its variable."""
 
 
 def _postgres_url(url: str) -> str:
@@ -37,7 +37,7 @@ def _redis_url(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in {"redis", "rediss", "unix"}:
         raise ValueError("must be a URL like redis://host:6379/0")
-    if parts.hostname and parts.port is None:  # not every library knows Redis's own port
+    if parts.hostname and parts.port is None:  # not every library has the default port
         return parts._replace(netloc=f"{parts.netloc}:6379").geturl()
     return url
 
@@ -60,7 +60,7 @@ def _sentry_dsn(dsn: str) -> str:
 
 def _networks(addresses: tuple[str, ...]) -> tuple[str, ...]:
     for address in addresses:
-        ip_network(address)  # says itself what is wrong
+        ip_network(address)  # raises a ValueError with the reason
     return addresses
 
 
@@ -72,13 +72,14 @@ Networks = Annotated[tuple[str, ...], AfterValidator(_networks)]
 
 
 FROM_ENVIRONMENT = SettingsConfigDict(env_prefix="APP_", env_ignore_empty=True, extra="ignore")
-"""An empty variable counts as not set, as compose files cannot leave one out."""
+"""An empty variable counts as unset, as a compose file cannot omit one."""
 
 
 class Settings(BaseSettings):
-    """The kernel's settings. A feature with settings of its own declares `FeatureSettings`.
+    """The kernel's settings. A feature declares its settings in a subclass of
+    `FeatureSettings`.
 
-    Sizes are connections, times are seconds, body sizes are bytes.
+    Pool sizes are connections, times are seconds, body sizes are bytes.
     """
 
     model_config = FROM_ENVIRONMENT
@@ -159,24 +160,24 @@ class Settings(BaseSettings):
 
     @property
     def base_url(self) -> str:
-        """Where clients reach the API, without a slash at the end."""
+        """The URL where clients reach the API, without a trailing slash."""
         return str(self.public_url or "http://127.0.0.1:8000").rstrip("/")
 
     def secret(self) -> str:
-        """The signing secret; outside production one is generated once and kept under `.data/`."""
+        """Returns the secret key. If none is set, one is generated once and kept under `.data/`."""
         return self.secret_key.get_secret_value() if self.secret_key else _generated_secret()
 
 
 class FeatureSettings(BaseSettings):
-    """Base class of a feature's own settings, which the kernel reads once, at start."""
+    """Base class of a feature's settings, which the kernel reads once, at start."""
 
     model_config = FROM_ENVIRONMENT
 
     def check(self, kernel: Settings) -> None:
-        """Override to compare with the kernel's settings.
+        """Checks these settings against the kernel's. Override it where they depend on each other.
 
         Raises:
-            ValueError: the two do not go together; the message names the variable.
+            ValueError: they do not fit together; the message names the variable.
         """
 
 
@@ -189,7 +190,7 @@ def load_feature_settings(
     """Reads a feature's settings, and checks them against the kernel's.
 
     Raises:
-        ConfigurationError: naming the variable and what is wrong with it.
+        ConfigurationError: a setting is invalid; the message has the variable and the reason.
     """
     loaded = load_settings(settings)
     try:
@@ -202,11 +203,11 @@ def load_feature_settings(
 def load_settings(settings: type[AnySettings]) -> AnySettings:
     """Reads a settings class from the environment, and from `.env` in the working directory.
 
-    With `APP_ENV=test` in the environment `.env` is not read: it is a developer's own, and may
+    With `APP_ENV=test` in the environment, `.env` is not read: it belongs to a developer, and may
     name real services.
 
     Raises:
-        ConfigurationError: naming the variable and what is wrong with it.
+        ConfigurationError: a setting is invalid; the message has the variable and the reason.
     """
     file = None if os.environ.get("APP_ENV") == "test" else ".env"
     try:
@@ -214,7 +215,7 @@ def load_settings(settings: type[AnySettings]) -> AnySettings:
     except ValidationError as error:
         wrong = error.errors(include_url=False, include_input=False)
         raise ConfigurationError("\n".join(_line(each, settings) for each in wrong)) from None
-    except SettingsError as error:  # a list or a mapping, which names its field in quotes only
+    except SettingsError as error:  # a list or mapping; only its text has the field, in quotes
         name = _variable(settings, str(error).split('"')[1])
         raise ConfigurationError(f"{name}: must be JSON") from None
 
@@ -236,7 +237,7 @@ def _generated_secret() -> str:
         candidate.touch(mode=0o600)
         candidate.write_text(secrets.token_urlsafe(48))
         try:
-            path.hardlink_to(candidate)  # atomic: of two first starts, both keep the same secret
+            path.hardlink_to(candidate)  # atomic: two concurrent first starts use the same secret
         except FileExistsError:
             pass
         finally:

@@ -1,4 +1,4 @@
-"""A process that ends with the one that started it."""
+"""Ends a process when its parent ends."""
 
 import ctypes
 import os
@@ -9,13 +9,14 @@ PR_SET_PDEATHSIG = 1
 
 
 def exit_with_parent(parent: int | None = None) -> None:
-    """Asks the kernel for a SIGTERM when the parent dies, even by SIGKILL (Linux: prctl(2)).
+    """Asks Linux for a SIGTERM when the parent dies, even by SIGKILL (prctl(2)).
 
-    Who knows its pid says so, in case it has died already.
+    Pass the pid of the parent if you know it, in case the parent has died already. On other
+    systems this does nothing.
     """
     if sys.platform != "linux":
         return
     parent = parent or os.getppid()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it died in between
+    if os.getppid() != parent:  # it died before the prctl
         os.kill(os.getpid(), signal.SIGTERM)

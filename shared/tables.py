@@ -1,4 +1,4 @@
-"""What every table shares: names for constraints, and ids in the order of creation."""
+"""Conventions of all tables: constraint names, ids in order of creation, timestamps."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -11,7 +11,7 @@ from sqlmodel import Field, SQLModel
 from sqlmodel.main import default_registry
 from uuid_utils.compat import uuid7
 
-# A constraint's name says what it holds, so that its violation can be told in words.
+# A constraint's name has its table and columns, so that a violation can be put into words.
 SQLModel.metadata.naming_convention = {
     "pk": "pk_%(table_name)s",
     "fk": "fk_%(table_name)s_%(column_0_N_name)s",
@@ -22,7 +22,7 @@ SQLModel.metadata.naming_convention = {
 
 
 def owners() -> dict[str, str]:
-    """The tables of all models that were imported, each with its feature, or `shared`."""
+    """Returns the tables of all imported models, each with its feature, or `shared`."""
     found: dict[str, str] = {}
     for mapper in default_registry.mappers:
         package, *module = mapper.class_.__module__.split(".")
@@ -31,24 +31,26 @@ def owners() -> dict[str, str]:
 
 
 def table_of(model: type[SQLModel]) -> Table:
-    """The table behind a model: a statement on it gives rows, and builds no objects."""
+    """Returns the table of a model: a statement on it returns rows, and builds no objects."""
     table: Table = model.__table__  # type: ignore[attr-defined]
     return table
 
 
 def columns(table: Table, schema: type[BaseModel]) -> list[ColumnElement[Any]]:
-    """The columns that are fields of the schema."""
+    """Returns the columns that are fields of the schema."""
     return [table.c[name] for name in schema.model_fields]
 
 
 def new_id() -> UUID:
-    """A UUIDv7 (RFC 9562): unique, and in the order of creation."""
+    """Returns a UUIDv7 (RFC 9562): unique, and in order of creation."""
     return uuid7()
 
 
 class Timestamped(SQLModel):
-    """When a row was made and last changed, by the clock of the database, which tells it with the
-    same statement (RETURNING)."""
+    """The times when a row was created and last changed, by the clock of the database.
+
+    The INSERT or UPDATE itself returns them (RETURNING).
+    """
 
     __mapper_args__: ClassVar[Mapping[str, Any]] = {"eager_defaults": True}
 

@@ -1,9 +1,9 @@
-"""Background work as data: a task drains what waits in PostgreSQL, batch by batch.
+"""Background tasks, which process rows that wait in PostgreSQL, batch by batch.
 
-What is to be done is a row written in the caller's transaction. A task only looks for such
-rows, so a lost message, a crash or a dead worker loses nothing, and any number of processes
-may drain the same rows (`FOR UPDATE SKIP LOCKED`). `NOTIFY` wakes a task early; it looks on
-its own anyway, every so often.
+Each piece of work is a row, written in the caller's transaction (transactional outbox). A task only
+looks for such rows, so a lost message, a crash or a dead worker loses no work, and any number of
+processes may work on the same rows (`FOR UPDATE SKIP LOCKED`). `NOTIFY` wakes a task early; it also
+looks at a regular interval.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from shared.telemetry import tracer
 log = structlog.get_logger(__name__)
 
 RECONNECT_SECONDS = 1.0
-BATCH_SECONDS = 300.0  # more than any takes, unless what it waits for never answers
+BATCH_SECONDS = 300.0  # longer than any batch takes, unless a dependency never answers
 PING_SECONDS = 30.0
 PING_TIMEOUT_SECONDS = 5.0
 ROWS = Counter("tessera_task_rows_total", "Rows that a background task has done", ("task",))
@@ -45,10 +45,10 @@ FAILURES = Counter(
 class Task:
     """A kind of background work.
 
-    `drain` does one batch in its own transaction and returns how many rows it did; it is
-    called again until it returns 0. Then it waits for a `NOTIFY` on `channel`, or for
-    `every` seconds. `backlog` is a query of how many rows wait, how many were given up, and
-    for how many seconds the oldest has been due: for the metrics.
+    `drain` processes one batch in its own transaction and returns the number of rows; it is
+    called again until it returns 0. Then the task waits for a `NOTIFY` on `channel`, or for
+    `every` seconds. `backlog` is a query for the metrics: how many rows wait, how many are
+    parked (dead letters), and for how many seconds the oldest has been due.
     """
 
     name: str
@@ -59,12 +59,12 @@ class Task:
 
 
 Perform = Callable[[FastAPI, Task], Awaitable[object]]
-"""What is done when a task is due: `drain` does its work here, a queue has it done elsewhere."""
+"""Called when a task is due: `drain` does the work here, a queue passes it to other processes."""
 
 
 @asynccontextmanager
 async def running(app: FastAPI, tasks: Sequence[Task], perform: Perform) -> AsyncIterator[None]:
-    """Performs the tasks until the block ends; a batch under way is cancelled and rolled back."""
+    """Runs the tasks until the block ends; a batch in progress is cancelled and rolled back."""
     wake = {task.name: asyncio.Event() for task in tasks}
     workers = [asyncio.create_task(_work(app, task, perform, wake[task.name])) for task in tasks]
     workers.append(asyncio.create_task(_listen(app, tasks, wake)))
@@ -77,7 +77,7 @@ async def running(app: FastAPI, tasks: Sequence[Task], perform: Perform) -> Asyn
 
 
 async def drain(app: FastAPI, task: Task) -> int:
-    """Runs one task until nothing is left, and returns how many rows it did."""
+    """Runs one task until no rows are left, and returns how many it processed."""
     total = 0
     while done := await drain_batch(app, task):
         total += done
@@ -85,7 +85,7 @@ async def drain(app: FastAPI, task: Task) -> int:
 
 
 async def drain_batch(app: FastAPI, task: Task) -> int:
-    """Does one batch, and returns how many rows it did."""
+    """Processes one batch, and returns the number of rows."""
     started = time.perf_counter()
     with tracer.start_as_current_span(f"task {task.name}"):
         async with asyncio.timeout(BATCH_SECONDS):
@@ -97,7 +97,7 @@ async def drain_batch(app: FastAPI, task: Task) -> int:
 
 
 def report_failure(task: Task, error: Exception) -> None:
-    """Counts and logs a batch that failed: a service that is away is no error of ours."""
+    """Counts and logs a failed batch. An unavailable dependency is logged as a warning."""
     FAILURES.labels(task.name).inc()
     if isinstance(error, Unavailable):
         log.warning("task_postponed", task=task.name, reason=error.detail)
@@ -121,13 +121,13 @@ async def _work(app: FastAPI, task: Task, perform: Perform, wake: asyncio.Event)
 
 
 def _cancelled() -> bool:
-    """Whether this asyncio task was cancelled, although another error took the place of that."""
+    """Returns whether this asyncio task was cancelled, even if another exception hid that."""
     current = asyncio.current_task()
     return current is not None and current.cancelling() > 0
 
 
 async def _listen(app: FastAPI, tasks: Sequence[Task], wake: dict[str, asyncio.Event]) -> None:
-    """Sets a task's event on each NOTIFY; after a lost connection, all of them once."""
+    """Sets a task's event on each NOTIFY, and the events of all tasks after each connect."""
     channels: dict[str, list[asyncio.Event]] = {}
     for task in tasks:
         if task.channel:
@@ -152,7 +152,7 @@ async def _lost(connection: "Connection[Any]") -> None:
     """Returns when the connection is closed.
 
     Raises:
-        TimeoutError: it does not answer any more.
+        TimeoutError: the server no longer answers.
     """
     closed = asyncio.Event()
     connection.add_termination_listener(lambda _: closed.set())

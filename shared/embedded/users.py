@@ -1,4 +1,4 @@
-"""Who uses a server: each holds a share of a lock, and who leaves last ends the server."""
+"""The users of a server: each holds a shared file lock, and the last to leave stops the server."""
 
 import fcntl
 import os
@@ -15,20 +15,20 @@ from shared.embedded.home import Home, locked
 
 @contextmanager
 def used(home: Home) -> Iterator[None]:
-    """Keeps the server alive while we use it; the last user ends it, and waits for that.
+    """Keeps the server running during the block; the last user stops it, and waits for the stop.
 
-    To be entered under `locked`, which leaving takes again: without it, two who leave at once
-    would each take the other for one who stays.
+    Enter it while you hold `locked`, which it takes again to leave: without it, two users that
+    leave at once would each see the other's lock, and neither would stop the server.
     """
     with (home.folder / "users").open("a+") as users:
-        fcntl.flock(users, fcntl.LOCK_SH)  # not while a watcher ends the server
+        fcntl.flock(users, fcntl.LOCK_SH)  # waits while a watcher stops the server
         watching = _watch(home, users)
         try:
             yield
         finally:
             with locked(home.folder):
                 _end_if_last(home, users)
-                with suppress(OSError):  # it has been killed
+                with suppress(OSError):  # it was killed before
                     os.killpg(watching.pid, signal.SIGKILL)
                 watching.wait()
                 fcntl.flock(users, fcntl.LOCK_UN)
@@ -38,10 +38,10 @@ def _watch(home: Home, users: IO[str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(  # noqa: S603
         [sys.executable, "-I", "-S", watcher.__file__, users.name, home.data],
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,  # of ours, somebody may wait for the end
+        stdout=subprocess.DEVNULL,  # else readers of our output would wait for the watcher
         stderr=subprocess.DEVNULL,
         cwd="/",
-        start_new_session=True,  # Ctrl-C reaches us alone
+        start_new_session=True,  # Ctrl-C does not reach it
     )
 
 
@@ -49,7 +49,8 @@ def _end_if_last(home: Home, users: IO[str]) -> None:
     try:
         fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        # Others use it, and share the lock at once; or the watcher of one who was killed ends it.
+        # Either other users hold the shared lock, and we get it at once; or the watcher of a killed
+        # user is stopping the server, and we wait for that.
         fcntl.flock(users, fcntl.LOCK_SH)
     else:
         watcher.end(home.data)

@@ -1,6 +1,6 @@
-"""Ends a server when its last user has gone: a program that each user starts beside itself.
+"""Stops a server when its last user has gone: a program that each user starts.
 
-It imports nothing but the standard library, so that it starts fast and stays small.
+It imports only the standard library, so that it starts fast and stays small.
 """
 
 import fcntl
@@ -17,9 +17,10 @@ PROC = Path("/proc")
 
 
 def main(users: str, data: str) -> None:
-    """Waits until nobody holds the users' lock, which the kernel frees however they die.
+    """Waits until no user holds the lock, then stops the server.
 
-    Who comes while the server ends waits for this lock, and then starts another.
+    The operating system frees the lock of a user that is killed. A user that comes while the
+    server stops waits for the lock, and then starts another server.
     """
     if _stand_in():
         with open(users, "a+") as file:
@@ -28,8 +29,10 @@ def main(users: str, data: str) -> None:
 
 
 def _stand_in() -> bool:
-    """Forks, and forks again if the child is killed. Whether we are the child, which works: it
-    needs nobody, so that either may be killed."""
+    """Forks, and forks again if the child is killed; returns True in the child.
+
+    The child does the work. It does not depend on the parent, so either of them may be killed.
+    """
     while child := os.fork():
         if not os.WIFSIGNALED(os.waitpid(child, 0)[1]):
             return False
@@ -37,14 +40,14 @@ def _stand_in() -> bool:
 
 
 def end(data: Path) -> None:
-    """Ends the server on this data and all of its children, and waits until they have gone."""
+    """Stops the server on this data and all of its children, and waits until they have gone."""
     deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
     while pid := postmaster(data):
-        # A fast shutdown: no recovery at the next start
+        # SIGINT: a fast shutdown, without recovery at the next start
         _send(pid, signal.SIGINT if time.monotonic() < deadline else signal.SIGKILL)
         time.sleep(POLL_SECONDS)
-    # The children of a killed one that compute see only later that it has gone, and until then
-    # no other can start.
+    # Children of a killed server that are computing notice its end only later, and until then no
+    # new server can start.
     deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
     while (orphans := _children(data)) and time.monotonic() < deadline:
         for orphan in orphans:
@@ -58,8 +61,11 @@ def _send(pid: int, number: signal.Signals) -> None:
 
 
 def postmaster(data: Path) -> int | None:
-    """The pid of the postgres that runs on this data: of no zombie, and of nobody who has got
-    the pid in a stale file. One that starts has no file yet."""
+    """Returns the pid of the postgres that runs on this data, or None.
+
+    Ignores a zombie, and a process that has the pid in a stale file. A server that is starting
+    has no file yet: it is found by its command line.
+    """
     noted = _noted_pid(data)
     if not PROC.exists():
         return noted if noted and _exists(noted) else None
@@ -82,22 +88,22 @@ def _exists(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        pass  # it runs, as another account
+        pass  # it runs under another account
     return True
 
 
 def _command(process: Path) -> list[bytes]:
-    with suppress(OSError):  # it has ended, or is none of our business
+    with suppress(OSError):  # it has ended, or we may not read it
         return (process / "cmdline").read_bytes().split(b"\0")
     return [b""]
 
 
 def _children(data: Path) -> list[int]:
-    """The children of any server on this data: known by their titles, and by where they work."""
+    """Returns the children of any server on this data, by process title and working folder."""
     data = data.resolve()
 
     def is_child(process: Path) -> bool:
-        with suppress(OSError):  # it has ended, or is none of our business
+        with suppress(OSError):  # it has ended, or we may not read it
             title = _command(process)[0]
             return title.startswith(b"postgres: ") and (process / "cwd").readlink() == data
         return False

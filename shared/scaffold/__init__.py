@@ -1,1 +1,1 @@
-"""For those who build: a new feature from templates, and the next revision of its tables."""
+"""For developers: a new feature from templates, and the next revision of its tables."""

@@ -1,6 +1,6 @@
-"""The OpenAPI document in parts, as the tests keep it: a file for the kernel, and one a feature.
+"""The OpenAPI document in parts, as the tests store it: a file for the kernel, one a feature.
 
-So a change of the API is read in a review, and two features never write to the same file.
+So a review shows each change of the API, and two features never write to the same file.
 """
 
 import json
@@ -20,10 +20,10 @@ REFERENCE = re.compile(r'"#/components/schemas/([^"]+)"')
 
 
 def document_parts(app: FastAPI) -> dict[Path, dict[str, Any]]:
-    """The parts, by the file that keeps each.
+    """Returns the parts, by the file that stores each.
 
-    A feature's has its operations, its scopes, and all schemas that its operations use, be they
-    its own or another's. What is left is the kernel's.
+    A feature's part has its operations, its scopes, and all schemas that its operations use,
+    including those of other features. The kernel's part has the rest.
     """
     document = deepcopy(app.openapi())
     schemas, security = (document["components"][key] for key in ("schemas", "securitySchemes"))

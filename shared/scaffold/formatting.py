@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def format_code(files: Collection[Path]) -> None:
-    """Orders the imports and breaks the lines as `make check` wants them."""
+    """Sorts the imports and formats the code as `make check` requires."""
     for arguments in (["check", "--fix-only", "--select=I"], ["format"]):
         ruff = [sys.executable, "-m", "ruff", *arguments, "--quiet", *map(str, files)]
         subprocess.run(ruff, check=True)  # noqa: S603  # our own tool and files

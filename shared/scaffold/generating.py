@@ -1,4 +1,4 @@
-"""Renders the templates, and refuses a name that would clash with something."""
+"""Renders the templates of a new feature, and rejects a name that would clash."""
 
 import ast
 from collections.abc import Iterator
@@ -18,10 +18,12 @@ PLACEHOLDER = Names("placeholders", "placeholder")
 
 
 def write_feature(app: FastAPI, name: str, singular: str | None = None) -> list[Path]:
-    """Writes `features/<name>` and `migrations/<name>` beside those of `app`; returns the files.
+    """Writes `features/<name>` and `migrations/<name>`, and returns the files.
+
+    The name must not clash with a table or a path of `app`.
 
     Raises:
-        NameRefused: the name is none, or it is taken. Nothing has been written.
+        NameRefused: the name is malformed or taken. No file has been written.
     """
     files = plan_feature(app, name, singular)
     for path, text in files.items():
@@ -32,10 +34,10 @@ def write_feature(app: FastAPI, name: str, singular: str | None = None) -> list[
 
 
 def plan_feature(app: FastAPI, name: str, singular: str | None = None) -> dict[Path, str]:
-    """What `write_feature` writes: the text of each file.
+    """Returns the text of each file that `write_feature` writes.
 
     Raises:
-        NameRefused: the name is none, or it is taken.
+        NameRefused: the name is malformed or taken.
     """
     names = names_of(name, singular)
     _refuse_taken(names, app)
@@ -44,8 +46,8 @@ def plan_feature(app: FastAPI, name: str, singular: str | None = None) -> dict[P
 
 
 def render(names: Names) -> Iterator[tuple[Path, str]]:
-    """The files of a feature with these names, and their texts, not yet formatted."""
-    templates = Environment(  # noqa: S701  # it writes Python, where nothing is escaped as HTML
+    """Yields the files of a feature with these names, and their unformatted text."""
+    templates = Environment(  # noqa: S701  # it renders Python, which needs no HTML escaping
         loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, keep_trailing_newline=True
     )
     values = {key: getattr(names, key) for key in ("cls", "words", "word", "a_word", "path")}
@@ -68,7 +70,7 @@ def _refuse_taken(names: Names, app: FastAPI) -> None:
 
 
 def _refuse_ambiguous(names: Names) -> None:
-    """Refuses a name that the generated code uses for something else, like `responses`."""
+    """Rejects a name that the generated code uses for something else, such as `responses`."""
     in_use: set[str] = set()
     wanted: set[str] = set()
     for _, text in render(PLACEHOLDER):

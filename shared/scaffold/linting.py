@@ -1,4 +1,4 @@
-"""Revisions whose SQL would lock, rewrite or break a table in use, found by squawk."""
+"""Finds revisions whose SQL would lock, rewrite or break a table in use, with squawk."""
 
 import json
 import shutil
@@ -13,8 +13,8 @@ from alembic.operations import Operations
 from alembic.script import Script
 
 OLDEST_POSTGRES = "17.0"
-# Of style and not of safety, or settled elsewhere: revisions set lock_timeout themselves, and a
-# revision of a large table takes as long as it takes.
+# Rules of style, not of safety, or solved elsewhere: revisions set lock_timeout themselves, and
+# need no statement timeout, as a change of a large table may take long.
 IGNORED = (
     "require-statement-timeout",
     "prefer-text-field",
@@ -26,9 +26,9 @@ IGNORED = (
 
 
 def unsafe_operations(script: Script) -> list[str]:
-    """What is dangerous on a live table in the upgrade of a revision: statement and reason.
+    """Returns the operations of an upgrade that are unsafe on a live table, with the reasons.
 
-    A revision that means it says so: `ACCEPTED = ("ban-drop-column",)`, with the reason.
+    A revision accepts a rule on purpose with `ACCEPTED = ("ban-drop-column",)` and a reason.
     """
     accepted = getattr(script.module, "ACCEPTED", ())
     squawk = shutil.which("squawk", path=str(Path(sys.executable).parent))
@@ -51,7 +51,7 @@ def unsafe_operations(script: Script) -> list[str]:
 
 
 def sql_of(script: Script, direction: Literal["upgrade", "downgrade"]) -> str:
-    """The SQL of a revision, without a database."""
+    """Returns the SQL of a revision, without a database."""
     buffer = StringIO()
     options = {"as_sql": True, "output_buffer": buffer, "transactional_ddl": True}
     context = MigrationContext.configure(dialect_name="postgresql", opts=options)

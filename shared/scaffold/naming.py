@@ -1,4 +1,4 @@
-"""The name of a new feature, in every form that the code needs, or why it cannot be had."""
+"""Derives each form of a new feature's name that the code needs, or rejects the name."""
 
 import builtins
 import keyword
@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql.base import RESERVED_WORDS
 
 from shared.features import FeatureError
 
-MAX_LENGTH = 25  # with more, lines of the templates are too long
+MAX_LENGTH = 25  # with longer names, lines of the templates are too long
 FORBIDDEN = {*keyword.kwlist, *keyword.softkwlist, *dir(builtins)}
 OF_ALEMBIC = {"base", "head", "heads"}
 WELL_FORMED = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
@@ -22,8 +22,11 @@ class NameRefused(FeatureError):
 
 @dataclass(frozen=True)
 class Names:
-    """`feature` is the folder, the table, the tag and the branch (order_items); `singular` is
-    what one of them is called (order_item)."""
+    """The forms of a feature's name.
+
+    `feature` is the folder, the table, the tag and the branch (order_items); `singular` is one
+    entry (order_item).
+    """
 
     feature: str
     singular: str
@@ -50,7 +53,7 @@ class Names:
 
 
 def names_of(name: str, singular: str | None = None) -> Names:
-    """Takes a plural as people write it.
+    """Returns the names of a feature, from a plural in any common spelling.
 
     >>> names_of("OrderItems")
     Names(feature='order_items', singular='order_item')
@@ -58,7 +61,7 @@ def names_of(name: str, singular: str | None = None) -> Names:
     'Medium'
 
     Raises:
-        NameRefused: it is not a name for a folder, a table and a class.
+        NameRefused: the name cannot be that of a folder, a table and a class.
     """
     feature = _word(name)
     one = _word(singular) if singular else _word(_singular(feature))
@@ -74,7 +77,7 @@ def names_of(name: str, singular: str | None = None) -> Names:
 
 
 def _word(name: str) -> str:
-    """The name in snake case."""
+    """Returns the name in snake case, if it is valid."""
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.strip())
     word = re.sub(r"[\s-]+", "_", spaced).lower()
     if not WELL_FORMED.fullmatch(word):

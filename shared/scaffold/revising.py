@@ -1,4 +1,4 @@
-"""A new revision on a feature's branch: what its tables have become since the last one."""
+"""Writes a revision on a feature's branch: the changes of its tables since the last one."""
 
 import asyncio
 import re
@@ -22,19 +22,19 @@ from shared.tables import owners
 
 
 class NothingToRevise(FeatureError):
-    """The tables of the feature are as its revisions make them."""
+    """The tables of the feature match its revisions."""
 
 
 def write_revision(server_url: str, feature: str, message: str) -> Script:
-    """Compares the feature's tables with its branch, and writes the difference.
+    """Compares the feature's tables with its branch, and writes the difference as a revision.
 
-    The branch and what it depends on are migrated in a database of their own on the server, so
-    that neither other features nor the state of anybody's own database leak in. A table
-    without a model is left alone: dropping one is written by hand.
+    The branch and its dependencies are migrated in a temporary database on the server, so that
+    neither other features nor the state of a developer's database affect the result. A table
+    without a model is ignored: write its DROP TABLE by hand.
 
     Raises:
-        FeatureError: there is no such feature.
-        NothingToRevise: nothing has been written.
+        FeatureError: the feature does not exist.
+        NothingToRevise: the tables have not changed. No file has been written.
     """
     found = find_features()
     needed = () if feature == "shared" else with_dependencies(found, feature)
@@ -57,7 +57,7 @@ def write_revision(server_url: str, feature: str, message: str) -> Script:
             version_path=str(folder),
             head="base" if is_first else f"{feature}@head",
             branch_label=feature if is_first else None,
-            depends_on=others or "shared" if is_first else None,  # type: ignore[arg-type]  # many are allowed
+            depends_on=others or "shared" if is_first else None,  # type: ignore[arg-type]  # a list is allowed
         )
     if not isinstance(script, Script):
         raise NothingToRevise(f"the tables of {feature!r} are as its migrations make them")
@@ -66,7 +66,7 @@ def write_revision(server_url: str, feature: str, message: str) -> Script:
 
 
 def _hooks(feature: str) -> dict[str, Any]:
-    """What `migrations/env.py` gives to Alembic while it compares."""
+    """Returns the options that `migrations/env.py` passes to Alembic for the comparison."""
     own = {table for table, owner in owners().items() if owner == feature}
 
     def include(_object: Any, name: str | None, kind: str, *_: Any) -> bool:
@@ -84,7 +84,7 @@ def _hooks(feature: str) -> dict[str, Any]:
 
 
 def _render_type(kind: str, item: Any, context: AutogenContext) -> str | bool:
-    """SQLModel's types in the words that they have in a revision written by hand."""
+    """Renders SQLModel's types as in a revision written by hand."""
     if kind == "type" and isinstance(item, AutoString):
         return "sa.String()"
     if kind == "type" and isinstance(item, UTCDateTime):
