@@ -210,7 +210,7 @@ def test_a_check_that_finds_no_slices_fails(copy: Path) -> None:
         if folder.is_dir():
             shutil.rmtree(folder)
     said = lint(copy)
-    for contract in IDS:
+    for contract in IDS.keys() - {LOCKS}:  # the kernel takes some, too
         assert f"{contract} BROKEN" in said
 
 
