@@ -46,7 +46,7 @@ class Finding:
 
 @commands.command()
 def doctor() -> None:
-    """Show the slices, and what is wrong with this installation; exit status 1 if anything is."""
+    """Show the slices, and each fault of this installation; exit status 1 if there is one."""
     console = Console()
     with plain_errors():
         settings = load_settings(Settings)

@@ -39,7 +39,7 @@ def new_feature(
 
 @commands.command("keep-openapi")
 def keep_openapi() -> None:
-    """Write the OpenAPI document anew into the tests, after a wanted change of the API."""
+    """Write the OpenAPI document into the tests again, after a wanted change of the API."""
     with plain_errors():
         for path in write_parts(create_app(load_settings(Settings))):
             typer.echo(path)
@@ -60,7 +60,7 @@ def migration(
     feature: Annotated[str, typer.Argument(help="The feature whose tables have changed")],
     message: Annotated[str, typer.Argument(help='What changes, like "add colour"')],
 ) -> None:
-    """Write a revision on a feature's branch, and say what is unsafe in it on a live table."""
+    """Write a revision on a feature's branch, and report what is unsafe on a live table."""
     from shared.scaffold.revising import write_revision
 
     with plain_errors(), running_database(load_settings(Settings)) as settings:
@@ -71,7 +71,7 @@ def migration(
 
 @commands.command("lint-migrations")
 def lint_migrations() -> None:
-    """Say what is unsafe on a live table in any revision; exit status 1 if anything is."""
+    """Report what is unsafe on a live table in any revision; exit status 1 if there is any."""
     _refuse_unsafe(load_revisions().walk_revisions())
 
 
