@@ -1,6 +1,6 @@
 """Finds the features that a change can affect: those it changes, and all that depend on them.
 
-The cheap tests across features run after any change, prose included: see the Makefile.
+The tests that check every feature run after any change, prose included: see the Makefile.
 """
 
 import subprocess
