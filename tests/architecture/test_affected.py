@@ -56,7 +56,10 @@ def test_the_change_is_what_git_says(tmp_path: Path) -> None:
 
 
 def test_after_any_change_the_tests_across_features_run() -> None:
-    done = run(ROOT, "make", "--dry-run", "--old-file=setup", "test", "changed=main")
+    done = run(
+        ROOT,
+        *("make", "--dry-run", "--no-print-directory", "--old-file=setup", "test", "changed=main"),
+    )
     command = done.stdout.rsplit("pytest", 1)[1]
     across = [ROOT / word for word in command.split() if word.startswith("tests/")]
     assert {"architecture", "contract", "test_readme.py"} == {path.name for path in across}
