@@ -1,7 +1,4 @@
-"""Runs migrations with asyncpg, one process at a time.
-
-`find_features()` imports the models.
-"""
+"""Runs migrations with asyncpg, one process at a time."""
 
 import asyncio
 
@@ -15,7 +12,8 @@ from shared.locks import advisory_lock
 
 ONE_MIGRATOR = text(f"SELECT pg_advisory_lock({advisory_lock('shared.migrations')})")
 
-find_features()
+if "autogenerate" in context.config.attributes:
+    find_features()  # imports the models, which are compared with the database
 
 
 def migrate(connection: Connection) -> None:

@@ -54,44 +54,39 @@ class Feature:
     demo: Callable[[AsyncSession], Awaitable[bool]] | None = None
 
 
-def find_features() -> tuple[Feature, ...]:
+def find_features(only: str | None = None) -> tuple[Feature, ...]:
     """Imports every folder of `features/` and returns their declarations, dependencies first.
+
+    With `only`, imports this feature and its dependencies, and no others.
 
     Raises:
         FeatureError: a folder cannot be imported, or it declares no feature or another name, or
-            depends on a missing feature, or on itself through others.
+            depends on a missing feature, or on itself through others; or there is no `only`.
     """
     names = sorted(info.name for info in pkgutil.iter_modules(features.__path__) if info.ispkg)
-    found = {name: _load(name) for name in names}
-    for feature in found.values():
-        for other in feature.depends_on:
-            if other not in found:
-                raise FeatureError(
-                    f"feature {feature.name!r} depends on {other!r}, which is not in features/"
-                )
-    graph = {name: feature.depends_on for name, feature in found.items()}
+    if only and only not in names:
+        raise FeatureError(f"there is no feature {only!r}; there are {', '.join(names)}")
+    found: dict[str, Feature] = {}
+    pending = [only] if only else names[::-1]
+    while pending:
+        name = pending.pop()
+        if name not in found:
+            found[name] = _load(name)
+            pending += found[name].depends_on if only else ()
+            _check_dependencies(found[name], names)
+    graph = {name: feature.depends_on for name, feature in sorted(found.items())}
     try:
         return tuple(found[name] for name in TopologicalSorter(graph).static_order())
     except CycleError as error:
         raise FeatureError(f"features depend on each other: {' → '.join(error.args[1])}") from error
 
 
-def with_dependencies(found: Sequence[Feature], name: str) -> tuple[Feature, ...]:
-    """Returns the feature `name` and all its dependencies, dependencies first.
-
-    Raises:
-        FeatureError: no feature has this name.
-    """
-    by_name = {feature.name: feature for feature in found}
-    if name not in by_name:
-        raise FeatureError(f"there is no feature {name!r}; there are {', '.join(by_name)}")
-    wanted: set[str] = set()
-    pending = [name]
-    while pending:
-        current = pending.pop()
-        wanted.add(current)
-        pending += by_name[current].depends_on
-    return tuple(feature for feature in found if feature.name in wanted)
+def _check_dependencies(feature: Feature, names: Sequence[str]) -> None:
+    for other in feature.depends_on:
+        if other not in names:
+            raise FeatureError(
+                f"feature {feature.name!r} depends on {other!r}, which is not in features/"
+            )
 
 
 def branches_of(found: Sequence[Feature]) -> list[str]:

@@ -15,7 +15,7 @@ from alembic.script import Script
 from sqlalchemy.engine import make_url
 from sqlmodel import AutoString, UTCDateTime
 
-from shared.features import FeatureError, branches_of, find_features, with_dependencies
+from shared.features import FeatureError, branches_of, find_features
 from shared.migrations import ROOT, alembic_config
 from shared.scaffold.formatting import format_code
 from shared.tables import owners
@@ -36,8 +36,7 @@ def write_revision(server_url: str, feature: str, message: str) -> Script:
         FeatureError: the feature does not exist.
         NothingToRevise: the tables have not changed. No file has been written.
     """
-    found = find_features()
-    needed = () if feature == "shared" else with_dependencies(found, feature)
+    needed = () if feature == "shared" else find_features(feature)
     folder = ROOT / feature
     numbers = [int(path.name[:4]) for path in folder.glob("[0-9]*.py")]
     is_first, number = not numbers, 1 + max(numbers, default=0)

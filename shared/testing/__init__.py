@@ -15,7 +15,7 @@ import pytest
 from fastapi import FastAPI
 from pydantic import SecretStr
 
-from shared.features import Feature, branches_of, find_features, with_dependencies
+from shared.features import Feature, branches_of, find_features
 from shared.settings import Settings
 from shared.testing.applications import application
 from shared.testing.bodies import body
@@ -172,9 +172,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 def _features(config: pytest.Config) -> tuple[Feature, ...]:
     """Returns the features under test: all, or that of `--feature` with its dependencies."""
     if FEATURES not in config.stash:
-        only = config.getoption("--feature")
-        found = find_features()
-        config.stash[FEATURES] = with_dependencies(found, only) if only else found
+        config.stash[FEATURES] = find_features(config.getoption("--feature"))
     return config.stash[FEATURES]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.features import find_features, with_dependencies
+from shared.features import find_features
 from shared.testing.servers import docker_answers
 from tests.copying import BIN, ROOT, copy_repository, run_suite
 
@@ -39,7 +39,7 @@ def test_a_feature_is_green_alone(feature: str, server: str, others: str, tmp_pa
 
 def remove_all_but(feature: str, code: Path) -> None:
     """Deletes all features except this one and its dependencies."""
-    kept = {needed.name for needed in with_dependencies(find_features(), feature)}
+    kept = {needed.name for needed in find_features(feature)}
     for other in set(FEATURES) - kept:
         shutil.rmtree(code / "features" / other)
         shutil.rmtree(code / "migrations" / other, ignore_errors=True)

@@ -11,7 +11,7 @@ from starlette.routing import Match
 from starlette.types import Scope
 
 import features
-from shared.features import FeatureError, find_features, with_dependencies
+from shared.features import FeatureError, find_features
 from shared.routing import Router
 from shared.testing import connect
 
@@ -104,10 +104,10 @@ def test_a_feature_brings_along_what_it_depends_on(write: Write) -> None:
     write("gardens")
     write("pears", "trees")
     write("trees", "gardens")
-    found = with_dependencies(find_features(), "apples")
+    found = find_features("apples")
     assert [feature.name for feature in found] == ["gardens", "trees", "apples"]
     with pytest.raises(FeatureError, match="there is no feature 'plums'; there are"):
-        with_dependencies(find_features(), "plums")
+        find_features("plums")
 
 
 async def test_a_router_passes_over_what_does_not_begin_like_its_routes() -> None:

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlmodel import SQLModel
 
 from shared import migrations
-from shared.features import branches_of, find_features, with_dependencies
+from shared.features import branches_of, find_features
 from shared.migrations import alembic_config, load_revisions, pending, upgrade
 from shared.tables import owners
 from shared.testing import Server
@@ -62,7 +62,7 @@ def needed_by(branch: str) -> list[str]:
     """Returns the branch and all its dependencies, dependencies first."""
     if branch == "shared":
         return ["shared"]
-    return branches_of(with_dependencies(find_features(), branch))
+    return branches_of(find_features(branch))
 
 
 def check_models(url: str, branch: str) -> None:
