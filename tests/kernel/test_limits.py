@@ -3,6 +3,7 @@
 import time
 
 import pytest
+from time_machine import TimeMachineFixture
 
 from shared import limits
 from shared.errors import TooManyRequests
@@ -15,8 +16,12 @@ PAUSE_SECONDS = 600.0  # longer than the test takes on any machine
 
 
 async def test_a_frozen_redis_slows_one_request_and_limits_nothing_away(
-    redis: Redis, app: object, monkeypatch: pytest.MonkeyPatch
+    redis: Redis,
+    app: object,
+    monkeypatch: pytest.MonkeyPatch,
+    time_machine: TimeMachineFixture,
 ) -> None:
+    time_machine.move_to(time.time() // 60 * 60)  # a window does not end during the test
     monkeypatch.setattr(limits, "PAUSE_SECONDS", PAUSE_SECONDS)
     monkeypatch.setattr(limits, "REDIS_TIMEOUT_SECONDS", 2.0)  # long enough for a busy machine
     limiter, limit = Limiter(redis.url, enabled=True), new_limit("probe", "5/minute")

@@ -1,8 +1,11 @@
 """Rate limits per address, account and API key; in one process, and shared through Redis."""
 
+import time
+
 import pytest
 from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient
+from time_machine import TimeMachineFixture
 
 from features.users.tests.conftest import (
     EMAIL,
@@ -26,6 +29,13 @@ RATES = {
     "APP_RATE_RESET_PER_ACCOUNT": "2/hour",
     "APP_RATE_API_KEY": "3/minute",
 }
+
+
+@pytest.fixture(autouse=True)
+def start_of_a_window(time_machine: TimeMachineFixture) -> None:
+    """Starts the clock at a full minute, as the windows of limits do: a test that runs for less
+    than a minute does not see one end."""
+    time_machine.move_to(time.time() // 60 * 60)
 
 
 @pytest.fixture
