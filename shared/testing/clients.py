@@ -32,6 +32,11 @@ async def anonymous(app: FastAPI) -> AsyncIterator[AsyncClient]:
         yield client
 
 
+async def is_ready(client: AsyncClient) -> bool:
+    """Whether `/readyz` answers 200. On a busy machine it may miss its 1.5 s: ask `eventually`."""
+    return (await client.get("/readyz")).status_code == 200
+
+
 SignUp = Callable[..., Awaitable[AsyncClient]]
 
 

@@ -17,7 +17,7 @@ from shared.bounds import Upload
 from shared.errors import Unavailable
 from shared.sessions import ReadSession
 from shared.settings import Settings
-from shared.testing import free_port, within
+from shared.testing import eventually, free_port, is_ready, within
 from tests.probing import app_with, problem, shed
 from tests.serving import ROOT, environment, read_line
 
@@ -162,7 +162,7 @@ async def test_more_than_can_be_served_is_refused_at_once(
     refused = await anonymous.get("/items")
     assert "busy" in unavailable(refused)
     assert shed("concurrency") == before + 1
-    assert (await anonymous.get("/readyz")).status_code == 200
+    await eventually(lambda: is_ready(anonymous), "readiness", 30)
     app.state.gate.set()
     async with within(30, "the answers of those that were held"):
         assert [(await holder).status_code for holder in holders] == [200, 200]

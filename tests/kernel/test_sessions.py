@@ -32,7 +32,7 @@ from shared.sessions import (
     writing,
 )
 from shared.settings import Settings
-from shared.testing import Server, SignUp, connect, eventually, free_port, within
+from shared.testing import Server, SignUp, connect, eventually, free_port, is_ready, within
 from shared.writing import Writing
 from tests.probing import app_with, problem, shed
 from tests.resilience.servers import Proxy
@@ -357,7 +357,7 @@ async def test_a_pool_that_is_exhausted_refuses(
     refused = await anonymous.get(f"/probe/held-{kind}")
     assert "busy" in unavailable(refused)
     assert shed("connections") == before + 1
-    assert (await anonymous.get("/readyz")).status_code == 200
+    await eventually(lambda: is_ready(anonymous), "readiness", 30)
     gate.opened.set()
     async with within(30, "the answers of those that held a connection"):
         assert [(await holder).status_code for holder in holders] == [200, 200]
@@ -374,7 +374,7 @@ async def test_streams_are_refused_before_all_connections_are_theirs(
     refused = await anonymous.get("/probe/held-stream")
     assert "uploads or downloads" in unavailable(refused)
     assert shed("streams") == before + 1
-    assert (await anonymous.get("/readyz")).status_code == 200
+    await eventually(lambda: is_ready(anonymous), "readiness", 30)
     gate.opened.set()
     async with within(30, "the answer of the stream"):
         assert (await holder).status_code == 200

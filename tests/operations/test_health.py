@@ -3,9 +3,11 @@
 import asyncpg
 from httpx import AsyncClient
 
+from shared.testing import eventually, is_ready
+
 
 async def test_a_migrated_database_is_ready(anonymous: AsyncClient) -> None:
-    assert (await anonymous.get("/readyz")).status_code == 200
+    await eventually(lambda: is_ready(anonymous), "readiness", 30)
 
 
 async def test_a_schema_behind_the_code_is_not_ready(
@@ -30,7 +32,7 @@ async def test_a_schema_ahead_of_the_code_is_ready(
     await connection.execute("INSERT INTO alembic_version VALUES ('users_from_the_future')")
     await connection.close()
 
-    assert (await anonymous.get("/readyz")).status_code == 200
+    await eventually(lambda: is_ready(anonymous), "readiness", 30)
 
 
 async def test_what_a_recorded_revision_depends_on_is_not_missed(

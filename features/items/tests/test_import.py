@@ -17,7 +17,7 @@ from httpx import AsyncClient, Response
 from features.items import formats
 from features.items.formats import MAX_RECORD_BYTES, Accepted, Format, Rejected, gunzip, parse
 from shared import bounds
-from shared.testing import within
+from shared.testing import eventually, is_ready, within
 
 JSONL = "application/jsonl"
 CSV = "text/csv"
@@ -462,7 +462,7 @@ async def test_imports_that_stand_still_leave_connections_to_others(
             await begun.acquire()
     for key in range(3):
         assert (await other.post("/items", json=row(key))).status_code == 201
-    assert (await other.get("/readyz")).status_code == 200
+    await eventually(lambda: is_ready(other), "readiness beside the imports", 30)
     for answer in islice(asyncio.as_completed(importing, timeout=30), 5):
         refused = await answer
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
