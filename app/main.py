@@ -9,19 +9,14 @@ from starlette.datastructures import State
 from starlette.middleware.cors import CORSMiddleware
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from shared import health, metrics
-from shared.bounds import BoundsMiddleware
-from shared.database import open_database
-from shared.docs import mount_docs, operation_id
-from shared.errors import install_error_handlers
-from shared.features import Feature, branches_of, find_features
-from shared.idempotency import forget_expired_keys
-from shared.limits import Limiter
-from shared.logging import configure_logging
+from shared.db.database import open_database
+from shared.db.migrations import load_revisions
+from shared.feature import Feature, branches_of, find_features
 from shared.mail import deliver_mail, forget_parked_mail
-from shared.migrations import load_revisions
-from shared.pagination import new_cursors
-from shared.requests import LastResortMiddleware, RequestMiddleware
+from shared.ops import health, metrics
+from shared.ops.logging import configure_logging
+from shared.ops.sentry import configure_sentry
+from shared.ops.tracing import tracing, tracing_calls
 from shared.settings import (
     ConfigurationError,
     Settings,
@@ -29,7 +24,12 @@ from shared.settings import (
     load_settings,
 )
 from shared.tasks import Perform, Task, drain, running
-from shared.telemetry import configure_sentry, tracing, tracing_calls
+from shared.web.idempotency import forget_expired_keys
+from shared.web.middleware import BoundsMiddleware, LastResortMiddleware, RequestMiddleware
+from shared.web.openapi import mount_docs, operation_id
+from shared.web.pagination import new_cursors
+from shared.web.problem_details import install_error_handlers
+from shared.web.rate_limits import Limiter
 
 VERSION = "0.1.0"
 EXPOSED_HEADERS = (
@@ -146,7 +146,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 def _performer(settings: Settings) -> Perform:
     if settings.task_queue == "inline":
         return drain
-    from app.messages import send  # imports Celery, which is optional
+    from app.celery.app import send  # imports Celery, which is optional
 
     return send
 

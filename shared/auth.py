@@ -14,7 +14,7 @@ from fastapi import FastAPI, Request, Security
 from fastapi.security import APIKeyHeader, OAuth2PasswordBearer, SecurityScopes
 from fastapi.security.base import SecurityBase
 
-from shared.errors import Forbidden, Unauthorized
+from shared.problems import Forbidden, Unauthorized
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +46,8 @@ api_key = APIKeyHeader(
 class Authentication(SecurityBase):
     """The dependency that authenticates a request by bearer token or API key.
 
-    To OpenAPI it is the bearer scheme; shared/docs.py adds the scheme of the API key. As two nested
-    dependencies the schemes would take a tenth of the time of a request that reads one row.
+    To OpenAPI it is the bearer scheme; shared/web/openapi.py adds the scheme of the API key. As two
+    nested dependencies the schemes would take a tenth of the time of a request that reads one row.
     """
 
     model, scheme_name = bearer.model, bearer.scheme_name

@@ -21,11 +21,11 @@ from sqlalchemy import LargeBinary, delete, func, text
 from sqlmodel import Field, SQLModel, col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from shared.database import database_of
-from shared.sealing import sealer
-from shared.sessions import orm_session
+from shared.crypto import sealer
+from shared.db.database import database_of
+from shared.db.dependencies import orm_session
+from shared.db.tables import new_id
 from shared.settings import Settings
-from shared.tables import new_id
 from shared.tasks import Task
 
 CHANNEL = "outgoing_mail"

@@ -19,9 +19,10 @@ from fastapi import FastAPI
 from prometheus_client import Counter, Histogram
 from sqlalchemy import Executable
 
-from shared.database import CONNECT_ERRORS, database_of, past_pooler
-from shared.errors import Unavailable
-from shared.telemetry import tracer
+from shared.db.database import database_of, past_pooler
+from shared.db.errors import CONNECT_ERRORS
+from shared.ops.tracing import tracer
+from shared.problems import Unavailable
 
 log = structlog.get_logger(__name__)
 

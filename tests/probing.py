@@ -14,9 +14,9 @@ from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.main import create_app
-from shared.errors import MEDIA_TYPE, Problem
-from shared.features import Feature, find_features
-from shared.logging import Lines
+from shared.feature import Feature, find_features
+from shared.ops.logging import Lines
+from shared.problems import MEDIA_TYPE, Problem
 from shared.settings import Settings
 
 

@@ -13,7 +13,7 @@ from typing import Any, AnyStr
 
 import httpx
 
-from shared.testing import wait_until
+from tests.kit import wait_until
 
 ROOT = Path(__file__).parent.parent
 START_TIMEOUT_SECONDS = 60.0

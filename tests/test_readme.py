@@ -14,8 +14,8 @@ from typer.main import get_command
 import app
 import features
 import shared
-from app.cli import cli
-from shared.features import find_features
+from app.commands import cli
+from shared.feature import find_features
 from shared.settings import Settings
 from tests.copying import ROOT, run
 

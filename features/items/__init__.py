@@ -1,12 +1,12 @@
 """A private catalogue: items that only their owner can see."""
 
 from features.items.commands import commands
-from features.items.demo import add_demo_catalogue
+from features.items.demo import demo
 from features.items.router import router
 from features.items.schemas import ItemFilters, ItemPublic
 from features.items.tables import Item
-from shared.errors import Conflict, Unauthorized
-from shared.features import Feature
+from shared.feature import Feature
+from shared.problems import Conflict, Unauthorized
 
 __all__ = ["Item", "ItemFilters", "ItemPublic", "feature"]
 
@@ -23,5 +23,5 @@ feature = Feature(
         "fk_items_owner_id": Unauthorized("User not found"),
     },
     commands=commands,
-    demo=add_demo_catalogue,
+    demo=demo,
 )

@@ -17,12 +17,12 @@ from features.items.handlers import export_items, import_items
 from features.items.schemas import ImportReport, ItemPublic
 from features.items.tables import Item
 from features.users import find_user_id
-from shared.commands import run_with_database
-from shared.database import Database
-from shared.errors import NotFound, Unprocessable
-from shared.reading import Reading
-from shared.sessions import reading, snapshot, writing
-from shared.tables import table_of
+from shared.cli import run_with_database
+from shared.db.database import Database
+from shared.db.dependencies import reading, snapshot, writing
+from shared.db.sessions import Reading
+from shared.db.tables import table_of
+from shared.problems import NotFound, Unprocessable
 
 commands = typer.Typer()
 console = Console(stderr=True)
@@ -38,12 +38,13 @@ Owner = Annotated[str, typer.Option(help="The email of the account")]
 
 @commands.command("import")
 def import_command(
+    context: typer.Context,
     file: File,
     owner: Owner,
     dry_run: Annotated[bool, typer.Option(help="Report what would happen, change nothing")] = False,
 ) -> None:
     """Add or replace an account's items from a file, by external_id."""
-    report = run_with_database(lambda database: _import(database, file, owner, dry_run))
+    report = run_with_database(context, lambda database: _import(database, file, owner, dry_run))
     counts = report.model_dump(exclude={"errors"})
     typer.echo(", ".join(f"{count} {outcome}" for outcome, count in counts.items()))
 
@@ -70,9 +71,9 @@ async def _told(
 
 
 @commands.command("export")
-def export_command(file: File, owner: Owner) -> None:
+def export_command(context: typer.Context, file: File, owner: Owner) -> None:
     """Write all items of an account to a file, oldest first."""
-    count = run_with_database(lambda database: _export(database, file, owner))
+    count = run_with_database(context, lambda database: _export(database, file, owner))
     typer.echo(f"{count} exported")
 
 

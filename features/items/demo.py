@@ -5,9 +5,9 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from features.items.formats import Format, parse
 from features.items.handlers import import_items
-from features.users import find_user_id
-from shared.demo import DEMO_EMAIL
-from shared.sessions import statements
+from features.users import DEMO_EMAIL, find_user_id
+from shared.db.dependencies import statements
+from shared.feature import Demo
 
 CATALOGUE = Path(__file__).parent / "demo.jsonl"
 
@@ -24,3 +24,9 @@ async def add_demo_catalogue(session: AsyncSession) -> bool:
 
 async def _catalogue() -> AsyncIterator[bytes]:
     yield CATALOGUE.read_bytes()
+
+
+demo = Demo(
+    load=add_demo_catalogue,
+    hint='curl -s "{address}/items?limit=3" -H "Authorization: Bearer $TOKEN"',
+)

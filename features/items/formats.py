@@ -14,7 +14,7 @@ from typing import Protocol
 from pydantic import ValidationError
 
 from features.items.schemas import ImportRow, ImportRowText, ItemPublic
-from shared.errors import BadRequest, Unprocessable, message_of
+from shared.problems import BadRequest, Unprocessable, message_of
 
 MAX_RECORD_BYTES = 1_000_000
 GUNZIP_BYTES = 1 << 16

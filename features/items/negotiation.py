@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 
 from features.items.formats import Format
-from shared.errors import NotAcceptable, UnsupportedMediaType
+from shared.problems import NotAcceptable, UnsupportedMediaType
 
 MEDIA_TYPES = {
     "application/jsonl": Format.JSON_LINES,

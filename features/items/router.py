@@ -22,8 +22,8 @@ from features.items.schemas import (
     ItemUpdate,
 )
 from shared.auth import Principal, requires
-from shared.bounds import Upload
-from shared.errors import (
+from shared.db.dependencies import ReadSession, Snapshot, WriteSession
+from shared.problems import (
     BadRequest,
     Conflict,
     NotAcceptable,
@@ -32,9 +32,7 @@ from shared.errors import (
     RequestTimeout,
     responses,
 )
-from shared.idempotency import IdempotencyDep
-from shared.pagination import CursorCodec
-from shared.preconditions import (
+from shared.web.conditional import (
     CREATED,
     NOT_MODIFIED,
     TAGGED,
@@ -44,9 +42,10 @@ from shared.preconditions import (
     entity_tag,
     is_current,
 )
-from shared.queries import from_query
-from shared.routing import Router
-from shared.sessions import ReadSession, Snapshot, WriteSession
+from shared.web.idempotency import IdempotencyDep
+from shared.web.pagination import CursorCodec
+from shared.web.routing import Router, from_query
+from shared.web.uploads import Upload
 
 router = Router(prefix="/items", tags=["items"])
 

@@ -15,8 +15,8 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from shared.pagination import Page, PageQuery, Sort
-from shared.schemas import Instant, Text
+from shared.types import Instant, Text
+from shared.web.pagination import Page, PageQuery, Sort
 
 MAX_PRICE = Decimal("9999999999.99")
 FINEST = Decimal("1e-10")

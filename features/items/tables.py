@@ -4,7 +4,7 @@ from uuid import UUID
 from sqlalchemy import CheckConstraint, Index, Numeric, UniqueConstraint
 from sqlmodel import Field
 
-from shared.tables import Timestamped, new_id
+from shared.db.tables import Timestamped, new_id
 
 
 class Item(Timestamped, table=True):

@@ -6,7 +6,7 @@ from features.search.router import router
 from features.search.settings import SearchSettings
 from features.search.tables import SearchDocument, SearchEmbedding
 from features.search.tasks import embed, fold
-from shared.features import Feature
+from shared.feature import Feature
 
 __all__ = ["SearchDocument", "SearchEmbedding", "feature"]
 
@@ -19,4 +19,9 @@ feature = Feature(
     lifespan=lifespan,
     tasks=(fold, embed),
     commands=commands,
+    # Long enough for pgvector's vectorised loops
+    extensions={
+        "vector": """SELECT array_fill(0.5::real, array[100])::vector
+        <=> array_fill(0.25::real, array[100])::vector"""
+    },
 )

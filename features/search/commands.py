@@ -8,9 +8,9 @@ from features.search.embedding import PROBE, Model
 from features.search.engine import open_engine
 from features.search.indexing import count_parked, reindex
 from features.search.settings import SearchSettings
-from shared.commands import run_with_database
-from shared.database import Database
-from shared.errors import Unavailable
+from shared.cli import run_with_database
+from shared.db.database import Database
+from shared.problems import Unavailable
 from shared.settings import Settings, load_feature_settings, load_settings
 
 commands = typer.Typer()
@@ -18,10 +18,12 @@ console = Console(stderr=True)
 
 
 @commands.command("reindex")
-def reindex_command() -> None:
+def reindex_command(
+    context: typer.Context,
+) -> None:
     """Bring the search index to the model and language of the settings. Run it again if it was
     cut off: it goes on where it was."""
-    model, parked = run_with_database(_reindex)
+    model, parked = run_with_database(context, _reindex)
     typer.echo(f"Searching with {model.name} ({model.dimension} dimensions)")
     if parked:
         typer.echo(

@@ -13,8 +13,8 @@ from features.search.embedding import PROBE, Embedders, EmbeddingUnavailable, Wr
 from features.search.indexing.models import KnownModel, active_model
 from features.search.settings import SearchSettings
 from shared.cache import open_cache
-from shared.features import settings_of
-from shared.reading import Reading
+from shared.db.sessions import Reading
+from shared.feature import settings_of
 from shared.settings import ConfigurationError
 
 log = structlog.get_logger(__name__)

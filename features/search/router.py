@@ -11,10 +11,9 @@ from features.search.schemas import (
     VectorQuery,
 )
 from shared.auth import Principal, requires
-from shared.errors import NotFound, Unavailable, responses
-from shared.queries import from_query
-from shared.routing import Router
-from shared.sessions import ReadSession
+from shared.db.dependencies import ReadSession
+from shared.problems import NotFound, Unavailable, responses
+from shared.web.routing import Router, from_query
 
 router = Router(tags=["search"])
 

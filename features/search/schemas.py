@@ -7,7 +7,7 @@ from pydantic import AliasChoices, BaseModel, Field, FiniteFloat, field_validato
 
 from features.items import ItemFilters, ItemPublic
 from features.search.settings import MAX_DIMENSION
-from shared.schemas import Text
+from shared.types import Text
 
 MAX_QUERY_LENGTH = 1_000
 MAX_LIMIT = 100

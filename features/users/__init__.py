@@ -2,16 +2,16 @@
 
 from features.users.authentication import authenticate
 from features.users.commands import commands
-from features.users.demo import add_demo_account
+from features.users.demo import DEMO_EMAIL, demo
 from features.users.handlers.accounts import find_user_id
 from features.users.router import router
 from features.users.settings import UsersSettings
 from features.users.state import lifespan
 from features.users.tasks import ended_access, reset_requests
-from shared.errors import Conflict, Unauthorized
-from shared.features import Feature
+from shared.feature import Feature
+from shared.problems import Conflict, Unauthorized
 
-__all__ = ["feature", "find_user_id"]
+__all__ = ["DEMO_EMAIL", "feature", "find_user_id"]
 
 feature = Feature(
     name="users",
@@ -34,5 +34,5 @@ feature = Feature(
     lifespan=lifespan,
     tasks=(reset_requests, ended_access),
     commands=commands,
-    demo=add_demo_account,
+    demo=demo,
 )

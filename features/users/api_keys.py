@@ -12,8 +12,8 @@ from features.users.opaque import API_KEY, digest, is_token
 from features.users.tables import ApiKey, Role, User
 from features.users.tokens import InvalidToken
 from shared.auth import Principal
-from shared.database import Database
-from shared.sessions import orm_session
+from shared.db.database import Database
+from shared.db.dependencies import orm_session
 
 KNOWN_SECONDS = 0.8
 REMEMBERED = 10_000

@@ -9,9 +9,9 @@ from features.users.state import state_of
 from features.users.tables import Session, User
 from features.users.tokens import InvalidToken, UnknownKey
 from shared.auth import Principal
-from shared.database import Database
-from shared.errors import Unauthorized
-from shared.sessions import orm_session
+from shared.db.database import Database
+from shared.db.dependencies import orm_session
+from shared.problems import Unauthorized
 
 
 async def authenticate(app: FastAPI, credential: str) -> Principal:

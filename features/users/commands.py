@@ -17,11 +17,11 @@ from features.users.keyring import PUBLISHED_BEFORE, add_key, remove_keys
 from features.users.passwords import Passwords
 from features.users.schemas import NewPassword, UserAdminUpdate
 from features.users.tables import EventKind, Role, User
-from shared.commands import plain_errors, run_with_database
-from shared.database import Database
-from shared.errors import Conflict, Unprocessable, message_of
-from shared.sealing import sealer
-from shared.sessions import orm_session, statements
+from shared.cli import plain_errors, run_with_database
+from shared.crypto import sealer
+from shared.db.database import Database
+from shared.db.dependencies import orm_session, statements
+from shared.problems import Conflict, Unprocessable, message_of
 from shared.settings import Settings, load_settings
 
 commands = typer.Typer()
@@ -31,17 +31,19 @@ CONSOLE = Caller(address="", user_agent="python -m app create-admin")
 
 
 @commands.command("create-admin")
-def create_admin(email: Annotated[str, typer.Argument(help="Of the account")]) -> None:
+def create_admin(
+    context: typer.Context, email: Annotated[str, typer.Argument(help="Of the account")]
+) -> None:
     """Make an account an administrator's. Where there is none, or whoever made it never proved
     that the address is theirs, ask for a password, and end every other way in."""
     with plain_errors():
         address = _valid(ADDRESS, email)
     password = None
-    if not run_with_database(lambda database: _is_proven(database, address)):
+    if not run_with_database(context, lambda database: _is_proven(database, address)):
         typed = typer.prompt("New password", hide_input=True, confirmation_prompt=True)
         with plain_errors():
             password = _valid(PASSWORD, typed)
-    run_with_database(lambda database: _make_admin(database, address, password))
+    run_with_database(context, lambda database: _make_admin(database, address, password))
     typer.echo(f"{address} is an administrator")
 
 
@@ -77,6 +79,7 @@ async def _make_admin(database: Database, email: str, password: str | None) -> N
 
 @commands.command("rotate-keys")
 def rotate_keys(
+    context: typer.Context,
     revoke: Annotated[
         bool,
         typer.Option(help="Drop the old keys and their tokens now: for a key that has leaked"),
@@ -84,7 +87,7 @@ def rotate_keys(
 ) -> None:
     """Sign access tokens with a new key. It is published now and used in five minutes; the old
     one verifies until the last token that it signed has expired."""
-    key_id, active_at = run_with_database(lambda database: _rotate(database, revoke))
+    key_id, active_at = run_with_database(context, lambda database: _rotate(database, revoke))
     typer.echo(f"key {key_id} signs from {active_at:%H:%M:%S} UTC")
 
 

@@ -4,7 +4,15 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from features.users.handlers.accounts import add_user
 from features.users.passwords import Passwords
 from features.users.tables import User
-from shared.demo import DEMO_EMAIL, DEMO_PASSWORD
+from shared.feature import Demo
+
+DEMO_EMAIL = "demo@example.com"
+DEMO_PASSWORD = "demo-password"
+HINT = f"""Demo account: {DEMO_EMAIL} with the password {DEMO_PASSWORD}
+
+Try it:
+TOKEN=$(curl -s {{address}}/auth/token -d grant_type=password -d username={DEMO_EMAIL} \\
+-d password={DEMO_PASSWORD} | sed 's/.*"access_token":"\\([^"]*\\)".*/\\1/')"""
 
 
 async def add_demo_account(session: AsyncSession) -> bool:
@@ -14,3 +22,6 @@ async def add_demo_account(session: AsyncSession) -> bool:
     password_hash = await Passwords(cheap=False).hash(DEMO_PASSWORD)
     await add_user(session, DEMO_EMAIL, password_hash, "Demo", verified=True)
     return True
+
+
+demo = Demo(load=add_demo_account, hint=HINT)

@@ -24,10 +24,10 @@ from features.users.revocation import CHANNEL
 from features.users.tables import SigningKey
 from features.users.tokens import ALGORITHM, LEEWAY_SECONDS, TokenReader, write_access_token
 from shared.auth import Principal
-from shared.database import Database
-from shared.errors import Unavailable
-from shared.locks import advisory_lock
-from shared.sessions import orm_session
+from shared.db.database import Database
+from shared.db.dependencies import orm_session
+from shared.db.locks import advisory_lock
+from shared.problems import Unavailable
 
 PUBLISHED_BEFORE = timedelta(minutes=5)  # also the max-age of the JWKS
 RELOAD_SECONDS = 1.0

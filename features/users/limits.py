@@ -2,7 +2,8 @@
 
 from features.users.emails import normal_email
 from features.users.settings import UsersSettings
-from shared.limits import Limiter, network_of, new_limit
+from shared.web.client_address import network_of
+from shared.web.rate_limits import Limiter, new_limit
 
 
 class Limits:

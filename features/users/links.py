@@ -5,9 +5,9 @@ from uuid import UUID
 from itsdangerous import BadSignature
 
 from features.users.settings import UsersSettings
-from shared.errors import BadRequest
+from shared.crypto import signer
 from shared.mail import Outbox
-from shared.sealing import signer
+from shared.problems import BadRequest
 
 MAX_LENGTH = 1_000
 

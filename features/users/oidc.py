@@ -22,7 +22,7 @@ from pydantic import BaseModel, Field
 from features.users.emails import normal_email
 from features.users.opaque import chance
 from features.users.settings import OidcProvider
-from shared.errors import BadRequest, Unavailable
+from shared.problems import BadRequest, Unavailable
 
 TIMEOUT_SECONDS = 5.0
 METADATA_SECONDS = 3600.0

@@ -20,7 +20,8 @@ import structlog
 from asyncpg import Connection
 
 from features.users.tokens import LEEWAY_SECONDS
-from shared.database import CONNECT_ERRORS, Database, past_pooler
+from shared.db.database import Database, past_pooler
+from shared.db.errors import CONNECT_ERRORS
 
 CHANNEL = "access"
 SWEEP_SECONDS = 0.25

@@ -14,8 +14,8 @@ from pydantic import (
 from features.users.emails import Email
 from features.users.passwords import is_common
 from features.users.tables import EventKind, Role
-from shared.pagination import Page, PageQuery, Sort
-from shared.schemas import Instant, Text
+from shared.types import Instant, Text
+from shared.web.pagination import Page, PageQuery, Sort
 
 
 def _uncommon(password: str) -> str:

@@ -19,13 +19,13 @@ from features.users.oidc import Provider
 from features.users.passwords import Passwords
 from features.users.revocation import Revocations
 from features.users.settings import MAX_ACCESS_LIFETIME, UsersSettings
-from shared.database import Database, database_of
-from shared.errors import Unavailable
-from shared.features import settings_of
-from shared.limits import client_address
+from shared.crypto import sealer
+from shared.db.database import Database, database_of
+from shared.feature import settings_of
 from shared.mail import Outbox
-from shared.sealing import sealer
+from shared.problems import Unavailable
 from shared.settings import Settings
+from shared.web.client_address import client_address
 
 MAX_USER_AGENT = 200
 MAX_ADDRESS = 64

@@ -12,7 +12,7 @@ from sqlalchemy import BigInteger, CheckConstraint, Index, LargeBinary, UniqueCo
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlmodel import Field, SQLModel, String
 
-from shared.tables import Timestamped, new_id
+from shared.db.tables import Timestamped, new_id
 
 
 class Role(StrEnum):

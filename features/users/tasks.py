@@ -12,7 +12,7 @@ from features.users.keyring import remove_expired_keys
 from features.users.settings import MAX_ACCESS_LIFETIME
 from features.users.state import state_of
 from features.users.tables import RefreshToken, Revocation, Session
-from shared.sessions import orm_session
+from shared.db.dependencies import orm_session
 from shared.tasks import Task
 
 BATCH = 1_000  # rows per statement, so that none exceeds the statement timeout

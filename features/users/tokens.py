@@ -13,7 +13,7 @@ from joserfc.jwk import OKPKey
 
 from features.users.access import read_scope, write_scope
 from shared.auth import Principal
-from shared.errors import Unauthorized
+from shared.problems import Unauthorized
 
 ALGORITHM = "Ed25519"
 TYPE = "at+jwt"

@@ -12,8 +12,8 @@ NOTES = {
         from features.notes.settings import NotesSettings
         from features.notes.tables import Note
         from features.notes.tasks import old_notes
-        from shared.errors import Conflict, Unauthorized
-        from shared.features import Feature
+        from shared.problems import Conflict, Unauthorized
+        from shared.feature import Feature
 
         __all__ = ["Note", "feature"]
 
@@ -50,7 +50,7 @@ NOTES = {
         from sqlalchemy import CheckConstraint, UniqueConstraint
         from sqlmodel import Field
 
-        from shared.tables import Timestamped, new_id
+        from shared.db.tables import Timestamped, new_id
 
 
         class Note(Timestamped, table=True):
@@ -72,7 +72,7 @@ NOTES = {
 
         from pydantic import BaseModel, ConfigDict, Field
 
-        from shared.schemas import Text
+        from shared.types import Text
 
 
         class NoteCreate(BaseModel):
@@ -105,7 +105,7 @@ NOTES = {
         from sqlmodel.ext.asyncio.session import AsyncSession
 
         from features.notes.tables import Note
-        from shared.errors import NotFound
+        from shared.problems import NotFound
 
 
         async def create_note(session: AsyncSession, owner_id: UUID, title: str) -> Note:
@@ -150,9 +150,9 @@ NOTES = {
         from features.notes import handlers
         from features.notes.schemas import NoteCreate, NoteList, NotePublic
         from shared.auth import Principal, requires
-        from shared.errors import Conflict, NotFound, responses
-        from shared.routing import Router
-        from shared.sessions import OrmSession
+        from shared.problems import Conflict, NotFound, responses
+        from shared.web.routing import Router
+        from shared.db.dependencies import OrmSession
 
         router = Router(prefix="/notes", tags=["notes"])
 
@@ -189,9 +189,9 @@ NOTES = {
 
         from features.notes.handlers import delete_notes
         from features.notes.settings import NotesSettings
-        from shared.database import database_of
-        from shared.features import settings_of
-        from shared.sessions import orm_session
+        from shared.db.database import database_of
+        from shared.feature import settings_of
+        from shared.db.sessions import orm_session
         from shared.tasks import Task
 
 
@@ -210,9 +210,9 @@ NOTES = {
 
         from features.notes.handlers import count_notes
         from features.notes.settings import NotesSettings
-        from shared.commands import plain_errors, run_with_database
-        from shared.database import Database
-        from shared.sessions import orm_session
+        from shared.cli import plain_errors, run_with_database
+        from shared.db.database import Database
+        from shared.db.sessions import orm_session
         from shared.settings import load_settings
 
         commands = typer.Typer()
@@ -256,7 +256,7 @@ NOTES = {
 
         from features.notes.tasks import old_notes
         from shared.tasks import drain
-        from shared.testing.servers import execute
+        from tests.kit.servers import execute
 
 
         async def test_a_title_is_taken_once(client: AsyncClient, other: AsyncClient) -> None:
@@ -332,7 +332,7 @@ PROBES = {
         """Says that the API is there, to those who have signed in."""
 
         from features.probes.router import router
-        from shared.features import Feature
+        from shared.feature import Feature
 
         __all__ = ["feature"]
 
@@ -349,7 +349,7 @@ PROBES = {
         from typing import Annotated
 
         from shared.auth import Principal, requires
-        from shared.routing import Router
+        from shared.web.routing import Router
 
         router = Router(prefix="/probes", tags=["probes"])
 

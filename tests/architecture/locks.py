@@ -32,8 +32,9 @@ def check_locks(root: Path) -> tuple[int, list[str]]:
 
 
 def _owner_of(place: Path) -> str:
-    is_a_features = place.parts[0] in {"features", "migrations"} and len(place.parts) > 2
-    return place.parts[1] if is_a_features else "shared"
+    top, *inside = place.parts
+    is_a_features = top in {"features", "migrations"} and len(inside) > 1
+    return inside[0] if is_a_features else "app" if top == "app" else "shared"
 
 
 def _locks(tree: ast.AST) -> Iterator[tuple[int, str | None]]:

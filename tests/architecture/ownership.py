@@ -1,5 +1,5 @@
 """Checks in the source that features use only their own tables. The test kit checks at runtime
-what the source does not show (shared/testing/ownership.py).
+what the source does not show (tests/kit/ownership.py).
 
 A table belongs to the feature whose models or migrations create it. A feature's code and
 migrations write only to its own tables. They read and reference only its own tables and those of
@@ -17,12 +17,12 @@ import grimp
 from alembic.script import ScriptDirectory
 from sqlmodel.main import default_registry
 
-from shared.features import find_features
-from shared.migrations import alembic_config
-from shared.scaffold.linting import sql_of
-from shared.tables import owners
-from shared.testing.ownership import written_tables
+from app.scaffold.linting import sql_of
+from shared.db.migrations import alembic_config
+from shared.db.tables import owners
+from shared.feature import find_features
 from tests.architecture.imports import imports_of_tests
+from tests.kit.ownership import written_tables
 
 SQL = re.compile(r"\b(?:SELECT|INSERT|UPDATE|DELETE|FROM|JOIN|INTO|TABLE|TRIGGER|INDEX)\b")
 LOWER_SQL = re.compile(r"^\s*(?:select|insert|update|delete|with|alter|drop|create|truncate)\s")

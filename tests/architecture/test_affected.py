@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from fastapi import APIRouter
 
-from shared.affected import affected_by
-from shared.features import Feature
+from app.scaffold.affected import affected_by
+from shared.feature import Feature
 from tests.copying import ROOT, copy_repository, run, run_app
 
 FEATURES = [
@@ -25,7 +25,7 @@ FEATURES = [
         (["features/items/tests/test_items.py"], ["items", "search"]),
         (["migrations/items/0002_colour.py"], ["items", "search"]),
         (["features/search/tasks.py", "features/users/tables.py"], ["users", "items", "search"]),
-        (["features/items/router.py", "shared/errors.py"], None),
+        (["features/items/router.py", "shared/problems.py"], None),
         (["migrations/env.py"], None),
         (["migrations/shared/0002_mail.py"], None),
         (["features/__init__.py"], None),

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from shared.features import find_features
-from shared.testing.servers import docker_answers
+from shared.feature import find_features
 from tests.copying import BIN, ROOT, copy_repository, run_suite
+from tests.kit.servers import docker_answers
 
 pytestmark = [pytest.mark.verify, pytest.mark.timeout(900)]
 

@@ -48,7 +48,7 @@ def test_the_code_keeps_every_contract(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "statement", "contract"),
     [
-        ("shared/errors.py", "import features.items", KERNEL),
+        ("shared/problems.py", "import features.items", KERNEL),
         ("features/items/router.py", "import features.users.tables", NEIGHBOURS),
         ("app/main.py", "from features.users.handlers import sessions", NEIGHBOURS),
         ("features/items/tests/test_items.py", "import features.users.tables", NEIGHBOURS),

@@ -8,7 +8,7 @@ from prometheus_client import REGISTRY
 from tests.copying import ROOT
 from tests.probing import parsed
 
-OBSERVABILITY = ROOT / "app" / "observability"
+OBSERVABILITY = ROOT / "app" / "deploy"
 SUFFIXES = ("", "_total", "_bucket", "_count", "_sum")
 
 

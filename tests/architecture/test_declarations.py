@@ -8,7 +8,7 @@ from itertools import product
 import pytest
 from fastapi import FastAPI
 
-from shared.scaffold.documents import FILE, document_parts
+from app.scaffold.documents import FILE, document_parts
 from tests.declarations import CONSTANTS, declared_by_feature, declaring
 
 OPERATION_IDS = ["ANY_BODY", "ENDING", "UNREACHED"]

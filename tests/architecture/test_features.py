@@ -11,9 +11,9 @@ from starlette.routing import Match
 from starlette.types import Scope
 
 import features
-from shared.features import FeatureError, find_features
-from shared.routing import Router
-from shared.testing import connect
+from shared.feature import FeatureError, find_features
+from shared.web.routing import Router
+from tests.kit import connect
 
 Write = Callable[..., None]
 
@@ -40,7 +40,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
 def declaration(name: str, *depends_on: str) -> str:
     return (
         "from fastapi import APIRouter\n"
-        "from shared.features import Feature\n"
+        "from shared.feature import Feature\n"
         f"feature = Feature(name={name!r}, router=APIRouter(), depends_on={depends_on!r})\n"
     )
 

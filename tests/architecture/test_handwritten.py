@@ -11,10 +11,10 @@ from textwrap import dedent
 
 import pytest
 
-from shared.testing import Server
-from shared.testing.servers import drop_database, execute
 from tests.architecture.handwritten import NOTES, PROBES
 from tests.copying import BIN, copy_repository, make, run_app, run_suite
+from tests.kit import Server
+from tests.kit.servers import drop_database, execute
 
 pytestmark = [pytest.mark.verify, pytest.mark.timeout(1200)]
 

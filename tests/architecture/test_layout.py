@@ -10,12 +10,12 @@ import httpx
 import pytest
 from alembic import command
 
-from shared.features import find_features
-from shared.migrations import alembic_config, has_revisions, load_revisions, upgrade
-from shared.tables import owners
-from shared.testing import Server, free_port
-from shared.testing.servers import drop_database, execute
+from shared.db.migrations import alembic_config, has_revisions, load_revisions, upgrade
+from shared.db.tables import owners
+from shared.feature import find_features
 from tests.copying import BIN, ROOT, copy_repository, run, run_app, run_suite
+from tests.kit import Server, free_port
+from tests.kit.servers import drop_database, execute
 from tests.serving import serving
 
 FEATURES = [feature.name for feature in find_features()]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from shared.testing import Server
 from tests.copying import BIN, copy_repository, run, run_app, run_suite
+from tests.kit import Server
 
 pytestmark = pytest.mark.verify
 

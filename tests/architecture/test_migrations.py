@@ -16,11 +16,11 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlmodel import SQLModel
 
-from shared import migrations
-from shared.features import branches_of, find_features
-from shared.migrations import alembic_config, load_revisions, pending, upgrade
-from shared.tables import owners
-from shared.testing import Server
+from shared.db import migrations
+from shared.db.migrations import alembic_config, load_revisions, pending, upgrade
+from shared.db.tables import owners
+from shared.feature import branches_of, find_features
+from tests.kit import Server
 
 BRANCHES = branches_of(find_features())
 OBJECTS = """

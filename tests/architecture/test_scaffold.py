@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
-from shared.scaffold.formatting import format_code
-from shared.scaffold.generating import plan_feature, render
-from shared.scaffold.naming import MAX_LENGTH, NameRefused, Names, names_of
-from shared.testing import Server
+from app.scaffold.formatting import format_code
+from app.scaffold.generating import plan_feature, render
+from app.scaffold.naming import MAX_LENGTH, NameRefused, Names, names_of
 from tests.copying import BIN, ROOT, copy_repository, make, run, run_app
+from tests.kit import Server
 
 pytestmark = pytest.mark.timeout(900)
 

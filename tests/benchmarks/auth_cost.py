@@ -24,8 +24,8 @@ from app.main import create_app
 from features.users.revocation import Revocations
 from shared.auth import Principal
 from shared.settings import Settings, load_settings
-from shared.testing import PASSWORD
 from tests.benchmarks.common import migrated_database, save
+from tests.kit import PASSWORD
 
 CONNECTIONS = 8
 ROUNDS = 9

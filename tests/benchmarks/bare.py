@@ -28,8 +28,8 @@ from features.search.schemas import Mode
 from features.search.statements import CANDIDATES, search_statement
 from features.users.tokens import TokenReader, write_access_token
 from shared.auth import Principal
-from shared.reading import compiled
-from shared.tables import new_id
+from shared.db.statements import compiled
+from shared.db.tables import new_id
 
 COLUMNS = "id, external_id, title, description, price, created_at, updated_at"
 GET = f"SELECT {COLUMNS} FROM items WHERE id = $1 AND owner_id = $2"

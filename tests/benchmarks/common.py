@@ -10,9 +10,9 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from shared.database import Database, open_database
-from shared.embedded import DURABLE, embedded_postgres, ensure_database
-from shared.migrations import upgrade
+from app.embedded import DURABLE, embedded_postgres, ensure_database
+from shared.db.database import Database, open_database
+from shared.db.migrations import upgrade
 from shared.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -28,8 +28,8 @@ import httpx
 from app.main import create_app
 from shared.settings import Settings
 from shared.tasks import drain
-from shared.testing import PASSWORD, connect, sign_in
 from tests.benchmarks.common import ROOT, migrated_database, save
+from tests.kit import PASSWORD, connect, sign_in
 
 CONNECTIONS = 16
 ITEMS = 2_000

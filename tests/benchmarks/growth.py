@@ -21,10 +21,10 @@ from httpx import AsyncClient
 
 from app.main import create_app
 from features.search.indexing import fold_changes
-from shared.database import database_of
+from shared.db.database import database_of
 from shared.settings import Settings
-from shared.testing import connect, sign_in
 from tests.benchmarks.common import migrated_database, save
+from tests.kit import connect, sign_in
 
 ROUNDS = 60
 OTHERS = 10_000

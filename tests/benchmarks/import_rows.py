@@ -19,10 +19,10 @@ import asyncpg
 from httpx import AsyncClient
 
 from app.main import create_app
+from shared.db.tables import new_id
 from shared.settings import Settings
-from shared.tables import new_id
-from shared.testing import connect, sign_in
 from tests.benchmarks.common import DATA, migrated_database, save
+from tests.kit import connect, sign_in
 
 ROUNDS = 5
 COLUMNS = [

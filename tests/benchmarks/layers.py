@@ -20,12 +20,12 @@ from starlette.types import ASGIApp
 
 from app.main import create_app
 from shared.auth import Principal, requires
-from shared.routing import Router
-from shared.sessions import ReadSession
+from shared.db.dependencies import ReadSession
 from shared.settings import Settings
-from shared.testing import calls
+from shared.web.routing import Router
 from tests.benchmarks.common import migrated_database, save
 from tests.benchmarks.endpoints import prepare
+from tests.kit import calls
 
 ROUNDS = 300
 CALLS = 5

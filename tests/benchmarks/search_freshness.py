@@ -19,9 +19,9 @@ from app.main import create_app
 from features.search.engine import engine_of
 from features.search.indexing.embeddings import BATCH
 from shared.settings import Settings
-from shared.testing import connect, sign_in
 from tests.benchmarks.common import DATA, migrated_database
 from tests.benchmarks.search_relevance import import_all, read
+from tests.kit import connect, sign_in
 
 SECONDS = 60
 PER_MINUTE = 1_000

@@ -28,12 +28,12 @@ from features.search.indexing import fold_changes
 from features.search.indexing.models import add_model, hnsw_index, prepare
 from features.search.settings import SearchSettings
 from shared.cache import open_cache
-from shared.database import Database
+from shared.db.database import Database
+from shared.db.tables import new_id
 from shared.settings import Settings
-from shared.tables import new_id
-from shared.testing import connect, sign_in
 from tests.benchmarks.common import DATA, migrated_database, opened
 from tests.benchmarks.search_relevance import read
+from tests.kit import connect, sign_in
 
 Vectors = NDArray[np.float32]
 

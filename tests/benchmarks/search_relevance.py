@@ -30,8 +30,8 @@ from features.search.handlers import searching
 from features.search.tests.measures import Judgements, misspell, quality
 from shared.settings import Settings
 from shared.tasks import Task, drain
-from shared.testing import PASSWORD, connect, sign_in
 from tests.benchmarks.common import DATA, migrated_database
+from tests.kit import PASSWORD, connect, sign_in
 
 DEPTH = 200
 PAGE = 100

@@ -23,8 +23,8 @@ CONTRACTS = declaring("contract").values()
 BEYOND_SCHEMA = re.compile(
     "|".join(
         (
-            "skip and cursor cannot be combined",  # from shared/pagination.py
-            "was used for a different request",  # from shared/idempotency.py
+            "skip and cursor cannot be combined",  # from shared/web/pagination.py
+            "was used for a different request",  # from shared/web/idempotency.py
             *declared("contract", "BEYOND_SCHEMA"),
         )
     )

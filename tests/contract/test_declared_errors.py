@@ -7,7 +7,7 @@ from uuid import uuid4
 from fastapi import FastAPI
 from httpx import AsyncClient
 
-from shared.errors import MEDIA_TYPE
+from shared.problems import MEDIA_TYPE
 from tests.contract.test_openapi import operations
 from tests.probing import problem
 

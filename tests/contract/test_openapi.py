@@ -10,7 +10,7 @@ import jsonschema_rs
 import pytest
 from fastapi import FastAPI
 
-from shared.scaffold.documents import ROOT, document_parts
+from app.scaffold.documents import ROOT, document_parts
 
 OPERATION_ID = re.compile(r"[a-z]+(_[a-z0-9]+)+")
 

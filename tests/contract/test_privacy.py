@@ -11,10 +11,10 @@ from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 from httpx import AsyncClient, Response
 
-from shared.database import database_of
+from shared.db.database import database_of
 from shared.tasks import drain
-from shared.testing import SignUp
 from tests.declarations import declared
+from tests.kit import SignUp
 
 MARK = "zyzzyva"  # part of everything that the owner writes
 

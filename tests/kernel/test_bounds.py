@@ -12,12 +12,12 @@ from fastapi.responses import StreamingResponse
 from httpx import AsyncClient, Response
 from sqlalchemy import text
 
-from shared import bounds
-from shared.bounds import Upload
-from shared.errors import Unavailable
-from shared.sessions import ReadSession
+from shared.db.dependencies import ReadSession
+from shared.problems import Unavailable
 from shared.settings import Settings
-from shared.testing import eventually, free_port, is_ready, within
+from shared.web import middleware
+from shared.web.uploads import Upload
+from tests.kit import eventually, free_port, is_ready, within
 from tests.probing import app_with, problem, shed
 from tests.serving import ROOT, environment, read_line
 
@@ -143,7 +143,7 @@ async def test_a_body_lifts_the_deadline_when_it_is_looked_at(anonymous: AsyncCl
 async def test_a_stream_that_stands_still_is_given_up(
     anonymous: AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bounds, "STREAM_SECONDS", 0.2)
+    monkeypatch.setattr(middleware, "STREAM_SECONDS", 0.2)
     detail = unavailable(await anonymous.post("/probe/slow-and-may-be"))
     assert "no answer" in detail
     assert "within 1 s" not in detail

@@ -9,7 +9,7 @@ from redis.asyncio import Redis as Connection
 
 from shared import cache as module
 from shared.cache import open_cache
-from shared.testing import Redis
+from tests.kit import Redis
 from tests.probing import captured_log
 
 

@@ -11,9 +11,9 @@ from httpx import AsyncClient
 from sqlalchemy import text
 from starlette.types import Message
 
-from shared.sessions import ReadSession
+from shared.db.dependencies import ReadSession
 from shared.settings import Settings
-from shared.testing import connect
+from tests.kit import connect
 from tests.probing import app_with, captured_log, problem
 
 JSON = {"Content-Type": "application/json"}

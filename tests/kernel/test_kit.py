@@ -14,10 +14,10 @@ from httpx import AsyncClient
 
 from features.items.schemas import ItemCreate, ItemUpdate
 from features.users.tables import User
-from shared.routing import Router
-from shared.sessions import OrmSession, WriteSession
+from shared.db.dependencies import OrmSession, WriteSession
 from shared.settings import Settings
-from shared.testing import (
+from shared.web.routing import Router
+from tests.kit import (
     Mails,
     SignUp,
     body,
@@ -28,7 +28,7 @@ from shared.testing import (
     wait_until,
     within,
 )
-from shared.testing.ownership import watched
+from tests.kit.ownership import watched
 from tests.probing import app_with
 
 

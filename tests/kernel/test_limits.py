@@ -5,11 +5,11 @@ import time
 import pytest
 from time_machine import TimeMachineFixture
 
-from shared import limits
-from shared.errors import TooManyRequests
-from shared.limits import Limiter, new_limit
-from shared.testing import Redis
+from shared.problems import TooManyRequests
+from shared.web import rate_limits
+from shared.web.rate_limits import Limiter, new_limit
 from tests.kernel.test_cache import failures
+from tests.kit import Redis
 from tests.probing import captured_log
 
 PAUSE_SECONDS = 600.0  # longer than the test takes on any machine
@@ -22,8 +22,8 @@ async def test_a_frozen_redis_slows_one_request_and_limits_nothing_away(
     time_machine: TimeMachineFixture,
 ) -> None:
     time_machine.move_to(time.time() // 60 * 60)  # a window does not end during the test
-    monkeypatch.setattr(limits, "PAUSE_SECONDS", PAUSE_SECONDS)
-    monkeypatch.setattr(limits, "REDIS_TIMEOUT_SECONDS", 2.0)  # long enough for a busy machine
+    monkeypatch.setattr(rate_limits, "PAUSE_SECONDS", PAUSE_SECONDS)
+    monkeypatch.setattr(rate_limits, "REDIS_TIMEOUT_SECONDS", 2.0)  # long enough for a busy machine
     limiter, limit = Limiter(redis.url, enabled=True), new_limit("probe", "5/minute")
     await limiter.hit(limit, "ada")
     lines, before = captured_log(), failures()

@@ -7,10 +7,10 @@ import asyncpg
 import pytest
 from sqlalchemy import Column, Integer, MetaData, Table, bindparam, select
 
-from shared.database import Database, open_database
-from shared.pagination import Keyset, Listing, PageQuery, Sort, fetch_page
-from shared.sessions import reading
+from shared.db.database import Database, open_database
+from shared.db.dependencies import reading
 from shared.settings import Settings
+from shared.web.pagination import Keyset, Listing, PageQuery, Sort, fetch_page
 
 NAMES = ("total", "rows", "page", "limit", "last_value", "last_id")
 ORDERS = Table(

@@ -11,7 +11,7 @@ from fastapi import APIRouter, FastAPI
 from httpx import AsyncClient
 
 from shared.settings import Settings
-from shared.testing import PASSWORD, Server, free_port
+from tests.kit import PASSWORD, Server, free_port
 from tests.probing import app_with
 from tests.serving import serving
 

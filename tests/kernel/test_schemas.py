@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from shared.schemas import Instant
+from shared.types import Instant
 
 INSTANT: TypeAdapter[datetime] = TypeAdapter(Instant)
 document = jsonschema_rs.validator_for(INSTANT.json_schema(), validate_formats=True)

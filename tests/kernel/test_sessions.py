@@ -19,10 +19,9 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from shared import database
-from shared.database import database_of
-from shared.errors import Conflict
-from shared.sessions import (
+from shared.db import database
+from shared.db.database import database_of
+from shared.db.dependencies import (
     OrmSession,
     ReadSession,
     Snapshot,
@@ -31,9 +30,10 @@ from shared.sessions import (
     statements,
     writing,
 )
+from shared.db.sessions import Writing
+from shared.problems import Conflict
 from shared.settings import Settings
-from shared.testing import Server, SignUp, connect, eventually, free_port, is_ready, within
-from shared.writing import Writing
+from tests.kit import Server, SignUp, connect, eventually, free_port, is_ready, within
 from tests.probing import app_with, problem, shed
 from tests.resilience.servers import Proxy
 

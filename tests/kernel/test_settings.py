@@ -10,9 +10,9 @@ from fastapi import APIRouter
 from pydantic_settings import BaseSettings
 
 from app.main import create_app
-from shared.features import Feature, find_features
+from shared.feature import Feature, find_features
 from shared.settings import ConfigurationError, FeatureSettings, Settings, load_settings
-from shared.testing import Server, run_command
+from tests.kit import Server, run_command
 from tests.serving import ROOT, environment
 
 

@@ -20,10 +20,10 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.exc import ArgumentError
 
-from shared.database import Database, open_database
-from shared.idempotency import KEPT, IdempotencyKey
-from shared.sessions import orm_session, reading, statements, writing
+from shared.db.database import Database, open_database
+from shared.db.dependencies import orm_session, reading, statements, writing
 from shared.settings import Settings
+from shared.web.idempotency import KEPT, IdempotencyKey
 
 PARCELS = Table(
     "parcels",

@@ -5,9 +5,9 @@ import asyncio
 import asyncpg
 from fastapi import FastAPI
 
-from shared.errors import Unavailable
+from shared.problems import Unavailable
 from shared.tasks import Task, drain, running
-from shared.testing import eventually, within
+from tests.kit import eventually, within
 from tests.probing import captured_log
 
 END_THE_LISTENER = """

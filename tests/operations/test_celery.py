@@ -17,12 +17,12 @@ from anyio.from_thread import start_blocking_portal
 from fastapi import FastAPI
 from redis import Redis as Connection
 
-from shared.errors import Unavailable
+from shared.problems import Unavailable
 from shared.settings import Settings
 from shared.tasks import Task
-from shared.testing import PASSWORD, Redis, free_port, wait_until
-from shared.testing.servers import execute
 from tests.copying import BIN
+from tests.kit import PASSWORD, Redis, free_port, wait_until
+from tests.kit.servers import execute
 from tests.operations.collecting import Collector
 from tests.probing import captured_log, sample, scraped
 from tests.serving import ROOT, children, environment, serving, stop
@@ -63,7 +63,7 @@ def variables(settings: Settings, redis: Redis) -> dict[str, str]:
 def celery_worker(
     variables: dict[str, str], folder: Path, processes: int = 2, pool: str = "prefork"
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Runs `celery -A app.worker worker` with `processes` processes for the duration of the
+    """Runs `celery -A app.celery.worker worker` with `processes` processes for the duration of the
     block."""
     how = ["--concurrency", str(processes), "--pool", pool]
     with (folder / "celery.log").open("ab") as log:
@@ -291,7 +291,7 @@ def test_a_batch_that_fails_is_no_error_of_celerys(
     app: FastAPI, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("APP_REDIS_URL", redis.url)
-    from app import worker
+    from app.celery import worker
 
     async def unavailable(_app: FastAPI) -> int:
         raise Unavailable("The database cannot be reached")

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from shared.testing import free_port
+from tests.kit import free_port
 from tests.resilience.load import Load, under_load
 
 pytestmark = pytest.mark.verify

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from shared.testing import Server
 from tests.copying import ROOT, copy_repository, run_app
+from tests.kit import Server
 
 pytestmark = pytest.mark.verify
 

@@ -15,24 +15,26 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from shared.embedded import (
+from app.embedded import (
     DISPOSABLE,
     EmbeddedPostgresError,
     EmbeddedServer,
     embedded_postgres,
     ensure_database,
 )
-from shared.testing import eventually, wait_until, within
+from tests.kit import eventually, wait_until, within
 from tests.serving import ROOT, read_line
 
 pytestmark = pytest.mark.verify
+
+VECTOR = {"vector": "SELECT '[1]'::vector"}
 
 STOP_TIMEOUT_SECONDS = 30.0
 USER = """
 import signal, sys
 from pathlib import Path
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores, and a child inherits that
-from shared.embedded import DISPOSABLE, embedded_postgres
+from app.embedded import DISPOSABLE, embedded_postgres
 with embedded_postgres(Path(sys.argv[1]), DISPOSABLE) as server:
     print(server.url(), flush=True)
     sys.stdin.read()
@@ -41,7 +43,7 @@ COMES_AND_GOES = """
 import asyncio, sys
 from pathlib import Path
 import asyncpg
-from shared.embedded import DISPOSABLE, embedded_postgres
+from app.embedded import DISPOSABLE, embedded_postgres
 async def ask(url):
     connection = await asyncpg.connect(url)
     await connection.fetchval("SELECT 1")
@@ -132,8 +134,8 @@ def named(folder: Path, *words: str) -> list[int]:
 
 def test_a_server_starts_keeps_its_data_and_stops(folder: Path) -> None:
     with embedded_postgres(folder, DISPOSABLE) as server:
-        url = asyncio.run(ensure_database(server, "shop"))
-        assert asyncio.run(ensure_database(server, "shop")) == url
+        url = asyncio.run(ensure_database(server, "shop", VECTOR))
+        assert asyncio.run(ensure_database(server, "shop", VECTOR)) == url
         run(url, "CREATE TABLE kept AS SELECT '[1,2]'::vector AS v")
         pid = postmaster(folder)
     wait_until_gone(pid)

@@ -3,7 +3,7 @@
 import asyncpg
 from httpx import AsyncClient
 
-from shared.testing import eventually, is_ready
+from tests.kit import eventually, is_ready
 
 
 async def test_a_migrated_database_is_ready(anonymous: AsyncClient) -> None:

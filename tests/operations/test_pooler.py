@@ -21,10 +21,10 @@ from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
 from app.main import create_app
-from shared.database import database_of
-from shared.sessions import orm_session, reading
+from shared.db.database import database_of
+from shared.db.dependencies import orm_session, reading
 from shared.settings import Settings
-from shared.testing import Server, SignUp, connect, eventually, free_port, wait_until
+from tests.kit import Server, SignUp, connect, eventually, free_port, wait_until
 from tests.serving import ROOT, environment
 
 pytestmark = pytest.mark.verify

@@ -11,14 +11,9 @@ from pathlib import Path
 import pytest
 from httpx import AsyncClient
 
-from shared.embedded import (
-    EmbeddedServer,
-    embedded_postgres,
-    ensure_database,
-    processes,
-)
-from shared.migrations import upgrade
-from shared.testing import free_port
+from app.embedded import EmbeddedServer, embedded_postgres, ensure_database, processes
+from shared.db.migrations import upgrade
+from tests.kit import free_port
 
 pytestmark = pytest.mark.verify
 

@@ -12,13 +12,13 @@ import asyncpg
 import pytest
 from httpx import AsyncClient
 
+from app.embedded import EmbeddedServer, embedded_postgres, ensure_database
+from app.embedded.home import find_home, run_program
 from app.main import create_app
 from shared import cache
-from shared.embedded import EmbeddedServer, embedded_postgres, ensure_database
-from shared.embedded.home import find_home, run_program
-from shared.migrations import upgrade
+from shared.db.migrations import upgrade
 from shared.settings import Settings
-from shared.testing import Redis, connect, eventually, free_port, sign_in, within
+from tests.kit import Redis, connect, eventually, free_port, sign_in, within
 from tests.probing import captured_log
 from tests.resilience.servers import Proxy
 

@@ -11,12 +11,12 @@ import httpx
 import pytest
 
 from app.main import create_app
-from shared import migrations
-from shared.migrations import upgrade
-from shared.scaffold.generating import plan_feature
+from app.scaffold.generating import plan_feature
+from shared.db import migrations
+from shared.db.migrations import upgrade
 from shared.settings import Settings
-from shared.testing import PASSWORD, free_port
 from tests.copying import copy_repository
+from tests.kit import PASSWORD, free_port
 from tests.serving import serving
 
 pytestmark = pytest.mark.verify

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from shared.testing import free_port, wait_until
+from tests.kit import free_port, wait_until
 from tests.serving import ROOT, Served, environment, serving
 
 pytestmark = pytest.mark.verify

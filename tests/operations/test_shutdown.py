@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from shared.settings import Settings
-from shared.testing import free_port, wait_until
+from tests.kit import free_port, wait_until
 from tests.serving import ROOT, Served, environment, read_line, serving
 
 pytestmark = pytest.mark.verify

@@ -22,7 +22,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from app.main import create_app
 from shared.settings import Settings
-from shared.testing import PASSWORD, connect, free_port, wait_until
+from tests.kit import PASSWORD, connect, free_port, wait_until
 from tests.operations.collecting import Collector
 from tests.probing import Sample, parsed, sample, scraped
 from tests.serving import ROOT, environment, read_line, serving, stop
@@ -35,7 +35,7 @@ from fastapi import APIRouter
 from app.main import create_app
 from app.server import serve
 from shared.auth import Principal, requires
-from shared.features import Feature, find_features
+from shared.feature import Feature, find_features
 from shared.tasks import Task
 
 router = APIRouter()

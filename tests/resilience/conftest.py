@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from shared.embedded import EmbeddedPostgresError
-from shared.migrations import upgrade
-from shared.testing import Redis, free_port
+from app.embedded import EmbeddedPostgresError
+from shared.db.migrations import upgrade
+from tests.kit import Redis, free_port
 from tests.resilience.endpoint import DIMENSION, Endpoint, running_endpoint
 from tests.resilience.load import Load
 from tests.resilience.servers import (

@@ -11,7 +11,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
-from shared.testing import within
+from tests.kit import within
 
 DIMENSION = 16
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import asyncpg
 import httpx
 
-from shared.testing import PASSWORD, eventually, within
+from tests.kit import PASSWORD, eventually, within
 
 CLIENTS = 6
 ROWS_OF_IMPORT = 5

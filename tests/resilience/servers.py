@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shared.embedded import EmbeddedServer, embedded_postgres, ensure_database
+from app.embedded import EmbeddedServer, embedded_postgres, ensure_database
 
 # Killing a process loses nothing that it has handed to the operating system, so what PostgreSQL
 # has made durable stays durable without full-page writes.

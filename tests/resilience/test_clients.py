@@ -15,7 +15,7 @@ import asyncpg
 import httpx
 import pytest
 
-from shared.testing import LONG, eventually, within
+from tests.kit import LONG, eventually, within
 from tests.resilience.conftest import Report, Stack
 from tests.resilience.load import CLIENT_TIMEOUT_SECONDS, Load, audit, under_load
 from tests.serving import Served, kill

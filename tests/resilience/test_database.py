@@ -12,7 +12,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from shared.testing import LONG, within
+from tests.kit import LONG, within
 from tests.resilience.conftest import Report, Stack
 from tests.resilience.load import audit, under_load
 from tests.resilience.servers import Proxy

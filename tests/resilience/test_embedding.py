@@ -2,7 +2,7 @@
 
 import pytest
 
-from shared.testing import eventually
+from tests.kit import eventually
 from tests.resilience.conftest import Report, Stack
 from tests.resilience.load import WITHIN_SECONDS, audit, under_load
 

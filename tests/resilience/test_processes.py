@@ -7,7 +7,7 @@ import sys
 import pytest
 from redis.asyncio import Redis
 
-from shared.testing import LONG, eventually, within
+from tests.kit import LONG, eventually, within
 from tests.resilience.conftest import Report, Stack
 from tests.resilience.load import WITHIN_SECONDS, audit, under_load
 from tests.serving import ROOT, environment, kill

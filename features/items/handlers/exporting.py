@@ -8,7 +8,7 @@ from sqlmodel import col
 from features.items.handlers.single import OWNED
 from features.items.schemas import ItemPublic
 from features.items.tables import Item
-from shared.reading import SnapshotReading
+from shared.db.sessions import SnapshotReading
 
 BATCH_ROWS = 1_000
 EVERYTHING = OWNED.order_by(col(Item.created_at), col(Item.id))

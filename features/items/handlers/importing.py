@@ -8,9 +8,9 @@ from sqlalchemy import text
 
 from features.items.formats import Accepted, Rejected
 from features.items.schemas import ImportReport, RowError
-from shared.locks import advisory_lock
-from shared.tables import new_id
-from shared.writing import Writing
+from shared.db.locks import advisory_lock
+from shared.db.sessions import Writing
+from shared.db.tables import new_id
 
 MAX_ERRORS = 1_000
 LIMITS = text("""

@@ -8,8 +8,8 @@ from sqlmodel import col
 from features.items.handlers.single import OWNED
 from features.items.schemas import ItemQuery
 from features.items.tables import Item
-from shared.pagination import Keyset, Listing, Rows, fetch_page
-from shared.reading import Reading
+from shared.db.sessions import Reading
+from shared.web.pagination import Keyset, Listing, Rows, fetch_page
 
 ITEMS = Listing(
     OWNED,

@@ -7,11 +7,11 @@ from sqlmodel import col
 
 from features.items.schemas import ItemCreate, ItemPublic, ItemUpdate
 from features.items.tables import Item
-from shared.errors import NotFound
-from shared.preconditions import check_if_match, entity_tag
-from shared.reading import Reading, Row
-from shared.tables import columns, new_id, table_of
-from shared.writing import Writing
+from shared.db.pool import Row
+from shared.db.sessions import Reading, Writing
+from shared.db.tables import columns, new_id, table_of
+from shared.problems import NotFound
+from shared.web.conditional import check_if_match, entity_tag
 
 ITEMS = table_of(Item)
 PUBLIC = select(*columns(ITEMS, ItemPublic))

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
-from shared.testing import SignUp, run_command
+from tests.kit import SignUp, run_command
 
 ROOT = Path(__file__).parents[3]
 ROWS = [

@@ -12,9 +12,9 @@ from httpx import AsyncClient
 
 from features.items.handlers import export_items
 from features.items.schemas import ItemPublic
-from shared.database import database_of
-from shared.sessions import snapshot
-from shared.testing import within
+from shared.db.database import database_of
+from shared.db.dependencies import snapshot
+from tests.kit import within
 
 ODD_ITEMS: list[dict[str, Any]] = [
     {"title": "Mug", "price": 19.99, "description": "Blue", "external_id": "M-1"},

@@ -7,10 +7,10 @@ import pytest
 from fastapi import FastAPI
 from httpx import AsyncClient, Response
 
-from shared.idempotency import forget_expired_keys
 from shared.settings import Settings
 from shared.tasks import drain
-from shared.testing import eventually, within
+from shared.web.idempotency import forget_expired_keys
+from tests.kit import eventually, within
 
 KEY = {"Idempotency-Key": "8e03978e-40d5-43e8-bc93-6894a57f9324"}
 MANY_MORE = """

@@ -16,8 +16,8 @@ from httpx import AsyncClient, Response
 
 from features.items import formats
 from features.items.formats import MAX_RECORD_BYTES, Accepted, Format, Rejected, gunzip, parse
-from shared import bounds
-from shared.testing import eventually, is_ready, within
+from shared.web import uploads
+from tests.kit import eventually, is_ready, within
 
 JSONL = "application/jsonl"
 CSV = "text/csv"
@@ -476,7 +476,7 @@ async def test_imports_that_stand_still_leave_connections_to_others(
 async def test_an_upload_that_stands_still_is_given_up(
     client: AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bounds, "IDLE_SECONDS", 0.1)
+    monkeypatch.setattr(uploads, "IDLE_SECONDS", 0.1)
 
     async def stopped() -> AsyncIterator[bytes]:
         yield json_lines(row(1))

@@ -12,8 +12,8 @@ from sqlalchemy import Select
 from features.items.handlers.listing import ITEMS
 from features.items.handlers.single import ONE
 from features.items.schemas import ItemSort
-from shared.pagination import LAST_ID, LAST_VALUE, ROWS, SKIP, count_statement, page_statement
-from shared.reading import compiled
+from shared.db.statements import compiled
+from shared.web.pagination import LAST_ID, LAST_VALUE, ROWS, SKIP, count_statement, page_statement
 
 OWNERS = 20
 ITEMS_EACH = 500

@@ -4,7 +4,7 @@ from fastapi import FastAPI
 from httpx import AsyncClient
 
 from features.items.schemas import ItemCreate
-from shared.testing import body, keep_calls, max_queries
+from tests.kit import body, keep_calls, max_queries
 
 
 async def test_each_endpoint_keeps_its_budget_of_queries(client: AsyncClient) -> None:

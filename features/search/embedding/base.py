@@ -8,7 +8,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from shared.errors import Unavailable
+from shared.problems import Unavailable
 
 PROBE = "a plain text, to see that the model answers"
 

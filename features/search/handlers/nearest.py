@@ -23,8 +23,8 @@ from features.search.schemas import (
     filter_values,
 )
 from features.search.statements import CANDIDATES, ITEM_COLUMNS
-from shared.errors import FieldError, NotFound, Unprocessable
-from shared.reading import Reading
+from shared.db.sessions import Reading
+from shared.problems import FieldError, NotFound, Unprocessable
 
 NEAREST = text(f"""
 WITH nearest AS MATERIALIZED (

@@ -18,7 +18,8 @@ from features.search.schemas import (
     filter_values,
 )
 from features.search.statements import CANDIDATES, search_statement
-from shared.reading import Reading, Row
+from shared.db.pool import Row
+from shared.db.sessions import Reading
 
 FEW = 10
 """If fewer items than this match all words, items that match some of the words are added."""

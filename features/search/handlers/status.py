@@ -3,7 +3,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from features.search.schemas import ParkedItem, SearchStatus
-from shared.reading import Reading
+from shared.db.sessions import Reading
 
 STATUS = text("""
 SELECT model.name, model.dimension, embeddings.indexed,

@@ -10,9 +10,9 @@ from sqlalchemy import TextClause, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from shared.database import Database
-from shared.errors import Unavailable
-from shared.locks import advisory_lock
+from shared.db.database import Database
+from shared.db.locks import advisory_lock
+from shared.problems import Unavailable
 
 BATCH = 500
 WAIT_ATTEMPTS, WAIT_SECONDS = 1_200, 0.1

@@ -18,8 +18,8 @@ from features.search.embedding import (
     as_text,
 )
 from features.search.indexing.models import KnownModel, known_models, prepare
-from shared.database import Database
-from shared.sessions import reading
+from shared.db.database import Database
+from shared.db.dependencies import reading
 
 log = structlog.get_logger(__name__)
 

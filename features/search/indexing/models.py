@@ -12,8 +12,8 @@ from features.search.indexing.documents import (
     index_missing,
     settle,
 )
-from shared.database import Database
-from shared.reading import Reading
+from shared.db.database import Database
+from shared.db.sessions import Reading
 
 KNOWN = text("SELECT id, provider, name, dimension, active FROM search_models ORDER BY id")
 ADD = text("""

@@ -18,7 +18,7 @@ from features.search.indexing.models import (
     hnsw_index_name,
     prepare,
 )
-from shared.database import Database, past_pooler
+from shared.db.database import Database, past_pooler
 
 POLL_SECONDS = 0.5
 

@@ -7,8 +7,8 @@ that share a common word do not wait for each other, at the price of statistics 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from shared.database import Database
-from shared.locks import advisory_lock
+from shared.db.database import Database
+from shared.db.locks import advisory_lock
 
 BATCH = 1_000
 REWEIGHED = 500

@@ -16,7 +16,7 @@ from features.search.tests.conftest import Index
 from features.search.tests.endpoint import Endpoint
 from features.search.tests.test_indexing import CONSISTENT, Database, add, database
 from features.search.tests.test_models import endpoint, timeouts
-from shared.testing import LONG, eventually, free_port, within
+from tests.kit import LONG, eventually, free_port, within
 
 pytestmark = pytest.mark.verify
 

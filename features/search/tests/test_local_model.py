@@ -8,7 +8,7 @@ import pytest
 
 from features.search.embedding import EmbeddingUnavailable, local
 from features.search.embedding.local import LocalEmbedder
-from shared.testing import within
+from tests.kit import within
 
 
 async def test_a_batch_under_way_ends_soon_after_the_model_is_closed(

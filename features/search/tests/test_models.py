@@ -25,10 +25,10 @@ from features.search.tests.endpoint import Endpoint, running_endpoint
 from features.search.tests.test_indexing import CONSISTENT, STATISTICS, Database, add, database
 from features.search.tests.test_search import find, titles
 from shared.cache import open_cache
-from shared.database import database_of
+from shared.db.database import database_of
 from shared.settings import ConfigurationError
 from shared.tasks import drain
-from shared.testing import eventually, within
+from tests.kit import eventually, within
 
 __all__ = ["database"]
 

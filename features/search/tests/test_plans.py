@@ -17,9 +17,9 @@ from features.search.parsing import parse_query
 from features.search.schemas import Mode
 from features.search.statements import search_statement
 from features.search.tasks import fold
-from shared.database import database_of
-from shared.reading import compiled
-from shared.sessions import reading
+from shared.db.database import database_of
+from shared.db.dependencies import reading
+from shared.db.statements import compiled
 from shared.tasks import drain
 
 ITEMS, DIMENSION, WANTED = 2_000, 16, 10

@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from httpx import AsyncClient
 
 from features.search.tests.conftest import Index
-from shared.testing import keep_budgets, keep_calls
+from tests.kit import keep_budgets, keep_calls
 
 README = Path(__file__).parents[1] / "README.md"
 

@@ -9,9 +9,7 @@ import pytest
 from fastapi import FastAPI
 from httpx import AsyncClient
 from sqlalchemy import TextClause, event
-from typer.testing import CliRunner
 
-from features.search.commands import commands
 from features.search.embedding import Embedder, Embedders
 from features.search.engine import engine_of
 from features.search.indexing import documents, embed_due, embeddings, reindex
@@ -22,10 +20,10 @@ from features.search.tests.test_indexing import CONSISTENT, STATISTICS, Database
 from features.search.tests.test_models import endpoint, quick_retries, timeouts
 from features.search.tests.test_search import find, titles
 from shared.cache import open_cache
-from shared.database import database_of
-from shared.errors import Unavailable
-from shared.testing import eventually, within
-from shared.testing.queries import recorded_queries
+from shared.db.database import database_of
+from shared.problems import Unavailable
+from tests.kit import Command, eventually, within
+from tests.kit.queries import recorded_queries
 
 __all__ = ["database", "endpoint", "quick_retries", "timeouts"]
 
@@ -238,7 +236,7 @@ async def test_what_is_written_while_all_is_indexed_again_is_not_overwritten(
 async def test_a_reindex_tells_what_the_model_did_not_embed_and_tries_it_again(
     endpoint: Endpoint,
     client: AsyncClient,
-    database_url: str,
+    command: Command,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(embeddings, "MAX_ATTEMPTS", 1)
@@ -246,9 +244,8 @@ async def test_a_reindex_tells_what_the_model_did_not_embed_and_tries_it_again(
     await add(client, "Jar of arsenic", "Copper kettle")
 
     async def run() -> str:
-        environment = {"APP_DATABASE_URL": database_url, "APP_ENV": "test"}
         async with within(60, "the end of the reindex"):
-            result = await asyncio.to_thread(CliRunner().invoke, commands, env=environment)
+            result = await command("reindex")
         assert result.exit_code == 0, result.output
         return result.output
 

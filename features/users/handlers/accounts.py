@@ -16,10 +16,10 @@ from features.users.links import Links
 from features.users.passwords import Passwords
 from features.users.schemas import UserCreate, UserPublic, UserUpdate
 from features.users.tables import EventKind, Role, User
-from shared.database import Database
-from shared.errors import Conflict, Unauthorized
-from shared.reading import Reading
-from shared.sessions import orm_session
+from shared.db.database import Database
+from shared.db.dependencies import orm_session
+from shared.db.sessions import Reading
+from shared.problems import Conflict, Unauthorized
 
 PUBLIC = sqlalchemy.select(*(getattr(User, name) for name in UserPublic.model_fields))
 """Selects the public columns."""

@@ -17,9 +17,9 @@ from features.users.handlers.accounts import (
 from features.users.handlers.events import record
 from features.users.schemas import UserAdminUpdate, UserQuery
 from features.users.tables import EventKind, Role, User
-from shared.errors import NotFound
-from shared.pagination import Keyset, Listing, Rows, fetch_page
-from shared.reading import Reading
+from shared.db.sessions import Reading
+from shared.problems import NotFound
+from shared.web.pagination import Keyset, Listing, Rows, fetch_page
 
 Q = func.lower(bindparam("q"))
 USERS = Listing(

@@ -15,7 +15,7 @@ from features.users.handlers.sessions import require_session
 from features.users.opaque import API_KEY, digest, new_token
 from features.users.schemas import ApiKeyCreate
 from features.users.tables import ApiKey, EventKind
-from shared.errors import Conflict, FieldError, NotFound, Unprocessable
+from shared.problems import Conflict, FieldError, NotFound, Unprocessable
 
 MAX_KEYS = 100
 HINT_LENGTH = 10

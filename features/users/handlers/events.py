@@ -9,8 +9,8 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from features.users.access import Caller
 from features.users.schemas import EventPublic, EventQuery
 from features.users.tables import Event, EventKind
-from shared.pagination import Keyset, Listing, Rows, fetch_page
-from shared.reading import Reading
+from shared.db.sessions import Reading
+from shared.web.pagination import Keyset, Listing, Rows, fetch_page
 
 PRIVATE = ("address", "user_agent")  # hidden if an administrator did it
 OWN = col(Event.actor_id).is_(None)

@@ -13,10 +13,10 @@ from features.users.handlers.sessions import end_sessions
 from features.users.links import Links
 from features.users.passwords import Passwords, fingerprint
 from features.users.tables import ApiKey, EventKind, Identity, ResetRequest, User
-from shared.database import Database
-from shared.errors import BadRequest, Conflict, Forbidden
+from shared.db.database import Database
+from shared.db.dependencies import orm_session
 from shared.mail import Outbox
-from shared.sessions import orm_session
+from shared.problems import BadRequest, Conflict, Forbidden
 
 RESET_CHANNEL = "reset_requests"
 RESET_BATCH = 20

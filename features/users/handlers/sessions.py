@@ -14,7 +14,7 @@ from features.users.access import Caller
 from features.users.handlers.events import record
 from features.users.opaque import REFRESH_TOKEN, digest, new_token
 from features.users.tables import EventKind, RefreshToken, Role, Session
-from shared.errors import NotFound, Unauthorized
+from shared.problems import NotFound, Unauthorized
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from features.users.handlers.events import record
 from features.users.handlers.sessions import Denial, Grant, open_session
 from features.users.passwords import Passwords
 from features.users.tables import EventKind, User
-from shared.database import Database
-from shared.sessions import orm_session
+from shared.db.database import Database
+from shared.db.dependencies import orm_session
 
 WRONG = Denial("invalid_grant", "The email or the password is wrong")
 

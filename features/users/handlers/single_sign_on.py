@@ -18,7 +18,7 @@ from features.users.handlers.events import record
 from features.users.handlers.sessions import Denial, Grant, open_session, require_session
 from features.users.oidc import ProvenIdentity
 from features.users.tables import EventKind, Identity, Role, User
-from shared.errors import Conflict, Forbidden, NotFound
+from shared.problems import Conflict, Forbidden, NotFound
 
 MAX_NAME = 100
 

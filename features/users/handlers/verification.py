@@ -6,7 +6,7 @@ from features.users.access import Caller
 from features.users.handlers.events import record
 from features.users.links import Links
 from features.users.tables import EventKind, User
-from shared.errors import BadRequest
+from shared.problems import BadRequest
 
 
 async def send_verification(session: AsyncSession, links: Links, user: User) -> None:

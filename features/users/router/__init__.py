@@ -11,7 +11,7 @@ from features.users.router import (
     tokens,
 )
 from features.users.state import CatchUp
-from shared.routing import Router
+from shared.web.routing import Router
 
 router = Router(dependencies=[CatchUp])
 for part in (

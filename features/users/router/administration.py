@@ -7,11 +7,10 @@ from features.users.handlers import administration
 from features.users.router.identity import Admin, AdminPerson
 from features.users.schemas import UserAdminUpdate, UserPage, UserPublic, UserQuery
 from features.users.state import CallerDep
-from shared.errors import BadRequest, Conflict, NotFound, responses
-from shared.pagination import CursorCodec
-from shared.queries import from_query
-from shared.routing import Router
-from shared.sessions import OrmSession, ReadSession
+from shared.db.dependencies import OrmSession, ReadSession
+from shared.problems import BadRequest, Conflict, NotFound, responses
+from shared.web.pagination import CursorCodec
+from shared.web.routing import Router, from_query
 
 router = Router(prefix="/users", tags=["users"])
 

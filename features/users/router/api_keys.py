@@ -9,9 +9,9 @@ from features.users.router.identity import Person
 from features.users.schemas import ApiKeyCreate, ApiKeyCreated, ApiKeyList, ApiKeyPublic
 from features.users.state import CallerDep
 from features.users.tables import ApiKey
-from shared.errors import Conflict, NotFound, responses
-from shared.routing import Router
-from shared.sessions import OrmSession
+from shared.db.dependencies import OrmSession
+from shared.problems import Conflict, NotFound, responses
+from shared.web.routing import Router
 
 router = Router(prefix="/users/me/api-keys", tags=["api_keys"])
 

@@ -3,11 +3,10 @@ from typing import Annotated
 from features.users.handlers.events import list_events
 from features.users.router.identity import Self
 from features.users.schemas import EventPage, EventQuery
-from shared.errors import BadRequest, responses
-from shared.pagination import CursorCodec
-from shared.queries import from_query
-from shared.routing import Router
-from shared.sessions import ReadSession
+from shared.db.dependencies import ReadSession
+from shared.problems import BadRequest, responses
+from shared.web.pagination import CursorCodec
+from shared.web.routing import Router, from_query
 
 router = Router(prefix="/users/me/events", tags=["events"])
 

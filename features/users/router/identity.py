@@ -7,7 +7,7 @@ from uuid import UUID
 from fastapi import Depends
 
 from shared.auth import Principal, requires
-from shared.errors import Forbidden
+from shared.problems import Forbidden
 
 Self = Annotated[Principal, requires("users:self")]
 Admin = Annotated[Principal, requires("users:admin")]

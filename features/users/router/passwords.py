@@ -4,9 +4,9 @@ from features.users.handlers import passwords
 from features.users.router.identity import Person
 from features.users.schemas import PasswordChange, PasswordForgotten, PasswordReset
 from features.users.state import CallerDep, StateDep
-from shared.errors import BadRequest, Conflict, TooManyRequests, responses
-from shared.routing import Router
-from shared.sessions import OrmSession
+from shared.db.dependencies import OrmSession
+from shared.problems import BadRequest, Conflict, TooManyRequests, responses
+from shared.web.routing import Router
 
 router = Router(tags=["passwords"])
 

@@ -6,9 +6,9 @@ from features.users.handlers import sessions
 from features.users.router.identity import AnyPerson, Person
 from features.users.schemas import SessionList, SessionPublic
 from features.users.state import CallerDep
-from shared.errors import NotFound, responses
-from shared.routing import Router
-from shared.sessions import OrmSession
+from shared.db.dependencies import OrmSession
+from shared.problems import NotFound, responses
+from shared.web.routing import Router
 
 router = Router(prefix="/auth", tags=["sessions"])
 

@@ -14,7 +14,8 @@ from features.users.router.identity import Person
 from features.users.router.tokens import NO_STORE, token_response
 from features.users.schemas import Authorization, IdentityList, IdentityPublic, TokenResponse
 from features.users.state import CallerDep, StateDep, UsersState
-from shared.errors import (
+from shared.db.dependencies import OrmSession, orm_session
+from shared.problems import (
     BadRequest,
     Conflict,
     Forbidden,
@@ -24,8 +25,7 @@ from shared.errors import (
     Unavailable,
     responses,
 )
-from shared.routing import Router
-from shared.sessions import OrmSession, orm_session
+from shared.web.routing import Router
 
 router = Router(tags=["identities"])
 

@@ -15,10 +15,10 @@ from features.users.keyring import PUBLISHED_BEFORE
 from features.users.schemas import TokenError, TokenResponse
 from features.users.state import CallerDep, StateDep, UsersState
 from shared.auth import Principal
-from shared.errors import TooManyRequests, message_of, responses
-from shared.routing import Router
-from shared.schemas import Text
-from shared.sessions import orm_session
+from shared.db.dependencies import orm_session
+from shared.problems import TooManyRequests, message_of, responses
+from shared.types import Text
+from shared.web.routing import Router
 
 
 class FormRoute(APIRoute):

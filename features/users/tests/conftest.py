@@ -17,7 +17,7 @@ from features.users.tasks import reset_requests
 from features.users.tests.races import Race
 from shared.settings import Settings
 from shared.tasks import drain
-from shared.testing import PASSWORD, SECRET_KEY, Mails, connect, eventually
+from tests.kit import PASSWORD, SECRET_KEY, Mails, connect, eventually
 
 EMAIL = "ada@example.com"
 MAILED_TOKEN = re.compile(r"^[\w.-]{60,}$", re.MULTILINE)

@@ -11,7 +11,7 @@ from pathlib import Path
 from httpx import AsyncClient, TransportError
 
 from features.users.tests.conftest import environment
-from shared.testing import eventually, free_port, within
+from tests.kit import eventually, free_port, within
 
 PROCESS_SECONDS = 60.0  # for a process to start, and to end
 

@@ -8,7 +8,7 @@ from typing import Any
 import asyncpg
 from httpx import Response
 
-from shared.testing import eventually, within
+from tests.kit import eventually, within
 
 LOCK_USER = "SELECT 1 FROM users FOR NO KEY UPDATE"
 WAITING = """

@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from httpx import AsyncClient
 
 from features.users.tests.races import Race, holding
-from shared.database import database_of
+from shared.db.database import database_of
 
 
 @pytest.mark.parametrize(

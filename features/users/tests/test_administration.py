@@ -14,7 +14,7 @@ from features.users.tests.conftest import (
     status_with,
     tokens_of,
 )
-from shared.testing import PASSWORD, Command, SignUp, eventually
+from tests.kit import PASSWORD, Command, SignUp, eventually
 
 
 async def my_id(client: AsyncClient) -> str:

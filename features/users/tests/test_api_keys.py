@@ -8,7 +8,7 @@ import time_machine
 from httpx import AsyncClient
 
 from features.users.tests.conftest import Execute, age_of_last_accepted, status_with
-from shared.testing import SignUp
+from tests.kit import SignUp
 
 
 async def new_key(client: AsyncClient, *scopes: str, **more: Any) -> dict[str, Any]:

@@ -25,8 +25,8 @@ from features.users.tests.conftest import (
 )
 from features.users.tests.processes import api_process
 from features.users.tests.test_api_keys import new_key
-from shared.testing import PASSWORD
-from shared.testing.queries import recorded_queries
+from tests.kit import PASSWORD
+from tests.kit.queries import recorded_queries
 
 NOBODY = "nobody@example.com"
 PRIVILEGES: dict[str, Any] = {

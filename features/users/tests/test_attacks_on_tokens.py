@@ -24,7 +24,7 @@ from features.users.tests.conftest import (
     register,
     tokens_of,
 )
-from shared.testing import SignUp
+from tests.kit import SignUp
 
 Claims = dict[str, Any]
 

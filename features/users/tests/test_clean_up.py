@@ -6,7 +6,7 @@ from httpx import AsyncClient
 
 from features.users import tasks
 from shared.tasks import drain
-from shared.testing.servers import execute
+from tests.kit.servers import execute
 
 EXPIRE = """
 INSERT INTO sessions (id, user_id, address, user_agent, expires_at)

@@ -9,7 +9,7 @@ from features.users.tests.conftest import (
     by_refresh,
     tokens_of,
 )
-from shared.testing import PASSWORD
+from tests.kit import PASSWORD
 
 
 async def test_what_happens_to_an_account_is_on_record(

@@ -16,9 +16,9 @@ from features.users.tests.conftest import (
     tokens_of,
 )
 from features.users.tests.test_api_keys import new_key
-from shared import limits
 from shared.settings import Settings
-from shared.testing import PASSWORD, Redis
+from shared.web import rate_limits
+from tests.kit import PASSWORD, Redis
 
 RATES = {
     "APP_RATE_SIGN_IN_PER_ADDRESS": "8/minute",
@@ -198,7 +198,7 @@ async def test_of_a_chain_of_addresses_the_last_untrusted_counts(anonymous: Asyn
 async def test_two_processes_that_share_a_redis_count_together(
     settings: Settings, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "REDIS_TIMEOUT_SECONDS", 5.0)  # for a busy machine
+    monkeypatch.setattr(rate_limits, "REDIS_TIMEOUT_SECONDS", 5.0)  # for a busy machine
     shared = settings.model_copy(update={"redis_url": redis.url})
     async with started(shared) as (_, one), started(shared) as (_, two):
         answers = [

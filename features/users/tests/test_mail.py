@@ -19,7 +19,7 @@ from features.users.tests.conftest import EMAIL, Execute, by_password, register,
 from shared.mail import MAX_ATTEMPTS, deliver_mail, forget_parked_mail
 from shared.settings import Settings
 from shared.tasks import drain
-from shared.testing import PASSWORD, free_port
+from tests.kit import PASSWORD, free_port
 
 FRONT = "https://app.example.com"
 
@@ -32,7 +32,9 @@ class Mailbox:
         self.mails: list[EmailMessage] = []
         self.refusal: str | None = None
 
-    async def handle_DATA(self, _server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802  # the name that aiosmtpd calls
+    async def handle_DATA(  # noqa: N802  # the name that aiosmtpd calls
+        self, _server: SMTP, _session: Session, envelope: Envelope
+    ) -> str:
         if self.refusal:
             return self.refusal
         assert isinstance(envelope.content, bytes)

@@ -23,10 +23,10 @@ from features.users.tests.conftest import (
     status_with,
     tokens_of,
 )
-from shared.database import database_of
-from shared.sessions import orm_session
+from shared.db.database import database_of
+from shared.db.dependencies import orm_session
 from shared.tasks import drain
-from shared.testing import PASSWORD
+from tests.kit import PASSWORD
 
 NEW = "another long enough password"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from httpx import AsyncClient
 
 from features.users.tests.conftest import EMAIL, MailedToken, by_password, by_refresh, tokens_of
-from shared.testing import PASSWORD, SignUp, keep_budgets
+from tests.kit import PASSWORD, SignUp, keep_budgets
 
 README = Path(__file__).parents[1] / "README.md"
 

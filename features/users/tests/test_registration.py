@@ -6,7 +6,7 @@ import pytest
 from httpx import AsyncClient
 
 from features.users.tests.conftest import by_password, register, tokens_of
-from shared.testing import PASSWORD, Mails
+from tests.kit import PASSWORD, Mails
 
 
 @pytest.mark.verify

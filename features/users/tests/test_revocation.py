@@ -26,8 +26,8 @@ from features.users.tests.processes import api_process
 from features.users.tokens import LEEWAY_SECONDS
 from shared.settings import Settings
 from shared.tasks import drain
-from shared.testing import PASSWORD, eventually
-from shared.testing.queries import recorded_queries
+from tests.kit import PASSWORD, eventually
+from tests.kit.queries import recorded_queries
 
 WITHIN_SECONDS = 1.0
 NEW_PASSWORD = "another long enough password"

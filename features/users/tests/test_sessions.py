@@ -10,7 +10,7 @@ from features.users.tests.conftest import (
     status_with,
     tokens_of,
 )
-from shared.testing import SignUp
+from tests.kit import SignUp
 
 
 async def test_logout_ends_both_tokens(anonymous: AsyncClient, signed_in: Tokens) -> None:

@@ -38,7 +38,7 @@ from features.users.tests.conftest import (
 from features.users.tests.races import LOCK_USER, Race, holding
 from features.users.tests.test_attacks_on_tokens import closed, segments
 from shared.settings import ConfigurationError, Settings, load_feature_settings
-from shared.testing import SECRET_KEY, connect, free_port
+from tests.kit import SECRET_KEY, connect, free_port
 
 ADA = {"email": EMAIL, "email_verified": True, "name": "Ada Lovelace"}
 CALLBACK = "/auth/oidc/mock/callback"

@@ -19,7 +19,7 @@ from features.users.tests.conftest import (
     status_with,
     tokens_of,
 )
-from shared.testing import Command, connect
+from tests.kit import Command, connect
 
 REGISTERED_CLAIMS = {"iss", "aud", "sub", "sid", "iat", "exp", "jti", "scope"}
 

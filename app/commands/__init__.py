@@ -1,0 +1,27 @@
+"""`python -m app`: the commands of the kernel and of the features."""
+
+import typer
+
+from app.commands import database, development, doctor, migrate, openapi, serve, worker
+from shared.cli import plain_errors
+from shared.feature import find_features
+
+cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@cli.callback()
+def main(context: typer.Context) -> None:
+    """Users, items and hybrid semantic search on one PostgreSQL."""
+    context.obj = database.running_database
+
+
+def _add_feature_commands() -> None:
+    with plain_errors():
+        for feature in find_features():
+            if feature.commands:
+                cli.add_typer(feature.commands)
+
+
+for module in (serve, migrate, worker, openapi, doctor, development):
+    cli.add_typer(module.commands)
+_add_feature_commands()

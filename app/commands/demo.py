@@ -1,0 +1,28 @@
+"""Demo data for a new database, and the lines that `make run` prints."""
+
+from collections.abc import Sequence
+
+from shared.db.database import open_database
+from shared.db.dependencies import orm_session
+from shared.feature import Feature
+from shared.settings import Settings
+
+
+async def load_demo(settings: Settings, features: Sequence[Feature]) -> None:
+    """Adds each feature's demo rows in one transaction; stops at a feature that has rows."""
+    assert settings.database_url
+    database = open_database(settings.database_url, settings)
+    try:
+        async with orm_session(database) as session:
+            for feature in features:
+                if feature.demo and not await feature.demo.load(session):
+                    break
+    finally:
+        await database.dispose()
+
+
+def welcome(address: str, features: Sequence[Feature]) -> str:
+    """Returns the text that `make run` prints once the API answers."""
+    hints = [feature.demo.hint.format(address=address) for feature in features if feature.demo]
+    lines = [f"Tessera answers at {address}   (documentation: {address}/docs)", *hints]
+    return "\n".join(f"  {line}" for line in ["", *"\n".join(lines).splitlines()]) + "\n"

@@ -1,0 +1,85 @@
+"""The commands for developers: a new feature, and a change of its tables."""
+
+import importlib
+from collections.abc import Iterable
+from typing import Annotated
+
+import typer
+from alembic.script import Script
+
+from app.commands.database import running_database
+from app.main import create_app
+from app.scaffold.affected import affected_by, changed_files
+from app.scaffold.documents import write_parts
+from shared.cli import plain_errors
+from shared.db.migrations import load_revisions
+from shared.feature import find_features
+from shared.settings import Settings, load_settings
+
+commands = typer.Typer()
+
+
+@commands.command("new-feature")
+def new_feature(
+    name: Annotated[str, typer.Argument(help="Many of them, like orders")],
+    singular: Annotated[str | None, typer.Option(help="One of them, where it is not plain")] = None,
+) -> None:
+    """Write a new feature: a private resource with its tests and its first migration."""
+    from app.scaffold.generating import write_feature  # it needs development dependencies
+
+    with plain_errors():
+        settings = load_settings(Settings)
+        files = write_feature(create_app(settings), name, singular)
+        feature = files[0].parts[1]
+        importlib.invalidate_caches()
+        files += write_parts(create_app(settings), [feature])
+    for path in files:
+        typer.echo(path)
+    typer.echo(f"Now: make test feature={feature}")
+
+
+@commands.command("keep-openapi")
+def keep_openapi() -> None:
+    """Write the OpenAPI document into the tests again, after a wanted change of the API."""
+    with plain_errors():
+        for path in write_parts(create_app(load_settings(Settings))):
+            typer.echo(path)
+
+
+@commands.command()
+def affected(
+    base: Annotated[str, typer.Argument(help="What the change is to be compared with")],
+) -> None:
+    """Print the features whose suites a change can affect, or `all`, or nothing."""
+    with plain_errors():
+        names = affected_by(changed_files(base), find_features())
+    typer.echo("all" if names is None else " ".join(names))
+
+
+@commands.command()
+def migration(
+    feature: Annotated[str, typer.Argument(help="The feature whose tables have changed")],
+    message: Annotated[str, typer.Argument(help='What changes, like "add colour"')],
+) -> None:
+    """Write a revision on a feature's branch, and report what is unsafe on a live table."""
+    from app.scaffold.revising import write_revision
+
+    with plain_errors(), running_database() as settings:
+        assert settings.database_url
+        script = write_revision(settings.database_url, feature, message)
+    _refuse_unsafe([script])
+
+
+@commands.command("lint-migrations")
+def lint_migrations() -> None:
+    """Report what is unsafe on a live table in any revision; exit status 1 if there is any."""
+    _refuse_unsafe(load_revisions().walk_revisions())
+
+
+def _refuse_unsafe(scripts: Iterable[Script]) -> None:
+    from app.scaffold.linting import unsafe_operations
+
+    if unsafe := [line for script in scripts for line in unsafe_operations(script)]:
+        mend = "Mend it, or accept it there: ACCEPTED = (…,)  # why"
+        typer.echo("\n".join([*unsafe, mend]), err=True)
+        raise typer.Exit(1)

@@ -1,0 +1,174 @@
+"""`python -m app doctor`: lists the features, and checks the installation."""
+
+import asyncio
+import platform
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import typer
+from alembic.script import ScriptDirectory
+from fastapi import FastAPI
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from app.commands.database import running_database
+from app.main import create_app
+from shared.cli import plain_errors
+from shared.db.database import UNNAMED, new_engine, open_database
+from shared.db.errors import CONNECT_ERRORS
+from shared.db.migrations import load_revisions, pending
+from shared.db.tables import owners
+from shared.feature import Feature
+from shared.settings import Settings, load_settings
+from shared.web.routing import endpoints
+
+TIMEOUT_SECONDS = 3.0
+OLDEST_POSTGRES = 17
+
+PGVECTOR = text("SELECT extversion FROM pg_extension WHERE extname = 'vector'")
+
+commands = typer.Typer()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The result of one check: the subject, its state, and whether that is fine."""
+
+    subject: str
+    state: str
+    well: bool = True
+
+
+@commands.command()
+def doctor() -> None:
+    """Show the slices, and each fault of this installation; exit status 1 if there is one."""
+    console = Console()
+    with plain_errors():
+        settings = load_settings(Settings)
+        app = create_app(settings, run_tasks=False)
+        console.print(slices(app.state.features))
+        with running_database(settings) as ready:
+            findings = asyncio.run(_examine(create_app(ready, run_tasks=False), ready))
+    for finding in findings:
+        mark = "[green]ok[/]   " if finding.well else "[red]wrong[/]"
+        console.print(f"{mark} {finding.subject}: {finding.state}", highlight=False, soft_wrap=True)
+    raise typer.Exit(not all(finding.well for finding in findings))
+
+
+def slices(features: Sequence[Feature]) -> Table:
+    """Returns a table of the features: dependencies, tables, routes, settings and migrations."""
+    table = Table("feature", "", "", box=SIMPLE_HEAD)
+    revisions, owner_of = load_revisions(), owners()
+    for feature in features:
+        own = sorted(name for name, owner in owner_of.items() if owner == feature.name)
+        name = feature.name
+        for kind, names in {
+            "depends on": ", ".join(feature.depends_on),
+            "tables": ", ".join(own),
+            "routes": "\n".join(_routes(feature)),
+            "settings": ", ".join(_settings(feature)),
+            "migrations": ", ".join(_heads(revisions, feature)),
+        }.items():
+            if names:
+                table.add_row(name, kind, names)
+                name = ""
+        table.add_section()
+    return table
+
+
+def _routes(feature: Feature) -> list[str]:
+    methods = defaultdict(list)
+    for method, path in endpoints(feature.router):
+        methods[path].append(method)
+    return [f"{path}  {' '.join(names)}" for path, names in methods.items()]
+
+
+def _heads(revisions: ScriptDirectory, feature: Feature) -> list[str]:
+    heads = (revisions.get_revision(head) for head in revisions.get_heads())
+    return [head.revision for head in heads if feature.name in head.branch_labels]
+
+
+def _settings(feature: Feature) -> list[str]:
+    if feature.settings is None:
+        return []
+    prefix = feature.settings.model_config.get("env_prefix", "")
+    return [f"{prefix}{name}".upper() for name in feature.settings.model_fields]
+
+
+async def _examine(app: FastAPI, settings: Settings) -> list[Finding]:
+    assert settings.database_url
+    app.state.database = database = open_database(settings.database_url, settings)
+    app.state.revisions = revisions = load_revisions()
+    findings = [Finding("Python", platform.python_version()), *await _redis(settings)]
+    findings += filter(None, (_branch(revisions, feature) for feature in app.state.features))
+    servers = {"": settings.database_url, " of the replica": settings.database_replica_url}
+    try:
+        for of, url in servers.items():
+            findings += await _server(of, url, revisions) if url else []
+        if all(finding.well for finding in findings):
+            findings += [await _start(app, feature) for feature in app.state.features]
+    finally:
+        await database.dispose()
+    return findings
+
+
+def _branch(revisions: ScriptDirectory, feature: Feature) -> Finding | None:
+    """Returns a finding if a feature's migrations have no head or several, else None."""
+    heads = _heads(revisions, feature)
+    if len(heads) == 1 or (not heads and feature.name not in owners().values()):
+        return None
+    state = f"{len(heads)} heads, {', '.join(heads)}; let one follow the other" if heads else "none"
+    return Finding(f"migrations of {feature.name}", state, well=False)
+
+
+async def _server(of: str, url: str, revisions: ScriptDirectory) -> list[Finding]:
+    engine = new_engine(url, {"timeout": TIMEOUT_SECONDS, "statement_cache_size": 0}, UNNAMED)
+    try:
+        async with engine.connect() as connection:
+            version = (await connection.execute(text("SHOW server_version"))).scalar_one()
+            vector = (await connection.execute(PGVECTOR)).scalar_one_or_none()
+            behind = await connection.run_sync(pending, revisions)
+    except CONNECT_ERRORS as error:
+        return [Finding(f"database{of}", f"cannot be reached: {error}", well=False)]
+    except DBAPIError as error:
+        return [Finding(f"database{of}", f"cannot be read: {error.orig}", well=False)]
+    finally:
+        await engine.dispose()
+    recent = int(version.split(".")[0]) >= OLDEST_POSTGRES
+    wanted = "" if recent else f", but {OLDEST_POSTGRES} is the oldest that is tested"
+    missing = "not installed in the database"
+    waits = f"pending: {', '.join(behind)}" if behind else "done"
+    return [
+        Finding(f"database{of}", f"PostgreSQL {version}{wanted}", recent),
+        Finding(f"pgvector{of}", vector or missing, vector is not None),
+        Finding(f"migrations{of}", waits, not behind),
+    ]
+
+
+async def _start(app: FastAPI, feature: Feature) -> Finding:
+    """Checks that a feature can open its resources, such as a model."""
+    try:
+        async with feature.lifespan(app) if feature.lifespan else nullcontext():
+            return Finding(feature.name, "starts")
+    except Exception as error:  # of any kind: it is the finding
+        return Finding(feature.name, f"does not start: {type(error).__name__}: {error}", well=False)
+
+
+async def _redis(settings: Settings) -> list[Finding]:
+    if settings.redis_url is None:
+        return [Finding("Redis", "not set: the cache is in each process")]
+    client = Redis.from_url(
+        settings.redis_url, socket_timeout=TIMEOUT_SECONDS, socket_connect_timeout=TIMEOUT_SECONDS
+    )
+    try:
+        async with client:
+            return [Finding("Redis", str((await client.info("server"))["redis_version"]))]
+    except RedisError as error:
+        return [Finding("Redis", f"does not answer: {error}", well=False)]

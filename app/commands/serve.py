@@ -1,0 +1,68 @@
+"""`python -m app serve`."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import structlog
+import typer
+
+from app.commands.database import running_database
+from app.commands.demo import load_demo, welcome
+from app.main import create_app
+from app.server import listen, serve, serve_with_workers
+from app.server.supervision import exit_with_parent
+from shared.cli import plain_errors
+from shared.db.migrations import upgrade
+from shared.feature import Feature
+from shared.settings import Settings, load_settings
+
+commands = typer.Typer()
+log = structlog.get_logger(__name__)
+
+Port = Annotated[int, typer.Option(envvar="PORT", min=1, max=65535)]
+
+
+@commands.command("serve")
+def serve_command(
+    host: Annotated[str, typer.Option(envvar="HOST")] = "127.0.0.1",
+    port: Port = 8000,
+    workers: Annotated[int, typer.Option(envvar="WEB_CONCURRENCY", min=1, max=64)] = 1,
+    until_parent_exits: Annotated[bool, typer.Option(hidden=True)] = False,
+) -> None:
+    """Serve the API. In development this also brings up PostgreSQL, migrates and loads a demo."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    if until_parent_exits:
+        exit_with_parent()
+    with plain_errors():
+        settings = load_settings(Settings)
+        listener = listen(host, port)
+        with running_database(settings) as ready:
+            app = create_app(ready)
+            if ready.env == "dev":
+                _prepare(ready, app.state.features)
+
+            def announce() -> None:
+                _announce(ready, app.state.features, f"http://{host}:{port}")
+
+            if workers == 1:
+                serve(app, listener, announce)
+            else:
+                os.environ["APP_DATABASE_URL"] = str(ready.database_url)
+                serve_with_workers(listener, workers, announce)
+
+
+def _prepare(settings: Settings, features: Sequence[Feature]) -> None:
+    assert settings.database_url
+    upgrade(settings.database_direct_url or settings.database_url)
+    asyncio.run(load_demo(settings, features))
+
+
+def _announce(settings: Settings, features: Sequence[Feature], address: str) -> None:
+    if settings.env == "dev":
+        typer.echo(welcome(address, features))
+    else:
+        log.info("serving", address=address)

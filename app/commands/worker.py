@@ -1,0 +1,49 @@
+"""`python -m app worker`."""
+
+import asyncio
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import structlog
+import typer
+from fastapi import FastAPI
+
+from app.commands.database import running_database
+from app.main import create_app
+from shared.cli import plain_errors
+from shared.ops.health import heartbeat
+from shared.ops.metrics import serve_metrics
+from shared.tasks import Task, drain, running
+
+commands = typer.Typer()
+log = structlog.get_logger(__name__)
+
+
+@commands.command()
+def worker(
+    heartbeat_file: Annotated[
+        Path | None,
+        typer.Option("--heartbeat", help="Touch this file every 5 s while the database answers."),
+    ] = None,
+) -> None:
+    """Run the background work without serving HTTP; any number of these may run."""
+    with plain_errors(), running_database() as settings:
+        if settings.metrics_port:
+            serve_metrics(settings.metrics_port)
+        own = [heartbeat(heartbeat_file)] if heartbeat_file else []
+        asyncio.run(_run_until_stopped(create_app(settings), own))
+
+
+async def _run_until_stopped(app: FastAPI, own: list[Task]) -> None:
+    """Runs the application's tasks until SIGINT or SIGTERM.
+
+    `own` are the tasks that only this process can do, such as its heartbeat.
+    """
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopped.set)
+    async with app.router.lifespan_context(app), running(app, own, drain):
+        log.info("working", tasks=[task.name for task in app.state.tasks])
+        await stopped.wait()

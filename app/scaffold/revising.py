@@ -1,0 +1,110 @@
+"""Writes a revision on a feature's branch: the changes of its tables since the last one."""
+
+import asyncio
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+from alembic import command
+from alembic.autogenerate.api import AutogenContext
+from alembic.script import Script
+from sqlalchemy.engine import make_url
+from sqlmodel import AutoString, UTCDateTime
+
+from app.scaffold.formatting import format_code
+from shared.db.migrations import ROOT, alembic_config
+from shared.db.tables import owners
+from shared.feature import FeatureError, branches_of, find_features
+
+
+class NothingToRevise(FeatureError):
+    """The tables of the feature match its revisions."""
+
+
+def write_revision(server_url: str, feature: str, message: str) -> Script:
+    """Compares the feature's tables with its branch, and writes the difference as a revision.
+
+    The branch and its dependencies are migrated in a temporary database on the server, so that
+    neither other features nor the state of a developer's database affect the result. A table
+    without a model is ignored: write its DROP TABLE by hand.
+
+    Raises:
+        FeatureError: the feature does not exist.
+        NothingToRevise: the tables have not changed. No file has been written.
+    """
+    needed = () if feature == "shared" else find_features(feature)
+    folder = ROOT / feature
+    numbers = [int(path.name[:4]) for path in folder.glob("[0-9]*.py")]
+    is_first, number = not numbers, 1 + max(numbers, default=0)
+    folder.mkdir(exist_ok=True)
+    others = [name for name in branches_of(needed) if name not in ("shared", feature)]
+    with _scratch_database(server_url) as url:
+        config = alembic_config(url, ["shared", *others, feature])
+        slug = re.sub(r"\W+", "_", message.lower()).strip("_")[:40]
+        config.set_main_option("file_template", f"{number:04}_{slug}")
+        config.attributes["autogenerate"] = _hooks(feature)
+        command.upgrade(config, "heads")
+        script = command.revision(
+            config,
+            message,
+            autogenerate=True,
+            rev_id=f"{feature}_{number:04}",
+            version_path=str(folder),
+            head="base" if is_first else f"{feature}@head",
+            branch_label=feature if is_first else None,
+            depends_on=others or "shared" if is_first else None,  # type: ignore[arg-type]  # a list is allowed
+        )
+    if not isinstance(script, Script):
+        raise NothingToRevise(f"the tables of {feature!r} are as its migrations make them")
+    format_code([Path(script.path)])
+    return script
+
+
+def _hooks(feature: str) -> dict[str, Any]:
+    """Returns the options that `migrations/env.py` passes to Alembic for the comparison."""
+    own = {table for table, owner in owners().items() if owner == feature}
+
+    def include(_object: Any, name: str | None, kind: str, *_: Any) -> bool:
+        return kind != "table" or name in own
+
+    def drop_if_empty(_context: Any, _revision: Any, directives: list[Any]) -> None:
+        if directives[0].upgrade_ops.is_empty():
+            directives.clear()
+
+    return {
+        "include_object": include,
+        "process_revision_directives": drop_if_empty,
+        "render_item": _render_type,
+    }
+
+
+def _render_type(kind: str, item: Any, context: AutogenContext) -> str | bool:
+    """Renders SQLModel's types as in a revision written by hand."""
+    if kind == "type" and isinstance(item, AutoString):
+        return "sa.String()"
+    if kind == "type" and isinstance(item, UTCDateTime):
+        context.imports.add("import sqlmodel")
+        return "sqlmodel.UTCDateTime()"
+    return False
+
+
+@contextmanager
+def _scratch_database(server_url: str) -> Iterator[str]:
+    name = f"migration_{secrets.token_hex(4)}"
+    asyncio.run(_execute(server_url, f'CREATE DATABASE "{name}"'))
+    try:
+        yield make_url(server_url).set(database=name).render_as_string(hide_password=False)
+    finally:
+        asyncio.run(_execute(server_url, f'DROP DATABASE "{name}" WITH (FORCE)'))
+
+
+async def _execute(url: str, statement: str) -> None:
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()

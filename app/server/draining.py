@@ -1,0 +1,126 @@
+"""Graceful stop: what a process finishes before it ends.
+
+Drain: a process that stops first accepts and serves the connections in the listen backlog, since a
+proxy that has sent a POST on one may not send it again.
+"""
+
+import asyncio
+import gc
+import signal
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType
+from typing import Any
+
+import uvloop
+from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from shared.web.uploads import IDLE_SECONDS
+
+LINGER_SECONDS = 1.0
+
+
+class GracefulHttpProtocol(HttpToolsProtocol):
+    """An HTTP connection that lingers when the process stops, and aborts when the client stalls.
+
+    It closes `LINGER_SECONDS` after the process began to stop, as a request may have been sent on
+    it that we have not read yet. It aborts when the client has accepted no bytes of the response
+    for `IDLE_SECONDS`.
+    """
+
+    stalled: asyncio.TimerHandle
+
+    def shutdown(self) -> None:
+        self.loop.call_later(LINGER_SECONDS, super().shutdown)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch()
+
+    def resume_writing(self) -> None:
+        self.stalled.cancel()
+        super().resume_writing()
+
+    def _watch(self) -> None:
+        unsent = self.transport.get_write_buffer_size()
+        self.stalled = self.loop.call_later(IDLE_SECONDS, self._abort_if_stalled, unsent)
+
+    def _abort_if_stalled(self, unsent: int) -> None:
+        if self.transport.get_write_buffer_size() < unsent:
+            self._watch()
+        else:
+            self.transport.abort()
+
+
+class DrainingServer:
+    """A listening asyncio server that accepts the listen backlog before it closes.
+
+    The operating system would reset these connections.
+    """
+
+    def __init__(
+        self,
+        server: asyncio.AbstractServer,
+        listener: socket.socket,
+        connect: Callable[[], GracefulHttpProtocol],
+    ) -> None:
+        self.server, self.listener, self.connect = server, listener, connect
+        self.accepting: list[asyncio.Task[Any]] = []
+
+    def close(self) -> None:
+        waiting = _accept_all(self.listener)
+        self.server.close()
+        loop = self.server.get_loop()
+        for each in waiting:
+            accepted = loop.connect_accepted_socket(self._connect_late, each)
+            self.accepting.append(loop.create_task(accepted))
+
+    def _connect_late(self) -> GracefulHttpProtocol:
+        connection = self.connect()
+        connection.loop.call_later(LINGER_SECONDS, connection.shutdown)
+        return connection
+
+    async def wait_closed(self) -> None:
+        await asyncio.gather(*self.accepting, return_exceptions=True)
+        await self.server.wait_closed()
+
+
+def _accept_all(listener: socket.socket) -> list[socket.socket]:
+    accepted = []
+    with suppress(BlockingIOError):
+        while True:
+            accepted.append(listener.accept()[0])
+    return accepted
+
+
+class GracefulLoop(uvloop.Loop):
+    """A uvloop event loop whose servers drain the listen backlog (`DrainingServer`).
+
+    Before the server starts, it takes all existing objects out of garbage collection.
+    """
+
+    async def create_server(self, connect: Any, *, sock: Any, **options: Any) -> Any:  # type: ignore[override]
+        gc.collect()
+        gc.freeze()  # modules, models and routes live on: to scan them finds no garbage
+        server = await super().create_server(connect, sock=sock, **options)
+        return DrainingServer(server, sock, connect)
+
+
+def drain_on_sigterm(app: FastAPI) -> None:
+    """Delays the stop after SIGTERM, so that load balancers can take this process out of rotation.
+
+    From SIGTERM on, `/readyz` answers 503; all other requests are served for another
+    `APP_SHUTDOWN_DELAY` seconds. Then the previous handler, uvicorn's, gets the signal.
+    """
+    loop = asyncio.get_running_loop()
+    stop = signal.getsignal(signal.SIGTERM)
+    delay: float = app.state.settings.shutdown_delay
+
+    def drain(number: int, frame: FrameType | None) -> None:
+        app.state.draining = True
+        if callable(stop):
+            loop.call_soon_threadsafe(loop.call_later, delay, stop, number, frame)
+
+    signal.signal(signal.SIGTERM, drain)

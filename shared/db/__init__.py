@@ -1,0 +1,1 @@
+"""The database: sessions, connection pools, statements, tables and migrations."""

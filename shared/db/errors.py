@@ -1,0 +1,52 @@
+"""The errors of PostgreSQL and of its connections, and the problems that they are to a client."""
+
+from asyncpg import InterfaceError, InternalClientError, PostgresError
+from sqlalchemy.exc import DBAPIError, InvalidRequestError
+
+from shared.problems import Problem, Unavailable, Unprocessable
+
+LOST = "The database connection was lost; please try again"
+UNREACHABLE = "The database cannot be reached; please try again"
+CONNECT_ERRORS = (OSError, TimeoutError, PostgresError, InterfaceError, InvalidRequestError)
+"""The exceptions that asyncpg raises while it connects; and SQLAlchemy's, which wraps them only
+after the connect, where a new connection is closed before its first use."""
+
+LOSSES = (OSError, InterfaceError, InternalClientError)
+"""The exceptions that asyncpg raises where a connection is lost, or is used wrongly."""
+
+
+class Unreachable(Unavailable):
+    """No connection to the database can be made."""
+
+
+def database_cause(error: DBAPIError | PostgresError) -> BaseException | None:
+    """Returns asyncpg's exception, which SQLAlchemy wraps unless asyncpg is used directly."""
+    if isinstance(error, DBAPIError):
+        return error.orig.__cause__ if error.orig else None
+    return error
+
+
+def database_problem(error: DBAPIError | PostgresError) -> Problem | None:
+    """Translates a database error into a problem; returns None for a bug in our code.
+
+    Decides by SQLSTATE (PostgreSQL, appendix A): cancelled by a timeout, lock not available,
+    deadlock and serialization failure; no connection, not admitted, no such database, too
+    many connections, shutting down; data that PostgreSQL cannot hold.
+    """
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return Unavailable(LOST)
+    cause = database_cause(error)
+    if isinstance(cause, OSError):
+        return Unavailable(UNREACHABLE)
+    state = cause.sqlstate if isinstance(cause, PostgresError) else None
+    if state is None:
+        return None
+    if state == "57014":
+        return Unavailable("The database took too long to answer; please try again")
+    if state in {"55P03", "40P01", "40001"}:
+        return Unavailable("The data is busy with another request; please try again")
+    if state.startswith(("08", "28", "3D", "53", "57P")):
+        return Unavailable("The database is not available; please try again")
+    if state in {"22021", "22P05"}:
+        return Unprocessable("The text has a character that cannot be stored")
+    return None

@@ -1,0 +1,1 @@
+"""Operation: logs, metrics, traces, error reports and health probes."""

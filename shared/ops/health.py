@@ -1,0 +1,89 @@
+"""Health probes: whether the process is alive, and whether it can serve requests."""
+
+import asyncio
+from contextlib import suppress
+from pathlib import Path
+
+import anyio
+import structlog
+from fastapi import FastAPI, Request
+from pydantic import BaseModel, Field
+from sqlalchemy.exc import SQLAlchemyError
+
+from shared.db.database import database_of
+from shared.db.errors import CONNECT_ERRORS
+from shared.db.migrations import pending
+from shared.problems import Unavailable, responses
+from shared.tasks import Task
+from shared.web.routing import Router
+
+READINESS_TIMEOUT_SECONDS = 1.5
+HEARTBEAT_SECONDS = 5.0
+
+log = structlog.get_logger(__name__)
+router = Router(tags=["health"])
+
+
+class Health(BaseModel):
+    status: str = Field(default="ok", examples=["ok"])
+
+
+@router.get("/healthz")
+async def alive() -> Health:
+    """Whether the process answers at all; asks nothing of anything else."""
+    return Health()
+
+
+@router.get("/readyz", responses=responses(Unavailable))
+async def ready(request: Request) -> Health:
+    """Whether the database answers within 1.5 s and its schema is not behind the code, and the
+    process is not about to stop."""
+    if request.app.state.draining:
+        raise Unavailable("This process is about to stop")
+    await check(request.app)
+    return Health()
+
+
+async def check(app: FastAPI) -> None:
+    """Checks that the database answers in time, and that its schema is not behind the code.
+
+    Raises:
+        Unavailable: the database does not answer, or its schema is behind the code.
+    """
+    asking = asyncio.create_task(_behind(app))
+    asking.add_done_callback(_take_note)
+    await asyncio.wait({asking}, timeout=READINESS_TIMEOUT_SECONDS)
+    asking.cancel()  # not awaited: to close a connection to a frozen server takes seconds
+    try:
+        behind = asking.result()
+    except (*CONNECT_ERRORS, SQLAlchemyError, asyncio.InvalidStateError) as error:
+        log.warning("not_ready", error=repr(error))
+        raise Unavailable("The database does not answer") from None
+    if behind:
+        raise Unavailable(f"The database lacks the migrations {', '.join(behind)}")
+
+
+def _take_note(asked: "asyncio.Task[list[str]]") -> None:
+    """Retrieves the exception of an abandoned check, which asyncio would otherwise log."""
+    if not asked.cancelled():
+        asked.exception()
+
+
+async def _behind(app: FastAPI) -> list[str]:
+    async with database_of(app).probe.connect() as connection:
+        return await connection.run_sync(pending, app.state.revisions)
+
+
+def heartbeat(file: Path) -> Task:
+    """Returns a task that touches a file while `check` passes.
+
+    The age of the file is the probe of a process without HTTP.
+    """
+
+    async def beat(app: FastAPI) -> int:
+        with suppress(Unavailable):
+            await check(app)
+            await anyio.Path(file).touch()
+        return 0
+
+    return Task(name="heartbeat", drain=beat, every=HEARTBEAT_SECONDS)

@@ -1,0 +1,166 @@
+"""Prometheus metrics, at `/metrics`: those of this process, or of all processes that serve one
+port, and the backlogs of the background tasks, which are in PostgreSQL.
+
+Counters are declared with prometheus-client in the modules that count.
+"""
+
+import asyncio
+import math
+import os
+import time
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import structlog
+from asyncpg import PostgresError
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import PlainTextResponse
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    REGISTRY,
+    CollectorRegistry,
+    Gauge,
+    Metric,
+    generate_latest,
+    start_http_server,
+)
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from shared.db.database import Database, database_of
+from shared.db.dependencies import reading
+from shared.problems import Unavailable
+from shared.settings import ConfigurationError
+from shared.tasks import Task
+from shared.web.routing import Router
+
+BACKLOG_SECONDS = 5.0  # at most one query in this time, however often we are scraped
+BACKLOG_TIMEOUT_SECONDS = 1.0
+POOLS_SECONDS = 5.0
+CONNECTIONS = Gauge(
+    "tessera_database_connections",
+    "Connections to PostgreSQL in use",
+    ("pool",),
+    multiprocess_mode="liveall",
+)
+CONNECTIONS_MAX = Gauge(
+    "tessera_database_connections_max",
+    "Connections that a pool may open",
+    ("pool",),
+    multiprocess_mode="liveall",
+)
+BACKLOG_ROWS = Gauge(
+    "tessera_backlog_rows",
+    "Rows that wait for a background task",
+    ("task", "state"),
+    multiprocess_mode="mostrecent",
+)
+BACKLOG_AGE = Gauge(
+    "tessera_backlog_age_seconds",
+    "For how long the oldest of them has been due",
+    ("task",),
+    multiprocess_mode="mostrecent",
+)
+
+log = structlog.get_logger(__name__)
+router = Router(tags=["health"])
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+async def metrics(request: Request) -> Response:
+    """What this process has counted, and what waits in the database, for Prometheus."""
+    await _read_backlogs(request.app)
+    return Response(generate_latest(_registry()), media_type=CONTENT_TYPE_LATEST)
+
+
+def serve_metrics(port: int) -> None:
+    """Serves `/metrics` on a port from a thread, for a process without another HTTP server.
+
+    Raises:
+        ConfigurationError: the port is taken, or we may not use it.
+    """
+    try:
+        start_http_server(port, registry=_registry())
+    except OSError as error:
+        raise ConfigurationError(
+            f"port {port} cannot be used for metrics ({error.strerror})"
+        ) from None
+
+
+def _registry() -> CollectorRegistry:
+    """Returns the metrics of this process, or of all that share `PROMETHEUS_MULTIPROC_DIR`."""
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        return REGISTRY
+    registry = CollectorRegistry()
+    Processes(registry)  # type: ignore[no-untyped-call]
+    return registry
+
+
+class Processes(MultiProcessCollector):
+    """Collects the metrics that several processes have written to the files of one folder.
+
+    The counters of a process that has ended stay; its gauges of connections in use are removed.
+    """
+
+    def collect(self) -> Iterable[Metric]:
+        for file in Path(self._path).glob("gauge_live*.db"):
+            if not _is_running(int(file.stem.rpartition("_")[2])):
+                file.unlink(missing_ok=True)  # another process may delete it as well
+        return super().collect()  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
+
+
+@asynccontextmanager
+async def watching_pools(database: Database) -> AsyncIterator[None]:
+    """Updates the gauges of the pools every 5 seconds, as another process may be scraped."""
+
+    async def watch() -> None:
+        while True:
+            _show_pools(database)
+            await asyncio.sleep(POOLS_SECONDS)
+
+    _show_pools(database)
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        watcher.cancel()
+
+
+def _show_pools(database: Database) -> None:
+    CONNECTIONS.labels("write").set(database.write.pool.checkedout())  # type: ignore[attr-defined]  # a QueuePool
+    CONNECTIONS_MAX.labels("write").set(database.write.pool.size())  # type: ignore[attr-defined]
+    for name, pool in database.read_pools.items():
+        CONNECTIONS.labels(name).set(pool.in_use)
+        CONNECTIONS_MAX.labels(name).set(pool.size)
+
+
+async def _read_backlogs(app: FastAPI) -> None:
+    if time.monotonic() < getattr(app.state, "backlogs_known_until", 0.0):
+        return
+    app.state.backlogs_known_until = time.monotonic() + BACKLOG_SECONDS
+    session = reading(database_of(app))
+    try:
+        async with asyncio.timeout(BACKLOG_TIMEOUT_SECONDS):
+            for task in app.state.tasks:
+                if task.backlog is not None:
+                    (row,) = await session.fetch(task.backlog)
+                    _show(task, *row)
+    except (Unavailable, PostgresError, TimeoutError) as error:
+        for task in app.state.tasks:  # NaN is better than an outdated number
+            if task.backlog is not None:
+                _show(task, math.nan, math.nan, math.nan)
+        log.warning("backlogs_not_read", error=repr(error))
+
+
+def _show(task: Task, waiting: float, parked: float, seconds: float) -> None:
+    BACKLOG_ROWS.labels(task.name, "waiting").set(waiting)
+    BACKLOG_ROWS.labels(task.name, "parked").set(parked)
+    BACKLOG_AGE.labels(task.name).set(seconds)

@@ -1,0 +1,1 @@
+"""HTTP: problem details, middleware, pages, conditional requests, rate limits."""

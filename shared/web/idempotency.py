@@ -1,0 +1,146 @@
+"""`Idempotency-Key`: a request that is sent twice runs once, and gets the same response twice.
+
+The key is stored with the response in the transaction of the work itself, so neither can exist
+without the other (IETF draft-ietf-httpapi-idempotency-key-header).
+"""
+
+import hashlib
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import Depends, FastAPI, Header, Request
+from fastapi.responses import Response
+from sqlalchemy import BigInteger, LargeBinary, bindparam, delete, func, insert, select, tuple_
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlmodel import Field, SQLModel
+
+from shared.auth import Principal
+from shared.db.database import database_of
+from shared.db.dependencies import WriteSession, writing
+from shared.db.locks import advisory_lock
+from shared.db.sessions import Writing
+from shared.db.tables import new_id, table_of
+from shared.problems import Conflict, Unprocessable
+from shared.tasks import Task
+from shared.types import Text
+
+LIFETIME = timedelta(hours=24)
+BATCH_ROWS = 1_000
+REPLAYED = "Idempotency-Replayed"
+KEPT_HEADERS = ("content-type", "location", "etag")
+
+
+class IdempotencyKey(SQLModel, table=True):
+    """The stored response to one request of one account."""
+
+    __tablename__ = "idempotency_keys"
+
+    user_id: UUID = Field(default_factory=new_id, primary_key=True)
+    key: str = Field(primary_key=True)
+    fingerprint: str
+    status: int
+    headers: dict[str, str] = Field(sa_type=JSONB)
+    body: bytes = Field(sa_type=LargeBinary)
+    expires_at: datetime = Field(index=True)
+
+
+KEYS = table_of(IdempotencyKey)
+THIS = (KEYS.c.user_id == bindparam("user_id"), KEYS.c.key == bindparam("key"))
+LOCK = select(func.pg_try_advisory_xact_lock(bindparam("lock", type_=BigInteger)).label("locked"))
+KEPT = select(KEYS).where(*THIS)
+KEEP = insert(KEYS)
+FORGET = delete(KEYS).where(*THIS)
+EXPIRED = select(KEYS.c.user_id, KEYS.c.key).where(KEYS.c.expires_at < func.now()).limit(BATCH_ROWS)
+FORGET_EXPIRED = (
+    delete(KEYS)
+    .where(tuple_(KEYS.c.user_id, KEYS.c.key).in_(EXPIRED.with_for_update(skip_locked=True)))
+    .returning(KEYS.c.key)
+)
+
+
+@dataclass(frozen=True)
+class Idempotency:
+    """The idempotency key of a request, if it has one.
+
+    A router calls `replay` first, and passes its response to `keep` last:
+
+        if answer := await idempotency.replay(principal):
+            return answer
+        …
+        return await idempotency.keep(principal, answer)
+    """
+
+    session: Writing
+    key: str | None
+    fingerprint: str
+
+    async def replay(self, principal: Principal) -> Response | None:
+        """Returns the stored response of this key, or None.
+
+        Raises:
+            Conflict: another request with this key is in progress.
+            Unprocessable: the key was used for a different request.
+        """
+        if self.key is None:
+            return None
+        this = {"user_id": principal.user_id, "key": self.key}
+        lock = {"lock": advisory_lock("shared.idempotency", principal.user_id, self.key)}
+        [taken] = await self.session.fetch(LOCK, lock)
+        if not taken.locked:
+            raise Conflict("A request with this Idempotency-Key is still being worked on")
+        kept = await self.session.fetch_one(KEPT, this)
+        if kept is None:
+            return None
+        if kept.expires_at <= datetime.now(UTC):
+            await self.session.execute(FORGET, this)
+            return None
+        if kept.fingerprint != self.fingerprint:
+            raise Unprocessable("This Idempotency-Key was used for a different request")
+        return Response(kept.body, kept.status, {**kept.headers, REPLAYED: "true"})
+
+    async def keep(self, principal: Principal, answer: Response) -> Response:
+        """Stores the response with the key, to be committed with the work; returns the response."""
+        if self.key is not None:
+            kept = {
+                "user_id": principal.user_id,
+                "key": self.key,
+                "fingerprint": self.fingerprint,
+                "status": answer.status_code,
+                "headers": {k: v for k, v in answer.headers.items() if k in KEPT_HEADERS},
+                "body": bytes(answer.body),
+                "expires_at": datetime.now(UTC) + LIFETIME,
+            }
+            await self.session.execute(KEEP, kept)
+        return answer
+
+
+async def _idempotency(
+    request: Request,
+    session: WriteSession,
+    key: Annotated[
+        Text | None,
+        Header(
+            alias="Idempotency-Key",
+            min_length=1,
+            max_length=255,
+            description="A unique value for this request: sent again within 24 hours, it is"
+            " answered again, and not done again.",
+        ),
+    ] = None,
+) -> Idempotency:
+    request_line = f"{request.method} {request.url.path}\n".encode()
+    fingerprint = hashlib.sha256(request_line + await request.body()).hexdigest() if key else ""
+    return Idempotency(session, key, fingerprint)
+
+
+IdempotencyDep = Annotated[Idempotency, Depends(_idempotency)]
+
+
+async def _forget_expired(app: FastAPI) -> int:
+    async with writing(database_of(app)) as session:
+        return len(await session.fetch(FORGET_EXPIRED))
+
+
+forget_expired_keys = Task(name="forget_expired_keys", drain=_forget_expired, every=3600)

@@ -1,0 +1,208 @@
+"""ASGI middleware for every request: id, log line, security headers, unhandled exceptions."""
+
+import asyncio
+import re
+import time
+
+import structlog
+from fastapi import Request
+from prometheus_client import Counter, Histogram
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uuid_utils import uuid7
+
+from shared.ops.tracing import PROBES, tag_trace
+from shared.problems import Unavailable, busy
+from shared.web.problem_details import content_too_large, internal_error, problem
+
+WELL_FORMED_ID = re.compile(rb"[A-Za-z0-9._-]{8,128}")
+SECURITY_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"strict-transport-security", b"max-age=31536000; includeSubDomains"),
+)
+
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+REQUESTS = Histogram(
+    "http_request_duration_seconds",
+    "Requests by the template of their route, and how long each took",
+    ("method", "route", "status"),
+)
+
+CLIENT_CLOSED_REQUEST = 499  # only in the log, as in nginx: the client left first
+
+log = structlog.get_logger("request")
+
+
+class RequestMiddleware:
+    """Gives each request an id, logs it, and adds the security headers.
+
+    The id is that of a well-formed `X-Request-ID`, else a new one. It is in the response, in
+    every log line and in the body of every error.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        status = CLIENT_CLOSED_REQUEST
+        request_id = _request_id(scope)
+        scope.setdefault("state", {})["request_id"] = request_id
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        tag_trace(request_id)
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                # The log would show an HTTPStatus by its name.
+                status = message["status"] = int(message["status"])
+                given = {name for name, _ in message["headers"]}
+                message["headers"] = [
+                    *message["headers"],
+                    (b"x-request-id", request_id.encode()),
+                    *(header for header in SECURITY_HEADERS if header[0] not in given),
+                ]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_headers)
+        finally:
+            seconds = time.perf_counter() - started
+            _count_request(scope, status, seconds)
+            _log_request(scope, status, seconds)
+
+
+class LastResortMiddleware:
+    """Logs an unhandled exception and answers with a 500 problem, without its details.
+
+    Also turns Starlette's plain-text 413 into a problem.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = replaced = False
+
+        async def send_problem(message: Message) -> None:
+            nonlocal started, replaced
+            if message["type"] == "http.response.start":
+                started = True
+                if replaced := _is_plain_413(message):
+                    await content_too_large(Request(scope))(scope, receive, send)
+            if not replaced:
+                await send(message)
+
+        try:
+            await self.app(scope, receive, send_problem)
+        except ClientDisconnect:
+            pass  # the client has gone
+        except Exception:
+            log.exception("unhandled_error")
+            if started:  # too late for another response: the server closes the connection
+                raise
+            await internal_error(Request(scope))(scope, receive, send)
+
+
+def _is_plain_413(start: Message) -> bool:
+    """Returns whether Starlette itself rejects a Content-Length beyond the limit, in plain text."""
+    if start["status"] != 413:
+        return False
+    return Headers(raw=start["headers"]).get("content-type", "").startswith("text/plain")
+
+
+def _request_id(scope: Scope) -> str:
+    given = dict(scope["headers"]).get(b"x-request-id", b"")
+    return given.decode() if WELL_FORMED_ID.fullmatch(given) else uuid7().hex
+
+
+def _count_request(scope: Scope, status: int, seconds: float) -> None:
+    """Counts a request. Unknown methods and paths share a label, as their number is unlimited."""
+    method = scope["method"] if scope["method"] in METHODS else "other"
+    route = getattr(scope.get("route"), "path_format", "none")
+    REQUESTS.labels(method, route, status).observe(seconds)
+
+
+def _log_request(scope: Scope, status: int, seconds: float) -> None:
+    if scope["path"] in PROBES and status < 400:
+        return
+    route = getattr(scope.get("route"), "path_format", None)
+    log.info(
+        "request",
+        method=scope["method"],
+        route=route,
+        status=status,
+        ms=round(seconds * 1000, 1),
+    )
+
+
+STREAM_SECONDS = 1000.0  # a stream may stall for this long; PostgreSQL ends an import sooner
+
+EXPIRED = Counter("tessera_requests_expired_total", "Requests given up at their deadline")
+
+
+class BoundsMiddleware:
+    """Load shedding and a deadline for each request, probes excepted.
+
+    More than `concurrency` requests at once get 503 immediately, so that the others stay fast. A
+    request without a response after `seconds` gets 503. A stream has no deadline as long as bytes
+    flow: each chunk extends it.
+    """
+
+    def __init__(self, app: ASGIApp, concurrency: int, seconds: float) -> None:
+        self.app, self.concurrency, self.seconds = app, concurrency, seconds
+        self.under_way = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in PROBES:
+            await self.app(scope, receive, send)
+            return
+        if self.under_way >= self.concurrency:
+            await problem(Request(scope), busy("concurrency"))(scope, receive, send)
+            return
+        self.under_way += 1
+        try:
+            await self._in_time(scope, receive, send)
+        finally:
+            self.under_way -= 1
+
+    async def _in_time(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun, started = False, asyncio.get_running_loop().time()
+
+        async def send_at_leisure(message: Message) -> None:
+            nonlocal begun
+            if not begun or message.get("more_body"):  # the last chunk needs no more time
+                extend_deadline(deadline)
+            begun = True
+            await send(message)
+
+        try:
+            async with asyncio.timeout(self.seconds) as deadline:
+                scope.setdefault("state", {})["deadline"] = deadline
+                await self.app(scope, receive, send_at_leisure)
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            EXPIRED.inc()
+            log.warning("deadline_passed", begun=begun)
+            if begun:
+                raise
+            allowed = round((deadline.when() or started) - started, 1)
+            late = Unavailable(f"There was no answer within {allowed:g} s; please try again")
+            await problem(Request(scope), late)(scope, receive, send)
+
+
+def extend_deadline(deadline: asyncio.Timeout) -> None:
+    if not deadline.expired():
+        deadline.reschedule(asyncio.get_running_loop().time() + STREAM_SECONDS)

@@ -1,0 +1,43 @@
+"""The application under test, created once and reused by many tests."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI
+
+from app.main import create_app, prepare
+from shared.feature import Feature
+from shared.settings import Settings
+from tests.kit.ownership import remember_request
+
+DATABASES = ("database_url", "database_direct_url", "database_replica_url")
+
+_made: dict[object, FastAPI] = {}
+
+
+def application(
+    settings: Settings, features: Sequence[Feature], middleware: Sequence[Any] = ()
+) -> FastAPI:
+    """Returns the application with these settings, ready to start.
+
+    FastAPI analyses a route when it is first requested, which takes as long as most tests do.
+    Tests whose settings differ only in the database therefore share one application and its
+    routes; `app.state` is new for each test.
+    """
+    key = _key(settings, features)
+    if key not in _made:
+        _made[key] = create_app(settings, features, run_tasks=False)
+        for each in (remember_request, *middleware):
+            _made[key].add_middleware(each)
+    else:
+        prepare(_made[key], settings, features, run_tasks=False)
+        _made[key].dependency_overrides = {}
+        _made[key].openapi_schema = None
+    return _made[key]
+
+
+def _key(settings: Settings, features: Sequence[Feature]) -> object:
+    given = {name: value for name, value in settings if name not in DATABASES}
+    variables = sorted(os.environ.items())
+    return tuple(given.items()), tuple(variables), tuple(feature.name for feature in features)

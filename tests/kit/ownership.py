@@ -1,0 +1,101 @@
+"""Checks at runtime that only the feature that owns a table writes to it.
+
+The writer is found on the call stack: the feature whose code is nearest to the statement. If no
+feature is on the stack, as when the commit of a request flushes changes that its handler made,
+the writer is the feature of the route.
+"""
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import FrameType
+
+import greenlet
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from shared.db.tables import owners
+from tests.kit.queries import following
+
+WRITTEN = re.compile(
+    r"\b(?:INSERT\s+INTO|UPDATE|DELETE\s+FROM|MERGE\s+INTO|COPY|TRUNCATE|(?:ALTER|DROP|LOCK)\s+TABLE"
+    r"|CREATE\s+(?:UNIQUE\s+)?INDEX\s[^;(]*?\bON)(?:\s+(?:TABLE|ONLY|IF\s+EXISTS))*"
+    r"\s+(?:public\.)?\"?(\w+)",
+    re.I,
+)
+
+_request: ContextVar[Scope | None] = ContextVar("request", default=None)
+
+
+def written_tables(sql: str) -> set[str]:
+    """Returns the tables that a statement writes to, or may write to, as far as its text shows."""
+    return set(WRITTEN.findall(sql))
+
+
+@contextmanager
+def watched(app: FastAPI) -> Iterator[None]:
+    """Fails at the end of the block if code in this process wrote to a table it does not own."""
+    breaches: set[str] = set()
+
+    def look(statement: str) -> None:
+        written = written_tables(statement)
+        writers = _writers() if written else set()
+        owner = owners() if writers else {}
+        for table in written & owner.keys():
+            if owner[table] not in writers:
+                writer = next(iter(writers - {"shared"}), "shared")
+                breaches.add(f"{writer} writes to {table}, which belongs to {owner[table]}")
+
+    middleware: list[object] = [each.cls for each in app.user_middleware]
+    if remember_request not in middleware:
+        app.add_middleware(remember_request)
+    with following(look):
+        yield
+    assert not breaches, "; ".join(sorted(breaches))
+
+
+def remember_request(app: ASGIApp) -> ASGIApp:
+    """A middleware that stores the current request, for the check of each statement."""
+
+    async def remembering(scope: Scope, receive: Receive, send: Send) -> None:
+        token = _request.set(scope)
+        try:
+            await app(scope, receive, send)
+        finally:
+            _request.reset(token)
+
+    return remembering
+
+
+def _writers() -> set[str]:
+    """Returns the writing feature, and `shared` if the kernel runs the statement for it.
+
+    Returns an empty set if neither the stack nor the route leads to a feature.
+    """
+    writers: set[str] = set()
+    for frame in _stack():
+        package, *module = frame.f_globals.get("__name__", "").split(".")
+        if package == "features" and "tests" not in module:
+            return {*writers, module[0]}
+        if package == "shared":
+            writers.add("shared")
+    route = (_request.get() or {}).get("route")
+    owner = route.endpoint.__module__.split(".") if route else []
+    return {*writers, owner[1]} if owner[:1] == ["features"] else set()
+
+
+def _stack() -> Iterator[FrameType]:
+    """Yields the frames of the call stack, nearest first.
+
+    Continues in the parent of a greenlet, because SQLAlchemy runs its driver in one.
+    """
+    current = greenlet.getcurrent()
+    frame: FrameType | None = sys._getframe()
+    while current is not None:
+        while frame is not None:
+            yield frame
+            frame = frame.f_back
+        current = current.parent
+        frame = current.gr_frame if current is not None else None

@@ -1,0 +1,91 @@
+"""The PostgreSQL server of the tests: `APP_TEST_DATABASE_URL`, a container, or embedded."""
+
+import asyncio
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncpg
+from sqlalchemy.engine import make_url
+
+from app.embedded import DISPOSABLE, embedded_postgres, ensure_database
+from shared.db.migrations import upgrade
+from shared.feature import Feature, branches_of, extensions_of
+
+IMAGE = "pgvector/pgvector:pg17"
+
+
+@dataclass(frozen=True)
+class Server:
+    """A PostgreSQL server, with the template database that each test clones."""
+
+    name: str
+    admin_url: str
+    template: str
+
+    def url(self, database: str) -> str:
+        return make_url(self.admin_url).set(database=database).render_as_string(hide_password=False)
+
+
+@contextmanager
+def running_server(features: Sequence[Feature]) -> Iterator[Server]:
+    """Finds or starts a server, creates the template database, and drops it after the block."""
+    with ExitStack() as stack:
+        if url := os.environ.get("APP_TEST_DATABASE_URL"):
+            name = "APP_TEST_DATABASE_URL"
+        elif docker_answers():
+            name, url = f"container {IMAGE}", stack.enter_context(_container())
+        else:
+            name, url = "embedded PostgreSQL", stack.enter_context(_embedded(features))
+        server = Server(name, url, f"template_{secrets.token_hex(6)}")
+        asyncio.run(execute(url, f'CREATE DATABASE "{server.template}"'))
+        stack.callback(lambda: asyncio.run(drop_database(url, server.template)))
+        upgrade(server.url(server.template), branches_of(features))
+        yield server
+
+
+def docker_answers() -> bool:
+    """Returns whether a Docker daemon answers: the client may be installed without one."""
+    import docker  # a dependency of testcontainers, needed only here
+
+    try:
+        client = docker.from_env(timeout=3)
+        return bool(client.ping())
+    except docker.errors.DockerException:
+        return False
+
+
+@contextmanager
+def _container() -> Iterator[str]:
+    from testcontainers.community.postgres import PostgresContainer
+
+    fast = "postgres -c fsync=off -c full_page_writes=off -c max_connections=200"
+    container = PostgresContainer(IMAGE, driver=None).with_command(fast)
+    with container.with_tmpfs_mount("/var/lib/postgresql/data"):  # in memory, like /dev/shm below
+        yield container.get_connection_url()
+
+
+@contextmanager
+def _embedded(features: Sequence[Feature]) -> Iterator[str]:
+    memory = Path("/dev/shm")  # cloning a database takes 12 ms there, not 200
+    parent = memory if os.access(memory, os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=parent, prefix="tessera-test-") as folder:
+        Path(folder).chmod(0o755)
+        with embedded_postgres(Path(folder), DISPOSABLE) as server:
+            yield asyncio.run(ensure_database(server, "postgres", extensions_of(features)))
+
+
+async def execute(url: str, statement: str, *arguments: object) -> None:
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(statement, *arguments)
+    finally:
+        await connection.close()
+
+
+async def drop_database(url: str, database: str) -> None:
+    await execute(url, f'DROP DATABASE IF EXISTS "{database}" WITH (FORCE)')
