@@ -9,7 +9,7 @@ from starlette.datastructures import State
 from starlette.middleware.cors import CORSMiddleware
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from shared.db.database import open_database
+from shared.db import Database
 from shared.db.migrations import load_revisions
 from shared.feature import Feature, branches_of, find_features
 from shared.mail import deliver_mail, forget_parked_mail
@@ -127,7 +127,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         raise ConfigurationError(
             "APP_DATABASE_URL is not set; `python -m app serve` can do without"
         )
-    database = open_database(settings.database_url, settings)
+    database = Database(settings.database_url, settings)
     app.state.database = database
     app.state.revisions = load_revisions(branches_of(features))
     async with AsyncExitStack() as stack:

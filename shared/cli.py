@@ -17,7 +17,7 @@ from asyncpg import (
 )
 from sqlalchemy.exc import DBAPIError
 
-from shared.db.database import Database, open_database
+from shared.db import Database
 from shared.db.errors import database_cause
 from shared.feature import FeatureError
 from shared.problems import Problem
@@ -61,7 +61,7 @@ def run_with_database(
     """
 
     async def main(settings: Settings, url: str) -> Answer:
-        database = open_database(url, settings)
+        database = Database(url, settings)
         try:
             return await work(database)
         finally:

@@ -22,8 +22,7 @@ from sqlmodel import Field, SQLModel, col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from shared.crypto import sealer
-from shared.db.database import database_of
-from shared.db.dependencies import orm_session
+from shared.db import database_of
 from shared.db.tables import new_id
 from shared.settings import Settings
 from shared.tasks import Task
@@ -88,7 +87,7 @@ async def _deliver(app: FastAPI) -> int:
         .limit(1)
         .with_for_update(skip_locked=True)
     )
-    async with orm_session(database_of(app)) as session:
+    async with database_of(app).orm_transaction() as session:
         mail = (await session.exec(due)).one_or_none()
         if mail is None:
             return 0
@@ -157,7 +156,7 @@ async def _forget_parked(app: FastAPI) -> int:
     before = round((datetime.now(UTC) - PARKED).timestamp() * 1_000)
     oldest = UUID(int=before << 80)  # a UUIDv7 begins with its time in ms (RFC 9562, section 5.7)
     parked = delete(OutgoingMail).where(col(OutgoingMail.next_attempt_at).is_(None))
-    async with orm_session(database_of(app)) as session:
+    async with database_of(app).orm_transaction() as session:
         await session.exec(parked.where(col(OutgoingMail.id) < oldest))
     return 0
 

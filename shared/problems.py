@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, ClassVar
 
-import structlog
 from prometheus_client import Counter
 from pydantic import BaseModel, Field
 
@@ -16,13 +15,11 @@ from shared.types import NO_NUL
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = "1"
 
-BUSY = "The service is busy; please try again"
+SERVICE_BUSY = "The service is busy; please try again"
 
 SHED = Counter(
     "tessera_requests_shed_total", "Requests refused as too much was under way", ("reason",)
 )
-
-log = structlog.get_logger(__name__)
 
 
 class FieldError(BaseModel):
@@ -113,7 +110,7 @@ class Unavailable(Problem):
     headers: Mapping[str, str] = {"Retry-After": RETRY_AFTER_SECONDS}
 
 
-def busy(reason: str, detail: str = BUSY) -> Unavailable:
+def overloaded(reason: str, detail: str = SERVICE_BUSY) -> Unavailable:
     """Load shedding: counts a refused request under `reason`, and returns the 503 to raise."""
     SHED.labels(reason).inc()
     return Unavailable(detail)

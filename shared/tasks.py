@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from prometheus_client import Counter, Histogram
 from sqlalchemy import Executable
 
-from shared.db.database import database_of, past_pooler
+from shared.db import database_of
 from shared.db.errors import CONNECT_ERRORS
 from shared.ops.tracing import tracer
 from shared.problems import Unavailable
@@ -140,7 +140,7 @@ async def _listen(app: FastAPI, tasks: Sequence[Task], wake: dict[str, asyncio.E
 
     while channels:
         with suppress(*CONNECT_ERRORS):
-            async with past_pooler(database_of(app)) as connection:
+            async with database_of(app).direct() as connection:
                 for channel in channels:
                     await connection.add_listener(channel, on_notify)
                 for event in wake.values():

@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from shared.db.database import open_database
-from shared.db.dependencies import orm_session
+from shared.db import Database
 from shared.feature import Feature
 from shared.settings import Settings
 
@@ -11,9 +10,9 @@ from shared.settings import Settings
 async def load_demo(settings: Settings, features: Sequence[Feature]) -> None:
     """Adds each feature's demo rows in one transaction; stops at a feature that has rows."""
     assert settings.database_url
-    database = open_database(settings.database_url, settings)
+    database = Database(settings.database_url, settings)
     try:
-        async with orm_session(database) as session:
+        async with database.orm_transaction() as session:
             for feature in features:
                 if feature.demo and not await feature.demo.load(session):
                     break

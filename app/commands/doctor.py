@@ -21,7 +21,8 @@ from sqlalchemy.exc import DBAPIError
 from app.commands.database import running_database
 from app.main import create_app
 from shared.cli import plain_errors
-from shared.db.database import UNNAMED, new_engine, open_database
+from shared.db import Database
+from shared.db.database import UNNAMED_STATEMENTS, new_engine
 from shared.db.errors import CONNECT_ERRORS
 from shared.db.migrations import load_revisions, pending
 from shared.db.tables import owners
@@ -104,7 +105,7 @@ def _settings(feature: Feature) -> list[str]:
 
 async def _examine(app: FastAPI, settings: Settings) -> list[Finding]:
     assert settings.database_url
-    app.state.database = database = open_database(settings.database_url, settings)
+    app.state.database = database = Database(settings.database_url, settings)
     app.state.revisions = revisions = load_revisions()
     findings = [Finding("Python", platform.python_version()), *await _redis(settings)]
     findings += filter(None, (_branch(revisions, feature) for feature in app.state.features))
@@ -129,7 +130,9 @@ def _branch(revisions: ScriptDirectory, feature: Feature) -> Finding | None:
 
 
 async def _server(of: str, url: str, revisions: ScriptDirectory) -> list[Finding]:
-    engine = new_engine(url, {"timeout": TIMEOUT_SECONDS, "statement_cache_size": 0}, UNNAMED)
+    engine = new_engine(
+        url, {"timeout": TIMEOUT_SECONDS, "statement_cache_size": 0}, UNNAMED_STATEMENTS
+    )
     try:
         async with engine.connect() as connection:
             version = (await connection.execute(text("SHOW server_version"))).scalar_one()

@@ -18,9 +18,7 @@ from features.items.schemas import ImportReport, ItemPublic
 from features.items.tables import Item
 from features.users import find_user_id
 from shared.cli import run_with_database
-from shared.db.database import Database
-from shared.db.dependencies import reading, snapshot, writing
-from shared.db.sessions import Reading
+from shared.db import Database, ReadSession
 from shared.db.tables import table_of
 from shared.problems import NotFound, Unprocessable
 
@@ -51,7 +49,7 @@ def import_command(
 
 async def _import(database: Database, file: Path, owner: str, dry_run: bool) -> ImportReport:
     format_ = _format(file)
-    async with writing(database) as session:
+    async with database.transaction() as session:
         owner_id = await _owner_id(session, owner)
         with open_with_progress(file, "rb", description=file.name, console=console) as source:
             chunks = _chunks(source)
@@ -79,10 +77,10 @@ def export_command(context: typer.Context, file: File, owner: Owner) -> None:
 
 async def _export(database: Database, file: Path, owner: str) -> int:
     format_, open_file = _format(file), gzip.open if file.suffix == ".gz" else open
-    owner_id = await _owner_id(reading(database), owner)
-    [counted] = await reading(database).fetch(COUNT, {"owner_id": owner_id})
+    owner_id = await _owner_id(database.read(), owner)
+    [counted] = await database.read().fetch(COUNT, {"owner_id": owner_id})
     total: int = counted.total
-    async with snapshot(database) as session:
+    async with database.snapshot() as session:
         with Progress(console=console) as progress, open_file(file, "wb") as target:
             batches = _followed(export_items(session, owner_id), progress, total)
             async for chunk in write(batches, format_):
@@ -106,7 +104,7 @@ def _format(file: Path) -> Format:
     return SUFFIXES[suffix]
 
 
-async def _owner_id(session: Reading, email: str) -> UUID:
+async def _owner_id(session: ReadSession, email: str) -> UUID:
     owner_id = await find_user_id(session, email)
     if owner_id is None:
         raise NotFound(f"There is no account {email}")

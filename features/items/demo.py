@@ -6,7 +6,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from features.items.formats import Format, parse
 from features.items.handlers import import_items
 from features.users import DEMO_EMAIL, find_user_id
-from shared.db.dependencies import statements
+from shared.db import write_session_of
 from shared.feature import Demo
 
 CATALOGUE = Path(__file__).parent / "demo.jsonl"
@@ -14,7 +14,7 @@ CATALOGUE = Path(__file__).parent / "demo.jsonl"
 
 async def add_demo_catalogue(session: AsyncSession) -> bool:
     """Imports the demo catalogue for the demo account."""
-    writing = await statements(session)
+    writing = write_session_of(session)
     owner_id = await find_user_id(writing, DEMO_EMAIL)
     if owner_id is None:
         return False

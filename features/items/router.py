@@ -22,7 +22,7 @@ from features.items.schemas import (
     ItemUpdate,
 )
 from shared.auth import Principal, requires
-from shared.db.dependencies import ReadSession, Snapshot, WriteSession
+from shared.db import ReadSession, SnapshotSession, WriteSession
 from shared.problems import (
     BadRequest,
     Conflict,
@@ -167,7 +167,9 @@ async def import_(
     response_class=StreamingResponse,
     responses={**responses(NotAcceptable), **EXPORT_OPENAPI},
 )
-async def export(principal: Reader, format_: ExportFormat, session: Snapshot) -> StreamingResponse:
+async def export(
+    principal: Reader, format_: ExportFormat, session: SnapshotSession
+) -> StreamingResponse:
     """All your items as a stream, oldest first: JSON Lines, or CSV if `Accept` says so.
 
     CSV has an empty cell where there is no value, and for an empty description.

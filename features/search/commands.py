@@ -9,7 +9,7 @@ from features.search.engine import open_engine
 from features.search.indexing import count_parked, reindex
 from features.search.settings import SearchSettings
 from shared.cli import run_with_database
-from shared.db.database import Database
+from shared.db import Database
 from shared.problems import Unavailable
 from shared.settings import Settings, load_feature_settings, load_settings
 

@@ -13,7 +13,7 @@ from features.search.embedding import PROBE, Embedders, EmbeddingUnavailable, Wr
 from features.search.indexing.models import KnownModel, active_model
 from features.search.settings import SearchSettings
 from shared.cache import open_cache
-from shared.db.sessions import Reading
+from shared.db import ReadSession
 from shared.feature import settings_of
 from shared.settings import ConfigurationError
 
@@ -30,7 +30,9 @@ class Engine:
     language: str
     active: KnownModel | None = None
 
-    async def active_model(self, session: Reading, stale: KnownModel | None = None) -> KnownModel:
+    async def active_model(
+        self, session: ReadSession, stale: KnownModel | None = None
+    ) -> KnownModel:
         """Returns the model whose embeddings are searched.
 
         Queries the database only if no model is cached, or if the cached one is `stale`: the one

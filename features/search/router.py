@@ -11,7 +11,7 @@ from features.search.schemas import (
     VectorQuery,
 )
 from shared.auth import Principal, requires
-from shared.db.dependencies import ReadSession
+from shared.db import ReadSession
 from shared.problems import NotFound, Unavailable, responses
 from shared.web.routing import Router, from_query
 

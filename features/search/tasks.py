@@ -5,7 +5,7 @@ from sqlalchemy import text
 
 from features.search.engine import engine_of
 from features.search.indexing import embed_due, fold_changes
-from shared.db.database import database_of
+from shared.db import database_of
 from shared.tasks import Task
 
 CHANNEL = "search"

@@ -12,8 +12,7 @@ from features.users.opaque import API_KEY, digest, is_token
 from features.users.tables import ApiKey, Role, User
 from features.users.tokens import InvalidToken
 from shared.auth import Principal
-from shared.db.database import Database
-from shared.db.dependencies import orm_session
+from shared.db import Database
 
 KNOWN_SECONDS = 0.8
 REMEMBERED = 10_000
@@ -64,7 +63,7 @@ async def _find(
     database: Database, permissions: Permissions, hash_: bytes, *, until: float
 ) -> KnownKey:
     now = datetime.now(UTC)
-    async with orm_session(database) as session:
+    async with database.orm_transaction() as session:
         found = (await session.exec(FIND.where(col(ApiKey.hash) == hash_))).one_or_none()
         if found is None:
             raise InvalidToken

@@ -9,8 +9,7 @@ from features.users.state import state_of
 from features.users.tables import Session, User
 from features.users.tokens import InvalidToken, UnknownKey
 from shared.auth import Principal
-from shared.db.database import Database
-from shared.db.dependencies import orm_session
+from shared.db import Database
 from shared.problems import Unauthorized
 
 
@@ -60,7 +59,7 @@ async def _ask(database: Database, principal: Principal) -> None:
     asked = asked.outerjoin(
         Session, (col(Session.user_id) == col(User.id)) & (col(Session.id) == principal.session_id)
     )
-    async with orm_session(database) as session:
+    async with database.orm_transaction() as session:
         row = (await session.exec(asked)).one_or_none()
     if row is None:
         raise Unauthorized("User not found")

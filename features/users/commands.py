@@ -19,8 +19,7 @@ from features.users.schemas import NewPassword, UserAdminUpdate
 from features.users.tables import EventKind, Role, User
 from shared.cli import plain_errors, run_with_database
 from shared.crypto import sealer
-from shared.db.database import Database
-from shared.db.dependencies import orm_session, statements
+from shared.db import Database, write_session_of
 from shared.problems import Conflict, Unprocessable, message_of
 from shared.settings import Settings, load_settings
 
@@ -55,15 +54,15 @@ def _valid(kind: TypeAdapter[str], value: str) -> str:
 
 
 async def _is_proven(database: Database, email: str) -> bool:
-    async with orm_session(database) as session:
+    async with database.orm_transaction() as session:
         proven = select(User.id).where(User.email == email, col(User.email_verified))
         return (await session.exec(proven)).one_or_none() is not None
 
 
 async def _make_admin(database: Database, email: str, password: str | None) -> None:
     password_hash = await Passwords(cheap=False).hash(password) if password else None
-    async with orm_session(database) as session:
-        user_id = await find_user_id(await statements(session), email)
+    async with database.orm_transaction() as session:
+        user_id = await find_user_id(write_session_of(session), email)
         if user_id is None:
             user = await add_user(session, email, None)
             await record(session, EventKind.REGISTERED, user.id, CONSOLE)
@@ -94,7 +93,7 @@ def rotate_keys(
 async def _rotate(database: Database, revoke: bool) -> tuple[str, datetime]:
     seal = sealer(load_settings(Settings).secret(), "signing keys")
     active_at = datetime.now(UTC) + (PUBLISHED_BEFORE * (not revoke))
-    async with orm_session(database) as session:
+    async with database.orm_transaction() as session:
         if revoke:
             await remove_keys(session)
         return await add_key(session, seal, active_at), active_at

@@ -24,8 +24,7 @@ from features.users.revocation import CHANNEL
 from features.users.tables import SigningKey
 from features.users.tokens import ALGORITHM, LEEWAY_SECONDS, TokenReader, write_access_token
 from shared.auth import Principal
-from shared.db.database import Database
-from shared.db.dependencies import orm_session
+from shared.db import Database
 from shared.db.locks import advisory_lock
 from shared.problems import Unavailable
 
@@ -56,7 +55,7 @@ class Keyring:
     async def load(self) -> None:
         """Loads the keys, and creates one if none of them can sign."""
         self._loaded = time.monotonic()
-        async with orm_session(self.database) as session:
+        async with self.database.orm_transaction() as session:
             rows = await _all(session)
             if self._signing(self._opened(rows)) is None:
                 await add_key(session, self.seal, datetime.now(UTC))

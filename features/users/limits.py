@@ -29,7 +29,7 @@ class Limits:
 
     async def signed_in(self, email: str) -> None:
         """Resets the account's counter after a successful sign-in."""
-        await self._limiter.forget(self._sign_in_account, normal_email(email))
+        await self._limiter.reset(self._sign_in_account, normal_email(email))
 
     async def single_sign_on(self, address: str) -> None:
         await self._limiter.hit(self._sign_in_address, network_of(address))

@@ -20,7 +20,7 @@ import structlog
 from asyncpg import Connection
 
 from features.users.tokens import LEEWAY_SECONDS
-from shared.db.database import Database, past_pooler
+from shared.db import Database
 from shared.db.errors import CONNECT_ERRORS
 
 CHANNEL = "access"
@@ -89,7 +89,7 @@ class Revocations:
         """Polls until cancelled; reconnects after a failure."""
         while True:
             try:
-                async with past_pooler(self.database) as connection:
+                async with self.database.direct() as connection:
                     await connection.add_listener(CHANNEL, lambda *_: self._news.set())
                     # This may be another database, or a restored one: read the whole table.
                     self._connection, self._horizon = connection, 0

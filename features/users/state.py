@@ -20,7 +20,7 @@ from features.users.passwords import Passwords
 from features.users.revocation import Revocations
 from features.users.settings import MAX_ACCESS_LIFETIME, UsersSettings
 from shared.crypto import sealer
-from shared.db.database import Database, database_of
+from shared.db import Database, database_of
 from shared.feature import settings_of
 from shared.mail import Outbox
 from shared.problems import Unavailable

@@ -12,7 +12,6 @@ from features.users.keyring import remove_expired_keys
 from features.users.settings import MAX_ACCESS_LIFETIME
 from features.users.state import state_of
 from features.users.tables import RefreshToken, Revocation, Session
-from shared.db.dependencies import orm_session
 from shared.tasks import Task
 
 BATCH = 1_000  # rows per statement, so that none exceeds the statement timeout
@@ -20,7 +19,7 @@ BATCH = 1_000  # rows per statement, so that none exceeds the statement timeout
 
 async def _answer_reset_requests(app: FastAPI) -> int:
     state = state_of(app)
-    async with orm_session(state.database) as session:
+    async with state.database.orm_transaction() as session:
         return await answer_reset_requests(session, state.links)
 
 
@@ -30,7 +29,7 @@ async def _forget_ended(app: FastAPI) -> int:
     state, now = state_of(app), datetime.now(UTC)
     unused = now - timedelta(seconds=state.settings.session_lifetime)
     known = now - 2 * MAX_ACCESS_LIFETIME
-    async with orm_session(state.database) as session:
+    async with state.database.orm_transaction() as session:
         done = await _delete(session, Session, col(Session.expires_at) < now)
         done += await _delete(session, RefreshToken, col(RefreshToken.used_at) < unused)
         done += await _delete(session, Revocation, col(Revocation.created_at) < known)

@@ -1,29 +1,41 @@
-"""PostgreSQL: an engine for writes, pools for reads, and the timeouts of both.
+"""PostgreSQL: an engine for transactions, pools for reads, and the timeouts of both.
 
 Behind a pooler in transaction mode no setting outlasts a transaction. There, each transaction
-sets its own timeouts.
+sets its own timeouts, and each statement of a read session runs in a read-only transaction.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import Any
 
-from asyncpg import Connection, InterfaceError, connect
-from fastapi import FastAPI
-from sqlalchemy import Connection as SyncConnection
+import asyncpg
+import structlog
+from asyncpg import connect
+from fastapi import FastAPI, Request
 from sqlalchemy import event
-from sqlalchemy.engine import ExceptionContext, make_url
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlmodel.ext.asyncio.session import AsyncSession
 
-from shared.db.pool import CLOSE_TIMEOUT_SECONDS, CONNECT_TIMEOUT_SECONDS, ReadPool, Row
-from shared.db.replica import Presence, RecentWriters
+from shared.db.errors import CONNECT_ERRORS, UNREACHABLE
+from shared.db.pool import (
+    CLOSE_TIMEOUT_SECONDS,
+    CONNECT_TIMEOUT_SECONDS,
+    Connection,
+    ReadPool,
+    Row,
+    acquire_slot,
+)
+from shared.db.replica import ReadYourWrites, Replica
+from shared.db.sessions import ReadSession, SnapshotSession, WriteSession, transaction
+from shared.problems import Unavailable, overloaded
 from shared.settings import Settings
 
-UNNAMED: Mapping[str, Any] = {
+UNNAMED_STATEMENTS: Mapping[str, Any] = {
     "prepared_statement_cache_size": 0,
     "prepared_statement_name_func": lambda: "",
 }
@@ -35,115 +47,193 @@ KEEPALIVE: Mapping[str, str] = {
 }
 """Lets the server detect within a minute, not hours, a client that vanished without closing its
 connections, and release its locks."""
-STANDSTILL_SECONDS = 300.0  # the longest time a transaction may be idle
+IDLE_IN_TRANSACTION_SECONDS = 300.0
+
+log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True)
 class Database:
-    """The engine and the pools of one process.
+    """The database of one process. Opens no connection until a session first needs one.
 
-    `direct_url` is a libpq URL that bypasses any pooler. `begin` is the SQL that begins the
-    transaction of a write session. `read` is the replica's pool where one is set; then `writers`
-    read from `read_primary`, and so do all clients while the replica is unreachable. `probe` has a
-    separate connection, to check whether PostgreSQL answers even when the pools are exhausted.
-    `uploads` and `downloads` hold the slots of streams, which last long: half as many as
-    a pool has connections, and at least one.
+    `direct_url` is a libpq URL that bypasses any pooler. `engine` has the connections of
+    transactions, `primary` those of reads, `replica` those to the replica where one is set.
+    `probe` has a separate connection, to check whether PostgreSQL answers even when the pools are
+    exhausted. `upload_slots` and `download_slots` are half as many as a pool has connections, and
+    at least one: streams last long, and leave the other connections to other requests.
     """
 
-    direct_url: str
-    write: AsyncEngine
-    begin: str
-    read: ReadPool
-    read_primary: ReadPool
-    probe: AsyncEngine
-    writers: RecentWriters | None
-    replica: Presence
-    uploads: asyncio.Semaphore
-    downloads: asyncio.Semaphore
+    def __init__(self, url: str, settings: Settings) -> None:
+        size, self._wait_seconds = settings.database_pool_size, settings.database_pool_timeout
+        self.direct_url = settings.database_direct_url or url
+        self.engine = _new_engine(url, settings, size)
+        self.probe = _new_engine(url, settings, 1)
+        self.primary = _read_pool(url, settings)
+        self.replica: Replica | None = None
+        if settings.database_replica_url:
+            writers = ReadYourWrites(settings.redis_url, settings.database_replica_lag)
+            pool = _read_pool(settings.database_replica_url, settings)
+            self.replica = Replica(pool, self.primary, writers)
+        half = max(1, size // 2)
+        half = max(1, size // 2)
+        self.upload_slots, self.download_slots = asyncio.Semaphore(half), asyncio.Semaphore(half)
+        self._begin = "; ".join(filter(None, ("BEGIN", _timeouts(settings)[1])))
+
+    def read(self, request: Request | None = None) -> ReadSession:
+        """Returns a read session, for a request or outside one."""
+        return ReadSession(partial(self._connection, request))
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[WriteSession]:
+        """Opens a transaction: commits at the end, rolls back on any error.
+
+        Raises:
+            Unavailable: no connection can be made or becomes free in time, or it is lost.
+            PostgresError: the commit fails.
+        """
+        with self._translate_connect_errors():
+            pooled = await self.engine.raw_connection()
+        try:
+            async with transaction(self.engine, pooled, self._begin) as session:
+                yield session
+        finally:
+            pooled.close()
+
+    @asynccontextmanager
+    async def orm_transaction(self) -> AsyncIterator[AsyncSession]:
+        """Opens a transaction in the ORM's view; flush, never commit. Raises as `transaction`."""
+        async with self.transaction() as session:
+            yield session.orm
+
+    @asynccontextmanager
+    async def snapshot(self, request: Request | None = None) -> AsyncIterator[SnapshotSession]:
+        """Opens a read session whose statements all see one snapshot.
+
+        Raises:
+            Unavailable: no connection can be made, or none becomes free in time.
+        """
+        async with self._connection(request, snapshot=True) as connection:
+            yield SnapshotSession(connection)
+
+    @asynccontextmanager
+    async def direct(self) -> AsyncIterator["asyncpg.Connection[Any]"]:
+        """Opens a connection that bypasses pools and poolers, for LISTEN and other session state.
+
+        Raises:
+            OSError, TimeoutError, PostgresError, InterfaceError: it cannot be made.
+        """
+        connection = await connect(self.direct_url, timeout=CONNECT_TIMEOUT_SECONDS)
+        try:
+            yield connection
+        finally:
+            connection.terminate()
+
+    @asynccontextmanager
+    async def stream_slot(self, slots: asyncio.Semaphore) -> AsyncIterator[None]:
+        """Holds one of the slots for a stream.
+
+        Raises:
+            Unavailable: no slot becomes free in time.
+        """
+        detail = "Too many uploads or downloads are under way; please try again"
+        await acquire_slot(slots, self._wait_seconds, "streams", detail)
+        try:
+            yield
+        finally:
+            slots.release()
+
+    def pool_usage(self) -> dict[str, tuple[int, int]]:
+        """Returns the connections in use, and the most that there may be, by the pool's name."""
+        engine: Any = self.engine.pool  # a QueuePool
+        reads = {name: (pool.in_use, pool.size) for name, pool in self._read_pools.items()}
+        return {"write": (engine.checkedout(), engine.size()), **reads}
 
     @property
-    def read_pools(self) -> Mapping[str, ReadPool]:
-        """The read pools by name, each once."""
-        primary = {"read_primary": self.read_primary} if self.writers else {}
-        return {"read": self.read} | primary
+    def _read_pools(self) -> Mapping[str, ReadPool]:
+        """The read pools by name: where a replica is set, `read` is the replica's."""
+        if self.replica is None:
+            return {"read": self.primary}
+        return {"read": self.replica.pool, "read_primary": self.primary}
 
     async def dispose(self) -> None:
         """Closes all connections; does not wait for a server that does not answer."""
-        for pool in self.read_pools.values():
+        for pool in self._read_pools.values():
             await pool.close()
-        for engine in (self.write, self.probe):
+        for engine in (self.engine, self.probe):
             with suppress(TimeoutError):
                 async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
                     await engine.dispose()
-        if self.writers:
-            await self.writers.close()
+        if self.replica:
+            await self.replica.writers.close()
 
+    def _connection(
+        self, request: Request | None, *, snapshot: bool = False
+    ) -> AbstractAsyncContextManager[Connection]:
+        if self.replica is None:
+            return self.primary.connection(snapshot=snapshot)
+        return self.replica.connection(request, snapshot=snapshot)
 
-def open_database(url: str, settings: Settings) -> Database:
-    """Creates the engine and the pools. Opens no connection until a session first needs one."""
-    replica, lag = settings.database_replica_url, settings.database_replica_lag
-    primary = _read_pool(url, settings)
-    half = max(1, settings.database_pool_size // 2)
-    return Database(
-        direct_url=settings.database_direct_url or url,
-        write=_engine(url, settings, settings.database_pool_size),
-        begin="; ".join(filter(None, ("BEGIN", _bounds(settings)[1]))),
-        read=_read_pool(replica, settings) if replica else primary,
-        read_primary=primary,
-        probe=_engine(url, settings, 1),
-        writers=RecentWriters(settings.redis_url, lag) if replica else None,
-        replica=Presence(),
-        uploads=asyncio.Semaphore(half),
-        downloads=asyncio.Semaphore(half),
-    )
+    @contextmanager
+    def _translate_connect_errors(self) -> Iterator[None]:
+        """Translates the errors of taking a connection from the engine's pool.
+
+        Raises:
+            Unavailable: no connection can be made, or none becomes free in time.
+        """
+        try:
+            yield
+        except PoolTimeoutError as error:
+            log.warning("pool_exhausted", reason="connections", seconds=self._wait_seconds)
+            raise overloaded("connections") from error
+        except (*CONNECT_ERRORS, self.engine.dialect.loaded_dbapi.Error) as error:
+            raise Unavailable(UNREACHABLE) from error
 
 
 def _read_pool(url: str, settings: Settings) -> ReadPool:
-    own, each = _bounds(settings)
-    server = own if each else own | {"default_transaction_read_only": "on"}
+    server, first_statement = _timeouts(settings)
+    if first_statement is None:
+        server = server | {"default_transaction_read_only": "on"}
     size, seconds = settings.database_pool_size, settings.database_pool_timeout
-    return ReadPool(url, size, seconds, server, each)
+    return ReadPool(url, size, seconds, server, first_statement)
 
 
-def _engine(url: str, settings: Settings, size: int) -> AsyncEngine:
-    own, each = _bounds(settings)
+def _new_engine(url: str, settings: Settings, size: int) -> AsyncEngine:
+    server, first_statement = _timeouts(settings)
     connecting: dict[str, Any] = {
         "timeout": CONNECT_TIMEOUT_SECONDS,
-        "server_settings": own,
+        "server_settings": server,
         "record_class": Row,
     }
+    pooler = first_statement is not None
     engine = new_engine(
         url,
-        connecting | ({"statement_cache_size": 0} if each else {}),
-        UNNAMED if each else {},
+        connecting | ({"statement_cache_size": 0} if pooler else {}),
+        UNNAMED_STATEMENTS if pooler else {},
         pool_size=size,
         max_overflow=0,
         hide_parameters=True,  # in error messages, which are logged
+        isolation_level="AUTOCOMMIT",  # shared/db/sessions.py sends BEGIN and COMMIT
         pool_timeout=settings.database_pool_timeout,
     )
     event.listen(engine.sync_engine, "checkout", _refuse_closed)
-    event.listen(engine.sync_engine, "handle_error", _part_if_stuck)
-    if each:
-        event.listen(engine.sync_engine, "begin", _beginning_with(each))
     return engine
 
 
-def _bounds(settings: Settings) -> tuple[dict[str, str], str | None]:
+def _timeouts(settings: Settings) -> tuple[dict[str, str], str | None]:
     """Returns the server settings of a connection, and the first statement of each transaction.
 
     The timeouts are settings of the connection. Behind a pooler, which shares connections between
     clients, each transaction sets them.
     """
-    own = {"application_name": "tessera"}
-    bounds = {
+    server = {"application_name": "tessera"}
+    timeouts = {
         "statement_timeout": _milliseconds(settings.database_statement_timeout),
         "lock_timeout": _milliseconds(settings.database_lock_timeout),
-        "idle_in_transaction_session_timeout": _milliseconds(STANDSTILL_SECONDS),
+        "idle_in_transaction_session_timeout": _milliseconds(IDLE_IN_TRANSACTION_SECONDS),
     }
     if settings.database_direct_url is None:
-        return {**own, **KEEPALIVE, **bounds}, None
-    each = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in bounds.items())
-    return own, f"SELECT {each}"
+        return {**server, **KEEPALIVE, **timeouts}, None
+    each = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in timeouts.items())
+    return server, f"SELECT {each}"
 
 
 def new_engine(
@@ -164,13 +254,6 @@ def new_engine(
     return engine
 
 
-def _beginning_with(statement: str) -> Callable[[SyncConnection], None]:
-    def begin(connection: SyncConnection) -> None:
-        connection.exec_driver_sql(statement)
-
-    return begin
-
-
 def _milliseconds(seconds: float) -> str:
     return str(round(seconds * 1000))
 
@@ -182,26 +265,7 @@ def _refuse_closed(connection: Any, record: Any, proxy: Any) -> None:
         raise DisconnectionError
 
 
-def _part_if_stuck(context: ExceptionContext) -> None:
-    # PostgreSQL announces its shutdown and then closes the connection. A COPY between the two
-    # leaves asyncpg in the middle of an operation for ever, and the rollback fails, not a
-    # statement. Mark the connection as lost, so that the pool discards it.
-    original: BaseException = context.original_exception
-    if context.statement is None and isinstance(original.__cause__, InterfaceError):
-        context.is_disconnect = True
-
-
 def database_of(app: FastAPI) -> Database:
     """Returns the database of a running application."""
     database: Database = app.state.database
     return database
-
-
-@asynccontextmanager
-async def past_pooler(database: Database) -> AsyncIterator["Connection[Any]"]:
-    """Opens a connection that bypasses pools and poolers, for LISTEN and other session state."""
-    connection = await connect(database.direct_url, timeout=CONNECT_TIMEOUT_SECONDS)
-    try:
-        yield connection
-    finally:
-        connection.terminate()

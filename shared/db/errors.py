@@ -5,13 +5,13 @@ from sqlalchemy.exc import DBAPIError, InvalidRequestError
 
 from shared.problems import Problem, Unavailable, Unprocessable
 
-LOST = "The database connection was lost; please try again"
+CONNECTION_LOST = "The database connection was lost; please try again"
 UNREACHABLE = "The database cannot be reached; please try again"
 CONNECT_ERRORS = (OSError, TimeoutError, PostgresError, InterfaceError, InvalidRequestError)
 """The exceptions that asyncpg raises while it connects; and SQLAlchemy's, which wraps them only
 after the connect, where a new connection is closed before its first use."""
 
-LOSSES = (OSError, InterfaceError, InternalClientError)
+CONNECTION_LOST_ERRORS = (OSError, InterfaceError, InternalClientError)
 """The exceptions that asyncpg raises where a connection is lost, or is used wrongly."""
 
 
@@ -34,7 +34,7 @@ def database_problem(error: DBAPIError | PostgresError) -> Problem | None:
     many connections, shutting down; data that PostgreSQL cannot hold.
     """
     if isinstance(error, DBAPIError) and error.connection_invalidated:
-        return Unavailable(LOST)
+        return Unavailable(CONNECTION_LOST)
     cause = database_cause(error)
     if isinstance(cause, OSError):
         return Unavailable(UNREACHABLE)

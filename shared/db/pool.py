@@ -1,4 +1,4 @@
-"""Connection pools for reads, and the rows that statements return."""
+"""A pool of connections for reads, and the slots that streams take."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -11,13 +11,17 @@ import orjson
 import structlog
 from asyncpg import InterfaceError, PostgresError, Record
 
-from shared.db.errors import CONNECT_ERRORS, LOSSES, LOST, UNREACHABLE, Unreachable
-from shared.problems import BUSY, Unavailable, busy
+from shared.db.errors import (
+    CONNECT_ERRORS,
+    CONNECTION_LOST,
+    CONNECTION_LOST_ERRORS,
+    UNREACHABLE,
+    Unreachable,
+)
+from shared.problems import SERVICE_BUSY, Unavailable, overloaded
 
 CONNECT_TIMEOUT_SECONDS = 3.0
-
-PART_TIMEOUT_SECONDS = 1.0  # for an abandoned statement to end
-
+CANCEL_TIMEOUT_SECONDS = 1.0  # for an abandoned statement to end
 CLOSE_TIMEOUT_SECONDS = 2.0
 
 log = structlog.get_logger(__name__)
@@ -42,7 +46,7 @@ class ReadPool:
 
     asyncpg's own pool spends three times as long around a statement as the statement takes.
 
-    `bounds` is the first statement of each transaction. It is set behind a pooler in transaction
+    `timeouts` is the first statement of each transaction. It is set behind a pooler in transaction
     mode, where no setting outlasts a transaction: each statement then runs in a transaction, and
     prepared statements have no names and are not cached.
     """
@@ -53,21 +57,21 @@ class ReadPool:
         size: int,
         wait_seconds: float,
         server_settings: Mapping[str, str],
-        bounds: str | None = None,
+        timeouts: str | None = None,
     ) -> None:
-        self.size, self.wait_seconds, self.bounds = size, wait_seconds, bounds
+        self.size, self.wait_seconds, self.timeouts = size, wait_seconds, timeouts
         self.in_use = 0
-        self._places = asyncio.Semaphore(size)
+        self._slots = asyncio.Semaphore(size)
         self._idle: list[Connection] = []
         self._open = True
-        pooled: dict[str, Any] = {"statement_cache_size": 0} if bounds else {}
+        pooler: dict[str, Any] = {"statement_cache_size": 0} if timeouts else {}
         self._connect = partial(
             asyncpg.connect,
             url,
             record_class=Row,
             timeout=CONNECT_TIMEOUT_SECONDS,
             server_settings=dict(server_settings),
-            **pooled,
+            **pooler,
         )
 
     @asynccontextmanager
@@ -78,33 +82,33 @@ class ReadPool:
             Unavailable: no connection becomes free in time, or it is lost.
             Unreachable: no connection can be made.
         """
-        await take_place(self._places, self.wait_seconds, "connections")
+        await acquire_slot(self._slots, self.wait_seconds, "connections")
         try:
             connection = await self._idle_or_new()
             self.in_use += 1
-            keep = True
+            reusable = True
             try:
-                if snapshot or self.bounds:
+                if snapshot or self.timeouts:
                     async with self._transaction(connection, snapshot=snapshot):
                         yield connection
                 else:
                     yield connection
-            except LOSSES as error:
-                keep = False
+            except CONNECTION_LOST_ERRORS as error:
+                reusable = False
                 if not connection.is_closed():
                     raise
-                raise Unavailable(LOST) from error
+                raise Unavailable(CONNECTION_LOST) from error
             except (asyncio.CancelledError, GeneratorExit):
-                keep = False  # a statement may still run
+                reusable = False  # a statement may still run
                 raise
             finally:
                 self.in_use -= 1
-                if keep and self._open:
+                if reusable and self._open:
                     self._idle.append(connection)
                 else:
-                    await _part(connection, PART_TIMEOUT_SECONDS)
+                    await _close(connection, CANCEL_TIMEOUT_SECONDS)
         finally:
-            self._places.release()
+            self._slots.release()
 
     async def _idle_or_new(self) -> Connection:
         """Returns an idle connection that is still open, or a new one.
@@ -126,33 +130,33 @@ class ReadPool:
     async def _transaction(self, connection: Connection, *, snapshot: bool) -> AsyncIterator[None]:
         isolation: Any = "repeatable_read" if snapshot else None
         async with connection.transaction(isolation=isolation, readonly=True):
-            if self.bounds:
-                await connection.execute(self.bounds)
+            if self.timeouts:
+                await connection.execute(self.timeouts)
             yield
 
     async def close(self) -> None:
         """Closes all idle connections; one in use is closed when it is returned."""
         self._open = False
-        await asyncio.gather(*(_part(idle, CLOSE_TIMEOUT_SECONDS) for idle in self._idle))
+        await asyncio.gather(*(_close(idle, CLOSE_TIMEOUT_SECONDS) for idle in self._idle))
 
 
-async def take_place(
-    places: asyncio.Semaphore, seconds: float, reason: str, detail: str = BUSY
+async def acquire_slot(
+    slots: asyncio.Semaphore, seconds: float, reason: str, detail: str = SERVICE_BUSY
 ) -> None:
     """Acquires a slot of the semaphore.
 
     Raises:
         Unavailable: no slot becomes free within `seconds`.
     """
-    if not places.locked():
-        await places.acquire()
+    if not slots.locked():
+        await slots.acquire()
         return
     try:
         async with asyncio.timeout(seconds):
-            await places.acquire()
+            await slots.acquire()
     except TimeoutError:
-        log.warning("no_place_left", seconds=seconds)
-        raise busy(reason, detail) from None
+        log.warning("pool_exhausted", reason=reason, seconds=seconds)
+        raise overloaded(reason, detail) from None
 
 
 async def _decode_json(connection: Connection) -> None:
@@ -163,7 +167,7 @@ async def _decode_json(connection: Connection) -> None:
         )
 
 
-async def _part(connection: Connection, seconds: float) -> None:
+async def _close(connection: Connection, seconds: float) -> None:
     """Closes a connection; asyncpg cancels a statement that still runs on it."""
     with suppress(OSError, PostgresError, InterfaceError):  # a TimeoutError is an OSError
         async with asyncio.timeout(seconds):

@@ -1,20 +1,21 @@
-"""Decides when a read uses the primary although a replica is set.
-
-It does so for clients that have just written, as the replica may lag behind, and while the replica
-cannot be reached.
-"""
+"""A replica to read from. A read uses the primary instead while the replica cannot be reached, and
+for clients that have just written, as the replica may lag behind (read-your-writes)."""
 
 import hashlib
-import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import structlog
+from asyncpg import PostgresError
 from fastapi import Request
 from prometheus_client import Counter
 
 from shared.cache import open_cache
-from shared.web.client_address import client_address
+from shared.circuit_breaker import CircuitBreaker
+from shared.db.errors import Unreachable
+from shared.db.pool import Connection, ReadPool
 
-PAUSE_SECONDS = 5.0
+RETRY_SECONDS = 5.0
 FALLBACKS = Counter(
     "tessera_replica_fallbacks_total", "Reads that went to the primary as the replica was away"
 )
@@ -22,34 +23,44 @@ FALLBACKS = Counter(
 log = structlog.get_logger(__name__)
 
 
-class Presence:
-    """The replica's circuit breaker: after a failure, one read every `PAUSE_SECONDS` tries it."""
+class Replica:
+    def __init__(self, pool: ReadPool, primary: ReadPool, writers: "ReadYourWrites") -> None:
+        self.pool, self.primary, self.writers = pool, primary, writers
+        self._circuit = CircuitBreaker(RETRY_SECONDS)
 
-    def __init__(self) -> None:
-        self._away = False
-        self._again = 0.0
+    @asynccontextmanager
+    async def connection(
+        self, request: Request | None, *, snapshot: bool
+    ) -> AsyncIterator[Connection]:
+        """Lends a connection to the replica, or to the primary; raises as `ReadPool` does."""
+        async with AsyncExitStack() as stack:
+            connection: Connection | None = None
+            if not (request and await self.writers.include(request)):
+                connection = await self._try(stack, snapshot=snapshot)
+            if connection is None:
+                primary = self.primary.connection(snapshot=snapshot)
+                connection = await stack.enter_async_context(primary)
+            yield connection
 
-    def worth_a_try(self) -> bool:
-        if self._away and time.monotonic() < self._again:
-            FALLBACKS.inc()
-            return False
-        self._again = time.monotonic() + PAUSE_SECONDS
-        return True
-
-    def missed(self, error: Exception) -> None:
+    async def _try(self, stack: AsyncExitStack, *, snapshot: bool) -> "Connection | None":
+        """Returns a connection to the replica, or None if it cannot be reached."""
+        if self._circuit.allow():
+            try:
+                pooled = self.pool.connection(snapshot=snapshot)
+                connection = await stack.enter_async_context(pooled)
+            except (Unreachable, PostgresError) as error:
+                if self._circuit.record_failure():
+                    log.warning("replica_away", error=repr(error))
+            else:
+                if self._circuit.record_success():
+                    log.info("replica_back")
+                return connection
         FALLBACKS.inc()
-        if not self._away:
-            log.warning("replica_away", error=repr(error))
-        self._away = True
-
-    def met(self) -> None:
-        if self._away:
-            log.info("replica_back")
-        self._away = False
+        return None
 
 
-class RecentWriters:
-    """Read-your-writes: remembers for `seconds` which clients have written.
+class ReadYourWrites:
+    """Remembers for `seconds` which clients have written.
 
     It remembers them in this process, and in Redis, where it is set, for the other processes. A
     writer is recorded by its credential, or without one by its address; a read looks for both. So
@@ -61,12 +72,12 @@ class RecentWriters:
         self._caches = [open_cache(url) for url in dict.fromkeys((None, redis_url))]
 
     async def add(self, request: Request) -> None:
-        writer = _credential(request) or client_address(request)
+        writer = _credential(request) or _address(request)
         for cache in self._caches:
             await cache.set(_key(writer), True, expire=self.seconds)
 
     async def include(self, request: Request) -> bool:
-        for name in filter(None, (_credential(request), client_address(request))):
+        for name in filter(None, (_credential(request), _address(request))):
             for cache in self._caches:
                 if await cache.get(_key(name)):
                     return True
@@ -79,6 +90,10 @@ class RecentWriters:
 
 def _credential(request: Request) -> str | None:
     return request.headers.get("authorization") or request.headers.get("x-api-key")
+
+
+def _address(request: Request) -> str:
+    return request.client.host if request.client else "unknown"
 
 
 def _key(name: str) -> str:

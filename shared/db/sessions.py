@@ -8,92 +8,174 @@ connection spends more time around a statement than the statement takes
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import structlog
 from asyncpg import PostgresError
+from pydantic import BaseModel
 from sqlalchemy import Executable
+from sqlalchemy.engine import Connection as OrmConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.pool import PoolProxiedConnection
+from sqlmodel.ext.asyncio.session import AsyncSession
 
-from shared.db.errors import LOSSES, LOST
-from shared.db.pool import PART_TIMEOUT_SECONDS, Connection, Row
-from shared.db.statements import compiled
+from shared.db.errors import CONNECTION_LOST, CONNECTION_LOST_ERRORS
+from shared.db.pool import CANCEL_TIMEOUT_SECONDS, Connection, Row
+from shared.db.statements import compile_many, compile_statement
 from shared.problems import Unavailable
 
-NOTHING: Mapping[str, Any] = {}
+Connections: TypeAlias = Callable[[], AbstractAsyncContextManager[Connection]]
+Values: TypeAlias = Mapping[str, Any]
+NO_VALUES: Values = {}
+
+Model = TypeVar("Model", bound=BaseModel)
 
 log = structlog.get_logger(__name__)
 
-Connections: TypeAlias = Callable[[], AbstractAsyncContextManager[Connection]]
 
-
-class Reading:
-    """A read session in autocommit mode: each statement sees the newest snapshot.
+class ReadSession:
+    """A read-only session in autocommit mode: each statement sees the newest snapshot.
 
     It holds a connection only while a statement runs, so it can stay open during other waits.
+    `values` may have more than a statement's parameters.
     """
 
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
 
-    async def fetch(self, statement: Executable, values: Mapping[str, Any] = NOTHING) -> list[Row]:
-        """Returns all rows of a statement; `values` may have more than its parameters.
+    async def fetch(self, statement: Executable, values: Values = NO_VALUES) -> list[Row]:
+        """Returns all rows of a statement.
 
         Raises:
             Unavailable: no connection can be made or becomes free in time, or it is lost.
             PostgresError: the statement fails.
         """
-        sql, arguments = compiled(statement, values)
+        sql, arguments = compile_statement(statement, values)
         async with self._connections() as connection:
             return await connection.fetch(sql, *arguments)
 
-    async def fetch_one(
-        self, statement: Executable, values: Mapping[str, Any] = NOTHING
-    ) -> Row | None:
+    async def fetch_one(self, statement: Executable, values: Values = NO_VALUES) -> Row | None:
         """Returns the first row of a statement, or None; raises as `fetch` does."""
         rows = await self.fetch(statement, values)
         return rows[0] if rows else None
 
+    async def fetch_value(self, statement: Executable, values: Values = NO_VALUES) -> Any:
+        """Returns the first column of the first row, or None; raises as `fetch` does."""
+        row = await self.fetch_one(statement, values)
+        return row[0] if row else None
 
-class SnapshotReading:
-    """A read session whose statements all see one snapshot."""
+    async def fetch_as(
+        self, model: type[Model], statement: Executable, values: Values = NO_VALUES
+    ) -> list[Model]:
+        """Returns all rows as models; raises as `fetch` does.
+
+        Raises:
+            ValidationError: a row is not valid for the model.
+        """
+        return [model.model_validate(dict(row)) for row in await self.fetch(statement, values)]
+
+
+class SnapshotSession:
+    """A read-only session whose statements all see one snapshot, and whose rows are streamed."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     async def batches(
-        self, statement: Executable, values: Mapping[str, Any], size: int
+        self, statement: Executable, values: Values, size: int
     ) -> AsyncIterator[Sequence[Row]]:
         """Yields the rows of a statement from a cursor, up to `size` at a time.
 
         Raises:
             PostgresError: the statement fails.
         """
-        sql, arguments = compiled(statement, values)
+        sql, arguments = compile_statement(statement, values)
         cursor = await self._connection.cursor(sql, *arguments)
         while batch := await cursor.fetch(size):
             yield batch
 
 
-class Writing(Reading):
-    """A write session: one transaction, in which each statement sees the changes before it."""
+class WriteSession(ReadSession):
+    """One transaction, in which each statement sees the changes before it.
 
-    def __init__(self, connection: Connection) -> None:
+    `orm` is SQLAlchemy's view of the same transaction: a request may use both. What the ORM has
+    pending is flushed before each statement.
+    """
+
+    def __init__(self, connection: Connection, open_orm: Callable[[], AsyncSession]) -> None:
         super().__init__(lambda: nullcontext(connection))
-        self._connection = connection
+        self._connection, self._open_orm = connection, open_orm
+        self._orm: AsyncSession | None = None
 
-    async def execute(self, statement: Executable, values: Mapping[str, Any] = NOTHING) -> None:
-        """Runs a statement that returns no rows; raises as `fetch` does."""
-        await self.fetch(statement, values)
+    @property
+    def orm(self) -> AsyncSession:
+        """The ORM session of this transaction, opened when first used. Flush, never commit."""
+        if self._orm is None:
+            self._orm = self._open_orm()
+            self._orm.info[WriteSession] = self
+        return self._orm
+
+    async def fetch(self, statement: Executable, values: Values = NO_VALUES) -> list[Row]:
+        await self.flush()
+        sql, arguments = compile_statement(statement, values)
+        return await self._connection.fetch(sql, *arguments)
+
+    async def execute(
+        self, statement: Executable, values: Values | Sequence[Values] = NO_VALUES
+    ) -> int:
+        """Runs a statement, and returns the number of rows that it inserted, changed or deleted.
+
+        A sequence of values runs it once for each, in few round trips, and returns their number.
+        Raises as `fetch` does.
+        """
+        await self.flush()
+        if isinstance(values, Mapping):
+            sql, arguments = compile_statement(statement, values)
+            tag = await self._connection.execute(sql, *arguments)  # like "UPDATE 3"
+            count = tag.rpartition(" ")[2]
+            return int(count) if count.isdigit() else 0
+        if values:
+            sql, rows = compile_many(statement, values)
+            await self._connection.executemany(sql, rows)
+        return len(values)
 
     async def copy(
         self, table: str, columns: Sequence[str], records: Iterable[Sequence[Any]]
     ) -> None:
         """Inserts the records into a table with COPY; raises as `fetch` does."""
+        await self.flush()
         await self._connection.copy_records_to_table(table, columns=columns, records=records)
+
+    async def flush(self) -> None:
+        """Sends what the ORM has pending."""
+        if self._orm is not None:
+            await self._orm.flush()
+
+    def _close_orm(self) -> None:
+        if self._orm is not None:
+            self._orm.sync_session.expunge_all()
+
+
+def write_session_of(orm: AsyncSession) -> WriteSession:
+    """Returns the write session of the transaction that this ORM session is a view of."""
+    session: WriteSession = orm.info[WriteSession]
+    return session
+
+
+class _OrmView(AsyncSession):
+    """SQLAlchemy's view of a transaction that is committed elsewhere."""
+
+    async def commit(self) -> NoReturn:
+        raise RuntimeError("Flush, never commit: the transaction is committed after the handler")
+
+    async def rollback(self) -> NoReturn:
+        raise RuntimeError("Raise a problem to roll back; use begin_nested() for a part")
 
 
 @asynccontextmanager
-async def unit_of_work(connection: Connection, begin: str) -> AsyncIterator[Writing]:
+async def transaction(
+    engine: AsyncEngine, pooled: PoolProxiedConnection, begin: str
+) -> AsyncIterator[WriteSession]:
     """Begins a transaction with `begin`; commits it at the end, or rolls it back on any error.
 
     Raises:
@@ -101,21 +183,52 @@ async def unit_of_work(connection: Connection, begin: str) -> AsyncIterator[Writ
         PostgresError: the commit fails.
         RuntimeError: a statement failed and its error was suppressed.
     """
+
+    def open_orm() -> AsyncSession:
+        # SQLAlchemy is in autocommit mode: it sends neither BEGIN nor COMMIT. That a `Connection`
+        # can be made of a pooled connection is not documented (tests/kernel/test_sessions.py).
+        connection = OrmConnection(engine.sync_engine, connection=pooled)
+        return _OrmView(AsyncConnection(engine, connection), expire_on_commit=False)
+
+    driver: Any = pooled.driver_connection
+    session = WriteSession(driver, open_orm)
     try:
-        await connection.execute(begin)
-        yield Writing(connection)
-        await _commit(connection)
-    except BaseException as error:
-        await _roll_back(connection)
-        if isinstance(error, LOSSES) and connection.is_closed():
-            raise Unavailable(LOST) from error
+        try:
+            await driver.execute(begin)
+            yield session
+            await session.flush()
+        except BaseException:
+            await _roll_back(driver)
+            raise
+        await _commit(driver, pooled)
+    except CONNECTION_LOST_ERRORS as error:
+        if driver.is_closed():
+            raise Unavailable(CONNECTION_LOST) from error
         raise
+    finally:
+        session._close_orm()
 
 
-async def _commit(connection: Connection) -> None:
-    # If a statement failed and its error was suppressed, COMMIT rolls back without an error.
-    if await connection.execute("COMMIT") == "ROLLBACK":
+async def _commit(connection: Connection, pooled: PoolProxiedConnection) -> None:
+    """Commits. A cancelled caller leaves the COMMIT running, on a connection that nobody else gets.
+
+    PostgreSQL makes a COMMIT that waits for a synchronous standby a local one when it is cancelled.
+    """
+    committing = asyncio.ensure_future(connection.execute("COMMIT"))
+    try:
+        tag = await asyncio.shield(committing)
+    except asyncio.CancelledError:
+        pooled.detach()
+        committing.add_done_callback(lambda done: _end(connection, done))
+        raise
+    if tag != "COMMIT":  # it rolls back without an error where a failed statement was suppressed
         raise RuntimeError("A statement had failed: nothing was committed")
+
+
+def _end(connection: Connection, committing: "asyncio.Future[str]") -> None:
+    if not committing.cancelled():
+        committing.exception()
+    connection.terminate()
 
 
 async def _roll_back(connection: Connection) -> None:
@@ -124,7 +237,7 @@ async def _roll_back(connection: Connection) -> None:
         return
     rolled_back = False
     try:
-        async with asyncio.timeout(PART_TIMEOUT_SECONDS):
+        async with asyncio.timeout(CANCEL_TIMEOUT_SECONDS):
             await connection.execute("ROLLBACK")
             rolled_back = True
     except (OSError, PostgresError) as error:

@@ -1,6 +1,6 @@
 """SQLAlchemy Core statements, compiled for asyncpg."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -9,12 +9,12 @@ from sqlalchemy.dialects.postgresql.asyncpg import dialect
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.sql.compiler import SQLCompiler
 
-STATEMENTS = 1_000  # compiled statements in the cache
+CACHED_STATEMENTS = 1_000
 
 DIALECT = dialect()  # type: ignore[no-untyped-call]
 
 
-def compiled(statement: Executable, values: Mapping[str, Any]) -> tuple[str, list[Any]]:
+def compile_statement(statement: Executable, values: Mapping[str, Any]) -> tuple[str, list[Any]]:
     """Returns the SQL of a statement, and its arguments in order.
 
     An INSERT or UPDATE sets the columns that are named in `values`.
@@ -33,10 +33,25 @@ def compiled(statement: Executable, values: Mapping[str, Any]) -> tuple[str, lis
     return compiler.string, [parameters[name] for name in compiler.positiontup or ()]
 
 
+def compile_many(
+    statement: Executable, rows: Sequence[Mapping[str, Any]]
+) -> tuple[str, list[list[Any]]]:
+    """Returns the SQL of a statement, and its arguments for each row; raises as
+    `compile_statement` does.
+
+    Raises:
+        ArgumentError: the rows have different keys.
+    """
+    if any(row.keys() != rows[0].keys() for row in rows):
+        raise ArgumentError("All rows need the same keys")
+    compiled = [compile_statement(statement, row) for row in rows]
+    return compiled[0][0], [arguments for _, arguments in compiled]
+
+
 Processor = Callable[[Any], Any]
 
 
-@lru_cache(STATEMENTS)
+@lru_cache(CACHED_STATEMENTS)
 def _compiler(
     statement: Executable, columns: tuple[str, ...] | None
 ) -> tuple[SQLCompiler, Mapping[str, Any], Mapping[str, Processor]]:

@@ -10,7 +10,7 @@ from fastapi import FastAPI, Request
 from pydantic import BaseModel, Field
 from sqlalchemy.exc import SQLAlchemyError
 
-from shared.db.database import database_of
+from shared.db import database_of
 from shared.db.errors import CONNECT_ERRORS
 from shared.db.migrations import pending
 from shared.problems import Unavailable, responses

@@ -27,8 +27,7 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from shared.db.database import Database, database_of
-from shared.db.dependencies import reading
+from shared.db import Database, database_of
 from shared.problems import Unavailable
 from shared.settings import ConfigurationError
 from shared.tasks import Task
@@ -135,18 +134,16 @@ async def watching_pools(database: Database) -> AsyncIterator[None]:
 
 
 def _show_pools(database: Database) -> None:
-    CONNECTIONS.labels("write").set(database.write.pool.checkedout())  # type: ignore[attr-defined]  # a QueuePool
-    CONNECTIONS_MAX.labels("write").set(database.write.pool.size())  # type: ignore[attr-defined]
-    for name, pool in database.read_pools.items():
-        CONNECTIONS.labels(name).set(pool.in_use)
-        CONNECTIONS_MAX.labels(name).set(pool.size)
+    for name, (in_use, size) in database.pool_usage().items():
+        CONNECTIONS.labels(name).set(in_use)
+        CONNECTIONS_MAX.labels(name).set(size)
 
 
 async def _read_backlogs(app: FastAPI) -> None:
     if time.monotonic() < getattr(app.state, "backlogs_known_until", 0.0):
         return
     app.state.backlogs_known_until = time.monotonic() + BACKLOG_SECONDS
-    session = reading(database_of(app))
+    session = database_of(app).read()
     try:
         async with asyncio.timeout(BACKLOG_TIMEOUT_SECONDS):
             for task in app.state.tasks:

@@ -17,10 +17,8 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlmodel import Field, SQLModel
 
 from shared.auth import Principal
-from shared.db.database import database_of
-from shared.db.dependencies import WriteSession, writing
+from shared.db import WriteSession, database_of
 from shared.db.locks import advisory_lock
-from shared.db.sessions import Writing
 from shared.db.tables import new_id, table_of
 from shared.problems import Conflict, Unprocessable
 from shared.tasks import Task
@@ -72,7 +70,7 @@ class Idempotency:
         return await idempotency.keep(principal, answer)
     """
 
-    session: Writing
+    session: WriteSession
     key: str | None
     fingerprint: str
 
@@ -139,7 +137,7 @@ IdempotencyDep = Annotated[Idempotency, Depends(_idempotency)]
 
 
 async def _forget_expired(app: FastAPI) -> int:
-    async with writing(database_of(app)) as session:
+    async with database_of(app).transaction() as session:
         return len(await session.fetch(FORGET_EXPIRED))
 
 

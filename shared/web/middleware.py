@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uuid_utils import uuid7
 
 from shared.ops.tracing import PROBES, tag_trace
-from shared.problems import Unavailable, busy
+from shared.problems import Unavailable, overloaded
 from shared.web.problem_details import content_too_large, internal_error, problem
 
 WELL_FORMED_ID = re.compile(rb"[A-Za-z0-9._-]{8,128}")
@@ -169,7 +169,7 @@ class BoundsMiddleware:
             await self.app(scope, receive, send)
             return
         if self.under_way >= self.concurrency:
-            await problem(Request(scope), busy("concurrency"))(scope, receive, send)
+            await problem(Request(scope), overloaded("concurrency"))(scope, receive, send)
             return
         self.under_way += 1
         try:

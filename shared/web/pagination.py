@@ -16,8 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from sqlalchemy import ColumnElement, Select, String, bindparam, cast, func, tuple_
 
 from shared.crypto import derive
-from shared.db.pool import Row
-from shared.db.sessions import Reading
+from shared.db import ReadSession, Row
 from shared.problems import BadRequest
 
 MAX_LIMIT = 100
@@ -141,7 +140,7 @@ def _from_text(name: str, column: ColumnElement[Any]) -> ColumnElement[Any]:
 
 
 async def fetch_page(
-    session: Reading,
+    session: ReadSession,
     listing: Listing,
     query: PageQuery,
     after: Keyset | None = None,

@@ -1,7 +1,6 @@
 """Rate limits, counted in Redis where it is set, so that all processes share them, else here.
 
-While Redis does not answer, each process counts for itself. After a failure a circuit breaker skips
-Redis for 5 seconds, so that not every request waits for it.
+While Redis does not answer, each process counts for itself.
 The headers of a 429 are those of draft-ietf-httpapi-ratelimit-headers.
 """
 
@@ -19,7 +18,8 @@ from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from limits.errors import StorageError
 from prometheus_client import Counter
 
-from shared.cache import FAILURES, PAUSE_SECONDS, REDIS_TIMEOUT_SECONDS
+from shared.cache import REDIS_FAILURES, REDIS_RETRY_SECONDS, REDIS_TIMEOUT_SECONDS
+from shared.circuit_breaker import CircuitBreaker
 from shared.problems import TooManyRequests
 
 RATE_LIMITED = Counter("tessera_rate_limited_total", "Requests refused by a limit", ("limit",))
@@ -50,8 +50,8 @@ class Limiter:
     def __init__(self, redis_url: str | None, *, enabled: bool) -> None:
         self._enabled = enabled
         self._local = SlidingWindowCounterRateLimiter(MemoryStorage())
-        self._shared = SlidingWindowCounterRateLimiter(_redis(redis_url)) if redis_url else None
-        self._alone_until = 0.0
+        self._redis = SlidingWindowCounterRateLimiter(_storage(redis_url)) if redis_url else None
+        self._circuit = CircuitBreaker(REDIS_RETRY_SECONDS)
 
     async def hit(self, limit: Limit, *who: str) -> None:
         """Counts one request of the client that `who` identifies.
@@ -61,32 +61,32 @@ class Limiter:
         """
         if not self._enabled:
             return
-        if self._shared and not self._alone:
-            with self._alone_if_it_fails():
-                await _hit(self._shared, limit, who)
+        if self._redis and self._circuit.allow():
+            with self._record_outcome():
+                await _hit(self._redis, limit, who)
                 return
         await _hit(self._local, limit, who)
 
-    async def forget(self, limit: Limit, *who: str) -> None:
+    async def reset(self, limit: Limit, *who: str) -> None:
         """Resets the count of a limit."""
         await self._local.clear(limit.rate, limit.name, *who)
-        if self._shared and not self._alone:
-            with self._alone_if_it_fails():
-                await self._shared.clear(limit.rate, limit.name, *who)
-
-    @property
-    def _alone(self) -> bool:
-        return time.monotonic() < self._alone_until
+        if self._redis and self._circuit.allow():
+            with self._record_outcome():
+                await self._redis.clear(limit.rate, limit.name, *who)
 
     @contextmanager
-    def _alone_if_it_fails(self) -> Iterator[None]:
+    def _record_outcome(self) -> Iterator[None]:
         try:
             yield
         except StorageError as error:
-            FAILURES.inc()
-            if not self._alone:  # only the first of concurrent failures
+            REDIS_FAILURES.inc()
+            if self._circuit.record_failure():
                 log.warning("limits_not_shared", error=str(error))
-            self._alone_until = time.monotonic() + PAUSE_SECONDS
+        except TooManyRequests:
+            self._circuit.record_success()
+            raise
+        else:
+            self._circuit.record_success()
 
 
 async def _hit(
@@ -108,7 +108,7 @@ async def _hit(
     )
 
 
-def _redis(url: str) -> Storage:
+def _storage(url: str) -> Storage:
     return RedisStorage(
         url.replace("unix://", "redis+unix://"),
         implementation="redispy",

@@ -7,8 +7,7 @@ from typing import Annotated
 import structlog
 from fastapi import Depends, Request
 
-from shared.db.database import database_of
-from shared.db.dependencies import place_for_stream
+from shared.db import database_of
 from shared.problems import RequestTimeout
 from shared.web.middleware import extend_deadline
 
@@ -18,7 +17,8 @@ log = structlog.get_logger(__name__)
 
 
 async def _upload(request: Request) -> AsyncIterator[AsyncIterator[bytes]]:
-    async with place_for_stream(database_of(request.app).uploads, request):
+    database = database_of(request.app)
+    async with database.stream_slot(database.upload_slots):
         yield _while_it_comes(request.stream(), request.state.deadline)
 
 
@@ -45,7 +45,7 @@ async def _while_it_comes(
 Upload = Annotated[AsyncIterator[bytes], Depends(_upload, scope="function")]
 """A request body of any length, as a stream of chunks.
 
-Reading it extends the request's deadline. Run a query before, so that a dead database connection is
-noticed as early as in other requests. At most half as many uploads as write connections run at
+Reading it extends the request's deadline. Run a query before, so that a dead database connection
+is noticed as early as in other requests. At most half as many uploads as write connections run at
 once; one that stalls gets 408.
 """

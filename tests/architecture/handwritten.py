@@ -197,7 +197,7 @@ NOTES = {
 
         async def _delete_old_notes(app: FastAPI) -> int:
             kept = timedelta(days=settings_of(app, NotesSettings).notes_kept_days)
-            async with orm_session(database_of(app)) as session:
+            async with database_of(app).orm_transaction() as session:
                 return await delete_notes(session, datetime.now(UTC) - kept)
 
 
@@ -227,7 +227,7 @@ NOTES = {
 
 
         async def _count(database: Database) -> int:
-            async with orm_session(database) as session:
+            async with database.orm_transaction() as session:
                 return await count_notes(session)
     ''',
     "features/notes/tests/privacy.py": '''

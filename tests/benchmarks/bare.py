@@ -28,7 +28,7 @@ from features.search.schemas import Mode
 from features.search.statements import CANDIDATES, search_statement
 from features.users.tokens import TokenReader, write_access_token
 from shared.auth import Principal
-from shared.db.statements import compiled
+from shared.db.statements import compile_statement
 from shared.db.tables import new_id
 
 COLUMNS = "id, external_id, title, description, price, created_at, updated_at"
@@ -167,7 +167,7 @@ async def search(request: Request, principal: Principal) -> Response:
         "vector": vectors.get(parsed.meaning()),
         **dict.fromkeys(("min_price", "max_price", "created_after", "created_before")),
     }
-    sql, arguments = compiled(statements[mode], values)
+    sql, arguments = compile_statement(statements[mode], values)
     rows = await pool.fetch(sql, *arguments)
     hits = [
         {

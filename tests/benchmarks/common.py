@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from app.embedded import DURABLE, embedded_postgres, ensure_database
-from shared.db.database import Database, open_database
+from shared.db import Database
 from shared.db.migrations import upgrade
 from shared.settings import Settings
 
@@ -48,7 +48,7 @@ def migrated_database() -> Iterator[Settings]:
 @asynccontextmanager
 async def opened(settings: Settings) -> AsyncIterator[Database]:
     assert settings.database_url
-    database = open_database(settings.database_url, settings)
+    database = Database(settings.database_url, settings)
     try:
         yield database
     finally:

@@ -21,7 +21,7 @@ from httpx import AsyncClient
 
 from app.main import create_app
 from features.search.indexing import fold_changes
-from shared.db.database import database_of
+from shared.db import database_of
 from shared.settings import Settings
 from tests.benchmarks.common import migrated_database, save
 from tests.kit import connect, sign_in

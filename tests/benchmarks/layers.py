@@ -20,7 +20,7 @@ from starlette.types import ASGIApp
 
 from app.main import create_app
 from shared.auth import Principal, requires
-from shared.db.dependencies import ReadSession
+from shared.db import ReadSession
 from shared.settings import Settings
 from shared.web.routing import Router
 from tests.benchmarks.common import migrated_database, save

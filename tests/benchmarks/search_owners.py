@@ -28,7 +28,7 @@ from features.search.indexing import fold_changes
 from features.search.indexing.models import add_model, hnsw_index, prepare
 from features.search.settings import SearchSettings
 from shared.cache import open_cache
-from shared.db.database import Database
+from shared.db import Database
 from shared.db.tables import new_id
 from shared.settings import Settings
 from tests.benchmarks.common import DATA, migrated_database, opened

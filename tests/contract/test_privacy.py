@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 from httpx import AsyncClient, Response
 
-from shared.db.database import database_of
+from shared.db import database_of
 from shared.tasks import drain
 from tests.declarations import declared
 from tests.kit import SignUp
@@ -202,8 +202,8 @@ async def test_who_has_no_account_needs_no_connection(
     async with AsyncExitStack() as held:
         database = database_of(app)
         for _ in range(app.state.settings.database_pool_size):
-            await held.enter_async_context(database.write.connect())
-            await held.enter_async_context(database.read.connection())
+            await held.enter_async_context(database.transaction())
+            await held.enter_async_context(database.primary.connection())
         for route in routes_of(app):
             if "security" in route.operation:
                 response = await route.call(anonymous, unknown)

@@ -12,7 +12,7 @@ from fastapi.responses import StreamingResponse
 from httpx import AsyncClient, Response
 from sqlalchemy import text
 
-from shared.db.dependencies import ReadSession
+from shared.db import ReadSession
 from shared.problems import Unavailable
 from shared.settings import Settings
 from shared.web import middleware

@@ -21,7 +21,7 @@ def failures() -> float:
 async def test_a_redis_that_fails_is_left_alone_for_a_while(
     redis: Redis, fault: str, app: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "PAUSE_SECONDS", 600.0)
+    monkeypatch.setattr(module, "REDIS_RETRY_SECONDS", 600.0)
     monkeypatch.setattr(module, "REDIS_TIMEOUT_SECONDS", 2.0)  # long enough for a busy machine
     cache, lines, before = open_cache(redis.url), captured_log(), failures()
     await cache.set("known", b"1", expire=60)
@@ -34,7 +34,7 @@ async def test_a_redis_that_fails_is_left_alone_for_a_while(
 
     await relieve(redis, fault)
     clock = time.monotonic
-    monkeypatch.setattr(time, "monotonic", lambda: clock() + module.PAUSE_SECONDS)
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + module.REDIS_RETRY_SECONDS)
     await cache.set("new", b"2", expire=60)
     assert await cache.get("new") == b"2"
     await cache.close()

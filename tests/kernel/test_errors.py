@@ -11,7 +11,7 @@ from httpx import AsyncClient
 from sqlalchemy import text
 from starlette.types import Message
 
-from shared.db.dependencies import ReadSession
+from shared.db import ReadSession
 from shared.settings import Settings
 from tests.kit import connect
 from tests.probing import app_with, captured_log, problem

@@ -14,7 +14,7 @@ from httpx import AsyncClient
 
 from features.items.schemas import ItemCreate, ItemUpdate
 from features.users.tables import User
-from shared.db.dependencies import OrmSession, WriteSession
+from shared.db import OrmSession, WriteSession
 from shared.settings import Settings
 from shared.web.routing import Router
 from tests.kit import (

@@ -12,7 +12,7 @@ from tests.kernel.test_cache import failures
 from tests.kit import Redis
 from tests.probing import captured_log
 
-PAUSE_SECONDS = 600.0  # longer than the test takes on any machine
+RETRY_SECONDS = 600.0  # longer than the test takes on any machine
 
 
 async def test_a_frozen_redis_slows_one_request_and_limits_nothing_away(
@@ -22,7 +22,7 @@ async def test_a_frozen_redis_slows_one_request_and_limits_nothing_away(
     time_machine: TimeMachineFixture,
 ) -> None:
     time_machine.move_to(time.time() // 60 * 60)  # a window does not end during the test
-    monkeypatch.setattr(rate_limits, "PAUSE_SECONDS", PAUSE_SECONDS)
+    monkeypatch.setattr(rate_limits, "REDIS_RETRY_SECONDS", RETRY_SECONDS)
     monkeypatch.setattr(rate_limits, "REDIS_TIMEOUT_SECONDS", 2.0)  # long enough for a busy machine
     limiter, limit = Limiter(redis.url, enabled=True), new_limit("probe", "5/minute")
     await limiter.hit(limit, "ada")
@@ -35,14 +35,14 @@ async def test_a_frozen_redis_slows_one_request_and_limits_nothing_away(
         await limiter.hit(limit, "ada")
     with pytest.raises(TooManyRequests):
         await limiter.hit(limit, "ada")
-    await limiter.forget(limit, "ada")
+    await limiter.reset(limit, "ada")
     await limiter.hit(limit, "ada")
     assert failures() == before + 1, "Redis was asked again, and waited for again"
     assert lines.getvalue().count("limits_not_shared") == 1
 
     redis.thaw()
     clock = time.monotonic
-    monkeypatch.setattr(time, "monotonic", lambda: clock() + PAUSE_SECONDS)
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + RETRY_SECONDS)
     another = Limiter(redis.url, enabled=True)
     for _ in range(5):
         await another.hit(limit, "grace")

@@ -7,8 +7,7 @@ import asyncpg
 import pytest
 from sqlalchemy import Column, Integer, MetaData, Table, bindparam, select
 
-from shared.db.database import Database, open_database
-from shared.db.dependencies import reading
+from shared.db import Database
 from shared.settings import Settings
 from shared.web.pagination import Keyset, Listing, PageQuery, Sort, fetch_page
 
@@ -47,13 +46,13 @@ async def database(settings: Settings, database_url: str) -> AsyncIterator[Datab
         places = ", ".join(f"${place}" for place in range(1, len(values) + 1))
         await connection.execute(f"INSERT INTO orders VALUES ({places})", *values)
     await connection.close()
-    opened = open_database(database_url, settings)
+    opened = Database(database_url, settings)
     yield opened
     await opened.dispose()
 
 
 async def test_a_column_keeps_its_value_beside_the_number_of_matches(database: Database) -> None:
-    page = await fetch_page(reading(database), LISTING, OrderQuery(limit=2))
+    page = await fetch_page(database.read(), LISTING, OrderQuery(limit=2))
     assert page.total == 5
     assert [[row[name] for name in ("id", "total", "page", "limit")] for row in page.rows] == [
         [1, 10, 10, 10],
@@ -63,7 +62,7 @@ async def test_a_column_keeps_its_value_beside_the_number_of_matches(database: D
 
 async def test_a_filter_may_have_any_name(database: Database) -> None:
     query = OrderQuery(rows=2, last_value=30, last_id=30, limit=1)
-    page = await fetch_page(reading(database), LISTING, query)
+    page = await fetch_page(database.read(), LISTING, query)
     assert (page.total, [row.id for row in page.rows]) == (1, [3])
 
 
@@ -77,7 +76,7 @@ async def test_a_cursor_goes_on_beside_such_filters(
     seen: list[int] = []
     last: Keyset | None = None
     for _ in expected:
-        page = await fetch_page(reading(database), LISTING, query, last)
+        page = await fetch_page(database.read(), LISTING, query, last)
         seen += [row.id for row in page.rows]
         last = page.last
     assert (seen, last) == (expected, None)

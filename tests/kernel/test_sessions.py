@@ -13,24 +13,23 @@ from fastapi import APIRouter, FastAPI, HTTPException, Request
 from httpx import AsyncClient, Response
 from sqlalchemy import (
     event,
+    select,
     text,
 )
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from shared.db import database
-from shared.db.database import database_of
-from shared.db.dependencies import (
+from shared.db import (
     OrmSession,
     ReadSession,
-    Snapshot,
+    SnapshotSession,
     WriteSession,
-    reading,
-    statements,
-    writing,
+    database,
+    database_of,
+    write_session_of,
 )
-from shared.db.sessions import Writing
 from shared.problems import Conflict
 from shared.settings import Settings
 from tests.kit import Server, SignUp, connect, eventually, free_port, is_ready, within
@@ -45,6 +44,12 @@ CREATE TABLE unmapped (
     id integer CONSTRAINT uq_unmapped_id UNIQUE DEFERRABLE INITIALLY DEFERRED
 );
 """
+WAITS_AT_COMMIT = """
+CREATE FUNCTION wait_at_commit() RETURNS trigger LANGUAGE plpgsql AS
+    'BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NULL; END';
+CREATE CONSTRAINT TRIGGER waits AFTER INSERT ON mapped DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW EXECUTE FUNCTION wait_at_commit();
+"""
 FAILURES = {
     "problem": (Conflict("No"), 409),
     "http": (HTTPException(418, "No"), 418),
@@ -55,16 +60,26 @@ KINDS: dict[str, Any] = {"write": WriteSession, "orm": OrmSession}
 probe = APIRouter(prefix="/probe", tags=["probe"])
 
 
-async def run(session: Writing | AsyncSession, sql: str) -> Sequence[Any]:
+class Base(DeclarativeBase):
+    """Keeps the table of these tests apart from those of the features."""
+
+
+class MappedRow(Base):
+    __tablename__ = "mapped"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+async def run(session: WriteSession | AsyncSession, sql: str) -> Sequence[Any]:
     """Executes a statement the way this kind of session does, and returns its rows."""
-    if isinstance(session, Writing):
-        return await session.fetch(text(sql))
-    result = await (await session.connection()).execute(text(sql))
-    return result.all() if result.returns_rows else []
+    if isinstance(session, AsyncSession):
+        result = await (await session.connection()).execute(text(sql))
+        return result.all() if result.returns_rows else []
+    return await session.fetch(text(sql))
 
 
-async def past_sqlalchemy(session: Writing | AsyncSession) -> Writing:
-    return session if isinstance(session, Writing) else await statements(session)
+async def past_sqlalchemy(session: WriteSession | AsyncSession) -> WriteSession:
+    return write_session_of(session) if isinstance(session, AsyncSession) else session
 
 
 def writing_probe(kind: Any) -> APIRouter:
@@ -128,8 +143,26 @@ async def at_once(session: WriteSession) -> None:
 
 
 @probe.post("/both")
-async def both(_writing: WriteSession, _orm: OrmSession) -> None:
-    """Asks for two write transactions."""
+async def both(session: WriteSession, orm: OrmSession, failing: str | None = None) -> list[int]:
+    """Writes with the ORM and with statements, each seeing what the other wrote."""
+    orm.add(MappedRow(id=1))
+    seen = [row.id for row in await session.fetch(text("SELECT id FROM mapped"))]
+    await session.execute(text("INSERT INTO mapped VALUES (2)"))
+    async with orm.begin_nested() as part:
+        orm.add(MappedRow(id=3))
+        await orm.flush()
+        await part.rollback()
+    seen += sorted((await (await orm.connection()).execute(select(MappedRow.id))).scalars())
+    if failing:
+        raise FAILURES[failing][0]
+    return seen
+
+
+@probe.post("/ends-itself/{method}")
+async def ends_itself(orm: OrmSession, method: str) -> None:
+    """Commits or rolls back itself."""
+    orm.add(MappedRow(id=1))
+    await getattr(orm, method)()
 
 
 @probe.post("/rows-read")
@@ -139,7 +172,7 @@ async def insert_reading(session: ReadSession) -> None:
 
 
 @probe.post("/rows-snapshot")
-async def insert_in_snapshot(session: Snapshot) -> None:
+async def insert_in_snapshot(session: SnapshotSession) -> None:
     """Tries to write in a read-only session."""
     async for _ in session.batches(text("INSERT INTO mapped VALUES (1) RETURNING id"), {}, 1):
         pass
@@ -201,12 +234,12 @@ async def app(settings: Settings, gate: Gate) -> AsyncIterator[FastAPI]:
     @router.get("/probe/held-read", tags=["probe"])
     async def held_read(request: Request) -> None:
         """Holds a connection."""
-        async with database_of(request.app).read.connection():
+        async with database_of(request.app).primary.connection():
             gate.entered.release()
             await gate.opened.wait()
 
     @router.get("/probe/held-stream", tags=["probe"])
-    async def held_stream(_: Snapshot) -> None:
+    async def held_stream(_: SnapshotSession) -> None:
         """Holds a stream slot."""
         gate.entered.release()
         await gate.opened.wait()
@@ -277,8 +310,66 @@ async def test_two_statements_at_once_are_a_bug_that_is_told(
     assert (await anonymous.post("/probe/write/rows/mapped")).status_code == 201
 
 
-async def test_a_request_writes_in_one_session(anonymous: AsyncClient) -> None:
-    problem(await anonymous.post("/probe/both"), 500)
+async def test_statements_and_the_orm_share_one_transaction(
+    anonymous: AsyncClient, database_url: str
+) -> None:
+    problem(await anonymous.post("/probe/both", params={"failing": "problem"}), 409)
+    assert await count(database_url) == 0
+    response = await anonymous.post("/probe/both")
+    assert response.json() == [1, 1, 2], response.text
+    assert await count(database_url) == 2
+
+
+@pytest.mark.parametrize("method", ["commit", "rollback"])
+async def test_a_handler_does_not_end_the_transaction_itself(
+    anonymous: AsyncClient, database_url: str, events: list[Mapping[str, Any]], method: str
+) -> None:
+    problem(await anonymous.post(f"/probe/ends-itself/{method}"), 500)
+    assert [event["event"] for event in events] == ["unhandled_error"]
+    assert await count(database_url) == 0
+
+
+async def test_nothing_of_the_orm_is_left_on_a_connection(
+    app: FastAPI, anonymous: AsyncClient, database_url: str
+) -> None:
+    """Neither a transaction nor an isolation level, for the next that use the connection."""
+    for path in ("both", "orm/rows/mapped", "both?failing=bug", "write/swallow"):
+        await anonymous.post(f"/probe/{path}")
+    idle = "pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in%'"
+    assert await count(database_url, idle) == 0
+    assert database_of(app).engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+async def test_a_commit_is_not_cancelled_with_its_caller(
+    app: FastAPI, anonymous: AsyncClient, database_url: str
+) -> None:
+    """A deferred trigger makes the COMMIT wait for a lock that this test holds."""
+    holder = await asyncpg.connect(database_url)
+    await holder.execute("SELECT pg_advisory_lock(1)")
+    await holder.execute(WAITS_AT_COMMIT)
+    writing = asyncio.create_task(write_row(app))
+    waits = "pg_locks WHERE locktype = 'advisory' AND NOT granted"
+
+    async def is_committing() -> bool:
+        return await count(database_url, waits) == 1
+
+    await eventually(is_committing, "the COMMIT that waits")
+    writing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    assert database_of(app).engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    await holder.close()
+
+    async def is_committed() -> bool:
+        return await count(database_url) == 1
+
+    await eventually(is_committed, "the COMMIT of the cancelled caller")
+    assert (await anonymous.post("/probe/write/rows/unmapped")).status_code == 201
+
+
+async def write_row(app: FastAPI) -> None:
+    async with database_of(app).transaction() as session:
+        await session.execute(text("INSERT INTO mapped VALUES (1)"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -328,7 +419,7 @@ async def test_a_transaction_that_stands_still_is_ended_with_its_locks(
     settings: Settings, app: FastAPI, database_url: str, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """For example that of a process that hangs."""
-    monkeypatch.setattr(database, "STANDSTILL_SECONDS", 0.2)
+    monkeypatch.setattr(database, "IDLE_IN_TRANSACTION_SECONDS", 0.2)
     async with app_with(settings, probe) as impatient, connect(impatient) as client:
         answer = await client.post(f"/probe/{kind}/standing-still", params={"url": database_url})
         assert "lost" in unavailable(answer)
@@ -338,9 +429,9 @@ async def test_a_transaction_that_stands_still_is_ended_with_its_locks(
 async def test_the_server_looks_after_clients_that_say_nothing(app: FastAPI) -> None:
     """Without TCP keepalive, a client that lost power keeps its session and locks for hours."""
     shown = text("SELECT current_setting('tcp_keepalives_idle') AS seconds")
-    async with writing(database_of(app)) as session:
+    async with database_of(app).transaction() as session:
         assert [row.seconds for row in await session.fetch(shown)] == ["30"]
-    assert [row.seconds for row in await reading(database_of(app)).fetch(shown)] == ["30"]
+    assert [row.seconds for row in await database_of(app).read().fetch(shown)] == ["30"]
 
 
 @pytest.mark.parametrize("bounds", [{"database_pool_timeout": 0.2}])
@@ -407,7 +498,7 @@ async def test_connections_that_end_as_soon_as_they_are_made(
     def end(connection: Any, _record: object) -> None:
         connection.driver_connection.terminate()
 
-    engine = database_of(app).write
+    engine = database_of(app).engine
     await engine.dispose()
     event.listen(engine.sync_engine, "connect", end)
     path = f"/probe/{kind}/rows/mapped"
@@ -429,8 +520,8 @@ async def test_a_connection_is_not_used_again_once_a_statement_was_given_up(
     app: FastAPI, database_url: str
 ) -> None:
     database, me = database_of(app), text("SELECT pg_backend_pid() AS pid")
-    [first] = await reading(database).fetch(me)
-    given_up = asyncio.create_task(reading(database).fetch(text("SELECT pg_sleep(60)")))
+    [first] = await database.read().fetch(me)
+    given_up = asyncio.create_task(database.read().fetch(text("SELECT pg_sleep(60)")))
 
     async def is_executed() -> bool:
         active = "pg_stat_activity WHERE state = 'active' AND query LIKE 'SELECT pg_sleep%'"
@@ -440,10 +531,10 @@ async def test_a_connection_is_not_used_again_once_a_statement_was_given_up(
     given_up.cancel()
     with pytest.raises(asyncio.CancelledError):
         await given_up
-    [second] = await reading(database).fetch(me)
-    [again] = await reading(database).fetch(me)
+    [second] = await database.read().fetch(me)
+    [again] = await database.read().fetch(me)
     assert first.pid != second.pid == again.pid
-    assert database.read.in_use == 0
+    assert database.primary.in_use == 0
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 
 import asyncpg
 import pytest
+from pydantic import BaseModel
 from sqlalchemy import (
     Column,
     Integer,
@@ -12,6 +13,7 @@ from sqlalchemy import (
     Table,
     any_,
     bindparam,
+    delete,
     insert,
     select,
     text,
@@ -20,8 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.exc import ArgumentError
 
-from shared.db.database import Database, open_database
-from shared.db.dependencies import orm_session, reading, statements, writing
+from shared.db import Database, write_session_of
 from shared.settings import Settings
 from shared.web.idempotency import KEPT, IdempotencyKey
 
@@ -39,14 +40,14 @@ async def database(settings: Settings, database_url: str) -> AsyncIterator[Datab
     connection = await asyncpg.connect(database_url)
     await connection.execute("CREATE TABLE parcels (id integer, weight integer, contents jsonb)")
     await connection.close()
-    opened = open_database(database_url, settings)
+    opened = Database(database_url, settings)
     yield opened
     await opened.dispose()
 
 
 async def test_what_sqlalchemy_does_with_values_is_done(database: Database) -> None:
     """Applies defaults that Python computes, and types that convert the values sent."""
-    async with writing(database) as session:
+    async with database.transaction() as session:
         [made] = await session.fetch(insert(PARCELS).returning(PARCELS), {"contents": {"mugs": 2}})
         assert dict(made) == {"id": 7, "weight": 1, "contents": {"mugs": 2}}
         change = update(PARCELS).returning(PARCELS)
@@ -58,10 +59,10 @@ async def test_what_sqlalchemy_does_with_values_is_done(database: Database) -> N
 
 async def test_json_comes_out_the_same_of_every_session(database: Database) -> None:
     query = text("""SELECT '{"colour": "blue"}'::jsonb AS it""")
-    async with writing(database) as session:
+    async with database.transaction() as session:
         [written] = await session.fetch(query)
-    [read] = await reading(database).fetch(query)
-    async with orm_session(database) as orm:
+    [read] = await database.read().fetch(query)
+    async with database.orm_transaction() as orm:
         of_orm = (await (await orm.connection()).execute(query)).one()
     assert written.it == read.it == of_orm.it == {"colour": "blue"}
 
@@ -69,23 +70,46 @@ async def test_json_comes_out_the_same_of_every_session(database: Database) -> N
 async def test_what_only_sqlalchemy_can_send_is_refused(database: Database) -> None:
     listed = select(PARCELS).where(PARCELS.c.id.in_([1, 2]))
     with pytest.raises(ArgumentError, match="any_"):
-        await reading(database).fetch(listed)
+        await database.read().fetch(listed)
     among = select(PARCELS).where(PARCELS.c.id == any_(bindparam("ids", type_=ARRAY(Integer))))
-    assert await reading(database).fetch(among, {"ids": [1, 2]}) == []
+    assert await database.read().fetch(among, {"ids": [1, 2]}) == []
 
 
-async def test_statements_are_part_of_the_transaction_of_an_orm_session(database: Database) -> None:
-    async with orm_session(database) as orm:
-        await (await statements(orm)).execute(insert(PARCELS), {"contents": None})
-        await orm.rollback()
-    assert await reading(database).fetch(select(PARCELS)) == []
+async def test_the_number_of_rows_is_told(database: Database) -> None:
+    async with database.transaction() as session:
+        assert await session.execute(insert(PARCELS), {"id": 1, "contents": None}) == 1
+        many = [{"id": n, "contents": {"n": n}} for n in (2, 3)]
+        assert await session.execute(insert(PARCELS), many) == 2
+        assert await session.execute(insert(PARCELS), []) == 0
+        assert await session.execute(update(PARCELS), {"weight": 5}) == 3
+        assert await session.execute(delete(PARCELS).where(PARCELS.c.id == 9)) == 0
+        with pytest.raises(ArgumentError, match="same keys"):
+            await session.execute(insert(PARCELS), [{"id": 4}, {"id": 5, "weight": 1}])
+    rows = await database.read().fetch(select(PARCELS).order_by(PARCELS.c.id))
+    assert [(row.id, row.weight, row.contents) for row in rows] == [
+        (1, 5, None),
+        (2, 5, {"n": 2}),
+        (3, 5, {"n": 3}),
+    ]
+
+
+async def test_rows_are_read_as_models_and_single_values(database: Database) -> None:
+    class Parcel(BaseModel):
+        id: int
+        weight: int
+
+    async with database.transaction() as session:
+        await session.execute(insert(PARCELS), {"contents": None})
+        assert await session.fetch_value(select(PARCELS.c.id)) == 7
+        assert await session.fetch_value(select(PARCELS.c.id).where(PARCELS.c.id == 9)) is None
+        assert await session.fetch_as(Parcel, select(PARCELS)) == [Parcel(id=7, weight=1)]
 
 
 async def test_objects_are_flushed_before_statements(database: Database) -> None:
     kept = IdempotencyKey(
         key="once", fingerprint="", status=200, headers={}, body=b"", expires_at=datetime.now(UTC)
     )
-    async with orm_session(database) as orm:
+    async with database.orm_transaction() as orm:
         orm.add(kept)
         this = {"user_id": kept.user_id, "key": kept.key}
-        assert await (await statements(orm)).fetch_one(KEPT, this)
+        assert await write_session_of(orm).fetch_one(KEPT, this)

@@ -26,19 +26,27 @@ Endpoint = tuple[str, str]
 @contextmanager
 def following(record: Callable[[str], None]) -> Iterator[None]:
     """Calls `record` with each statement that this process sends within the block."""
-    compiled = statements.compiled
+    compile_one, compile_many = statements.compile_statement, statements.compile_many
 
     def executed(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
         record(statement)
 
-    def read(*given: Any) -> tuple[str, list[Any]]:
-        sql, arguments = compiled(*given)
+    def sent_one(*given: Any) -> tuple[str, list[Any]]:
+        sql, arguments = compile_one(*given)
+        record(sql)
+        return sql, arguments
+
+    def sent_many(*given: Any) -> tuple[str, list[list[Any]]]:
+        sql, arguments = compile_many(*given)
         record(sql)
         return sql, arguments
 
     event.listen(Engine, "before_cursor_execute", executed)
     try:
-        with patch.object(sessions, "compiled", read):
+        with (
+            patch.object(sessions, "compile_statement", sent_one),
+            patch.object(sessions, "compile_many", sent_many),
+        ):
             yield
     finally:
         event.remove(Engine, "before_cursor_execute", executed)

@@ -21,8 +21,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
 from app.main import create_app
-from shared.db.database import database_of
-from shared.db.dependencies import orm_session, reading
+from shared.db import database_of
 from shared.settings import Settings
 from tests.kit import Server, SignUp, connect, eventually, free_port, wait_until
 from tests.serving import ROOT, environment
@@ -169,11 +168,11 @@ async def test_sessions_keep_their_bounds_and_leave_none_behind(
         "idle_in_transaction_session_timeout": "300000",
     }
     names = {"names": [*limits, "transaction_read_only"]}
-    async with orm_session(database_of(app)) as session:
+    async with database_of(app).orm_transaction() as session:
         rows = await (await session.connection()).execute(asked, names)
         bounds = {row.name: row.setting for row in rows}
         assert bounds == limits | {"transaction_read_only": "off"}
-    reader = reading(database_of(app))
+    reader = database_of(app).read()
     bounds = {row.name: row.setting for row in await reader.fetch(asked, names)}
     assert bounds == limits | {"transaction_read_only": "on"}
     with pytest.raises(ReadOnlySQLTransactionError):

@@ -8,8 +8,8 @@ from sqlalchemy import text
 
 from features.items.formats import Accepted, Rejected
 from features.items.schemas import ImportReport, RowError
+from shared.db import WriteSession
 from shared.db.locks import advisory_lock
-from shared.db.sessions import Writing
 from shared.db.tables import new_id
 
 MAX_ERRORS = 1_000
@@ -75,7 +75,7 @@ DRY_RUN = text(COMPARED + COUNTS)
 
 
 async def import_items(
-    session: Writing,
+    session: WriteSession,
     owner_id: UUID,
     batches: AsyncIterator[Sequence[Accepted | Rejected]],
     *,
@@ -96,7 +96,7 @@ async def import_items(
 
 
 async def _stage(
-    session: Writing, batches: AsyncIterator[Sequence[Accepted | Rejected]]
+    session: WriteSession, batches: AsyncIterator[Sequence[Accepted | Rejected]]
 ) -> ImportReport:
     """Copies the valid rows into the staging table, and returns a report of the others."""
     report = ImportReport()

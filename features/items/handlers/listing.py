@@ -8,7 +8,7 @@ from sqlmodel import col
 from features.items.handlers.single import OWNED
 from features.items.schemas import ItemQuery
 from features.items.tables import Item
-from shared.db.sessions import Reading
+from shared.db import ReadSession
 from shared.web.pagination import Keyset, Listing, Rows, fetch_page
 
 ITEMS = Listing(
@@ -24,7 +24,7 @@ ITEMS = Listing(
 
 
 async def list_items(
-    session: Reading, owner_id: UUID, query: ItemQuery, after: Keyset | None = None
+    session: ReadSession, owner_id: UUID, query: ItemQuery, after: Keyset | None = None
 ) -> Rows:
     """Returns a page of the owner's matching items."""
     return await fetch_page(session, ITEMS, query, after, owner_id=owner_id)

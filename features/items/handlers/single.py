@@ -7,8 +7,7 @@ from sqlmodel import col
 
 from features.items.schemas import ItemCreate, ItemPublic, ItemUpdate
 from features.items.tables import Item
-from shared.db.pool import Row
-from shared.db.sessions import Reading, Writing
+from shared.db import ReadSession, Row, WriteSession
 from shared.db.tables import columns, new_id, table_of
 from shared.problems import NotFound
 from shared.web.conditional import check_if_match, entity_tag
@@ -25,14 +24,14 @@ UPDATE = update(ITEMS).where(ITEMS.c.id == bindparam("key")).returning(*PUBLIC.s
 DELETE = delete(ITEMS).where(ITEMS.c.id == bindparam("key"))
 
 
-async def create_item(session: Writing, owner_id: UUID, new: ItemCreate) -> ItemPublic:
+async def create_item(session: WriteSession, owner_id: UUID, new: ItemCreate) -> ItemPublic:
     """Adds an item. A taken `external_id` violates `uq_items_owner_id_external_id`."""
     values = {"id": new_id(), "owner_id": owner_id, **new.model_dump()}
     [row] = await session.fetch(CREATE, values)
     return ItemPublic.model_validate(dict(row))
 
 
-async def get_item(session: Reading, owner_id: UUID, item_id: UUID) -> ItemPublic:
+async def get_item(session: ReadSession, owner_id: UUID, item_id: UUID) -> ItemPublic:
     """Returns an item.
 
     Raises:
@@ -45,7 +44,7 @@ async def get_item(session: Reading, owner_id: UUID, item_id: UUID) -> ItemPubli
 
 
 async def update_item(
-    session: Writing,
+    session: WriteSession,
     owner_id: UUID,
     item_id: UUID,
     changes: ItemUpdate,
@@ -65,7 +64,7 @@ async def update_item(
 
 
 async def delete_item(
-    session: Writing, owner_id: UUID, item_id: UUID, if_match: str | None = None
+    session: WriteSession, owner_id: UUID, item_id: UUID, if_match: str | None = None
 ) -> None:
     """Deletes an item.
 
@@ -77,7 +76,9 @@ async def delete_item(
     await session.execute(DELETE, {"key": item_id})
 
 
-async def _lock_item(session: Writing, owner_id: UUID, item_id: UUID, if_match: str | None) -> Row:
+async def _lock_item(
+    session: WriteSession, owner_id: UUID, item_id: UUID, if_match: str | None
+) -> Row:
     row = await session.fetch_one(LOCKED, {"id": item_id, "owner_id": owner_id})
     if row is None:
         raise _not_found(item_id)

@@ -12,8 +12,7 @@ from httpx import AsyncClient
 
 from features.items.handlers import export_items
 from features.items.schemas import ItemPublic
-from shared.db.database import database_of
-from shared.db.dependencies import snapshot
+from shared.db import database_of
 from tests.kit import within
 
 ODD_ITEMS: list[dict[str, Any]] = [
@@ -174,7 +173,7 @@ async def test_an_export_shows_one_moment(app: FastAPI, client: AsyncClient) -> 
     await import_(client, rows, "application/jsonl")
     owner_id = (await client.get("/users/me")).json()["id"]
     exported: list[ItemPublic] = []
-    async with snapshot(database_of(app)) as session:
+    async with database_of(app).snapshot() as session:
         async for batch in export_items(session, owner_id):
             if not exported:
                 for item in ((await client.get("/items")).json())["items"]:  # the newest

@@ -12,7 +12,7 @@ from sqlalchemy import Select
 from features.items.handlers.listing import ITEMS
 from features.items.handlers.single import ONE
 from features.items.schemas import ItemSort
-from shared.db.statements import compiled
+from shared.db.statements import compile_statement
 from shared.web.pagination import LAST_ID, LAST_VALUE, ROWS, SKIP, count_statement, page_statement
 
 OWNERS = 20
@@ -46,7 +46,7 @@ async def plan(
     row = await connection.fetchrow("SELECT id, owner_id FROM items LIMIT 1")
     assert row
     known = {"id": row["id"], "owner_id": row["owner_id"], SKIP: 0, ROWS: 21} | values
-    sql, arguments = compiled(statement, known)
+    sql, arguments = compile_statement(statement, known)
     explain = f"EXPLAIN (ANALYZE, FORMAT JSON) {sql}"
     return list(_nodes(json.loads(await connection.fetchval(explain, *arguments))[0]["Plan"]))
 

@@ -23,7 +23,7 @@ from features.search.schemas import (
     filter_values,
 )
 from features.search.statements import CANDIDATES, ITEM_COLUMNS
-from shared.db.sessions import Reading
+from shared.db import ReadSession
 from shared.problems import FieldError, NotFound, Unprocessable
 
 NEAREST = text(f"""
@@ -59,7 +59,7 @@ WHERE i.id = :item AND i.owner_id = :owner
 
 
 async def search_by_vector(
-    session: Reading,
+    session: ReadSession,
     engine: Engine,
     owner_id: UUID,
     query: VectorQuery,
@@ -87,7 +87,7 @@ async def search_by_vector(
 
 
 async def similar_items(
-    session: Reading,
+    session: ReadSession,
     engine: Engine,
     owner_id: UUID,
     item_id: UUID,
@@ -118,7 +118,7 @@ async def similar_items(
 
 
 async def _nearest(
-    session: Reading,
+    session: ReadSession,
     owner_id: UUID,
     model_id: int,
     vector: Vector,

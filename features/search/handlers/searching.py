@@ -18,8 +18,7 @@ from features.search.schemas import (
     filter_values,
 )
 from features.search.statements import CANDIDATES, search_statement
-from shared.db.pool import Row
-from shared.db.sessions import Reading
+from shared.db import ReadSession, Row
 
 FEW = 10
 """If fewer items than this match all words, items that match some of the words are added."""
@@ -63,7 +62,7 @@ class Pass:
 
 
 async def search(
-    session: Reading, engine: Engine, owner_id: UUID, query: SearchQuery
+    session: ReadSession, engine: Engine, owner_id: UUID, query: SearchQuery
 ) -> SearchResults:
     """Returns the owner's items that match a query best.
 
@@ -99,7 +98,7 @@ async def search(
 
 
 async def _answer(
-    session: Reading,
+    session: ReadSession,
     engine: Engine,
     owner_id: UUID,
     query: SearchQuery,
@@ -121,7 +120,7 @@ async def _answer(
 
 
 async def _embed(
-    session: Reading,
+    session: ReadSession,
     engine: Engine,
     mode: Mode,
     parsed: ParsedQuery,
@@ -158,7 +157,7 @@ async def _between(
 
 
 async def _run(
-    session: Reading,
+    session: ReadSession,
     owner_id: UUID,
     query: SearchQuery,
     parsed: ParsedQuery,

@@ -3,7 +3,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from features.search.schemas import ParkedItem, SearchStatus
-from shared.db.sessions import Reading
+from shared.db import ReadSession
 
 STATUS = text("""
 SELECT model.name, model.dimension, embeddings.indexed,
@@ -25,7 +25,7 @@ LEFT JOIN LATERAL (
 """)
 
 
-async def index_status(session: Reading, owner_id: UUID) -> SearchStatus:
+async def index_status(session: ReadSession, owner_id: UUID) -> SearchStatus:
     """Counts the owner's items that are embedded, pending, or parked after repeated failures."""
     (row,) = await session.fetch(STATUS, {"owner": owner_id})
     return SearchStatus(

@@ -6,18 +6,16 @@ The triggers on `items` only index rows that are written.
 import asyncio
 from uuid import UUID
 
+from asyncpg import LockNotAvailableError
 from sqlalchemy import TextClause, text
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
-from shared.db.database import Database
+from shared.db import Database, WriteSession
 from shared.db.locks import advisory_lock
 from shared.problems import Unavailable
 
 BATCH = 500
 WAIT_ATTEMPTS, WAIT_SECONDS = 1_200, 0.1
 FIRST_ID = UUID(int=0)
-LOCK_NOT_AVAILABLE = "55P03"
 
 # Serialises changes of the language and of the models.
 LOCK = text(f"SELECT pg_advisory_xact_lock({advisory_lock('search.models')})")
@@ -62,11 +60,11 @@ async def settle(database: Database) -> None:
     Raises:
         Unavailable: a transaction is still open after two minutes.
     """
-    async with database.write.connect() as session:
-        writers = (await session.execute(WRITERS)).scalar()
+    async with database.transaction() as session:
+        writers = await session.fetch_value(WRITERS)
     for _ in range(WAIT_ATTEMPTS):
-        async with database.write.connect() as session:
-            if not (await session.execute(STILL_OPEN, {"writers": writers})).scalar():
+        async with database.transaction() as session:
+            if not await session.fetch_value(STILL_OPEN, {"writers": writers}):
                 return
         await asyncio.sleep(WAIT_SECONDS)
     raise _too_long()
@@ -81,18 +79,18 @@ async def change_language(database: Database, language: str) -> None:
     Raises:
         Unavailable: a transaction has been writing to `items` for more than two minutes.
     """
-    async with database.write.begin() as session:
+    async with database.transaction() as session:
         await session.execute(LOCK)
-        if (await session.execute(LANGUAGE)).scalar() == language:
+        if await session.fetch_value(LANGUAGE) == language:
             return
         await _set_language(session, language, complete=False)
     await settle(database)
-    async with database.write.begin() as session:
+    async with database.transaction() as session:
         await session.execute(NO_TIMEOUTS)
         await session.execute(FOLDED)  # a running fold may insert words of the old language
         await session.execute(FORGET_WORDS)
     await _index(database, INDEX_ALL)
-    async with database.write.begin() as session:
+    async with database.transaction() as session:
         await _set_language(session, language, complete=True)
 
 
@@ -105,7 +103,7 @@ async def index_missing(database: Database) -> None:
     await _index(database, INDEX_MISSING)
 
 
-async def _set_language(session: AsyncConnection, language: str, *, complete: bool) -> None:
+async def _set_language(session: WriteSession, language: str, *, complete: bool) -> None:
     await session.execute(SET_LANGUAGE, {"language": language, "complete": complete})
 
 
@@ -127,12 +125,11 @@ async def _index_batch(database: Database, statement: TextClause, after: UUID) -
     batch = {"after": after, "batch": BATCH}
     for _ in range(WAIT_ATTEMPTS):
         try:
-            async with database.write.begin() as session:
-                last: UUID | None = (await session.execute(statement, batch)).scalar()
+            async with database.transaction() as session:
+                last: UUID | None = await session.fetch_value(statement, batch)
                 return last
-        except DBAPIError as error:
-            if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
-                raise
+        except LockNotAvailableError:
+            pass
         await asyncio.sleep(WAIT_SECONDS)
     raise _too_long()
 

@@ -1,12 +1,10 @@
 """Processes the queue of items to embed, in batches; any number of processes can share it."""
 
 from collections.abc import Sequence
-from typing import Any
 from uuid import UUID
 
 import structlog
-from sqlalchemy import Row, text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import text
 
 from features.search.embedding import (
     PROBE,
@@ -18,8 +16,7 @@ from features.search.embedding import (
     as_text,
 )
 from features.search.indexing.models import KnownModel, known_models, prepare
-from shared.db.database import Database
-from shared.db.dependencies import reading
+from shared.db import Database, Row, WriteSession
 
 log = structlog.get_logger(__name__)
 
@@ -86,7 +83,7 @@ async def embed_due(database: Database, embedders: Embedders, language: str) -> 
         How many rows left the queue or were postponed; 1 after preparing the index; 0 also while
         the model does not answer.
     """
-    models = await known_models(reading(database))
+    models = await known_models(database.read())
     if not any(known.active for known in models):
         await prepare(database, embedders.configured, language)
         return 1
@@ -126,7 +123,7 @@ async def _embed(
         EmbeddingUnavailable: the model embeds not even the probe text, so the texts are not at
             fault.
     """
-    async with database.write.begin() as session:
+    async with database.transaction() as session:
         due = await _claim(session, known, among)
         gone = [row.item_id for row in due if row.text_hash is None]
         rows = [row for row in due if row.text_hash is not None]
@@ -147,15 +144,13 @@ async def _embed(
 
 
 async def _claim(
-    session: AsyncConnection, known: KnownModel, among: Sequence[UUID] | None
-) -> Sequence[Row[Any]]:
+    session: WriteSession, known: KnownModel, among: Sequence[UUID] | None
+) -> Sequence[Row]:
     """Locks and returns a batch of rows that were never tried; if there are none, one row that
     failed before."""
     fresh = {"model": known.id, "among": among, "again": False, "batch": BATCH}
     failed = fresh | {"again": True, "batch": 1}
-    return (await session.execute(CLAIM, fresh)).all() or (
-        await session.execute(CLAIM, failed)
-    ).all()
+    return await session.fetch(CLAIM, fresh) or await session.fetch(CLAIM, failed)
 
 
 async def _probe(embedder: Embedder) -> None:
@@ -171,7 +166,7 @@ async def _probe(embedder: Embedder) -> None:
 
 
 async def _store(
-    session: AsyncConnection, known: KnownModel, rows: Sequence[Row[Any]], vectors: Sequence[Vector]
+    session: WriteSession, known: KnownModel, rows: Sequence[Row], vectors: Sequence[Vector]
 ) -> int:
     embedded = {
         "model": known.id,
@@ -179,11 +174,11 @@ async def _store(
         "hashes": [row.text_hash for row in rows],
         "vectors": [as_text(vector) for vector in vectors],
     }
-    stored: int = (await session.execute(STORE, embedded)).scalar_one()
+    stored: int = await session.fetch_value(STORE, embedded)
     return stored
 
 
-async def _postpone(session: AsyncConnection, known: KnownModel, row: Row[Any], error: str) -> int:
+async def _postpone(session: WriteSession, known: KnownModel, row: Row, error: str) -> int:
     failed = {
         "id": row.item_id,
         "hash": row.text_hash,
@@ -191,6 +186,6 @@ async def _postpone(session: AsyncConnection, known: KnownModel, row: Row[Any], 
         "error": error[:500],
         "max_attempts": MAX_ATTEMPTS,
     }
-    postponed = (await session.execute(POSTPONE, failed)).rowcount
+    postponed = await session.execute(POSTPONE, failed)
     log.warning("embedding_refused", item_id=str(row.item_id), attempts=row.attempts + 1)
     return postponed

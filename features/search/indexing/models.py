@@ -12,8 +12,7 @@ from features.search.indexing.documents import (
     index_missing,
     settle,
 )
-from shared.db.database import Database
-from shared.db.sessions import Reading
+from shared.db import Database, ReadSession
 
 KNOWN = text("SELECT id, provider, name, dimension, active FROM search_models ORDER BY id")
 ADD = text("""
@@ -47,7 +46,7 @@ class KnownModel:
     active: bool
 
 
-async def known_models(session: Reading) -> list[KnownModel]:
+async def known_models(session: ReadSession) -> list[KnownModel]:
     """Returns all models whose embeddings are stored."""
     return [
         KnownModel(row.id, Model(row.provider, row.name, row.dimension), row.active)
@@ -55,7 +54,7 @@ async def known_models(session: Reading) -> list[KnownModel]:
     ]
 
 
-async def active_model(session: Reading) -> KnownModel | None:
+async def active_model(session: ReadSession) -> KnownModel | None:
     """Returns the model whose embeddings are searched; None until the first start prepared one."""
     return next((known for known in await known_models(session) if known.active), None)
 
@@ -69,15 +68,15 @@ async def prepare(database: Database, model: Model, language: str) -> None:
     Raises:
         Unavailable: a transaction has been writing to `items` for more than two minutes.
     """
-    async with database.write.connect() as session:
-        if (await session.execute(PREPARED)).scalar_one():
+    async with database.transaction() as session:
+        if await session.fetch_value(PREPARED):
             return
     await change_language(database, language)
     await index_missing(database)
     known = await add_model(database, model)
-    async with database.write.begin() as session:
+    async with database.transaction() as session:
         await session.execute(LOCK)
-        if not (await session.execute(PREPARED)).scalar_one():
+        if not await session.fetch_value(PREPARED):
             await session.execute(text(f"CREATE INDEX IF NOT EXISTS {hnsw_index(known.id, model)}"))
             await session.execute(ACTIVATE, {"model": known.id})
 
@@ -91,11 +90,11 @@ async def add_model(database: Database, model: Model) -> KnownModel:
     Raises:
         Unavailable: a transaction has been writing to `items` for more than two minutes.
     """
-    async with database.write.begin() as session:
+    async with database.transaction() as session:
         await session.execute(LOCK)
-        row = (await session.execute(ADD, vars(model))).one()
+        [row] = await session.fetch(ADD, vars(model))
     await settle(database)  # earlier writes, still open, did not queue for this model
-    async with database.write.begin() as session:
+    async with database.transaction() as session:
         await session.execute(NO_TIMEOUTS)
         for statement in (ENQUEUE, TRY_AGAIN):
             await session.execute(statement, {"model": row.id})

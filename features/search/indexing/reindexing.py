@@ -18,7 +18,7 @@ from features.search.indexing.models import (
     hnsw_index_name,
     prepare,
 )
-from shared.db.database import Database, past_pooler
+from shared.db import Database
 
 POLL_SECONDS = 0.5
 
@@ -71,8 +71,8 @@ async def reindex(
 
 async def count_parked(database: Database) -> int:
     """Counts the items that are parked because the active model could not embed them."""
-    async with database.write.connect() as session:
-        parked: int = (await session.execute(PARKED)).scalar_one()
+    async with database.transaction() as session:
+        parked: int = await session.fetch_value(PARKED)
     return parked
 
 
@@ -81,8 +81,8 @@ async def _embed_all(
 ) -> AsyncIterator[int]:
     while True:
         done = await embed_batch(database, embedder, known)
-        async with database.write.connect() as session:
-            waiting = (await session.execute(WAITING, {"model": known.id})).scalar_one()
+        async with database.transaction() as session:
+            waiting = await session.fetch_value(WAITING, {"model": known.id})
         yield waiting
         if not waiting:
             return
@@ -100,7 +100,7 @@ async def _build_index(database: Database, known: KnownModel) -> None:
 
 
 async def _switch(database: Database, known: KnownModel) -> None:
-    async with database.write.begin() as session:
+    async with database.transaction() as session:
         await session.execute(LOCK)
         for statement in SWITCH:
             await session.execute(statement, {"model": known.id})
@@ -111,12 +111,12 @@ async def _forget_others(database: Database, known: KnownModel) -> None:
         for other in await session.fetch(OTHERS, known.id):
             name = hnsw_index_name(other["id"])
             await session.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
-    async with database.write.begin() as session:
+    async with database.transaction() as session:
         await session.execute(NO_TIMEOUTS)
         for statement in FORGET_OTHERS:
             await session.execute(statement, {"model": known.id})
     await settle(database)  # earlier writes, still open, may have queued for old models
-    async with database.write.begin() as session:
+    async with database.transaction() as session:
         await session.execute(NO_TIMEOUTS)
         await session.execute(FORGET_QUEUE, {"model": known.id})
 
@@ -128,7 +128,7 @@ async def _unbounded(database: Database) -> AsyncIterator["Connection[Any]"]:
     CREATE INDEX and DROP INDEX need CONCURRENTLY here: then they do not block other sessions, even
     if they wait for a long time.
     """
-    async with past_pooler(database) as session:
+    async with database.direct() as session:
         for bound in ("statement_timeout", "lock_timeout"):
             await session.execute(f"SET {bound} = 0")
         yield session

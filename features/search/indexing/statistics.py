@@ -5,9 +5,8 @@ that share a common word do not wait for each other, at the price of statistics 
 """
 
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
-from shared.db.database import Database
+from shared.db import Database, WriteSession
 from shared.db.locks import advisory_lock
 
 BATCH = 1_000
@@ -111,14 +110,14 @@ async def fold_changes(database: Database) -> int:
     Returns:
         How many changes and documents were processed; 0 also while another process does it.
     """
-    async with database.write.begin() as session:
-        if not (await session.execute(LOCK)).scalar_one():
+    async with database.transaction() as session:
+        if not await session.fetch_value(LOCK):
             return 0
         return await _fold(session) + await _reweigh(session)
 
 
-async def _fold(session: AsyncConnection) -> int:
-    folded = (await session.execute(FOLD, {"batch": BATCH})).one()
+async def _fold(session: WriteSession) -> int:
+    [folded] = await session.fetch(FOLD, {"batch": BATCH})
     if folded.gone_lexemes:
         gone = {"owners": folded.gone_owners, "lexemes": folded.gone_lexemes}
         await session.execute(FORGET, gone)
@@ -130,6 +129,6 @@ async def _fold(session: AsyncConnection) -> int:
     return done
 
 
-async def _reweigh(session: AsyncConnection) -> int:
-    done: int = (await session.execute(REWEIGH, {"batch": REWEIGHED})).scalar_one()
+async def _reweigh(session: WriteSession) -> int:
+    done: int = await session.fetch_value(REWEIGH, {"batch": REWEIGHED})
     return done

@@ -25,7 +25,7 @@ from features.search.tests.endpoint import Endpoint, running_endpoint
 from features.search.tests.test_indexing import CONSISTENT, STATISTICS, Database, add, database
 from features.search.tests.test_search import find, titles
 from shared.cache import open_cache
-from shared.db.database import database_of
+from shared.db import database_of
 from shared.settings import ConfigurationError
 from shared.tasks import drain
 from tests.kit import eventually, within
@@ -180,7 +180,7 @@ async def test_no_connection_waits_for_the_model(
     asked = [asyncio.create_task(find(client, f"kettle {n % 12}")) for n in range(24)]
     similar = asyncio.create_task(client.get(f"/items/{waiting['id']}/similar"))
     await eventually(lambda: len(endpoint.requests) >= 13, "the last request to the model", 60)
-    assert database_of(app).read.in_use == 0
+    assert database_of(app).primary.in_use == 0
     assert (await client.get(f"/items/{waiting['id']}")).status_code == 200
     answering.set()
     async with within(60, "the answer of each request"):

@@ -17,9 +17,8 @@ from features.search.parsing import parse_query
 from features.search.schemas import Mode
 from features.search.statements import search_statement
 from features.search.tasks import fold
-from shared.db.database import database_of
-from shared.db.dependencies import reading
-from shared.db.statements import compiled
+from shared.db import database_of
+from shared.db.statements import compile_statement
 from shared.tasks import drain
 
 ITEMS, DIMENSION, WANTED = 2_000, 16, 10
@@ -80,7 +79,7 @@ def _vectors(count: int, seed: int) -> list[str]:
 @pytest.fixture
 async def owner(app: FastAPI, client: AsyncClient, database_url: str) -> AsyncIterator[Owner]:
     await prepare(database_of(app), MODEL, "english")
-    (model,) = [known.id for known in await known_models(reading(database_of(app)))]
+    (model,) = [known.id for known in await known_models(database_of(app).read())]
     owner_id = UUID((await client.get("/users/me")).json()["id"])
     connection = await asyncpg.connect(database_url)
     made = await connection.fetchrow(FILL, owner_id, _vectors(ITEMS, seed=1))
@@ -129,7 +128,7 @@ async def test_words_are_found_by_their_index_alone(owner: Owner) -> None:
         "brackets": "",
         "markers": "",
     }
-    sql, arguments = compiled(search_statement(Mode.LEXICAL, frozenset()), values)
+    sql, arguments = compile_statement(search_statement(Mode.LEXICAL, frozenset()), values)
     rows = await owner.connection.fetch(f"EXPLAIN {sql}", *arguments)
     plan = "\n".join(row[0] for row in rows)
     assert "ix_search_documents_terms" in plan

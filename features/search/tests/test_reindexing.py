@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 from fastapi import FastAPI
 from httpx import AsyncClient
-from sqlalchemy import TextClause, event
+from sqlalchemy import TextClause
 
 from features.search.embedding import Embedder, Embedders
 from features.search.engine import engine_of
@@ -20,7 +20,7 @@ from features.search.tests.test_indexing import CONSISTENT, STATISTICS, Database
 from features.search.tests.test_models import endpoint, quick_retries, timeouts
 from features.search.tests.test_search import find, titles
 from shared.cache import open_cache
-from shared.db.database import database_of
+from shared.db import database_of
 from shared.problems import Unavailable
 from tests.kit import Command, eventually, within
 from tests.kit.queries import recorded_queries
@@ -260,12 +260,7 @@ async def test_a_pooler_is_sent_nothing_that_outlasts_a_transaction(
     app: FastAPI, client: AsyncClient
 ) -> None:
     await add(client, "Kettle")
-    sent: list[str] = []
-    event.listen(
-        database_of(app).write.sync_engine,
-        "before_cursor_execute",
-        lambda _connection, _cursor, statement, *_: sent.append(statement),
-    )
-    await run_reindex(app, "english")
+    with recorded_queries() as sent:
+        await run_reindex(app, "english")
     assert sent
     assert not [each for each in sent if each.startswith(("SET", "RESET")) or "CONCURR" in each]

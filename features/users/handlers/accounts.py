@@ -16,9 +16,7 @@ from features.users.links import Links
 from features.users.passwords import Passwords
 from features.users.schemas import UserCreate, UserPublic, UserUpdate
 from features.users.tables import EventKind, Role, User
-from shared.db.database import Database
-from shared.db.dependencies import orm_session
-from shared.db.sessions import Reading
+from shared.db import Database, ReadSession
 from shared.problems import Conflict, Unauthorized
 
 PUBLIC = sqlalchemy.select(*(getattr(User, name) for name in UserPublic.model_fields))
@@ -37,7 +35,7 @@ async def register(
     A taken email violates `uq_users_email`. No connection is held while the password is hashed.
     """
     password_hash = await passwords.hash(new.password)
-    async with orm_session(database) as session:
+    async with database.orm_transaction() as session:
         user = await add_user(session, new.email, password_hash, new.name)
         await record(session, EventKind.REGISTERED, user.id, caller)
         await send_verification(session, links, user)
@@ -61,7 +59,7 @@ async def add_user(
     return user
 
 
-async def find_user_id(session: Reading, email: str) -> UUID | None:
+async def find_user_id(session: ReadSession, email: str) -> UUID | None:
     """Returns the id of the account with this email, in any spelling."""
     row = await session.fetch_one(KNOWN, {"email": normal_email(email)})
     return row.id if row else None
@@ -77,7 +75,7 @@ async def find_user(session: AsyncSession, user_id: UUID, *, lock: bool = False)
     return await session.get(User, user_id, with_for_update=NO_KEY_UPDATE if lock else None)
 
 
-async def read_user(session: Reading, user_id: UUID) -> UserPublic:
+async def read_user(session: ReadSession, user_id: UUID) -> UserPublic:
     """Returns the public columns of the account.
 
     Raises:

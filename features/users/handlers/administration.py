@@ -17,7 +17,7 @@ from features.users.handlers.accounts import (
 from features.users.handlers.events import record
 from features.users.schemas import UserAdminUpdate, UserQuery
 from features.users.tables import EventKind, Role, User
-from shared.db.sessions import Reading
+from shared.db import ReadSession
 from shared.problems import NotFound
 from shared.web.pagination import Keyset, Listing, Rows, fetch_page
 
@@ -32,7 +32,7 @@ USERS = Listing(
 )
 
 
-async def list_users(session: Reading, query: UserQuery, after: Keyset | None = None) -> Rows:
+async def list_users(session: ReadSession, query: UserQuery, after: Keyset | None = None) -> Rows:
     """Returns a page of the matching accounts. A full address matches in any spelling."""
     if query.q:
         query = query.model_copy(update={"q": normal_email(query.q)})

@@ -9,7 +9,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from features.users.access import Caller
 from features.users.schemas import EventPublic, EventQuery
 from features.users.tables import Event, EventKind
-from shared.db.sessions import Reading
+from shared.db import ReadSession
 from shared.web.pagination import Keyset, Listing, Rows, fetch_page
 
 PRIVATE = ("address", "user_agent")  # hidden if an administrator did it
@@ -48,7 +48,7 @@ async def record(
 
 
 async def list_events(
-    session: Reading, user_id: UUID, query: EventQuery, after: Keyset | None = None
+    session: ReadSession, user_id: UUID, query: EventQuery, after: Keyset | None = None
 ) -> Rows:
     """Returns a page of the account's events."""
     return await fetch_page(session, EVENTS, query, after, user_id=user_id)

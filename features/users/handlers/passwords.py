@@ -13,8 +13,7 @@ from features.users.handlers.sessions import end_sessions
 from features.users.links import Links
 from features.users.passwords import Passwords, fingerprint
 from features.users.tables import ApiKey, EventKind, Identity, ResetRequest, User
-from shared.db.database import Database
-from shared.db.dependencies import orm_session
+from shared.db import Database
 from shared.mail import Outbox
 from shared.problems import BadRequest, Conflict, Forbidden
 
@@ -43,17 +42,17 @@ async def change_password(
         Forbidden: the current password is wrong.
         Conflict: the account has no password, or the password was changed concurrently.
     """
-    async with orm_session(database) as session:
+    async with database.orm_transaction() as session:
         known = (await get_user(session, user_id)).password_hash
     if known is None:
         raise Conflict("The account has no password yet: a reset sets the first one")
     matches, _ = await passwords.verify(current, known)
     if not matches:
-        async with orm_session(database) as session:
+        async with database.orm_transaction() as session:
             await record(session, EventKind.PASSWORD_CHANGE_FAILED, user_id, caller)
         raise Forbidden("The current password is wrong")
     password_hash = await passwords.hash(new)
-    async with orm_session(database) as session:
+    async with database.orm_transaction() as session:
         user = await get_user(session, user_id, lock=True)
         if user.password_hash != known:
             raise Conflict("The password was changed in the meantime")
@@ -105,7 +104,7 @@ async def reset_password(
     """
     user_id, bound_to = links.read_reset(token)
     password_hash = await passwords.hash(new)
-    async with orm_session(database) as session:
+    async with database.orm_transaction() as session:
         user = await find_user(session, user_id, lock=True)
         if user is None or not user.is_active or fingerprint(user.password_hash) != bound_to:
             raise BadRequest("This reset token is not valid, or no longer")

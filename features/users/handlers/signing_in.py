@@ -12,8 +12,7 @@ from features.users.handlers.events import record
 from features.users.handlers.sessions import Denial, Grant, open_session
 from features.users.passwords import Passwords
 from features.users.tables import EventKind, User
-from shared.db.database import Database
-from shared.db.dependencies import orm_session
+from shared.db import Database
 
 WRONG = Denial("invalid_grant", "The email or the password is wrong")
 
@@ -38,12 +37,12 @@ async def sign_in(
     Takes the same time whether or not the account exists, and holds no connection while the
     password is hashed.
     """
-    async with orm_session(database) as session:
+    async with database.orm_transaction() as session:
         user = await _find(session, credentials.email)
     matches, renewed = await passwords.verify(
         credentials.password, user.password_hash if user else None
     )
-    async with orm_session(database) as session:
+    async with database.orm_transaction() as session:
         current = await _find(session, credentials.email, lock=True) if user and matches else None
         if user is None or current is None:
             await record(session, EventKind.SIGN_IN_FAILED, user.id if user else None, caller)

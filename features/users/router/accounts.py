@@ -4,7 +4,7 @@ from features.users.handlers import accounts, verification
 from features.users.router.identity import Person, Self
 from features.users.schemas import EmailVerification, UserCreate, UserPublic, UserUpdate
 from features.users.state import CallerDep, StateDep
-from shared.db.dependencies import OrmSession, ReadSession
+from shared.db import OrmSession, ReadSession
 from shared.problems import BadRequest, Conflict, TooManyRequests, responses
 from shared.web.routing import Router
 

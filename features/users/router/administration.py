@@ -7,7 +7,7 @@ from features.users.handlers import administration
 from features.users.router.identity import Admin, AdminPerson
 from features.users.schemas import UserAdminUpdate, UserPage, UserPublic, UserQuery
 from features.users.state import CallerDep
-from shared.db.dependencies import OrmSession, ReadSession
+from shared.db import OrmSession, ReadSession
 from shared.problems import BadRequest, Conflict, NotFound, responses
 from shared.web.pagination import CursorCodec
 from shared.web.routing import Router, from_query

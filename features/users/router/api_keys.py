@@ -9,7 +9,7 @@ from features.users.router.identity import Person
 from features.users.schemas import ApiKeyCreate, ApiKeyCreated, ApiKeyList, ApiKeyPublic
 from features.users.state import CallerDep
 from features.users.tables import ApiKey
-from shared.db.dependencies import OrmSession
+from shared.db import OrmSession
 from shared.problems import Conflict, NotFound, responses
 from shared.web.routing import Router
 

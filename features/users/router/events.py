@@ -3,7 +3,7 @@ from typing import Annotated
 from features.users.handlers.events import list_events
 from features.users.router.identity import Self
 from features.users.schemas import EventPage, EventQuery
-from shared.db.dependencies import ReadSession
+from shared.db import ReadSession
 from shared.problems import BadRequest, responses
 from shared.web.pagination import CursorCodec
 from shared.web.routing import Router, from_query

@@ -4,7 +4,7 @@ from features.users.handlers import passwords
 from features.users.router.identity import Person
 from features.users.schemas import PasswordChange, PasswordForgotten, PasswordReset
 from features.users.state import CallerDep, StateDep
-from shared.db.dependencies import OrmSession
+from shared.db import OrmSession
 from shared.problems import BadRequest, Conflict, TooManyRequests, responses
 from shared.web.routing import Router
 

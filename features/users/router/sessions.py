@@ -6,7 +6,7 @@ from features.users.handlers import sessions
 from features.users.router.identity import AnyPerson, Person
 from features.users.schemas import SessionList, SessionPublic
 from features.users.state import CallerDep
-from shared.db.dependencies import OrmSession
+from shared.db import OrmSession
 from shared.problems import NotFound, responses
 from shared.web.routing import Router
 

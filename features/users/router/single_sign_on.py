@@ -14,7 +14,7 @@ from features.users.router.identity import Person
 from features.users.router.tokens import NO_STORE, token_response
 from features.users.schemas import Authorization, IdentityList, IdentityPublic, TokenResponse
 from features.users.state import CallerDep, StateDep, UsersState
-from shared.db.dependencies import OrmSession, orm_session
+from shared.db import OrmSession
 from shared.problems import (
     BadRequest,
     Conflict,
@@ -95,7 +95,7 @@ async def callback(
         raise BadRequest(f"The provider did not sign you in: {reason}")
     proven = await asked.identify(code, attempt)
     lifetime = timedelta(seconds=state.settings.session_lifetime)
-    async with orm_session(state.database) as session:
+    async with state.database.orm_transaction() as session:
         if attempt.user_id and attempt.session_id:
             linked = await single_sign_on.link(
                 session, attempt.user_id, attempt.session_id, proven, caller

@@ -15,7 +15,6 @@ from features.users.keyring import PUBLISHED_BEFORE
 from features.users.schemas import TokenError, TokenResponse
 from features.users.state import CallerDep, StateDep, UsersState
 from shared.auth import Principal
-from shared.db.dependencies import orm_session
 from shared.problems import TooManyRequests, message_of, responses
 from shared.types import Text
 from shared.web.routing import Router
@@ -94,7 +93,7 @@ async def _by_refresh_token(
     await state.limits.refresh(caller.address)
     lifetime = timedelta(seconds=state.settings.session_lifetime)
     grace = timedelta(seconds=state.settings.refresh_grace)
-    async with orm_session(state.database) as session:  # commits a Denial too
+    async with state.database.orm_transaction() as session:  # commits a Denial too
         return await refresh(session, token, caller, lifetime, grace, scope)
 
 

@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from httpx import AsyncClient
 
 from features.users.tests.races import Race, holding
-from shared.db.database import database_of
+from shared.db import database_of
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ async def test_an_account_is_read_while_all_that_write_are_busy(
 ) -> None:
     async with AsyncExitStack() as held:
         for _ in range(app.state.settings.database_pool_size):
-            await held.enter_async_context(database_of(app).write.connect())
+            await held.enter_async_context(database_of(app).transaction())
         response = await client.get("/users/me")
     assert response.status_code == 200, response.text
     assert response.json()["email"]

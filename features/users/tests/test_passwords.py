@@ -23,8 +23,7 @@ from features.users.tests.conftest import (
     status_with,
     tokens_of,
 )
-from shared.db.database import database_of
-from shared.db.dependencies import orm_session
+from shared.db import database_of
 from shared.tasks import drain
 from tests.kit import PASSWORD
 
@@ -76,14 +75,14 @@ async def test_all_who_sign_in_while_a_weaker_hash_is_made_anew_get_in(
     app: FastAPI, anonymous: AsyncClient, signed_in: Tokens
 ) -> None:
     weaker = Argon2Hasher(time_cost=1, memory_cost=16, parallelism=1).hash(PASSWORD)
-    async with orm_session(database_of(app)) as session:
+    async with database_of(app).orm_transaction() as session:
         user = (await session.exec(select(User).where(User.email == EMAIL))).one()
         user.password_hash = weaker
 
     answers = await asyncio.gather(*(by_password(anonymous) for _ in range(8)))
 
     assert [answer.status_code for answer in answers] == [200] * 8
-    async with orm_session(database_of(app)) as session:
+    async with database_of(app).orm_transaction() as session:
         kept = (await session.exec(select(User.password_hash).where(User.email == EMAIL))).one()
     assert kept != weaker
 
