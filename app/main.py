@@ -16,16 +16,16 @@ from shared.mail import deliver_mail, forget_parked_mail
 from shared.ops import health, metrics
 from shared.ops.logging import configure_logging
 from shared.ops.sentry import configure_sentry
-from shared.ops.tracing import tracing, tracing_calls
+from shared.ops.tracing import export_traces, tracing
 from shared.settings import (
     ConfigurationError,
     Settings,
     load_feature_settings,
     load_settings,
 )
-from shared.tasks import Perform, Task, drain, running
-from shared.web.idempotency import forget_expired_keys
-from shared.web.middleware import BoundsMiddleware, LastResortMiddleware, RequestMiddleware
+from shared.tasks import Dispatcher, Task, run_until_idle, task_runner
+from shared.web.idempotency import delete_expired_keys
+from shared.web.middleware import BoundsMiddleware, RequestMiddleware, ServerErrorMiddleware
 from shared.web.openapi import mount_docs, operation_id
 from shared.web.pagination import new_cursors
 from shared.web.problem_details import install_error_handlers
@@ -76,7 +76,7 @@ def create_app(
     app.add_middleware(
         BoundsMiddleware, concurrency=settings.max_concurrency, seconds=settings.request_timeout
     )
-    app.add_middleware(LastResortMiddleware)
+    app.add_middleware(ServerErrorMiddleware)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -132,20 +132,20 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.revisions = load_revisions(branches_of(features))
     async with AsyncExitStack() as stack:
         stack.push_async_callback(database.dispose)
-        await stack.enter_async_context(tracing_calls())
-        await stack.enter_async_context(metrics.watching_pools(database))
+        await stack.enter_async_context(export_traces())
+        await stack.enter_async_context(metrics.pool_sampler(database))
         for feature in features:
             if feature.lifespan:
                 await stack.enter_async_context(feature.lifespan(app))
         if app.state.runs_tasks:
             perform = _performer(settings)
-            await stack.enter_async_context(running(app, app.state.tasks, perform))
+            await stack.enter_async_context(task_runner(app, app.state.tasks, perform))
         yield
 
 
-def _performer(settings: Settings) -> Perform:
+def _performer(settings: Settings) -> Dispatcher:
     if settings.task_queue == "inline":
-        return drain
+        return run_until_idle
     from app.celery.app import send  # imports Celery, which is optional
 
     return send
@@ -153,5 +153,5 @@ def _performer(settings: Settings) -> Perform:
 
 def background_tasks(features: Sequence[Feature]) -> list[Task]:
     """Returns the tasks of the kernel and of the features."""
-    kernel = (forget_expired_keys, deliver_mail, forget_parked_mail)
+    kernel = (delete_expired_keys, deliver_mail, forget_parked_mail)
     return [*kernel, *chain(*(feature.tasks for feature in features))]

@@ -29,7 +29,7 @@ BUGS = (DataError, IntegrityConstraintViolationError, PostgresSyntaxError, Undef
 
 
 @contextmanager
-def plain_errors() -> Iterator[None]:
+def exit_on_user_error() -> Iterator[None]:
     """Prints errors that the user can fix as plain lines on stderr, and exits with status 1."""
     try:
         yield
@@ -68,6 +68,6 @@ def run_with_database(
             await database.dispose()
 
     running_database: Callable[[], AbstractContextManager[Settings]] = context.obj
-    with plain_errors(), running_database() as settings:
+    with exit_on_user_error(), running_database() as settings:
         assert settings.database_url
         return asyncio.run(main(settings, settings.database_url))

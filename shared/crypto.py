@@ -14,7 +14,7 @@ def derive(secret: str, purpose: str) -> bytes:
     return HKDF(SHA256(), 32, salt=None, info=purpose.encode()).derive(secret.encode())
 
 
-def sealer(secret: str, purpose: str) -> Fernet:
+def cipher(secret: str, purpose: str) -> Fernet:
     """Encrypts and authenticates: `seal.encrypt(bytes)`, `seal.decrypt(bytes, ttl=seconds)`."""
     return Fernet(base64.urlsafe_b64encode(derive(secret, purpose)))
 

@@ -21,9 +21,9 @@ from sqlalchemy import LargeBinary, delete, func, text
 from sqlmodel import Field, SQLModel, col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from shared.crypto import sealer
+from shared.crypto import cipher
 from shared.db import database_of
-from shared.db.tables import new_id
+from shared.db.tables import uuid7
 from shared.settings import Settings
 from shared.tasks import Task
 
@@ -42,7 +42,7 @@ class OutgoingMail(SQLModel, table=True):
 
     __tablename__ = "outgoing_mail"
 
-    id: UUID = Field(default_factory=new_id, primary_key=True)
+    id: UUID = Field(default_factory=uuid7, primary_key=True)
     recipient: str
     subject: str
     sealed_body: bytes = Field(sa_type=LargeBinary)
@@ -57,7 +57,7 @@ class Outbox:
     """Writes mails to the outbox, and decrypts their bodies."""
 
     def __init__(self, secret: str) -> None:
-        self._seal = sealer(secret, "outgoing mail")
+        self._seal = cipher(secret, "outgoing mail")
 
     async def put(self, session: AsyncSession, recipient: str, subject: str, body: str) -> None:
         """Adds a mail to the transaction; it is sent after the commit."""
@@ -167,5 +167,5 @@ SELECT count(next_attempt_at), count(*) - count(next_attempt_at),
 FROM outgoing_mail
 """)
 
-deliver_mail = Task(name="deliver_mail", drain=_deliver, every=5, channel=CHANNEL, backlog=BACKLOG)
-forget_parked_mail = Task(name="forget_parked_mail", drain=_forget_parked, every=3600)
+deliver_mail = Task(name="deliver_mail", run=_deliver, every=5, channel=CHANNEL, backlog=BACKLOG)
+forget_parked_mail = Task(name="forget_parked_mail", run=_forget_parked, every=3600)

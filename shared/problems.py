@@ -134,7 +134,7 @@ def responses(*problems: type[Problem]) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def message_of(error: Mapping[str, Any]) -> str:
+def error_message(error: Mapping[str, Any]) -> str:
     """Returns the message of a Pydantic error, in words for the client."""
     if error.get("ctx", {}).get("pattern") == NO_NUL:
         return "String should not contain NUL characters"

@@ -46,28 +46,30 @@ FAILURES = Counter(
 class Task:
     """A kind of background work.
 
-    `drain` processes one batch in its own transaction and returns the number of rows; it is
+    `run` processes one batch in its own transaction and returns the number of rows; it is
     called again until it returns 0. Then the task waits for a `NOTIFY` on `channel`, or for
     `every` seconds. `backlog` is a query for the metrics: how many rows wait, how many are
     parked (dead letters), and for how many seconds the oldest has been due.
     """
 
     name: str
-    drain: Callable[[FastAPI], Awaitable[int]]
+    run: Callable[[FastAPI], Awaitable[int]]
     every: float
     channel: str | None = None
     backlog: Executable | None = None
 
 
-Perform = Callable[[FastAPI, Task], Awaitable[object]]
-"""Called when a task is due: `drain` does the work here, a queue passes it to other processes."""
+Dispatcher = Callable[[FastAPI, Task], Awaitable[object]]
+"""Called when a task is due: `run_until_idle` does the work here, a queue passes it on."""
 
 
 @asynccontextmanager
-async def running(app: FastAPI, tasks: Sequence[Task], perform: Perform) -> AsyncIterator[None]:
+async def task_runner(
+    app: FastAPI, tasks: Sequence[Task], dispatch: Dispatcher
+) -> AsyncIterator[None]:
     """Runs the tasks until the block ends; a batch in progress is cancelled and rolled back."""
     wake = {task.name: asyncio.Event() for task in tasks}
-    workers = [asyncio.create_task(_work(app, task, perform, wake[task.name])) for task in tasks]
+    workers = [asyncio.create_task(_work(app, task, dispatch, wake[task.name])) for task in tasks]
     workers.append(asyncio.create_task(_listen(app, tasks, wake)))
     try:
         yield
@@ -77,20 +79,20 @@ async def running(app: FastAPI, tasks: Sequence[Task], perform: Perform) -> Asyn
         await asyncio.gather(*workers, return_exceptions=True)
 
 
-async def drain(app: FastAPI, task: Task) -> int:
+async def run_until_idle(app: FastAPI, task: Task) -> int:
     """Runs one task until no rows are left, and returns how many it processed."""
     total = 0
-    while done := await drain_batch(app, task):
+    while done := await run_batch(app, task):
         total += done
     return total
 
 
-async def drain_batch(app: FastAPI, task: Task) -> int:
+async def run_batch(app: FastAPI, task: Task) -> int:
     """Processes one batch, and returns the number of rows."""
     started = time.perf_counter()
     with tracer.start_as_current_span(f"task {task.name}"):
         async with asyncio.timeout(BATCH_SECONDS):
-            done = await task.drain(app)
+            done = await task.run(app)
     if done:
         ROWS.labels(task.name).inc(done)
         SECONDS.labels(task.name).observe(time.perf_counter() - started)
@@ -106,11 +108,11 @@ def report_failure(task: Task, error: Exception) -> None:
         log.error("task_failed", task=task.name, exc_info=error)
 
 
-async def _work(app: FastAPI, task: Task, perform: Perform, wake: asyncio.Event) -> None:
+async def _work(app: FastAPI, task: Task, dispatch: Dispatcher, wake: asyncio.Event) -> None:
     while True:
         wake.clear()
         try:
-            await perform(app, task)
+            await dispatch(app, task)
         except Exception as error:
             report_failure(task, error)
             if _cancelled():

@@ -33,10 +33,10 @@ def _to_utc(instant: datetime) -> datetime:
         return FIRST if instant.year == FIRST.year else LAST
 
 
-Text = Annotated[str, StringConstraints(pattern=NO_NUL)]
+DatabaseText = Annotated[str, StringConstraints(pattern=NO_NUL)]
 """A string that PostgreSQL can store: without NUL. (Pydantic itself rejects lone surrogates.)"""
 
-Instant = Annotated[
+UtcDatetime = Annotated[
     AwareDatetime,
     BeforeValidator(_a_date_first),
     AfterValidator(_to_utc),

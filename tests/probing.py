@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from app.main import create_app
 from shared.feature import Feature, find_features
-from shared.ops.logging import Lines
+from shared.ops.logging import StructlogHandler
 from shared.problems import MEDIA_TYPE, Problem
 from shared.settings import Settings
 
@@ -55,7 +55,7 @@ def captured_log(lines: io.StringIO | None = None) -> io.StringIO:
     """Redirects the log to a buffer, and returns the buffer."""
     lines = lines or io.StringIO()
     for handler in logging.getLogger().handlers:
-        if isinstance(handler, Lines):
+        if isinstance(handler, StructlogHandler):
             handler.setStream(lines)
     return lines
 

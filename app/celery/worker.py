@@ -33,11 +33,11 @@ if metrics_port:
 
 from app.celery.app import celery, send_message  # noqa: E402
 from app.main import create_app  # noqa: E402
-from shared.cli import plain_errors  # noqa: E402
+from shared.cli import exit_on_user_error  # noqa: E402
 from shared.ops.logging import configure_logging  # noqa: E402
 from shared.ops.metrics import serve_metrics  # noqa: E402
 from shared.ops.tracing import tracer  # noqa: E402
-from shared.tasks import Task, drain_batch, report_failure  # noqa: E402
+from shared.tasks import Task, report_failure, run_batch  # noqa: E402
 
 
 class WorkerProcess:
@@ -75,7 +75,7 @@ def _drain_batch(task: Task, context: Context) -> int:
         with tracer.start_as_current_span(
             f"receive {task.name}", context=context, kind=SpanKind.CONSUMER
         ):
-            return process.portal.call(drain_batch, process.app, task)
+            return process.portal.call(run_batch, process.app, task)
     except Exception as error:
         report_failure(task, error)
         return 0
@@ -84,7 +84,7 @@ def _drain_batch(task: Task, context: Context) -> int:
 def show_metrics(**_: object) -> None:
     """Serves the metrics from the first process; those of the pool start later."""
     if metrics_port:
-        with plain_errors():
+        with exit_on_user_error():
             serve_metrics(metrics_port)
 
 

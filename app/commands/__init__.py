@@ -3,7 +3,7 @@
 import typer
 
 from app.commands import database, development, doctor, migrate, openapi, serve, worker
-from shared.cli import plain_errors
+from shared.cli import exit_on_user_error
 from shared.feature import find_features
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -16,7 +16,7 @@ def main(context: typer.Context) -> None:
 
 
 def _add_feature_commands() -> None:
-    with plain_errors():
+    with exit_on_user_error():
         for feature in find_features():
             if feature.commands:
                 cli.add_typer(feature.commands)

@@ -11,7 +11,7 @@ from app.commands.database import running_database
 from app.main import create_app
 from app.scaffold.affected import affected_by, changed_files
 from app.scaffold.documents import write_parts
-from shared.cli import plain_errors
+from shared.cli import exit_on_user_error
 from shared.db.migrations import load_revisions
 from shared.feature import find_features
 from shared.settings import Settings, load_settings
@@ -27,7 +27,7 @@ def new_feature(
     """Write a new feature: a private resource with its tests and its first migration."""
     from app.scaffold.generating import write_feature  # it needs development dependencies
 
-    with plain_errors():
+    with exit_on_user_error():
         settings = load_settings(Settings)
         files = write_feature(create_app(settings), name, singular)
         feature = files[0].parts[1]
@@ -41,7 +41,7 @@ def new_feature(
 @commands.command("keep-openapi")
 def keep_openapi() -> None:
     """Write the OpenAPI document into the tests again, after a wanted change of the API."""
-    with plain_errors():
+    with exit_on_user_error():
         for path in write_parts(create_app(load_settings(Settings))):
             typer.echo(path)
 
@@ -51,7 +51,7 @@ def affected(
     base: Annotated[str, typer.Argument(help="What the change is to be compared with")],
 ) -> None:
     """Print the features whose suites a change can affect, or `all`, or nothing."""
-    with plain_errors():
+    with exit_on_user_error():
         names = affected_by(changed_files(base), find_features())
     typer.echo("all" if names is None else " ".join(names))
 
@@ -64,7 +64,7 @@ def migration(
     """Write a revision on a feature's branch, and report what is unsafe on a live table."""
     from app.scaffold.revising import write_revision
 
-    with plain_errors(), running_database() as settings:
+    with exit_on_user_error(), running_database() as settings:
         assert settings.database_url
         script = write_revision(settings.database_url, feature, message)
     _refuse_unsafe([script])

@@ -20,12 +20,12 @@ from sqlalchemy.exc import DBAPIError
 
 from app.commands.database import running_database
 from app.main import create_app
-from shared.cli import plain_errors
+from shared.cli import exit_on_user_error
 from shared.db import Database
 from shared.db.database import UNNAMED_STATEMENTS, new_engine
 from shared.db.errors import CONNECT_ERRORS
 from shared.db.migrations import load_revisions, pending
-from shared.db.tables import owners
+from shared.db.tables import table_owners
 from shared.feature import Feature
 from shared.settings import Settings, load_settings
 from shared.web.routing import endpoints
@@ -51,7 +51,7 @@ class Finding:
 def doctor() -> None:
     """Show the slices, and each fault of this installation; exit status 1 if there is one."""
     console = Console()
-    with plain_errors():
+    with exit_on_user_error():
         settings = load_settings(Settings)
         app = create_app(settings, run_tasks=False)
         console.print(slices(app.state.features))
@@ -66,7 +66,7 @@ def doctor() -> None:
 def slices(features: Sequence[Feature]) -> Table:
     """Returns a table of the features: dependencies, tables, routes, settings and migrations."""
     table = Table("feature", "", "", box=SIMPLE_HEAD)
-    revisions, owner_of = load_revisions(), owners()
+    revisions, owner_of = load_revisions(), table_owners()
     for feature in features:
         own = sorted(name for name, owner in owner_of.items() if owner == feature.name)
         name = feature.name
@@ -123,7 +123,7 @@ async def _examine(app: FastAPI, settings: Settings) -> list[Finding]:
 def _branch(revisions: ScriptDirectory, feature: Feature) -> Finding | None:
     """Returns a finding if a feature's migrations have no head or several, else None."""
     heads = _heads(revisions, feature)
-    if len(heads) == 1 or (not heads and feature.name not in owners().values()):
+    if len(heads) == 1 or (not heads and feature.name not in table_owners().values()):
         return None
     state = f"{len(heads)} heads, {', '.join(heads)}; let one follow the other" if heads else "none"
     return Finding(f"migrations of {feature.name}", state, well=False)

@@ -5,7 +5,7 @@ import logging
 import typer
 
 from app.commands.database import running_database
-from shared.cli import plain_errors
+from shared.cli import exit_on_user_error
 from shared.db.migrations import upgrade
 from shared.ops.logging import configure_logging
 
@@ -15,7 +15,7 @@ commands = typer.Typer()
 @commands.command()
 def migrate() -> None:
     """Bring the database up to this code. Safe to run in many places at once."""
-    with plain_errors(), running_database() as settings:
+    with exit_on_user_error(), running_database() as settings:
         assert settings.database_url
         configure_logging(settings)
         logging.getLogger("alembic.runtime.migration").setLevel(logging.INFO)

@@ -5,7 +5,7 @@ import json
 import typer
 
 from app.main import create_app
-from shared.cli import plain_errors
+from shared.cli import exit_on_user_error
 from shared.settings import Settings, load_settings
 
 commands = typer.Typer()
@@ -14,7 +14,7 @@ commands = typer.Typer()
 @commands.command()
 def openapi() -> None:
     """Print the OpenAPI document."""
-    with plain_errors():
+    with exit_on_user_error():
         settings = load_settings(Settings).model_copy(
             update={"database_url": "postgresql://unused"}
         )

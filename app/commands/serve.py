@@ -15,7 +15,7 @@ from app.commands.demo import load_demo, welcome
 from app.main import create_app
 from app.server import listen, serve, serve_with_workers
 from app.server.supervision import exit_with_parent
-from shared.cli import plain_errors
+from shared.cli import exit_on_user_error
 from shared.db.migrations import upgrade
 from shared.feature import Feature
 from shared.settings import Settings, load_settings
@@ -37,7 +37,7 @@ def serve_command(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if until_parent_exits:
         exit_with_parent()
-    with plain_errors():
+    with exit_on_user_error():
         settings = load_settings(Settings)
         listener = listen(host, port)
         with running_database(settings) as ready:

@@ -11,10 +11,10 @@ from fastapi import FastAPI
 
 from app.commands.database import running_database
 from app.main import create_app
-from shared.cli import plain_errors
+from shared.cli import exit_on_user_error
 from shared.ops.health import heartbeat
 from shared.ops.metrics import serve_metrics
-from shared.tasks import Task, drain, running
+from shared.tasks import Task, run_until_idle, task_runner
 
 commands = typer.Typer()
 log = structlog.get_logger(__name__)
@@ -28,7 +28,7 @@ def worker(
     ] = None,
 ) -> None:
     """Run the background work without serving HTTP; any number of these may run."""
-    with plain_errors(), running_database() as settings:
+    with exit_on_user_error(), running_database() as settings:
         if settings.metrics_port:
             serve_metrics(settings.metrics_port)
         own = [heartbeat(heartbeat_file)] if heartbeat_file else []
@@ -44,6 +44,6 @@ async def _run_until_stopped(app: FastAPI, own: list[Task]) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopped.set)
-    async with app.router.lifespan_context(app), running(app, own, drain):
+    async with app.router.lifespan_context(app), task_runner(app, own, run_until_idle):
         log.info("working", tasks=[task.name for task in app.state.tasks])
         await stopped.wait()

@@ -17,7 +17,7 @@ from sqlmodel import AutoString, UTCDateTime
 
 from app.scaffold.formatting import format_code
 from shared.db.migrations import ROOT, alembic_config
-from shared.db.tables import owners
+from shared.db.tables import table_owners
 from shared.feature import FeatureError, branches_of, find_features
 
 
@@ -66,7 +66,7 @@ def write_revision(server_url: str, feature: str, message: str) -> Script:
 
 def _hooks(feature: str) -> dict[str, Any]:
     """Returns the options that `migrations/env.py` passes to Alembic for the comparison."""
-    own = {table for table, owner in owners().items() if owner == feature}
+    own = {table for table, owner in table_owners().items() if owner == feature}
 
     def include(_object: Any, name: str | None, kind: str, *_: Any) -> bool:
         return kind != "table" or name in own

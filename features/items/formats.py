@@ -14,7 +14,7 @@ from typing import Protocol
 from pydantic import ValidationError
 
 from features.items.schemas import ImportRow, ImportRowText, ItemPublic
-from shared.problems import BadRequest, Unprocessable, message_of
+from shared.problems import BadRequest, Unprocessable, error_message
 
 MAX_RECORD_BYTES = 1_000_000
 GUNZIP_BYTES = 1 << 16
@@ -250,7 +250,7 @@ def _in_words(error: ValidationError) -> str:
     reasons = []
     for problem in error.errors(include_url=False, include_input=False):
         where = ".".join(map(str, problem["loc"]))
-        message = message_of(problem)
+        message = error_message(problem)
         reasons.append(f"{where}: {message}" if where else message)
     return "; ".join(reasons)
 

@@ -34,8 +34,8 @@ from shared.problems import (
 )
 from shared.web.conditional import (
     CREATED,
+    ETAG_RESPONSE,
     NOT_MODIFIED,
-    TAGGED,
     IfMatch,
     IfNoneMatch,
     created,
@@ -43,7 +43,7 @@ from shared.web.conditional import (
     is_current,
 )
 from shared.web.idempotency import IdempotencyDep
-from shared.web.pagination import CursorCodec
+from shared.web.pagination import CursorsDep
 from shared.web.routing import Router, from_query
 from shared.web.uploads import Upload
 
@@ -59,7 +59,7 @@ async def list_(
     principal: Reader,
     query: Annotated[ItemQuery, from_query(ItemQuery)],
     session: ReadSession,
-    cursors: CursorCodec,
+    cursors: CursorsDep,
 ) -> ItemPage:
     """Your items, a page at a time."""
     after = cursors.read(query, principal.user_id)
@@ -70,7 +70,7 @@ async def list_(
 @router.get(
     "/{item_id:uuid}",
     response_model=ItemPublic,
-    responses={**responses(NotFound), **TAGGED, **NOT_MODIFIED},
+    responses={**responses(NotFound), **ETAG_RESPONSE, **NOT_MODIFIED},
 )
 async def get(
     item_id: UUID,
@@ -111,7 +111,8 @@ async def create(
 
 
 @router.patch(
-    "/{item_id:uuid}", responses={**responses(NotFound, Conflict, PreconditionFailed), **TAGGED}
+    "/{item_id:uuid}",
+    responses={**responses(NotFound, Conflict, PreconditionFailed), **ETAG_RESPONSE},
 )
 async def update(
     item_id: UUID,

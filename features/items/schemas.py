@@ -15,7 +15,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from shared.types import Instant, Text
+from shared.types import DatabaseText, UtcDatetime
 from shared.web.pagination import Page, PageQuery, Sort
 
 MAX_PRICE = Decimal("9999999999.99")
@@ -57,9 +57,9 @@ PriceBound = Annotated[
     WithJsonSchema({"type": "number", "minimum": 0, "maximum": float(MAX_PRICE)}),
 ]
 
-ExternalId = Annotated[Text, Field(min_length=1, max_length=200)]
-Title = Annotated[Text, Field(min_length=1, max_length=500)]
-Description = Annotated[Text, Field(max_length=10_000)]
+ExternalId = Annotated[DatabaseText, Field(min_length=1, max_length=200)]
+Title = Annotated[DatabaseText, Field(min_length=1, max_length=500)]
+Description = Annotated[DatabaseText, Field(max_length=10_000)]
 
 
 class ItemCreate(BaseModel):
@@ -118,15 +118,15 @@ class ItemFilters(BaseModel):
 
     min_price: PriceBound | None = None
     max_price: PriceBound | None = None
-    created_after: Instant | None = None
-    created_before: Instant | None = None
+    created_after: UtcDatetime | None = None
+    created_before: UtcDatetime | None = None
 
 
 class ItemQuery(PageQuery, ItemFilters):
     """Query of the list: a page by `skip` and `limit`, or by the `cursor` of the page before."""
 
     q: Annotated[
-        Text | None, Field(min_length=1, max_length=200, description="Part of the title")
+        DatabaseText | None, Field(min_length=1, max_length=200, description="Part of the title")
     ] = None
     sort: ItemSort = ItemSort.CREATED_AT_DESC
 

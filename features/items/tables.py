@@ -4,7 +4,7 @@ from uuid import UUID
 from sqlalchemy import CheckConstraint, Index, Numeric, UniqueConstraint
 from sqlmodel import Field
 
-from shared.db.tables import Timestamped, new_id
+from shared.db.tables import Timestamped, uuid7
 
 
 class Item(Timestamped, table=True):
@@ -24,7 +24,7 @@ class Item(Timestamped, table=True):
         Index("ix_items_owner_id_title", "owner_id", "title", "id"),
     )
 
-    id: UUID = Field(default_factory=new_id, primary_key=True)
+    id: UUID = Field(default_factory=uuid7, primary_key=True)
     owner_id: UUID = Field(foreign_key="users.id", ondelete="CASCADE")
     external_id: str | None = None
     title: str

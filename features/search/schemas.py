@@ -7,7 +7,7 @@ from pydantic import AliasChoices, BaseModel, Field, FiniteFloat, field_validato
 
 from features.items import ItemFilters, ItemPublic
 from features.search.settings import MAX_DIMENSION
-from shared.types import Text
+from shared.types import DatabaseText
 
 MAX_QUERY_LENGTH = 1_000
 MAX_LIMIT = 100
@@ -36,7 +36,7 @@ class SearchQuery(ItemFilters):
     """What to look for, and among which items."""
 
     q: Annotated[
-        Text,
+        DatabaseText,
         Field(
             min_length=1,
             max_length=MAX_QUERY_LENGTH,

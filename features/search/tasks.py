@@ -27,10 +27,10 @@ async def _embed(app: FastAPI) -> int:
     return await embed_due(database_of(app), engine.embedders, engine.language)
 
 
-fold = Task(name="search_statistics", drain=_fold, every=SWEEP_SECONDS, channel=CHANNEL)
+fold = Task(name="search_statistics", run=_fold, every=SWEEP_SECONDS, channel=CHANNEL)
 embed = Task(
     name="search_embeddings",
-    drain=_embed,
+    run=_embed,
     every=SWEEP_SECONDS,
     channel=CHANNEL,
     backlog=BACKLOG,

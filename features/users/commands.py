@@ -17,10 +17,10 @@ from features.users.keyring import PUBLISHED_BEFORE, add_key, remove_keys
 from features.users.passwords import Passwords
 from features.users.schemas import NewPassword, UserAdminUpdate
 from features.users.tables import EventKind, Role, User
-from shared.cli import plain_errors, run_with_database
-from shared.crypto import sealer
+from shared.cli import exit_on_user_error, run_with_database
+from shared.crypto import cipher
 from shared.db import Database, write_session_of
-from shared.problems import Conflict, Unprocessable, message_of
+from shared.problems import Conflict, Unprocessable, error_message
 from shared.settings import Settings, load_settings
 
 commands = typer.Typer()
@@ -35,12 +35,12 @@ def create_admin(
 ) -> None:
     """Make an account an administrator's. Where there is none, or whoever made it never proved
     that the address is theirs, ask for a password, and end every other way in."""
-    with plain_errors():
+    with exit_on_user_error():
         address = _valid(ADDRESS, email)
     password = None
     if not run_with_database(context, lambda database: _is_proven(database, address)):
         typed = typer.prompt("New password", hide_input=True, confirmation_prompt=True)
-        with plain_errors():
+        with exit_on_user_error():
             password = _valid(PASSWORD, typed)
     run_with_database(context, lambda database: _make_admin(database, address, password))
     typer.echo(f"{address} is an administrator")
@@ -50,7 +50,7 @@ def _valid(kind: TypeAdapter[str], value: str) -> str:
     try:
         return kind.validate_python(value)
     except ValidationError as error:
-        raise Unprocessable(message_of(error.errors()[0])) from None
+        raise Unprocessable(error_message(error.errors()[0])) from None
 
 
 async def _is_proven(database: Database, email: str) -> bool:
@@ -91,7 +91,7 @@ def rotate_keys(
 
 
 async def _rotate(database: Database, revoke: bool) -> tuple[str, datetime]:
-    seal = sealer(load_settings(Settings).secret(), "signing keys")
+    seal = cipher(load_settings(Settings).secret(), "signing keys")
     active_at = datetime.now(UTC) + (PUBLISHED_BEFORE * (not revoke))
     async with database.orm_transaction() as session:
         if revoke:

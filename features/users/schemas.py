@@ -14,7 +14,7 @@ from pydantic import (
 from features.users.emails import Email
 from features.users.passwords import is_common
 from features.users.tables import EventKind, Role
-from shared.types import Instant, Text
+from shared.types import DatabaseText, UtcDatetime
 from shared.web.pagination import Page, PageQuery, Sort
 
 
@@ -24,10 +24,10 @@ def _uncommon(password: str) -> str:
     return password
 
 
-Name = Annotated[Text, Field(min_length=1, max_length=100)]
-Password = Annotated[Text, Field(min_length=8, max_length=128)]
+Name = Annotated[DatabaseText, Field(min_length=1, max_length=100)]
+Password = Annotated[DatabaseText, Field(min_length=8, max_length=128)]
 NewPassword = Annotated[Password, AfterValidator(_uncommon)]
-MailToken = Annotated[Text, Field(min_length=1, max_length=1_000)]
+MailToken = Annotated[DatabaseText, Field(min_length=1, max_length=1_000)]
 
 
 class Body(BaseModel):
@@ -134,8 +134,8 @@ class ApiKeyCreate(Body):
     )
 
     name: Name
-    scopes: Annotated[list[Text], Field(min_length=1, max_length=50)]
-    expires_at: Instant | None = None
+    scopes: Annotated[list[DatabaseText], Field(min_length=1, max_length=50)]
+    expires_at: UtcDatetime | None = None
 
 
 class ApiKeyPublic(BaseModel):
@@ -206,7 +206,8 @@ class UserSort(Sort):
 
 class UserQuery(PageQuery):
     q: Annotated[
-        Text | None, Field(min_length=1, max_length=200, description="Part of email or name")
+        DatabaseText | None,
+        Field(min_length=1, max_length=200, description="Part of email or name"),
     ] = None
     role: Role | None = None
     is_active: bool | None = None

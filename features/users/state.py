@@ -19,7 +19,7 @@ from features.users.oidc import Provider
 from features.users.passwords import Passwords
 from features.users.revocation import Revocations
 from features.users.settings import MAX_ACCESS_LIFETIME, UsersSettings
-from shared.crypto import sealer
+from shared.crypto import cipher
 from shared.db import Database, database_of
 from shared.feature import settings_of
 from shared.mail import Outbox
@@ -56,7 +56,7 @@ def open_state(app: FastAPI, settings: UsersSettings) -> UsersState:
     database, secret = database_of(app), kernel.secret()
     keyring = Keyring(
         database=database,
-        seal=sealer(secret, "signing keys"),
+        seal=cipher(secret, "signing keys"),
         issuer=kernel.base_url,
         lifetime=settings.access_lifetime,
     )
@@ -80,7 +80,7 @@ def open_state(app: FastAPI, settings: UsersSettings) -> UsersState:
             name: Provider(name, provider, kernel.base_url)
             for name, provider in settings.oidc_providers.items()
         },
-        attempts=sealer(secret, "sign-in attempts"),
+        attempts=cipher(secret, "sign-in attempts"),
         secure=kernel.base_url.startswith("https:"),
     )
 

@@ -12,7 +12,7 @@ from sqlalchemy import BigInteger, CheckConstraint, Index, LargeBinary, UniqueCo
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlmodel import Field, SQLModel, String
 
-from shared.db.tables import Timestamped, new_id
+from shared.db.tables import Timestamped, uuid7
 
 
 class Role(StrEnum):
@@ -29,7 +29,7 @@ class User(Timestamped, table=True):
     __tablename__ = "users"
     __table_args__ = (CheckConstraint("role IN ('user', 'admin')", name="role_known"),)
 
-    id: UUID = Field(default_factory=new_id, primary_key=True)
+    id: UUID = Field(default_factory=uuid7, primary_key=True)
     email: str = Field(unique=True)
     email_verified: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
     name: str | None = None
@@ -49,7 +49,7 @@ class Session(SQLModel, table=True):
 
     __tablename__ = "sessions"
 
-    id: UUID = Field(default_factory=new_id, primary_key=True)
+    id: UUID = Field(default_factory=uuid7, primary_key=True)
     user_id: UUID = Field(foreign_key="users.id", ondelete="CASCADE", index=True)
     scope: str | None = None
     address: str
@@ -118,7 +118,7 @@ class ApiKey(SQLModel, table=True):
     __tablename__ = "api_keys"
     __table_args__ = (UniqueConstraint("hash"),)
 
-    id: UUID = Field(default_factory=new_id, primary_key=True)
+    id: UUID = Field(default_factory=uuid7, primary_key=True)
     user_id: UUID = Field(foreign_key="users.id", ondelete="CASCADE", index=True)
     name: str
     hash: bytes = Field(sa_type=LargeBinary)
@@ -137,7 +137,7 @@ class Identity(SQLModel, table=True):
     __tablename__ = "identities"
     __table_args__ = (UniqueConstraint("issuer", "subject"),)
 
-    id: UUID = Field(default_factory=new_id, primary_key=True)
+    id: UUID = Field(default_factory=uuid7, primary_key=True)
     user_id: UUID = Field(foreign_key="users.id", ondelete="CASCADE", index=True)
     issuer: str
     subject: str
@@ -180,7 +180,7 @@ class Event(SQLModel, table=True):
     __tablename__ = "account_events"
     __table_args__ = (Index("ix_account_events_user_id", "user_id", "created_at", "id"),)
 
-    id: UUID = Field(default_factory=new_id, primary_key=True)
+    id: UUID = Field(default_factory=uuid7, primary_key=True)
     user_id: UUID | None = Field(default=None, foreign_key="users.id", ondelete="CASCADE")
     actor_id: UUID | None = None
     kind: EventKind = Field(sa_type=String)
@@ -201,7 +201,7 @@ class ResetRequest(SQLModel, table=True):
 
     __tablename__ = "reset_requests"
 
-    id: UUID = Field(default_factory=new_id, primary_key=True)
+    id: UUID = Field(default_factory=uuid7, primary_key=True)
     email: str
     address: str
     user_agent: str

@@ -45,6 +45,6 @@ async def _delete(session: AsyncSession, table: type[SQLModel], ended: ColumnEle
 
 
 reset_requests = Task(
-    name="reset_requests", drain=_answer_reset_requests, every=5, channel=RESET_CHANNEL
+    name="reset_requests", run=_answer_reset_requests, every=5, channel=RESET_CHANNEL
 )
-ended_access = Task(name="ended_access", drain=_forget_ended, every=600)
+ended_access = Task(name="ended_access", run=_forget_ended, every=600)

@@ -5,11 +5,11 @@ from datetime import datetime
 from typing import Any, ClassVar
 from uuid import UUID
 
+import uuid_utils.compat
 from pydantic import BaseModel
 from sqlalchemy import ColumnElement, Table, func
 from sqlmodel import Field, SQLModel
 from sqlmodel.main import default_registry
-from uuid_utils.compat import uuid7
 
 # A constraint's name has its table and columns, so that a violation can be put into words.
 SQLModel.metadata.naming_convention = {
@@ -21,7 +21,7 @@ SQLModel.metadata.naming_convention = {
 }
 
 
-def owners() -> dict[str, str]:
+def table_owners() -> dict[str, str]:
     """Returns the tables of all imported models, each with its feature, or `shared`."""
     found: dict[str, str] = {}
     for mapper in default_registry.mappers:
@@ -41,9 +41,9 @@ def columns(table: Table, schema: type[BaseModel]) -> list[ColumnElement[Any]]:
     return [table.c[name] for name in schema.model_fields]
 
 
-def new_id() -> UUID:
+def uuid7() -> UUID:
     """Returns a UUIDv7 (RFC 9562): unique, and in order of creation."""
-    return uuid7()
+    return uuid_utils.compat.uuid7()
 
 
 class Timestamped(SQLModel):

@@ -50,8 +50,8 @@ async def check(app: FastAPI) -> None:
     Raises:
         Unavailable: the database does not answer, or its schema is behind the code.
     """
-    asking = asyncio.create_task(_behind(app))
-    asking.add_done_callback(_take_note)
+    asking = asyncio.create_task(_pending_migrations(app))
+    asking.add_done_callback(_retrieve_exception)
     await asyncio.wait({asking}, timeout=READINESS_TIMEOUT_SECONDS)
     asking.cancel()  # not awaited: to close a connection to a frozen server takes seconds
     try:
@@ -63,13 +63,13 @@ async def check(app: FastAPI) -> None:
         raise Unavailable(f"The database lacks the migrations {', '.join(behind)}")
 
 
-def _take_note(asked: "asyncio.Task[list[str]]") -> None:
+def _retrieve_exception(asked: "asyncio.Task[list[str]]") -> None:
     """Retrieves the exception of an abandoned check, which asyncio would otherwise log."""
     if not asked.cancelled():
         asked.exception()
 
 
-async def _behind(app: FastAPI) -> list[str]:
+async def _pending_migrations(app: FastAPI) -> list[str]:
     async with database_of(app).probe.connect() as connection:
         return await connection.run_sync(pending, app.state.revisions)
 
@@ -86,4 +86,4 @@ def heartbeat(file: Path) -> Task:
             await anyio.Path(file).touch()
         return 0
 
-    return Task(name="heartbeat", drain=beat, every=HEARTBEAT_SECONDS)
+    return Task(name="heartbeat", run=beat, every=HEARTBEAT_SECONDS)

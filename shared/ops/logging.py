@@ -35,7 +35,7 @@ def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     return event
 
 
-class Lines(logging.StreamHandler[TextIO]):
+class StructlogHandler(logging.StreamHandler[TextIO]):
     """The handler that writes the records of the standard library and the events of structlog.
 
     It formats records as any handler does. It is also structlog's logger, and writes events
@@ -85,13 +85,13 @@ def configure_logging(settings: Settings) -> None:
     if traces():
         prepare.append(add_trace)
     level = getattr(logging, settings.log_level.upper())
-    lines = Lines(prepare, render)
+    handler = StructlogHandler(prepare, render)
     structlog.configure(
         processors=prepare,
-        logger_factory=lambda *_: lines,
+        logger_factory=lambda *_: handler,
         wrapper_class=structlog.make_filtering_bound_logger(level),
     )
-    logging.basicConfig(handlers=[lines], level=level, force=True)
+    logging.basicConfig(handlers=[handler], level=level, force=True)
     logging.getLogger("uvicorn.access").disabled = True  # `RequestMiddleware` logs each request
     for chatty in ("alembic", "httpx"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -91,11 +91,11 @@ def _registry() -> CollectorRegistry:
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         return REGISTRY
     registry = CollectorRegistry()
-    Processes(registry)  # type: ignore[no-untyped-call]
+    LiveProcessCollector(registry)  # type: ignore[no-untyped-call]
     return registry
 
 
-class Processes(MultiProcessCollector):
+class LiveProcessCollector(MultiProcessCollector):
     """Collects the metrics that several processes have written to the files of one folder.
 
     The counters of a process that has ended stay; its gauges of connections in use are removed.
@@ -117,7 +117,7 @@ def _is_running(pid: int) -> bool:
 
 
 @asynccontextmanager
-async def watching_pools(database: Database) -> AsyncIterator[None]:
+async def pool_sampler(database: Database) -> AsyncIterator[None]:
     """Updates the gauges of the pools every 5 seconds, as another process may be scraped."""
 
     async def watch() -> None:

@@ -14,7 +14,7 @@ from structlog.typing import EventDict, WrappedLogger
 
 from shared.settings import Settings
 
-SAID_ELSEWHERE = frozenset({"event", "exc_info", "level", "timestamp"})
+EXCLUDED_FIELDS = frozenset({"event", "exc_info", "level", "timestamp"})
 
 
 def configure_sentry(settings: Settings, release: str) -> None:
@@ -28,7 +28,7 @@ def configure_sentry(settings: Settings, release: str) -> None:
         send_default_pii=False,
         max_request_body_size="never",
         include_local_variables=False,  # passwords may be in them, under any name
-        before_send=_join,
+        before_send=_before_send,
         auto_enabling_integrations=False,  # they import each package that is installed
         integrations=[StarletteIntegration(), FastApiIntegration()],
         disabled_integrations=[LoggingIntegration()],  # `report_error` sends more context
@@ -39,8 +39,8 @@ def report_error(_logger: WrappedLogger, _method: str, event: EventDict) -> Even
     """A structlog processor: sends events of level error or higher to Sentry."""
     if logging.getLevelNamesMapping()[event["level"].upper()] >= logging.ERROR:
         with sentry_sdk.new_scope() as scope:
-            said = {key: event[key] for key in event if key not in SAID_ELSEWHERE}
-            scope.set_context("log", said)
+            context = {key: event[key] for key in event if key not in EXCLUDED_FIELDS}
+            scope.set_context("log", context)
             given = event.get("exc_info")
             error = sys.exc_info() if given is True else given
             if error and error != (None, None, None):
@@ -50,7 +50,7 @@ def report_error(_logger: WrappedLogger, _method: str, event: EventDict) -> Even
     return event
 
 
-def _join(event: Event, _hint: Hint) -> Event:
+def _before_send(event: Event, _hint: Hint) -> Event:
     """Adds the ids of the request and the user to a Sentry event; removes the query string."""
     known = structlog.contextvars.get_contextvars()
     if "request_id" in known:

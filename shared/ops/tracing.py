@@ -40,7 +40,7 @@ def tracing() -> TelemetryConfig:
 
 
 @asynccontextmanager
-async def tracing_calls() -> AsyncIterator[None]:
+async def export_traces() -> AsyncIterator[None]:
     """Exports traces if an OTLP endpoint is set, with spans of queries and outgoing HTTP calls."""
     if not traces():
         yield

@@ -26,7 +26,7 @@ _ETAG = {
 _LOCATION = {
     "Location": {"description": "The path of the new resource", "schema": {"type": "string"}}
 }
-TAGGED: Responses = {HTTPStatus.OK.value: {"headers": _ETAG}}
+ETAG_RESPONSE: Responses = {HTTPStatus.OK.value: {"headers": _ETAG}}
 CREATED: Responses = {HTTPStatus.CREATED.value: {"headers": {**_LOCATION, **_ETAG}}}
 NOT_MODIFIED: Responses = {
     HTTPStatus.NOT_MODIFIED.value: {"description": "Not Modified", "headers": _ETAG}
@@ -68,13 +68,13 @@ def check_if_match(if_match: str | None, tag: str) -> None:
         raise PreconditionFailed("It was changed since you read it; read it again")
 
 
-class _Anything(frozenset[str]):
+class _MatchAny(frozenset[str]):
     def __contains__(self, _tag: object) -> bool:
         return True
 
 
 def _tags(header: str, *, weak: bool) -> frozenset[str]:
     if header.strip() == "*":
-        return _Anything()
+        return _MatchAny()
     tags = (tag.strip() for tag in header.split(","))
     return frozenset(tag.removeprefix("W/") if weak else tag for tag in tags)

@@ -19,15 +19,15 @@ from sqlmodel import Field, SQLModel
 from shared.auth import Principal
 from shared.db import WriteSession, database_of
 from shared.db.locks import advisory_lock
-from shared.db.tables import new_id, table_of
+from shared.db.tables import table_of, uuid7
 from shared.problems import Conflict, Unprocessable
 from shared.tasks import Task
-from shared.types import Text
+from shared.types import DatabaseText
 
 LIFETIME = timedelta(hours=24)
 BATCH_ROWS = 1_000
-REPLAYED = "Idempotency-Replayed"
-KEPT_HEADERS = ("content-type", "location", "etag")
+REPLAYED_HEADER = "Idempotency-Replayed"
+STORED_HEADERS = ("content-type", "location", "etag")
 
 
 class IdempotencyKey(SQLModel, table=True):
@@ -35,7 +35,7 @@ class IdempotencyKey(SQLModel, table=True):
 
     __tablename__ = "idempotency_keys"
 
-    user_id: UUID = Field(default_factory=new_id, primary_key=True)
+    user_id: UUID = Field(default_factory=uuid7, primary_key=True)
     key: str = Field(primary_key=True)
     fingerprint: str
     status: int
@@ -44,17 +44,30 @@ class IdempotencyKey(SQLModel, table=True):
     expires_at: datetime = Field(index=True)
 
 
-KEYS = table_of(IdempotencyKey)
-THIS = (KEYS.c.user_id == bindparam("user_id"), KEYS.c.key == bindparam("key"))
-LOCK = select(func.pg_try_advisory_xact_lock(bindparam("lock", type_=BigInteger)).label("locked"))
-KEPT = select(KEYS).where(*THIS)
-KEEP = insert(KEYS)
-FORGET = delete(KEYS).where(*THIS)
-EXPIRED = select(KEYS.c.user_id, KEYS.c.key).where(KEYS.c.expires_at < func.now()).limit(BATCH_ROWS)
-FORGET_EXPIRED = (
-    delete(KEYS)
-    .where(tuple_(KEYS.c.user_id, KEYS.c.key).in_(EXPIRED.with_for_update(skip_locked=True)))
-    .returning(KEYS.c.key)
+IDEMPOTENCY_KEYS = table_of(IdempotencyKey)
+IS_THIS_KEY = (
+    IDEMPOTENCY_KEYS.c.user_id == bindparam("user_id"),
+    IDEMPOTENCY_KEYS.c.key == bindparam("key"),
+)
+TRY_LOCK_KEY = select(
+    func.pg_try_advisory_xact_lock(bindparam("lock", type_=BigInteger)).label("locked")
+)
+SELECT_KEY = select(IDEMPOTENCY_KEYS).where(*IS_THIS_KEY)
+INSERT_KEY = insert(IDEMPOTENCY_KEYS)
+DELETE_KEY = delete(IDEMPOTENCY_KEYS).where(*IS_THIS_KEY)
+SELECT_EXPIRED = (
+    select(IDEMPOTENCY_KEYS.c.user_id, IDEMPOTENCY_KEYS.c.key)
+    .where(IDEMPOTENCY_KEYS.c.expires_at < func.now())
+    .limit(BATCH_ROWS)
+)
+DELETE_EXPIRED = (
+    delete(IDEMPOTENCY_KEYS)
+    .where(
+        tuple_(IDEMPOTENCY_KEYS.c.user_id, IDEMPOTENCY_KEYS.c.key).in_(
+            SELECT_EXPIRED.with_for_update(skip_locked=True)
+        )
+    )
+    .returning(IDEMPOTENCY_KEYS.c.key)
 )
 
 
@@ -85,18 +98,18 @@ class Idempotency:
             return None
         this = {"user_id": principal.user_id, "key": self.key}
         lock = {"lock": advisory_lock("shared.idempotency", principal.user_id, self.key)}
-        [taken] = await self.session.fetch(LOCK, lock)
+        [taken] = await self.session.fetch(TRY_LOCK_KEY, lock)
         if not taken.locked:
             raise Conflict("A request with this Idempotency-Key is still being worked on")
-        kept = await self.session.fetch_one(KEPT, this)
+        kept = await self.session.fetch_one(SELECT_KEY, this)
         if kept is None:
             return None
         if kept.expires_at <= datetime.now(UTC):
-            await self.session.execute(FORGET, this)
+            await self.session.execute(DELETE_KEY, this)
             return None
         if kept.fingerprint != self.fingerprint:
             raise Unprocessable("This Idempotency-Key was used for a different request")
-        return Response(kept.body, kept.status, {**kept.headers, REPLAYED: "true"})
+        return Response(kept.body, kept.status, {**kept.headers, REPLAYED_HEADER: "true"})
 
     async def keep(self, principal: Principal, answer: Response) -> Response:
         """Stores the response with the key, to be committed with the work; returns the response."""
@@ -106,11 +119,11 @@ class Idempotency:
                 "key": self.key,
                 "fingerprint": self.fingerprint,
                 "status": answer.status_code,
-                "headers": {k: v for k, v in answer.headers.items() if k in KEPT_HEADERS},
+                "headers": {k: v for k, v in answer.headers.items() if k in STORED_HEADERS},
                 "body": bytes(answer.body),
                 "expires_at": datetime.now(UTC) + LIFETIME,
             }
-            await self.session.execute(KEEP, kept)
+            await self.session.execute(INSERT_KEY, kept)
         return answer
 
 
@@ -118,7 +131,7 @@ async def _idempotency(
     request: Request,
     session: WriteSession,
     key: Annotated[
-        Text | None,
+        DatabaseText | None,
         Header(
             alias="Idempotency-Key",
             min_length=1,
@@ -136,9 +149,9 @@ async def _idempotency(
 IdempotencyDep = Annotated[Idempotency, Depends(_idempotency)]
 
 
-async def _forget_expired(app: FastAPI) -> int:
+async def _delete_expired(app: FastAPI) -> int:
     async with database_of(app).transaction() as session:
-        return len(await session.fetch(FORGET_EXPIRED))
+        return len(await session.fetch(DELETE_EXPIRED))
 
 
-forget_expired_keys = Task(name="forget_expired_keys", drain=_forget_expired, every=3600)
+delete_expired_keys = Task(name="delete_expired_keys", run=_delete_expired, every=3600)

@@ -80,7 +80,7 @@ class RequestMiddleware:
             _log_request(scope, status, seconds)
 
 
-class LastResortMiddleware:
+class ServerErrorMiddleware:
     """Logs an unhandled exception and answers with a 500 problem, without its details.
 
     Also turns Starlette's plain-text 413 into a problem.

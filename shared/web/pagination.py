@@ -78,7 +78,7 @@ class Page(BaseModel, Generic[Entry]):
 
 
 @dataclass(frozen=True)
-class Keyset:
+class CursorPosition:
     """The last row of a page: its value in the sort column and its id, both as text."""
 
     value: str
@@ -86,17 +86,17 @@ class Keyset:
 
 
 @dataclass(frozen=True)
-class Rows:
+class PageRows:
     """The rows of a page; the total number of matching rows, if the query asks for it; and the
     last row, after which the next page begins, or None on the last page."""
 
     rows: Sequence[Row]
     total: int | None
-    last: Keyset | None
+    last: CursorPosition | None
 
 
 @dataclass(frozen=True, eq=False)
-class Listing:
+class ListQuery:
     """The statement behind a list: a SELECT of the visible rows with their id and sort columns,
     and a condition for each filter of the query, by field name.
 
@@ -109,7 +109,12 @@ class Listing:
 
 @cache
 def page_statement(
-    listing: Listing, filters: frozenset[str], sort: Sort, *, resumed: bool, total: bool = False
+    listing: ListQuery,
+    filters: frozenset[str],
+    sort: Sort,
+    *,
+    after_cursor: bool,
+    total: bool = False,
 ) -> Select[Any]:
     """Builds the SELECT of a page. With `total`, each row has the number of all matching rows."""
     columns, descending = listing.rows.selected_columns, sort.descending
@@ -117,7 +122,7 @@ def page_statement(
     page = _matching(listing, filters)
     if total:
         page = page.add_columns(count_statement(listing, filters).scalar_subquery().label(TOTAL))
-    if resumed:
+    if after_cursor:
         last = tuple_(*map(_from_text, (LAST_VALUE, LAST_ID), order))
         page = page.where(tuple_(*order) < last if descending else tuple_(*order) > last)
     page = page.order_by(*(column.desc() if descending else column.asc() for column in order))
@@ -125,12 +130,12 @@ def page_statement(
 
 
 @cache
-def count_statement(listing: Listing, filters: frozenset[str]) -> Select[Any]:
+def count_statement(listing: ListQuery, filters: frozenset[str]) -> Select[Any]:
     matching = _matching(listing, filters)
     return matching.with_only_columns(func.count().label(TOTAL), maintain_column_froms=True)
 
 
-def _matching(listing: Listing, filters: frozenset[str]) -> Select[Any]:
+def _matching(listing: ListQuery, filters: frozenset[str]) -> Select[Any]:
     return listing.rows.where(*(listing.filters[name] for name in sorted(filters)))
 
 
@@ -141,11 +146,11 @@ def _from_text(name: str, column: ColumnElement[Any]) -> ColumnElement[Any]:
 
 async def fetch_page(
     session: ReadSession,
-    listing: Listing,
+    listing: ListQuery,
     query: PageQuery,
-    after: Keyset | None = None,
+    after: CursorPosition | None = None,
     **owner: Any,
-) -> Rows:
+) -> PageRows:
     """Returns a page of the matching rows, in the order of the query; ties are broken by id.
 
     With `after`, the page begins after that row, even if rows were added since. `owner` has the
@@ -154,7 +159,9 @@ async def fetch_page(
     given = {name: getattr(query, name) for name in listing.filters}
     filters = {name: value for name, value in given.items() if value is not None} | owner
     names = frozenset(filters) - frozenset(owner)
-    page = page_statement(listing, names, query.sort, resumed=after is not None, total=query.total)
+    page = page_statement(
+        listing, names, query.sort, after_cursor=after is not None, total=query.total
+    )
     place: dict[str, Any] = {SKIP: query.skip, ROWS: query.limit + 1}
     if after:
         place |= {LAST_VALUE: after.value, LAST_ID: after.id}
@@ -164,12 +171,14 @@ async def fetch_page(
         counted = found or await session.fetch(count_statement(listing, names), filters)
         total = counted[0][TOTAL]
     rows, more = found[: query.limit], len(found) > query.limit
-    return Rows(rows, total, _keyset(rows[-1], query.sort.column) if more else None)
+    return PageRows(rows, total, _keyset(rows[-1], query.sort.column) if more else None)
 
 
-def _keyset(row: Row, column: str) -> Keyset:
+def _keyset(row: Row, column: str) -> CursorPosition:
     value = row[column]
-    return Keyset(value.isoformat() if isinstance(value, datetime) else str(value), str(row.id))
+    return CursorPosition(
+        value.isoformat() if isinstance(value, datetime) else str(value), str(row.id)
+    )
 
 
 @dataclass(frozen=True)
@@ -182,7 +191,7 @@ class Cursors:
 
     key: bytes
 
-    def read(self, query: PageQuery, *owner: Any) -> Keyset | None:
+    def read(self, query: PageQuery, *owner: Any) -> CursorPosition | None:
         """Returns the row after which the page begins, or None if the query has no cursor.
 
         Raises:
@@ -198,9 +207,9 @@ class Cursors:
         if not compare_digest(signature, self._signature(last, query, owner)):
             raise BadRequest("The cursor is not valid, or not for this order and these filters")
         last_id, _, value = last.decode().partition(" ")
-        return Keyset(value, last_id)
+        return CursorPosition(value, last_id)
 
-    def page(self, found: Rows, query: PageQuery, *owner: Any) -> dict[str, Any]:
+    def page(self, found: PageRows, query: PageQuery, *owner: Any) -> dict[str, Any]:
         """Returns the fields of the `Page`: its rows, its numbers and the next cursor."""
         return {
             "items": [dict(row) for row in found.rows],
@@ -210,7 +219,7 @@ class Cursors:
             "next_cursor": self._write(found.last, query, owner) if found.last else None,
         }
 
-    def _write(self, keyset: Keyset, query: PageQuery, owner: Any) -> str:
+    def _write(self, keyset: CursorPosition, query: PageQuery, owner: Any) -> str:
         last = f"{keyset.id} {keyset.value}".encode()
         return urlsafe_b64encode(self._signature(last, query, owner) + last).decode()
 
@@ -229,4 +238,4 @@ def new_cursors(secret: str) -> Cursors:
     return Cursors(derive(secret, "cursor"))
 
 
-CursorCodec = Annotated[Cursors, Depends(_cursors)]
+CursorsDep = Annotated[Cursors, Depends(_cursors)]

@@ -22,7 +22,14 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from shared.db.errors import database_cause, database_problem
-from shared.problems import MEDIA_TYPE, FieldError, Problem, UnsupportedMediaType, message_of, title
+from shared.problems import (
+    MEDIA_TYPE,
+    FieldError,
+    Problem,
+    UnsupportedMediaType,
+    error_message,
+    title,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -82,7 +89,7 @@ def _field_error(error: Mapping[str, Any]) -> FieldError:
         )
     escaped = (str(part).replace("~", "~0").replace("/", "~1") for part in path)
     pointer = "".join(f"/{part}" for part in escaped)
-    return FieldError(location=str(location), pointer=pointer, detail=message_of(error))
+    return FieldError(location=str(location), pointer=pointer, detail=error_message(error))
 
 
 async def _on_problem(request: Request, error: Problem) -> Response:

@@ -201,7 +201,7 @@ NOTES = {
                 return await delete_notes(session, datetime.now(UTC) - kept)
 
 
-        old_notes = Task(name="old_notes", drain=_delete_old_notes, every=600)
+        old_notes = Task(name="old_notes", run=_delete_old_notes, every=600)
     ''',
     "features/notes/commands.py": '''
         """`python -m app count-notes`."""

@@ -19,7 +19,7 @@ from sqlmodel.main import default_registry
 
 from app.scaffold.linting import sql_of
 from shared.db.migrations import alembic_config
-from shared.db.tables import owners
+from shared.db.tables import table_owners
 from shared.feature import find_features
 from tests.architecture.imports import imports_of_tests
 from tests.kit.ownership import written_tables
@@ -52,7 +52,7 @@ def check_tables(graph: grimp.ImportGraph, root: Path) -> tuple[set[str], list[s
     """Returns the features that have tables, and a line for each forbidden access or import."""
     depends_on = {feature.name: set(feature.depends_on) for feature in find_features()}
     migrations = dict(_migrations())
-    owner = {**owners(), **_created(migrations)}
+    owner = {**table_owners(), **_created(migrations)}
     deeds = [*_in_models(), *_in_migrations(migrations), *_in_code(root, depends_on)]
     breaches = [
         f"{deed.place} {deed.verb} {deed.table}, which belongs to {owner[deed.table]}"
@@ -84,7 +84,7 @@ def _created(migrations: Mapping[Path, str]) -> dict[str, str]:
 
 def _in_models() -> Iterator[Deed]:
     """Yields the foreign keys of the models."""
-    owner = owners()
+    owner = table_owners()
     for mapper in default_registry.mappers:
         table = str(mapper.local_table)
         place = f"{mapper.class_.__module__}.{mapper.class_.__name__}"

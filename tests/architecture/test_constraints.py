@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from sqlalchemy import CheckConstraint, ForeignKeyConstraint, Table, UniqueConstraint
 from sqlmodel import SQLModel
 
-from shared.db.tables import owners
+from shared.db.tables import table_owners
 from shared.feature import find_features
 from tests.declarations import declared_by_feature
 
@@ -18,7 +18,7 @@ def names_in(table: Table) -> list[str]:
 
 
 def owner_by_constraint() -> dict[str, str]:
-    owner = owners()
+    owner = table_owners()
     return {
         name: owner[table.name]
         for table in SQLModel.metadata.sorted_tables

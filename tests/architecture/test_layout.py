@@ -11,7 +11,7 @@ import pytest
 from alembic import command
 
 from shared.db.migrations import alembic_config, has_revisions, load_revisions, upgrade
-from shared.db.tables import owners
+from shared.db.tables import table_owners
 from shared.feature import find_features
 from tests.copying import BIN, ROOT, copy_repository, run, run_app, run_suite
 from tests.kit import Server, free_port
@@ -47,7 +47,7 @@ def test_a_feature_has_tests_and_a_branch_for_its_tables(feature: str) -> None:
     labels = {
         label for script in load_revisions().walk_revisions() for label in script.branch_labels
     }
-    has_tables = feature in owners().values()
+    has_tables = feature in table_owners().values()
     assert has_revisions(feature) == has_tables, (
         f"{feature} has tables and no migrations/{feature}, or the other way about"
     )

@@ -18,7 +18,7 @@ from sqlmodel import SQLModel
 
 from shared.db import migrations
 from shared.db.migrations import alembic_config, load_revisions, pending, upgrade
-from shared.db.tables import owners
+from shared.db.tables import table_owners
 from shared.feature import branches_of, find_features
 from tests.kit import Server
 
@@ -67,7 +67,7 @@ def needed_by(branch: str) -> list[str]:
 
 def check_models(url: str, branch: str) -> None:
     """Fails if the tables of the branch differ from its models, or if a table has no model."""
-    owner = owners()
+    owner = table_owners()
 
     def include(_object: Any, name: str | None, kind: str, *_: Any) -> bool:
         return kind != "table" or owner.get(str(name), branch) == branch
@@ -83,14 +83,14 @@ def test_a_branch_stands_alone_and_its_models_equal_its_migrations(url: str, bra
     command.upgrade(alembic_config(url, needed_by(branch)), "heads")
     check_models(url, branch)
     tables = set(query(url, "SELECT relname FROM pg_class WHERE relkind = 'r'"))
-    assert {table for table, owner in owners().items() if owner == branch} <= tables
+    assert {table for table, owner in table_owners().items() if owner == branch} <= tables
 
 
 @pytest.mark.parametrize("branch", BRANCHES)
 def test_the_branches_that_are_named_are_migrated_and_no_others(url: str, branch: str) -> None:
     upgrade(url, needed_by(branch))
     created = set(query(url, OBJECTS))
-    for table, owner in owners().items():
+    for table, owner in table_owners().items():
         assert (f"r {table}" in created) == (owner in needed_by(branch)), table
 
 

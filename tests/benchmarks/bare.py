@@ -29,7 +29,7 @@ from features.search.statements import CANDIDATES, search_statement
 from features.users.tokens import TokenReader, write_access_token
 from shared.auth import Principal
 from shared.db.statements import compile_statement
-from shared.db.tables import new_id
+from shared.db.tables import uuid7
 
 COLUMNS = "id, external_id, title, description, price, created_at, updated_at"
 GET = f"SELECT {COLUMNS} FROM items WHERE id = $1 AND owner_id = $2"
@@ -90,7 +90,7 @@ async def token(request: Request) -> Response:
     assert user
     given, kept = str(form["password"]), user["password_hash"]
     assert await anyio.to_thread.run_sync(hasher.verify, given, kept, limiter=cores)
-    principal = Principal(user["id"], frozenset({"items:read"}), new_id())
+    principal = Principal(user["id"], frozenset({"items:read"}), uuid7())
     await pool.execute(SIGN_IN, principal.session_id, principal.user_id)
     access = write_access_token(signing_key, "http://127.0.0.1:8000", principal, 900)
     return answer({"access_token": access, "token_type": "bearer", "expires_in": 900})
@@ -119,7 +119,7 @@ async def create(request: Request, principal: Principal) -> Response:
     body = orjson.loads(await request.body())
     async with pool.acquire() as connection, connection.transaction():
         row = await connection.fetchrow(
-            CREATE, new_id(), principal.user_id, body["title"], Decimal(str(body["price"]))
+            CREATE, uuid7(), principal.user_id, body["title"], Decimal(str(body["price"]))
         )
     assert row
     headers = {"ETag": tag(row), "Location": f"/items/{row['id']}"}

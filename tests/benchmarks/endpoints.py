@@ -27,7 +27,7 @@ import httpx
 
 from app.main import create_app
 from shared.settings import Settings
-from shared.tasks import drain
+from shared.tasks import run_until_idle
 from tests.benchmarks.common import ROOT, migrated_database, save
 from tests.kit import PASSWORD, connect, sign_in
 
@@ -159,7 +159,7 @@ async def prepare(settings: Settings) -> tuple[str, list[Endpoint]]:
         report = await client.post("/items/import", content=lines, headers=headers)
         assert report.json()["created"] == ITEMS, report.text
         for task in app.state.tasks:
-            await drain(app, task)
+            await run_until_idle(app, task)
         item = (await client.get("/items?limit=1")).json()["items"][0]["id"]
         tag = (await client.get(f"/items/{item}")).headers["etag"]
         form = {"grant_type": "password", "username": "bench@example.com", "password": PASSWORD}

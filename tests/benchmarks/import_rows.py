@@ -19,7 +19,7 @@ import asyncpg
 from httpx import AsyncClient
 
 from app.main import create_app
-from shared.db.tables import new_id
+from shared.db.tables import uuid7
 from shared.settings import Settings
 from tests.benchmarks.common import DATA, migrated_database, save
 from tests.kit import connect, sign_in
@@ -54,7 +54,7 @@ async def bare_copy(url: str, owner_id: UUID, rows: list[Row]) -> None:
     now = datetime.now(UTC)
     records = [
         (
-            new_id(),
+            uuid7(),
             owner_id,
             row["id"],
             row["title"],

@@ -29,7 +29,7 @@ from features.search.indexing.models import add_model, hnsw_index, prepare
 from features.search.settings import SearchSettings
 from shared.cache import open_cache
 from shared.db import Database
-from shared.db.tables import new_id
+from shared.db.tables import uuid7
 from shared.settings import Settings
 from tests.benchmarks.common import DATA, migrated_database, opened
 from tests.benchmarks.search_relevance import read
@@ -106,7 +106,7 @@ async def fill(
         part = order[start : start + BATCH]
         chosen = list(islice(cycle(range(TEXTS)), start, start + len(part)))
         items = [
-            (new_id(), owners[owner], texts[text]["title"][:200], texts[text].get("description"))
+            (uuid7(), owners[owner], texts[text]["title"][:200], texts[text].get("description"))
             for owner, text in zip(part, chosen, strict=True)
         ]
         prices = random.uniform(0.01, 1000, len(part)).round(2).tolist()

@@ -29,7 +29,7 @@ from app.main import background_tasks, create_app
 from features.search.handlers import searching
 from features.search.tests.measures import Judgements, misspell, quality
 from shared.settings import Settings
-from shared.tasks import Task, drain
+from shared.tasks import Task, run_until_idle
 from tests.benchmarks.common import DATA, migrated_database
 from tests.kit import PASSWORD, connect, sign_in
 
@@ -100,7 +100,7 @@ async def load(app: FastAPI, client: AsyncClient, items: Sequence[Mapping[str, A
     await import_all(client, items)
     for task in search_tasks(app):
         started = time.perf_counter()
-        done = await drain(app, task)
+        done = await run_until_idle(app, task)
         print(f"{task.name}: {done / (time.perf_counter() - started):,.0f} rows/s")
 
 

@@ -12,7 +12,7 @@ from fastapi.routing import iter_route_contexts
 from httpx import AsyncClient, Response
 
 from shared.db import database_of
-from shared.tasks import drain
+from shared.tasks import run_until_idle
 from tests.declarations import declared
 from tests.kit import SignUp
 
@@ -110,7 +110,7 @@ async def embed_all(app: FastAPI) -> None:
     """Runs the background tasks of all features, so that semantic search finds everything."""
     for feature in app.state.features:
         for task in feature.tasks:
-            await drain(app, task)
+            await run_until_idle(app, task)
 
 
 def told(response: Response, ids: dict[str, str]) -> tuple[int, str]:

@@ -20,10 +20,10 @@ from shared.web.routing import Router
 from tests.kit import (
     Mails,
     SignUp,
-    body,
     connect,
     eventually,
     max_queries,
+    payload_for,
     sign_in,
     wait_until,
     within,
@@ -33,21 +33,21 @@ from tests.probing import app_with
 
 
 async def test_each_client_is_another_identity(
-    anonymous: AsyncClient, client: AsyncClient, other: AsyncClient, admin: AsyncClient
+    anonymous: AsyncClient, client: AsyncClient, other_client: AsyncClient, admin: AsyncClient
 ) -> None:
     assert (await anonymous.get("/users/me")).status_code == 401
-    emails = [(await who.get("/users/me")).json()["email"] for who in (client, other, admin)]
+    emails = [(await who.get("/users/me")).json()["email"] for who in (client, other_client, admin)]
     assert len(set(emails)) == 3
     assert (await client.get("/users")).status_code == 403
     assert (await admin.get("/users")).status_code == 200
 
 
 async def test_a_machine_acts_for_the_account_of_client(
-    client: AsyncClient, machine: AsyncClient, other: AsyncClient
+    client: AsyncClient, api_key_client: AsyncClient, other_client: AsyncClient
 ) -> None:
-    made = await machine.post("/items", json=body(ItemCreate))
+    made = await api_key_client.post("/items", json=payload_for(ItemCreate))
     assert (await client.get(made.headers["location"])).status_code == 200
-    assert (await other.get(made.headers["location"])).status_code == 404
+    assert (await other_client.get(made.headers["location"])).status_code == 404
 
 
 async def test_a_request_over_its_budget_of_queries_fails(client: AsyncClient) -> None:
@@ -117,26 +117,26 @@ async def test_who_writes_to_a_neighbours_table_is_named(settings: Settings, nam
 
 async def test_a_body_is_valid_and_has_what_was_given(client: AsyncClient) -> None:
     for number in range(20):
-        sent = body(ItemCreate, title=f"Mug {number}")
+        sent = payload_for(ItemCreate, title=f"Mug {number}")
         created = await client.post("/items", json=sent)
         assert created.status_code == 201, (sent, created.text)
         assert created.json()["title"] == f"Mug {number}"
 
 
 async def test_a_body_of_a_change_leaves_out_what_may_be_left_out(client: AsyncClient) -> None:
-    url = (await client.post("/items", json=body(ItemCreate))).headers["location"]
-    sent = [body(ItemUpdate, title=f"Mug {number}") for number in range(20)]
+    url = (await client.post("/items", json=payload_for(ItemCreate))).headers["location"]
+    sent = [payload_for(ItemUpdate, title=f"Mug {number}") for number in range(20)]
     for changes in sent:
         changed = await client.patch(url, json=changes)
         assert changed.status_code == 200, (changes, changed.text)
     assert len({frozenset(changes) for changes in sent}) > 1
 
 
-async def test_mail_is_caught(sign_up: SignUp, mails: Mails) -> None:
+async def test_mail_is_caught(sign_up: SignUp, sent_mail: Mails) -> None:
     await sign_up("ada@example.com")
-    (welcome,) = await mails("ada@example.com")
+    (welcome,) = await sent_mail("ada@example.com")
     assert "ada@example.com" not in welcome["subject"]
-    assert await mails("eve@example.com") == []
+    assert await sent_mail("eve@example.com") == []
 
 
 async def test_what_is_logged_is_caught(events: list[Mapping[str, Any]]) -> None:

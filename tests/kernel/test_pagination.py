@@ -9,7 +9,7 @@ from sqlalchemy import Column, Integer, MetaData, Table, bindparam, select
 
 from shared.db import Database
 from shared.settings import Settings
-from shared.web.pagination import Keyset, Listing, PageQuery, Sort, fetch_page
+from shared.web.pagination import CursorPosition, ListQuery, PageQuery, Sort, fetch_page
 
 NAMES = ("total", "rows", "page", "limit", "last_value", "last_id")
 ORDERS = Table(
@@ -19,7 +19,7 @@ ORDERS = Table(
     *(Column(name, Integer) for name in NAMES),
 )
 FILTERED = ("rows", "last_value", "last_id")
-LISTING = Listing(select(ORDERS), {name: ORDERS.c[name] == bindparam(name) for name in FILTERED})
+LISTING = ListQuery(select(ORDERS), {name: ORDERS.c[name] == bindparam(name) for name in FILTERED})
 
 
 class OrderSort(Sort):
@@ -74,7 +74,7 @@ async def test_a_cursor_goes_on_beside_such_filters(
 ) -> None:
     query = OrderQuery(rows=2, sort=sort, limit=1)
     seen: list[int] = []
-    last: Keyset | None = None
+    last: CursorPosition | None = None
     for _ in expected:
         page = await fetch_page(database.read(), LISTING, query, last)
         seen += [row.id for row in page.rows]

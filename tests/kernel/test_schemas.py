@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from shared.types import Instant
+from shared.types import UtcDatetime
 
-INSTANT: TypeAdapter[datetime] = TypeAdapter(Instant)
+INSTANT: TypeAdapter[datetime] = TypeAdapter(UtcDatetime)
 document = jsonschema_rs.validator_for(INSTANT.json_schema(), validate_formats=True)
 offsets = st.integers(-1439, 1439).map(lambda minutes: timezone(timedelta(minutes=minutes)))
 

@@ -24,7 +24,7 @@ from sqlalchemy.exc import ArgumentError
 
 from shared.db import Database, write_session_of
 from shared.settings import Settings
-from shared.web.idempotency import KEPT, IdempotencyKey
+from shared.web.idempotency import SELECT_KEY, IdempotencyKey
 
 PARCELS = Table(
     "parcels",
@@ -112,4 +112,4 @@ async def test_objects_are_flushed_before_statements(database: Database) -> None
     async with database.orm_transaction() as orm:
         orm.add(kept)
         this = {"user_id": kept.user_id, "key": kept.key}
-        assert await write_session_of(orm).fetch_one(KEPT, this)
+        assert await write_session_of(orm).fetch_one(SELECT_KEY, this)

@@ -6,7 +6,7 @@ import asyncpg
 from fastapi import FastAPI
 
 from shared.problems import Unavailable
-from shared.tasks import Task, drain, running
+from shared.tasks import Task, run_until_idle, task_runner
 from tests.kit import eventually, within
 from tests.probing import captured_log
 
@@ -27,8 +27,8 @@ async def test_a_task_that_fails_while_it_is_cancelled_stops_all_the_same(app: F
         finally:
             raise RuntimeError("the connection is gone")
 
-    task = Task(name="probe", drain=fail_to_roll_back, every=600)
-    async with within(20, "the end of the task"), running(app, [task], drain):
+    task = Task(name="probe", run=fail_to_roll_back, every=600)
+    async with within(20, "the end of the task"), task_runner(app, [task], run_until_idle):
         await begun.wait()
 
 
@@ -39,8 +39,8 @@ async def test_a_database_that_is_away_is_no_error(app: FastAPI) -> None:
         tried.set()
         raise Unavailable("The database cannot be reached")
 
-    task = Task(name="probe", drain=find_nothing, every=600)
-    async with running(app, [task], drain):
+    task = Task(name="probe", run=find_nothing, every=600)
+    async with task_runner(app, [task], run_until_idle):
         async with within(20, "the first run of the task"):
             await tried.wait()
         await eventually(lambda: "task_postponed" in lines.getvalue(), "the line of the task")
@@ -56,9 +56,12 @@ async def test_a_notification_wakes_a_task_also_after_the_connection_was_lost(
         batches.put_nowait(None)
         return 0
 
-    task = Task(name="probe", drain=find_nothing, every=600, channel="probe")
+    task = Task(name="probe", run=find_nothing, every=600, channel="probe")
     connection = await asyncpg.connect(database_url)
-    async with within(30, "a batch for each notification"), running(app, [task], drain):
+    async with (
+        within(30, "a batch for each notification"),
+        task_runner(app, [task], run_until_idle),
+    ):
         for _ in range(2):
             await batches.get()  # one at the start, one once it listens
         for statement in ("NOTIFY probe", END_THE_LISTENER, "NOTIFY probe"):

@@ -18,27 +18,27 @@ from pydantic import SecretStr
 from shared.feature import Feature, find_features
 from shared.settings import Settings
 from tests.kit.applications import application
-from tests.kit.bodies import body
-from tests.kit.calls import keep_calls
+from tests.kit.bodies import payload_for
+from tests.kit.calls import assert_max_calls
 from tests.kit.clients import (
     PASSWORD,
     Mails,
     SignUp,
     admin,
     anonymous,
+    api_key_client,
     client,
     connect,
     is_ready,
-    machine,
-    mails,
-    other,
+    other_client,
+    sent_mail,
     sign_in,
     sign_up,
 )
 from tests.kit.commands import SECRET_KEY, Command, command, run_command
 from tests.kit.events import events
 from tests.kit.ownership import watched
-from tests.kit.queries import QueryCounts, keep_budgets, max_queries
+from tests.kit.queries import QueryCounts, assert_query_budgets, max_queries
 from tests.kit.redis import Redis, free_port, redis
 from tests.kit.servers import Server, drop_database, execute, running_server
 from tests.kit.waiting import eventually, wait_until, within
@@ -53,7 +53,9 @@ __all__ = [
     "SignUp",
     "admin",
     "anonymous",
-    "body",
+    "api_key_client",
+    "assert_max_calls",
+    "assert_query_budgets",
     "client",
     "command",
     "connect",
@@ -61,14 +63,12 @@ __all__ = [
     "eventually",
     "free_port",
     "is_ready",
-    "keep_budgets",
-    "keep_calls",
-    "machine",
-    "mails",
     "max_queries",
-    "other",
+    "other_client",
+    "payload_for",
     "redis",
     "run_command",
+    "sent_mail",
     "sign_in",
     "sign_up",
     "wait_until",

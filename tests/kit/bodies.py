@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import MISSING, BaseModel
 
 
-def body(schema: type[BaseModel], **given: Any) -> dict[str, Any]:
+def payload_for(schema: type[BaseModel], **given: Any) -> dict[str, Any]:
     """Returns a valid JSON body for the schema: the given fields, and random values besides.
 
     Fields that a PATCH may leave out are left out at random.

@@ -23,7 +23,7 @@ async def nothing() -> Response:
     return Response(b'{"id": 1}', media_type="application/json")
 
 
-async def keep_calls(client: AsyncClient, app: FastAPI, url: str, most: float) -> None:
+async def assert_max_calls(client: AsyncClient, app: FastAPI, url: str, most: float) -> None:
     """Fails if the client's GET makes more than `most` times the calls of a minimal FastAPI route.
 
     One more dependency or middleware adds about 0.4.

@@ -85,7 +85,7 @@ async def client(sign_up: SignUp) -> AsyncClient:
 
 
 @pytest.fixture
-async def other(sign_up: SignUp) -> AsyncClient:
+async def other_client(sign_up: SignUp) -> AsyncClient:
     """A client signed in to another account."""
     return await sign_up()
 
@@ -101,7 +101,7 @@ async def admin(sign_up: SignUp, database_url: str) -> AsyncClient:
 
 
 @pytest.fixture
-async def machine(client: AsyncClient, app: FastAPI) -> AsyncIterator[AsyncClient]:
+async def api_key_client(client: AsyncClient, app: FastAPI) -> AsyncIterator[AsyncClient]:
     """A client with an API key of the account of `client`, with all scopes except `users:*`."""
     known = {scope for feature in app.state.features for scope in feature.scopes}
     scopes = sorted(scope for scope in known if not scope.startswith("users:"))
@@ -115,7 +115,7 @@ Mails = Callable[[str], Awaitable[list[dict[str, Any]]]]
 
 
 @pytest.fixture
-def mails(database_url: str, settings: Settings) -> Mails:
+def sent_mail(database_url: str, settings: Settings) -> Mails:
     """Reads the outbox: `await mails("ada@example.com")` returns the unsent mail, oldest first."""
     outbox = Outbox(settings.secret())
 

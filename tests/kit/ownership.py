@@ -16,7 +16,7 @@ import greenlet
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from shared.db.tables import owners
+from shared.db.tables import table_owners
 from tests.kit.queries import following
 
 WRITTEN = re.compile(
@@ -42,7 +42,7 @@ def watched(app: FastAPI) -> Iterator[None]:
     def look(statement: str) -> None:
         written = written_tables(statement)
         writers = _writers() if written else set()
-        owner = owners() if writers else {}
+        owner = table_owners() if writers else {}
         for table in written & owner.keys():
             if owner[table] not in writers:
                 writer = next(iter(writers - {"shared"}), "shared")

@@ -79,7 +79,7 @@ def budgets(document: Path) -> dict[str, int]:
     return {endpoint: int(limit) for endpoint, limit in rows}
 
 
-async def keep_budgets(document: Path, requests: Mapping[str, Awaitable[Response]]) -> None:
+async def assert_query_budgets(document: Path, requests: Mapping[str, Awaitable[Response]]) -> None:
     """Fails unless each request succeeds within its budget in the document.
 
     The document must have a budget for each request, and no others.

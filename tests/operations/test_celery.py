@@ -297,7 +297,7 @@ def test_a_batch_that_fails_is_no_error_of_celerys(
         raise Unavailable("The database cannot be reached")
 
     lines = captured_log()
-    app.state.tasks = [Task(name="probe", drain=unavailable, every=600)]
+    app.state.tasks = [Task(name="probe", run=unavailable, every=600)]
     with start_blocking_portal("asyncio") as portal:
         monkeypatch.setattr(worker.process, "app", app, raising=False)
         monkeypatch.setattr(worker.process, "portal", portal, raising=False)

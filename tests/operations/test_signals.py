@@ -52,7 +52,7 @@ async def drain(app) -> int:
         raise failure
     return 0
 
-tasks = [Task(name="probe", drain=drain, every=60)]
+tasks = [Task(name="probe", run=drain, every=60)]
 probe = Feature(name="probe", router=router, tasks=tasks)
 listener = socket.create_server(("127.0.0.1", 0))
 port = listener.getsockname()[1]

@@ -10,7 +10,7 @@ from features.items.formats import Accepted, Rejected
 from features.items.schemas import ImportReport, RowError
 from shared.db import WriteSession
 from shared.db.locks import advisory_lock
-from shared.db.tables import new_id
+from shared.db.tables import uuid7
 
 MAX_ERRORS = 1_000
 LIMITS = text("""
@@ -113,4 +113,4 @@ async def _stage(
 
 def _record(accepted: Accepted) -> tuple[Any, ...]:
     row = accepted.row
-    return (accepted.line, new_id(), row.external_id, row.title, row.description, row.price)
+    return (accepted.line, uuid7(), row.external_id, row.title, row.description, row.price)

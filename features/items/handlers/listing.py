@@ -9,9 +9,9 @@ from features.items.handlers.single import OWNED
 from features.items.schemas import ItemQuery
 from features.items.tables import Item
 from shared.db import ReadSession
-from shared.web.pagination import Keyset, Listing, Rows, fetch_page
+from shared.web.pagination import CursorPosition, ListQuery, PageRows, fetch_page
 
-ITEMS = Listing(
+ITEMS = ListQuery(
     OWNED,
     {
         "q": func.strpos(func.lower(Item.title), func.lower(bindparam("q"))) > 0,
@@ -24,7 +24,7 @@ ITEMS = Listing(
 
 
 async def list_items(
-    session: ReadSession, owner_id: UUID, query: ItemQuery, after: Keyset | None = None
-) -> Rows:
+    session: ReadSession, owner_id: UUID, query: ItemQuery, after: CursorPosition | None = None
+) -> PageRows:
     """Returns a page of the owner's matching items."""
     return await fetch_page(session, ITEMS, query, after, owner_id=owner_id)

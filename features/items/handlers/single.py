@@ -8,7 +8,7 @@ from sqlmodel import col
 from features.items.schemas import ItemCreate, ItemPublic, ItemUpdate
 from features.items.tables import Item
 from shared.db import ReadSession, Row, WriteSession
-from shared.db.tables import columns, new_id, table_of
+from shared.db.tables import columns, table_of, uuid7
 from shared.problems import NotFound
 from shared.web.conditional import check_if_match, entity_tag
 
@@ -26,7 +26,7 @@ DELETE = delete(ITEMS).where(ITEMS.c.id == bindparam("key"))
 
 async def create_item(session: WriteSession, owner_id: UUID, new: ItemCreate) -> ItemPublic:
     """Adds an item. A taken `external_id` violates `uq_items_owner_id_external_id`."""
-    values = {"id": new_id(), "owner_id": owner_id, **new.model_dump()}
+    values = {"id": uuid7(), "owner_id": owner_id, **new.model_dump()}
     [row] = await session.fetch(CREATE, values)
     return ItemPublic.model_validate(dict(row))
 

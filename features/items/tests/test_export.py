@@ -100,38 +100,40 @@ async def test_another_format_is_not_acceptable(client: AsyncClient, accept: str
     assert "application/jsonl, text/csv" in response.json()["detail"]
 
 
-async def test_only_the_owners_items_are_exported(client: AsyncClient, other: AsyncClient) -> None:
+async def test_only_the_owners_items_are_exported(
+    client: AsyncClient, other_client: AsyncClient
+) -> None:
     await add(client, {"title": "Mine", "price": 1})
-    await add(other, {"title": "Theirs", "price": 1})
+    await add(other_client, {"title": "Theirs", "price": 1})
     assert b"Theirs" not in await export(client)
-    assert b"Mine" not in await export(other, "text/csv")
+    assert b"Mine" not in await export(other_client, "text/csv")
 
 
 @pytest.mark.parametrize("media_type", ["application/jsonl", "text/csv"])
 async def test_an_export_can_be_imported(
-    client: AsyncClient, other: AsyncClient, media_type: str
+    client: AsyncClient, other_client: AsyncClient, media_type: str
 ) -> None:
     await add(client, *ODD_ITEMS)
     exported = await export(client, media_type)
     again = {"created": 0, "updated": 0, "unchanged": 3, "rejected": 0}
     assert await import_(client, exported, media_type) == again
     elsewhere = {"created": 3, "updated": 0, "unchanged": 0, "rejected": 0}
-    assert await import_(other, exported, media_type) == elsewhere
-    copies = (await other.get("/items", params={"sort": "created_at"})).json()["items"]
+    assert await import_(other_client, exported, media_type) == elsewhere
+    copies = (await other_client.get("/items", params={"sort": "created_at"})).json()["items"]
     assert [{name: item[name] for name in ODD_ITEMS[0]} for item in copies] == ODD_ITEMS
 
 
 @pytest.mark.parametrize("media_type", ["application/jsonl", "text/csv"])
 async def test_an_item_without_a_key_gets_none_by_the_way(
-    client: AsyncClient, other: AsyncClient, media_type: str
+    client: AsyncClient, other_client: AsyncClient, media_type: str
 ) -> None:
     await add(client, {"title": "No key", "price": 1})
-    await import_(other, await export(client, media_type), media_type)
-    assert (await other.get("/items")).json()["items"][0]["external_id"] is None
+    await import_(other_client, await export(client, media_type), media_type)
+    assert (await other_client.get("/items")).json()["items"][0]["external_id"] is None
 
 
 async def test_exports_that_nobody_reads_leave_connections_to_others(
-    app: FastAPI, client: AsyncClient, other: AsyncClient
+    app: FastAPI, client: AsyncClient, other_client: AsyncClient
 ) -> None:
     begun, gate = asyncio.Semaphore(0), asyncio.Event()
     reading = [asyncio.create_task(read_later(app, client, begun, gate)) for _ in range(10)]
@@ -139,7 +141,7 @@ async def test_exports_that_nobody_reads_leave_connections_to_others(
         for _ in range(10):
             await begun.acquire()
     for _ in range(3):
-        assert (await other.get("/items")).status_code == 200
+        assert (await other_client.get("/items")).status_code == 200
     gate.set()
     async with within(30, "the end of each export"):
         statuses = await asyncio.gather(*reading)

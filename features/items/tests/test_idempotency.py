@@ -8,8 +8,8 @@ from fastapi import FastAPI
 from httpx import AsyncClient, Response
 
 from shared.settings import Settings
-from shared.tasks import drain
-from shared.web.idempotency import forget_expired_keys
+from shared.tasks import run_until_idle
+from shared.web.idempotency import delete_expired_keys
 from tests.kit import eventually, within
 
 KEY = {"Idempotency-Key": "8e03978e-40d5-43e8-bc93-6894a57f9324"}
@@ -67,11 +67,13 @@ async def test_another_request_cannot_have_the_key(client: AsyncClient) -> None:
     assert await count(client) == 1
 
 
-async def test_each_account_has_its_own_keys(client: AsyncClient, other: AsyncClient) -> None:
-    mine, others = await create(client), await create(other)
+async def test_each_account_has_its_own_keys(
+    client: AsyncClient, other_client: AsyncClient
+) -> None:
+    mine, others = await create(client), await create(other_client)
     assert (mine.status_code, others.status_code) == (201, 201)
     assert mine.json()["id"] != others.json()["id"]
-    assert await count(client) == await count(other) == 1
+    assert await count(client) == await count(other_client) == 1
 
 
 async def test_without_a_key_each_request_is_done(client: AsyncClient) -> None:
@@ -98,8 +100,8 @@ async def test_expired_keys_are_forgotten(
     await connection.execute(MANY_MORE)
     await expire_keys(database_url)
     await create(client, {"Idempotency-Key": "new"})
-    assert await forget_expired_keys.drain(app) == 1_000, "in batches, each in a moment"
-    assert await drain(app, forget_expired_keys) == 1_501
+    assert await delete_expired_keys.run(app) == 1_000, "in batches, each in a moment"
+    assert await run_until_idle(app, delete_expired_keys) == 1_501
     assert await connection.fetchval("SELECT array_agg(key) FROM idempotency_keys") == ["new"]
     await connection.close()
 
@@ -115,7 +117,7 @@ async def test_a_request_that_fails_keeps_nothing(client: AsyncClient) -> None:
 
 
 async def test_a_request_under_way_is_not_done_again(
-    client: AsyncClient, other: AsyncClient, database_url: str
+    client: AsyncClient, other_client: AsyncClient, database_url: str
 ) -> None:
     holder, observer = await asyncpg.connect(database_url), await asyncpg.connect(database_url)
     async with holder.transaction():

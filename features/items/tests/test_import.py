@@ -122,9 +122,11 @@ async def test_rows_without_a_key_are_always_new(client: AsyncClient) -> None:
     assert await report(send(client, rows)) == NOTHING | {"created": 2}
 
 
-async def test_each_account_has_its_own_keys(client: AsyncClient, other: AsyncClient) -> None:
+async def test_each_account_has_its_own_keys(
+    client: AsyncClient, other_client: AsyncClient
+) -> None:
     assert await report(send(client, json_lines(row(1)))) == NOTHING | {"created": 1}
-    assert await report(send(other, json_lines(row(1, 9)))) == NOTHING | {"created": 1}
+    assert await report(send(other_client, json_lines(row(1, 9)))) == NOTHING | {"created": 1}
     assert (await client.get("/items")).json()["items"][0]["price"] == 1.5
 
 
@@ -256,13 +258,13 @@ async def test_rows_that_are_not_taken_leave_others_their_turn(
 
 
 async def test_others_are_answered_while_a_file_without_a_good_row_is_read(
-    client: AsyncClient, other: AsyncClient
+    client: AsyncClient, other_client: AsyncClient
 ) -> None:
     packed = gzip.compress(b"x\n" * 100_000)
     importing = asyncio.create_task(send(client, packed, encoding="gzip"))
     answered = 0
     while not importing.done():
-        assert (await other.get("/users/me")).status_code == 200
+        assert (await other_client.get("/users/me")).status_code == 200
         answered += 1
     assert (await importing).json()["rejected"] == 100_000
     assert answered >= 10
@@ -447,7 +449,7 @@ async def test_imports_of_the_same_keys_at_once_come_one_after_the_other(
 
 
 async def test_imports_that_stand_still_leave_connections_to_others(
-    client: AsyncClient, other: AsyncClient
+    client: AsyncClient, other_client: AsyncClient
 ) -> None:
     begun, gate = asyncio.Semaphore(0), asyncio.Event()
 
@@ -461,8 +463,8 @@ async def test_imports_that_stand_still_leave_connections_to_others(
         for _ in range(5):
             await begun.acquire()
     for key in range(3):
-        assert (await other.post("/items", json=row(key))).status_code == 201
-    await eventually(lambda: is_ready(other), "readiness beside the imports", 30)
+        assert (await other_client.post("/items", json=row(key))).status_code == 201
+    await eventually(lambda: is_ready(other_client), "readiness beside the imports", 30)
     for answer in islice(asyncio.as_completed(importing, timeout=30), 5):
         refused = await answer
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")

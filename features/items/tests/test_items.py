@@ -70,12 +70,14 @@ async def test_prices_are_exact(client: AsyncClient) -> None:
         assert f'"price":{price}' in created.text
 
 
-async def test_a_taken_external_id_is_a_conflict(client: AsyncClient, other: AsyncClient) -> None:
+async def test_a_taken_external_id_is_a_conflict(
+    client: AsyncClient, other_client: AsyncClient
+) -> None:
     assert (await client.post("/items", json=MUG)).status_code == 201
     again = await client.post("/items", json=MUG)
     assert again.status_code == 409
     assert again.json()["detail"] == "You already have an item with this external_id"
-    assert (await other.post("/items", json=MUG)).status_code == 201
+    assert (await other_client.post("/items", json=MUG)).status_code == 201
 
 
 async def test_a_patch_changes_what_is_given_and_null_clears(client: AsyncClient) -> None:

@@ -93,7 +93,7 @@ async def test_cursors_are_stable_while_items_are_added(client: AsyncClient) -> 
 
 
 async def test_a_cursor_is_good_for_its_own_query_alone(
-    client: AsyncClient, other: AsyncClient
+    client: AsyncClient, other_client: AsyncClient
 ) -> None:
     await add(client, 1, 2, 3)
     cursor = (await client.get("/items", params={"limit": 1})).json()["next_cursor"]
@@ -104,7 +104,7 @@ async def test_a_cursor_is_good_for_its_own_query_alone(
         (client, {"cursor": cursor, "sort": "price"}),
         (client, {"cursor": cursor, "min_price": 1}),
         (client, {"cursor": cursor, "q": "Item"}),
-        (other, {"cursor": cursor}),
+        (other_client, {"cursor": cursor}),
     ]:
         response = await requester.get("/items", params=query)
         assert response.status_code == 400, query

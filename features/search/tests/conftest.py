@@ -6,7 +6,7 @@ import pytest
 from fastapi import FastAPI
 
 from features.search.tasks import embed, fold
-from shared.tasks import drain
+from shared.tasks import run_until_idle
 
 Index = Callable[[], Awaitable[None]]
 
@@ -16,7 +16,7 @@ def index(app: FastAPI) -> Index:
     """Runs all background work of search that is due: `await index()`."""
 
     async def drain_all() -> None:
-        await drain(app, fold)
-        await drain(app, embed)
+        await run_until_idle(app, fold)
+        await run_until_idle(app, embed)
 
     return drain_all

@@ -11,7 +11,7 @@ from httpx import AsyncClient
 from features.search.tasks import embed
 from features.search.tests.conftest import Index
 from features.search.tests.test_search import find, titles
-from shared.tasks import drain
+from shared.tasks import run_until_idle
 
 Database = asyncpg.Connection
 
@@ -71,10 +71,10 @@ async def test_raw_sql_is_followed(client: AsyncClient, index: Index, database: 
 
 
 async def test_an_item_that_changes_hands_takes_its_index_along(
-    client: AsyncClient, other: AsyncClient, index: Index, database: Database
+    client: AsyncClient, other_client: AsyncClient, index: Index, database: Database
 ) -> None:
     (item,) = await add(client, "Copper kettle")
-    (theirs,) = await add(other, "Iron pan")
+    (theirs,) = await add(other_client, "Iron pan")
     await index()
     await database.execute(
         "UPDATE items SET owner_id = (SELECT owner_id FROM items WHERE id = $1) WHERE id = $2",
@@ -85,7 +85,7 @@ async def test_an_item_that_changes_hands_takes_its_index_along(
     assert await database.fetchval(CONSISTENT)
     for mode in ("lexical", "semantic", "hybrid"):
         assert titles(await find(client, "kettle", mode=mode)) == []
-        assert "Copper kettle" in titles(await find(other, "kettle", mode=mode))
+        assert "Copper kettle" in titles(await find(other_client, "kettle", mode=mode))
 
 
 async def test_an_import_is_found(client: AsyncClient, index: Index, database: Database) -> None:
@@ -172,7 +172,7 @@ async def test_a_change_during_embedding_is_not_lost(
     app: FastAPI, client: AsyncClient, index: Index, database: Database, monkeypatch: Any
 ) -> None:
     (item,) = await add(client, "Copper kettle")
-    await drain(app, embed)
+    await run_until_idle(app, embed)
     embedder = app.state.search.embedders.get(app.state.search.embedders.configured)
     embed_documents = embedder.embed_documents
 

@@ -27,7 +27,7 @@ from features.search.tests.test_search import find, titles
 from shared.cache import open_cache
 from shared.db import database_of
 from shared.settings import ConfigurationError
-from shared.tasks import drain
+from shared.tasks import run_until_idle
 from tests.kit import eventually, within
 
 __all__ = ["database"]
@@ -321,9 +321,9 @@ async def test_many_workers_share_the_queue(
     all_at_work = asyncio.Barrier(4)
     endpoint.meanwhile = all_at_work.wait  # answers only when all four have a batch
     async with within(60, "the end of four workers"):
-        done = await asyncio.gather(*(drain(app, embed) for _ in range(4)))
+        done = await asyncio.gather(*(run_until_idle(app, embed) for _ in range(4)))
         assert done == [64] * 4
-        await asyncio.gather(*(drain(app, fold) for _ in range(4)))
+        await asyncio.gather(*(run_until_idle(app, fold) for _ in range(4)))
     assert await database.fetchval(CONSISTENT)
     assert await database.fetch(STATISTICS) == []
 

@@ -19,7 +19,7 @@ from features.search.statements import search_statement
 from features.search.tasks import fold
 from shared.db import database_of
 from shared.db.statements import compile_statement
-from shared.tasks import drain
+from shared.tasks import run_until_idle
 
 ITEMS, DIMENSION, WANTED = 2_000, 16, 10
 MODEL = Model("openai", "words", DIMENSION)
@@ -85,7 +85,7 @@ async def owner(app: FastAPI, client: AsyncClient, database_url: str) -> AsyncIt
     made = await connection.fetchrow(FILL, owner_id, _vectors(ITEMS, seed=1))
     assert made
     await connection.execute(EMBED, owner_id, model, *made)
-    await drain(app, fold)
+    await run_until_idle(app, fold)
     yield Owner(connection, owner_id, model)
     await connection.close()
 

@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from httpx import AsyncClient
 
 from features.search.tests.conftest import Index
-from tests.kit import keep_budgets, keep_calls
+from tests.kit import assert_max_calls, assert_query_budgets
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -17,7 +17,7 @@ async def test_each_endpoint_keeps_its_budget_of_queries(client: AsyncClient, in
         made = await client.post("/items", json={"title": title, "price": 12.5})
     await index()
     vector = {"vector": [0.1] * 384}
-    await keep_budgets(
+    await assert_query_budgets(
         README,
         {
             "GET /search": client.get("/search", params={"q": "mug"}),
@@ -30,4 +30,4 @@ async def test_each_endpoint_keeps_its_budget_of_queries(client: AsyncClient, in
 
 async def test_a_search_calls_few_functions(app: FastAPI, client: AsyncClient) -> None:
     await client.post("/items", json={"title": "Enamel mug", "price": 12.5})
-    await keep_calls(client, app, "/search?q=mug&mode=lexical", most=5.4)
+    await assert_max_calls(client, app, "/search?q=mug&mode=lexical", most=5.4)

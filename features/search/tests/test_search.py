@@ -78,29 +78,29 @@ async def test_what_is_asked_for_in_other_words_is_found_by_meaning(shop: AsyncC
     assert set(titles(await find(shop, "cup for tea"))[:2]) == {"Red enamel mug", "Blue enamel mug"}
 
 
-async def test_items_of_others_do_not_exist(shop: AsyncClient, other: AsyncClient) -> None:
+async def test_items_of_others_do_not_exist(shop: AsyncClient, other_client: AsyncClient) -> None:
     item_id = (await find(shop, "mug"))["hits"][0]["item"]["id"]
     for mode in ("hybrid", "lexical", "semantic"):
-        answer = await find(other, "mug", mode=mode)
+        answer = await find(other_client, "mug", mode=mode)
         assert (answer["hits"], answer["total"]) == ([], 0)
-    similar = await other.get(f"/items/{item_id}/similar")
+    similar = await other_client.get(f"/items/{item_id}/similar")
     assert similar.status_code == 404
     assert similar.json()["detail"] == f"Item {item_id} not found"
-    nearest = await other.post("/search/vector", json={"vector": [1.0] * 384})
+    nearest = await other_client.post("/search/vector", json={"vector": [1.0] * 384})
     assert nearest.json()["hits"] == []
-    assert (await other.get("/search/status")).json()["indexed"] == 0
+    assert (await other_client.get("/search/status")).json()["indexed"] == 0
 
 
 async def test_nobody_can_name_another_owner_in_an_item(
-    client: AsyncClient, other: AsyncClient, index: Index
+    client: AsyncClient, other_client: AsyncClient, index: Index
 ) -> None:
-    victim = (await other.get("/users/me")).json()["id"]
+    victim = (await other_client.get("/users/me")).json()["id"]
     for title in (f"Mug {victim}", f"{victim}/mug", f"mug ' {victim}'", f'mug "\\ {victim}"'):
         assert (await client.post("/items", json={"title": title, "price": 1})).is_success
     await index()
     for mode in ("hybrid", "lexical", "semantic"):
         for q in ("mug", victim, f"mug {victim}", f'"{victim}" or mug', "mug -kettle"):
-            answer = await find(other, q, mode=mode)
+            answer = await find(other_client, q, mode=mode)
             assert (answer["hits"], answer["total"]) == ([], 0), (mode, q)
 
 

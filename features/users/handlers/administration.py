@@ -19,10 +19,10 @@ from features.users.schemas import UserAdminUpdate, UserQuery
 from features.users.tables import EventKind, Role, User
 from shared.db import ReadSession
 from shared.problems import NotFound
-from shared.web.pagination import Keyset, Listing, Rows, fetch_page
+from shared.web.pagination import CursorPosition, ListQuery, PageRows, fetch_page
 
 Q = func.lower(bindparam("q"))
-USERS = Listing(
+USERS = ListQuery(
     PUBLIC,
     {
         "q": (func.strpos(User.email, Q) > 0) | (func.strpos(func.lower(User.name), Q) > 0),
@@ -32,7 +32,9 @@ USERS = Listing(
 )
 
 
-async def list_users(session: ReadSession, query: UserQuery, after: Keyset | None = None) -> Rows:
+async def list_users(
+    session: ReadSession, query: UserQuery, after: CursorPosition | None = None
+) -> PageRows:
     """Returns a page of the matching accounts. A full address matches in any spelling."""
     if query.q:
         query = query.model_copy(update={"q": normal_email(query.q)})

@@ -10,7 +10,7 @@ from features.users.access import Caller
 from features.users.schemas import EventPublic, EventQuery
 from features.users.tables import Event, EventKind
 from shared.db import ReadSession
-from shared.web.pagination import Keyset, Listing, Rows, fetch_page
+from shared.web.pagination import CursorPosition, ListQuery, PageRows, fetch_page
 
 PRIVATE = ("address", "user_agent")  # hidden if an administrator did it
 OWN = col(Event.actor_id).is_(None)
@@ -18,7 +18,7 @@ PUBLIC = select(
     *(getattr(Event, name) for name in EventPublic.model_fields if name not in PRIVATE),
     *(case((OWN, getattr(Event, name))).label(name) for name in PRIVATE),
 )
-EVENTS = Listing(
+EVENTS = ListQuery(
     PUBLIC.where(col(Event.user_id) == bindparam("user_id")),
     {"kind": col(Event.kind) == bindparam("kind")},
 )
@@ -48,7 +48,7 @@ async def record(
 
 
 async def list_events(
-    session: ReadSession, user_id: UUID, query: EventQuery, after: Keyset | None = None
-) -> Rows:
+    session: ReadSession, user_id: UUID, query: EventQuery, after: CursorPosition | None = None
+) -> PageRows:
     """Returns a page of the account's events."""
     return await fetch_page(session, EVENTS, query, after, user_id=user_id)

@@ -9,7 +9,7 @@ from features.users.schemas import UserAdminUpdate, UserPage, UserPublic, UserQu
 from features.users.state import CallerDep
 from shared.db import OrmSession, ReadSession
 from shared.problems import BadRequest, Conflict, NotFound, responses
-from shared.web.pagination import CursorCodec
+from shared.web.pagination import CursorsDep
 from shared.web.routing import Router, from_query
 
 router = Router(prefix="/users", tags=["users"])
@@ -20,7 +20,7 @@ async def list_(
     admin: Admin,
     query: Annotated[UserQuery, from_query(UserQuery)],
     session: ReadSession,
-    cursors: CursorCodec,
+    cursors: CursorsDep,
 ) -> UserPage:
     """All accounts, a page at a time."""
     found = await administration.list_users(session, query, cursors.read(query, admin.user_id))

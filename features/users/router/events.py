@@ -5,7 +5,7 @@ from features.users.router.identity import Self
 from features.users.schemas import EventPage, EventQuery
 from shared.db import ReadSession
 from shared.problems import BadRequest, responses
-from shared.web.pagination import CursorCodec
+from shared.web.pagination import CursorsDep
 from shared.web.routing import Router, from_query
 
 router = Router(prefix="/users/me/events", tags=["events"])
@@ -16,7 +16,7 @@ async def list_(
     principal: Self,
     query: Annotated[EventQuery, from_query(EventQuery)],
     session: ReadSession,
-    cursors: CursorCodec,
+    cursors: CursorsDep,
 ) -> EventPage:
     """What happened to your account, and from where."""
     after = cursors.read(query, principal.user_id)

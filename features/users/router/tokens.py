@@ -15,8 +15,8 @@ from features.users.keyring import PUBLISHED_BEFORE
 from features.users.schemas import TokenError, TokenResponse
 from features.users.state import CallerDep, StateDep, UsersState
 from shared.auth import Principal
-from shared.problems import TooManyRequests, message_of, responses
-from shared.types import Text
+from shared.problems import TooManyRequests, error_message, responses
+from shared.types import DatabaseText
 from shared.web.routing import Router
 
 
@@ -31,7 +31,7 @@ class FormRoute(APIRoute):
                 return await handle(request)
             except RequestValidationError as invalid:
                 first = invalid.errors()[0]
-                return _error("invalid_request", f"{first['loc'][-1]}: {message_of(first)}")
+                return _error("invalid_request", f"{first['loc'][-1]}: {error_message(first)}")
 
         return handle_form
 
@@ -51,8 +51,8 @@ async def token(
     state: StateDep,
     caller: CallerDep,
     grant_type: Annotated[str | None, Form(examples=["password"])] = None,
-    username: Annotated[Text | None, Form(description="The email", max_length=320)] = None,
-    password: Annotated[Text | None, Form(max_length=1_000)] = None,
+    username: Annotated[DatabaseText | None, Form(description="The email", max_length=320)] = None,
+    password: Annotated[DatabaseText | None, Form(max_length=1_000)] = None,
     refresh_token: Annotated[str | None, Form(max_length=1_000)] = None,
     scope: Annotated[
         str | None, Form(description="Less than everything, separated by spaces", max_length=1_000)

@@ -16,7 +16,7 @@ from app.main import create_app
 from features.users.tasks import reset_requests
 from features.users.tests.races import Race
 from shared.settings import Settings
-from shared.tasks import drain
+from shared.tasks import run_until_idle
 from tests.kit import PASSWORD, SECRET_KEY, Mails, connect, eventually
 
 EMAIL = "ada@example.com"
@@ -134,12 +134,12 @@ MailedToken = Callable[[str, str], Awaitable[str]]
 
 
 @pytest.fixture
-def mailed_token(app: FastAPI, mails: Mails) -> MailedToken:
+def mailed_token(app: FastAPI, sent_mail: Mails) -> MailedToken:
     """Returns a function that reads the token in the newest mail to an address, by subject."""
 
     async def newest(email: str, subject: str) -> str:
-        await drain(app, reset_requests)
-        found = [mail for mail in await mails(email) if subject in mail["subject"].lower()]
+        await run_until_idle(app, reset_requests)
+        found = [mail for mail in await sent_mail(email) if subject in mail["subject"].lower()]
         token = MAILED_TOKEN.search(found[-1]["body"])
         assert token
         return token.group()

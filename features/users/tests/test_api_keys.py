@@ -94,11 +94,13 @@ async def test_a_deleted_key_is_refused_at_once(
     assert (await client.delete(url)).status_code == 404
 
 
-async def test_a_strangers_key_does_not_exist(client: AsyncClient, other: AsyncClient) -> None:
+async def test_a_strangers_key_does_not_exist(
+    client: AsyncClient, other_client: AsyncClient
+) -> None:
     created = await new_key(client)
     url = f"/users/me/api-keys/{created['id']}"
-    assert (await other.delete(url)).status_code == 404
-    assert (await other.get("/users/me/api-keys")).json()["items"] == []
+    assert (await other_client.delete(url)).status_code == 404
+    assert (await other_client.get("/users/me/api-keys")).json()["items"] == []
 
 
 WAYS_IN: list[tuple[str, str]] = [

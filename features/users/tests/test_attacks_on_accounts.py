@@ -214,7 +214,9 @@ async def everything(client: AsyncClient, paths: list[str]) -> dict[str, Any]:
     return seen
 
 
-async def test_idor_over_every_route(app: FastAPI, client: AsyncClient, other: AsyncClient) -> None:
+async def test_idor_over_every_route(
+    app: FastAPI, client: AsyncClient, other_client: AsyncClient
+) -> None:
     """Another account tries every id that the victim can see in every path and method.
 
     All requests are refused, and nothing changes. New routes are included automatically.
@@ -227,7 +229,7 @@ async def test_idor_over_every_route(app: FastAPI, client: AsyncClient, other: A
     before = await everything(client, paths)
     ids = set(ids_in(before))
     assert len(ids) >= 4, "the account, its session, its key, its events"
-    assert not ids & set(ids_in(await everything(other, paths)))
+    assert not ids & set(ids_in(await everything(other_client, paths)))
 
     tried = 0
     for path, operations in app.openapi()["paths"].items():
@@ -237,7 +239,7 @@ async def test_idor_over_every_route(app: FastAPI, client: AsyncClient, other: A
             for stolen in ids:
                 url = "/".join(stolen if s.startswith("{") else s for s in path.split("/"))
                 body = {"price": 2} if method == "patch" and path.startswith("/items") else None
-                answer = await other.request(method.upper(), url, json=body)
+                answer = await other_client.request(method.upper(), url, json=body)
                 tried += 1
                 assert answer.status_code in (403, 404, 422), (method, path, answer.text)
                 if answer.status_code == 403:

@@ -5,7 +5,7 @@ from fastapi import FastAPI
 from httpx import AsyncClient
 
 from features.users import tasks
-from shared.tasks import drain
+from shared.tasks import run_until_idle
 from tests.kit.servers import execute
 
 EXPIRE = """
@@ -20,7 +20,7 @@ async def test_ended_sessions_are_deleted_batch_by_batch(
 ) -> None:
     monkeypatch.setattr(tasks, "BATCH", 2)
     await execute(database_url, EXPIRE)
-    assert await drain(app, tasks.ended_access) == 5
+    assert await run_until_idle(app, tasks.ended_access) == 5
     assert (await client.get("/users/me")).status_code == 200
     await execute(database_url, EXPIRE)
-    assert await tasks.ended_access.drain(app) == 2
+    assert await tasks.ended_access.run(app) == 2

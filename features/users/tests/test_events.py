@@ -72,11 +72,11 @@ async def test_an_administrators_address_is_nobody_elses_business(
 
 
 async def test_of_a_deleted_account_its_id_is_left_and_who_deleted_it(
-    admin: AsyncClient, client: AsyncClient, other: AsyncClient, execute: Execute
+    admin: AsyncClient, client: AsyncClient, other_client: AsyncClient, execute: Execute
 ) -> None:
-    ids = [(await each.get("/users/me")).json()["id"] for each in (admin, client, other)]
+    ids = [(await each.get("/users/me")).json()["id"] for each in (admin, client, other_client)]
     await admin.delete(f"/users/{ids[1]}")
-    await other.delete("/users/me")
+    await other_client.delete("/users/me")
     rows = await execute("SELECT * FROM account_events WHERE kind = 'deleted' ORDER BY id")
     found = [(str(row["actor_id"]), row["detail"], row["address"]) for row in rows]
     assert found == [(ids[0], ids[1], "127.0.0.1"), (ids[2], ids[2], "")]
@@ -93,9 +93,9 @@ async def test_events_are_paged_and_filtered(anonymous: AsyncClient, signed_in: 
     assert len(second.json()["items"]) == 1
 
 
-async def test_nobody_sees_anothers_events(client: AsyncClient, other: AsyncClient) -> None:
+async def test_nobody_sees_anothers_events(client: AsyncClient, other_client: AsyncClient) -> None:
     mine = {event["id"] for event in (await client.get("/users/me/events")).json()["items"]}
-    theirs = {event["id"] for event in (await other.get("/users/me/events")).json()["items"]}
+    theirs = {event["id"] for event in (await other_client.get("/users/me/events")).json()["items"]}
     assert mine
     assert theirs
     assert not mine & theirs

@@ -18,7 +18,7 @@ from features.users.tasks import reset_requests
 from features.users.tests.conftest import EMAIL, Execute, by_password, register, tokens_of
 from shared.mail import MAX_ATTEMPTS, deliver_mail, forget_parked_mail
 from shared.settings import Settings
-from shared.tasks import drain
+from shared.tasks import run_until_idle
 from tests.kit import PASSWORD, free_port
 
 FRONT = "https://app.example.com"
@@ -85,7 +85,7 @@ async def test_a_mail_arrives_and_its_link_works(
     app: FastAPI, anonymous: AsyncClient, mailbox: Mailbox, execute: Execute
 ) -> None:
     await register(anonymous)
-    assert await drain(app, deliver_mail) == 1
+    assert await run_until_idle(app, deliver_mail) == 1
     (mail,) = mailbox.mails
     assert mail["To"] == EMAIL
     assert mail["From"] == "Tessera <api@example.com>"
@@ -104,8 +104,8 @@ async def test_the_link_leads_to_the_front_end_whatever_host_was_asked(
     await register(anonymous)
     forged = {"Host": "evil.example.com", "X-Forwarded-Host": "evil.example.com"}
     await anonymous.post("/auth/password/forgot", json={"email": EMAIL}, headers=forged)
-    await drain(app, reset_requests)
-    await drain(app, deliver_mail)
+    await run_until_idle(app, reset_requests)
+    await run_until_idle(app, deliver_mail)
     assert len(mailbox.mails) == 2
     for mail in mailbox.mails:
         assert "evil.example.com" not in mail.as_string()
@@ -117,15 +117,15 @@ async def test_a_mail_that_was_not_taken_waits_and_is_sent_later(
 ) -> None:
     mailbox.refusal = "451 try later"
     await register(anonymous)
-    await drain(app, deliver_mail)
+    await run_until_idle(app, deliver_mail)
     (mail,) = await waiting(execute)
     assert mail["attempts"] == 1
     assert "try later" in mail["error"]
-    assert await drain(app, deliver_mail) == 0, "not due yet"
+    assert await run_until_idle(app, deliver_mail) == 0, "not due yet"
 
     mailbox.refusal = None
     await execute("UPDATE outgoing_mail SET next_attempt_at = now()")
-    await drain(app, deliver_mail)
+    await run_until_idle(app, deliver_mail)
     assert len(mailbox.mails) == 1
 
 
@@ -136,7 +136,7 @@ async def test_a_mail_that_is_never_taken_is_parked(
     await register(anonymous)
     for _ in range(MAX_ATTEMPTS):
         await execute("UPDATE outgoing_mail SET next_attempt_at = now()")
-        await drain(app, deliver_mail)
+        await run_until_idle(app, deliver_mail)
     (mail,) = await waiting(execute)
     assert mail["attempts"] == MAX_ATTEMPTS
     assert mail["next_attempt_at"] is None
@@ -148,7 +148,7 @@ async def test_a_mail_that_cannot_be_written_does_not_hold_up_the_others(
     await register(anonymous, "first@example.com")
     await execute("UPDATE outgoing_mail SET subject = E'two\\nlines'")
     await register(anonymous)
-    await drain(app, deliver_mail)
+    await run_until_idle(app, deliver_mail)
     assert [mail["To"] for mail in mailbox.mails] == [EMAIL]
     (mail,) = await waiting(execute)
     assert mail["attempts"] == 1
@@ -162,7 +162,7 @@ async def test_what_was_parked_long_ago_is_forgotten(
     await execute("UPDATE outgoing_mail SET next_attempt_at = NULL WHERE recipient ^@ 'parked'")
     for days, left in ((29, 2), (31, 1)):
         with time_machine.travel(timedelta(days=days), tick=True):
-            await drain(app, forget_parked_mail)
+            await run_until_idle(app, forget_parked_mail)
         assert len(await waiting(execute)) == left
 
 
@@ -170,7 +170,7 @@ async def test_a_domain_in_unicode_is_written_in_ascii(
     app: FastAPI, anonymous: AsyncClient, mailbox: Mailbox
 ) -> None:
     await register(anonymous, "ada@bücher.example.com")
-    await drain(app, deliver_mail)
+    await run_until_idle(app, deliver_mail)
     (mail,) = mailbox.mails
     assert mail["To"] == "ada@xn--bcher-kva.example.com"
 
@@ -181,7 +181,7 @@ async def test_a_server_elsewhere_that_does_not_encrypt_gets_no_mail(
     elsewhere = f"smtp://127.0.0.2:{mailbox.port}"
     app.state.settings = app.state.settings.model_copy(update={"smtp_url": elsewhere})
     await register(anonymous)
-    await drain(app, deliver_mail)
+    await run_until_idle(app, deliver_mail)
     assert mailbox.mails == []
     (mail,) = await waiting(execute)
     assert "STARTTLS" in mail["error"]
@@ -189,7 +189,7 @@ async def test_a_server_elsewhere_that_does_not_encrypt_gets_no_mail(
     optional = {"smtp_url": f"{elsewhere}?starttls=optional"}
     app.state.settings = app.state.settings.model_copy(update=optional)
     await execute("UPDATE outgoing_mail SET next_attempt_at = now()")
-    await drain(app, deliver_mail)
+    await run_until_idle(app, deliver_mail)
     assert len(mailbox.mails) == 1
 
 
@@ -197,11 +197,11 @@ async def test_a_server_that_is_away_loses_nothing(
     app: FastAPI, anonymous: AsyncClient, closed_mailbox: Mailbox, execute: Execute
 ) -> None:
     await register(anonymous)
-    await drain(app, deliver_mail)
+    await run_until_idle(app, deliver_mail)
     assert len(await waiting(execute)) == 1
     await execute("UPDATE outgoing_mail SET next_attempt_at = now()")
     with closed_mailbox.open():
-        await drain(app, deliver_mail)
+        await run_until_idle(app, deliver_mail)
     assert len(closed_mailbox.mails) == 1
 
 
@@ -221,5 +221,5 @@ async def test_the_owner_is_told_of_a_changed_password(
     tokens = tokens_of(await by_password(anonymous))
     body = {"current_password": PASSWORD, "new_password": "another long enough password"}
     await anonymous.put("/users/me/password", json=body, headers=tokens.header)
-    await drain(app, deliver_mail)
+    await run_until_idle(app, deliver_mail)
     assert mailbox.mails[-1]["Subject"] == "Your password was changed"

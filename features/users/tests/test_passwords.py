@@ -24,7 +24,7 @@ from features.users.tests.conftest import (
     tokens_of,
 )
 from shared.db import database_of
-from shared.tasks import drain
+from shared.tasks import run_until_idle
 from tests.kit import PASSWORD
 
 NEW = "another long enough password"
@@ -149,7 +149,7 @@ async def test_nobody_is_mailed_without_an_account(
     app: FastAPI, anonymous: AsyncClient, execute: Execute
 ) -> None:
     await forget(anonymous, "nobody@example.com")
-    assert await drain(app, reset_requests) == 1
+    assert await run_until_idle(app, reset_requests) == 1
     assert await execute("SELECT 1 FROM outgoing_mail") == []
 
 

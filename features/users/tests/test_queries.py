@@ -5,14 +5,14 @@ from pathlib import Path
 from httpx import AsyncClient
 
 from features.users.tests.conftest import EMAIL, MailedToken, by_password, by_refresh, tokens_of
-from tests.kit import PASSWORD, SignUp, keep_budgets
+from tests.kit import PASSWORD, SignUp, assert_query_budgets
 
 README = Path(__file__).parents[1] / "README.md"
 
 
 async def test_each_endpoint_keeps_its_budget_of_queries(
     client: AsyncClient,
-    other: AsyncClient,
+    other_client: AsyncClient,
     admin: AsyncClient,
     anonymous: AsyncClient,
     sign_up: SignUp,
@@ -21,7 +21,7 @@ async def test_each_endpoint_keeps_its_budget_of_queries(
     await sign_up(EMAIL)
     refresh = tokens_of(await by_password(anonymous)).refresh
     third, fourth = await sign_up(), await sign_up()
-    user = (await other.get("/users/me")).json()["id"]
+    user = (await other_client.get("/users/me")).json()["id"]
     await by_password(client, (await client.get("/users/me")).json()["email"])
     (session, *_) = (await client.get("/auth/sessions")).json()["items"]
     new_key = {"name": "robot", "scopes": ["users:self"]}
@@ -30,7 +30,7 @@ async def test_each_endpoint_keeps_its_budget_of_queries(
     await anonymous.post("/auth/password/forgot", json={"email": EMAIL})
     reset = {"token": await mailed_token(EMAIL, "reset"), "new_password": f"{PASSWORD} 2"}
     change = {"current_password": PASSWORD, "new_password": f"{PASSWORD} 3"}
-    await keep_budgets(
+    await assert_query_budgets(
         README,
         {
             "GET /.well-known/jwks.json": anonymous.get("/.well-known/jwks.json"),

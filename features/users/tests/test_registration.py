@@ -34,7 +34,7 @@ async def test_ten_registrations_at_once_make_one_account(anonymous: AsyncClient
     ],
 )
 async def test_an_account_is_found_however_its_address_is_spelled(
-    anonymous: AsyncClient, admin: AsyncClient, mails: Mails, registered: str, kept: str
+    anonymous: AsyncClient, admin: AsyncClient, sent_mail: Mails, registered: str, kept: str
 ) -> None:
     await register(anonymous, registered)
     for spelling in (registered, kept, kept.upper()):
@@ -43,4 +43,4 @@ async def test_an_account_is_found_however_its_address_is_spelled(
         assert [user["email"] for user in found] == [kept]
     again = await anonymous.post("/users", json={"email": kept, "password": PASSWORD})
     assert again.status_code == 409
-    assert len(await mails(kept)) == 1
+    assert len(await sent_mail(kept)) == 1

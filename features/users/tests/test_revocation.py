@@ -25,7 +25,7 @@ from features.users.tests.conftest import (
 from features.users.tests.processes import api_process
 from features.users.tokens import LEEWAY_SECONDS
 from shared.settings import Settings
-from shared.tasks import drain
+from shared.tasks import run_until_idle
 from tests.kit import PASSWORD, eventually
 from tests.kit.queries import recorded_queries
 
@@ -163,7 +163,7 @@ async def test_a_shorter_lifetime_revives_no_token(
     monkeypatch.setenv("APP_ACCESS_TOKEN_LIFETIME", "60")
     await execute("UPDATE revocations SET created_at = created_at - interval '50 minutes'")
     async with started(settings) as (app, client):
-        await drain(app, ended_access)
+        await run_until_idle(app, ended_access)
     async with started(settings) as (app, client):
         await read_revocations(app)
         assert await status_with(client, ended.header) == 401
