@@ -12,7 +12,6 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from shared.db import Database
 from shared.db.migrations import load_revisions
 from shared.feature import Feature, branches_of, find_features
-from shared.mail import deliver_mail, forget_parked_mail
 from shared.ops import health, metrics
 from shared.ops.logging import configure_logging
 from shared.ops.sentry import configure_sentry
@@ -153,5 +152,4 @@ def _performer(settings: Settings) -> Dispatcher:
 
 def background_tasks(features: Sequence[Feature]) -> list[Task]:
     """Returns the tasks of the kernel and of the features."""
-    kernel = (delete_expired_keys, deliver_mail, forget_parked_mail)
-    return [*kernel, *chain(*(feature.tasks for feature in features))]
+    return [delete_expired_keys, *chain(*(feature.tasks for feature in features))]

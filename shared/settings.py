@@ -42,14 +42,6 @@ def _redis_url(url: str) -> str:
     return url
 
 
-def _smtp_url(url: str) -> str:
-    parts = urlsplit(url)
-    valid = parts.scheme in {"smtp", "smtps"} and parts.hostname and parts.port != 0
-    if url != "log:" and not valid:
-        raise ValueError("must be a URL like smtps://user:password@host:465, or log:")
-    return url
-
-
 def _sentry_dsn(dsn: str) -> str:
     try:
         Dsn(dsn)
@@ -67,7 +59,6 @@ def _networks(addresses: tuple[str, ...]) -> tuple[str, ...]:
 PostgresUrl = Annotated[str, AfterValidator(_postgres_url)]
 RedisUrl = Annotated[str, AfterValidator(_redis_url)]
 SentryDsn = Annotated[str, AfterValidator(_sentry_dsn)]
-SmtpUrl = Annotated[str, AfterValidator(_smtp_url)]
 Networks = Annotated[tuple[str, ...], AfterValidator(_networks)]
 
 
@@ -97,8 +88,6 @@ class Settings(BaseSettings):
     task_queue: Literal["inline", "celery"] = "inline"
     secret_key: SecretStr | None = None
     sentry_dsn: SentryDsn | None = None
-    smtp_url: SmtpUrl | None = None
-    mail_from: str = "Tessera <no-reply@localhost>"
     cors_origins: tuple[str, ...] = ()
     public_url: HttpUrl | None = None
     trusted_proxies: Networks = ()
@@ -121,10 +110,6 @@ class Settings(BaseSettings):
             raise ValueError("APP_SECRET_KEY is required when APP_ENV=prod")
         if self.public_url is None:
             raise ValueError("APP_PUBLIC_URL is required when APP_ENV=prod")
-        if self.smtp_url is None:
-            raise ValueError(
-                "APP_SMTP_URL is required when APP_ENV=prod; `log:` writes mails to the log"
-            )
         return self
 
     @model_validator(mode="after")

@@ -1,13 +1,15 @@
 """Accounts, authentication and permissions."""
 
+from features.users.accounts.handlers import find_user_id
 from features.users.authentication import authenticate
 from features.users.commands import commands
 from features.users.demo import DEMO_EMAIL, demo
-from features.users.handlers.accounts import find_user_id
+from features.users.mail.delivery import delete_dead_letters, deliver_mail
+from features.users.passwords.tasks import send_password_resets
 from features.users.router import router
+from features.users.sessions.tasks import purge_expired_sessions
 from features.users.settings import UsersSettings
 from features.users.state import lifespan
-from features.users.tasks import ended_access, reset_requests
 from shared.feature import Feature
 from shared.problems import Conflict, Unauthorized
 
@@ -32,7 +34,7 @@ feature = Feature(
     },
     settings=UsersSettings,
     lifespan=lifespan,
-    tasks=(reset_requests, ended_access),
+    tasks=(deliver_mail, delete_dead_letters, send_password_resets, purge_expired_sessions),
     commands=commands,
     demo=demo,
 )

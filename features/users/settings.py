@@ -1,8 +1,9 @@
-"""Settings of accounts: token lifetimes, OpenID providers and rate limits."""
+"""Settings of accounts: token lifetimes, mail, OpenID providers and rate limits."""
 
 import re
 from datetime import timedelta
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from limits import parse
 from pydantic import AfterValidator, BaseModel, Field, HttpUrl, SecretStr
@@ -14,7 +15,7 @@ MAX_ACCESS_LIFETIME = timedelta(seconds=MAX_ACCESS_SECONDS)
 """The longest lifetime of an access token under any settings, including earlier ones."""
 
 
-def _rate(rate: str) -> str:
+def _check_rate(rate: str) -> str:
     try:
         parse(rate)
     except ValueError:
@@ -22,11 +23,19 @@ def _rate(rate: str) -> str:
     return rate
 
 
-def _slugs(providers: dict[str, "OidcProvider"]) -> dict[str, "OidcProvider"]:
+def _check_names(providers: dict[str, "OidcProvider"]) -> dict[str, "OidcProvider"]:
     for name in providers:
         if not re.fullmatch(r"[a-z0-9-]{1,40}", name):
             raise ValueError(f"{name!r} must be a name like google, as it is part of a URL")
     return providers
+
+
+def _check_smtp_url(url: str) -> str:
+    parts = urlsplit(url)
+    valid = parts.scheme in {"smtp", "smtps"} and parts.hostname and parts.port != 0
+    if url != "log:" and not valid:
+        raise ValueError("must be a URL like smtps://user:password@host:465, or log:")
+    return url
 
 
 class OidcProvider(BaseModel):
@@ -38,7 +47,8 @@ class OidcProvider(BaseModel):
     scope: str = "openid email profile"
 
 
-Rate = Annotated[str, AfterValidator(_rate)]
+Rate = Annotated[str, AfterValidator(_check_rate)]
+SmtpUrl = Annotated[str, AfterValidator(_check_smtp_url)]
 
 
 class UsersSettings(FeatureSettings):
@@ -54,7 +64,9 @@ class UsersSettings(FeatureSettings):
     password_reset_lifetime: int = Field(default=3600, ge=300, le=24 * 3600)
     email_verification_lifetime: int = Field(default=3 * 24 * 3600, ge=300)
     frontend_url: HttpUrl | None = None
-    oidc_providers: Annotated[dict[str, OidcProvider], AfterValidator(_slugs)] = Field(
+    smtp_url: SmtpUrl | None = None
+    mail_from: str = "Tessera <no-reply@localhost>"
+    oidc_providers: Annotated[dict[str, OidcProvider], AfterValidator(_check_names)] = Field(
         default_factory=dict
     )
     rate_sign_in_per_address: Rate = "30/minute"
@@ -66,10 +78,15 @@ class UsersSettings(FeatureSettings):
     rate_api_key: Rate = "1200/minute"
 
     def check(self, kernel: Settings) -> None:
-        """Requires https in production, as the exchange with a provider carries credentials."""
-        if not self.oidc_providers or kernel.env != "prod":
+        """Requires a mail server in production, and https for the exchange with a provider, which
+        carries credentials."""
+        if kernel.env != "prod":
             return
-        if not kernel.base_url.startswith("https:"):
+        if self.smtp_url is None:
+            raise ValueError(
+                "APP_SMTP_URL is required when APP_ENV=prod; `log:` writes mails to the log"
+            )
+        if self.oidc_providers and not kernel.base_url.startswith("https:"):
             raise ValueError("APP_PUBLIC_URL must be https where APP_OIDC_PROVIDERS is set")
         for name, provider in self.oidc_providers.items():
             if provider.issuer.scheme != "https":

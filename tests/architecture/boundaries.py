@@ -160,16 +160,23 @@ def _is_inside_another(imported: str, slice_: str, graph: grimp.ImportGraph) -> 
 def _missing(graph: grimp.ImportGraph, expressions: Iterable[str]) -> set[str]:
     """Returns the modules that the wildcard expressions require and that do not exist.
 
-    An expression that matches no slice is returned itself. A slice without tables needs no
-    handlers, because its router may need no statements.
+    An expression that matches no slice is returned itself. A slice has the module itself, or in one
+    of its parts. A slice without tables needs no handlers, because its router may need no
+    statements.
     """
     missing = set()
     for expression in expressions:
         package, wildcard, rest = expression.partition(".*")
         if wildcard:
-            slices = graph.find_children(package)
-            if rest == HANDLERS:
-                slices = {slice_ for slice_ in slices if slice_ + TABLES in graph.modules}
-            missing |= {slice_ + rest for slice_ in slices} - graph.modules
+            slices, module = graph.find_children(package), rest.removeprefix(".*")
+            if module == HANDLERS:
+                slices = {slice_ for slice_ in slices if _has(graph, slice_, TABLES)}
+            missing |= {slice_ + module for slice_ in slices if not _has(graph, slice_, module)}
             missing |= set() if slices else {expression}
     return missing
+
+
+def _has(graph: grimp.ImportGraph, slice_: str, module: str) -> bool:
+    """Returns whether the slice or one of its parts has the module."""
+    places = {slice_, *graph.find_children(slice_)}
+    return any(place + module in graph.modules for place in places)

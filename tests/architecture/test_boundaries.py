@@ -49,13 +49,14 @@ def test_the_code_keeps_every_contract(copy: Path) -> None:
     ("file", "statement", "contract"),
     [
         ("shared/problems.py", "import features.items", KERNEL),
-        ("features/items/router.py", "import features.users.tables", NEIGHBOURS),
-        ("app/main.py", "from features.users.handlers import sessions", NEIGHBOURS),
-        ("features/items/tests/test_items.py", "import features.users.tables", NEIGHBOURS),
-        ("features/items/tests/test_items.py", "from features.users import tables", NEIGHBOURS),
+        ("features/items/router.py", "import features.users.accounts.tables", NEIGHBOURS),
+        ("app/main.py", "from features.users.sessions import handlers", NEIGHBOURS),
+        ("features/items/tests/test_items.py", "import features.users.accounts.tables", NEIGHBOURS),
+        ("features/items/tests/test_items.py", "from features.users import accounts", NEIGHBOURS),
         ("features/items/tests/test_items.py", "from features.search import feature", TABLES),
-        ("features/users/tables.py", "import features.items", CYCLES),
-        ("features/users/handlers.py", "import fastapi", HANDLERS),
+        ("features/users/accounts/tables.py", "import features.items", CYCLES),
+        ("features/users/accounts/handlers.py", "import fastapi", HANDLERS),
+        ("features/users/accounts/handlers.py", "import features.users.events.router", HANDLERS),
         ("features/items/handlers/single.py", "import features.items.router", HANDLERS),
     ],
 )
@@ -72,16 +73,16 @@ def test_each_reach_for_a_neighbours_table_is_caught(copy: Path) -> None:
         "features/items/handlers/single.py": """
             statement = "UPDATE users SET name = NULL"
         """,
-        "features/users/tokens.py": """
+        "features/users/access_tokens/jwt.py": """
             statement = f"select count(*) from items where {ALGORITHM} = 1"
             other = "DELETE FROM idempotency_keys"
         """,
-        "features/users/tables.py": """
+        "features/users/accounts/tables.py": """
             class Wish(Timestamped, table=True):
                 item_id: UUID = Field(foreign_key="items.id", primary_key=True)
         """,
         "features/items/demo.py": """
-            from features.users.tables import User
+            from features.users.accounts.tables import User
             user = User(email="ada@example.com")
         """,
         "features/search/engine.py": """
@@ -107,6 +108,7 @@ def test_each_reach_for_a_neighbours_table_is_caught(copy: Path) -> None:
         """,
         "features/items/formats.py": """
             statement = "SELECT * FROM items AS item, public.search_words"
+            other = "DELETE FROM outgoing_mail"
         """,
         "migrations/items/0001_items.py": """
             def upgrade():
@@ -123,9 +125,9 @@ def test_each_reach_for_a_neighbours_table_is_caught(copy: Path) -> None:
     said = " ".join(lint(copy, TABLES).split())
     for breach in (
         "features/items/handlers/single.py writes to users, which belongs to users",
-        "features/users/tokens.py reads items, which belongs to items",
-        "features/users/tokens.py writes to idempotency_keys, which belongs to shared",
-        "features.users.tables.Wish refers to items, which belongs to items",
+        "features/users/access_tokens/jwt.py reads items, which belongs to items",
+        "features/users/access_tokens/jwt.py writes to idempotency_keys, which belongs to shared",
+        "features.users.accounts.tables.Wish refers to items, which belongs to items",
         "features/items/demo.py writes to users, which belongs to users",
         "features/search/engine.py writes to items, which belongs to items",
         "features/search/parsing.py writes to items, which belongs to items",
@@ -133,6 +135,7 @@ def test_each_reach_for_a_neighbours_table_is_caught(copy: Path) -> None:
         "features/search/statements.py writes to items, which belongs to items",
         "features/search/tasks.py writes to items, which belongs to items",
         "features/items/formats.py reads search_words, which belongs to search",
+        "features/items/formats.py writes to outgoing_mail, which belongs to users",
         "migrations/items/0001_items.py writes to users, which belongs to users",
         "migrations/users/0001_users.py writes to items, which belongs to items",
     ):
@@ -146,13 +149,13 @@ def test_each_advisory_lock_that_could_meet_anothers_is_caught(copy: Path) -> No
             lock = func.pg_advisory_xact_lock(7)
             other = "SELECT pg_try_advisory_xact_lock( 7 )"
         """,
-        "features/users/tokens.py": """
+        "features/users/access_tokens/jwt.py": """
             name = f"SELECT pg_advisory_lock({advisory_lock('items.import')})"
             hashed = "SELECT pg_advisory_xact_lock(hashtext('items'))"
             KEY = 7_265_002
             constant = f"SELECT pg_advisory_xact_lock({KEY})"
         """,
-        "features/users/limits.py": """
+        "features/users/rate_limits.py": """
             bound = "SELECT pg_advisory_xact_lock(:key)", {"key": 7_265_002}
         """,
         "migrations/items/0001_items.py": """
@@ -170,7 +173,7 @@ def test_each_advisory_lock_that_could_meet_anothers_is_caught(copy: Path) -> No
     assert f"{LOCKS} BROKEN" in said
     assert said.count("features/items/demo.py:") == 2
     assert said.count("takes a lock by a number") == 5
-    assert "features/users/limits.py:" in said
+    assert "features/users/rate_limits.py:" in said
     assert "migrations/items" not in said
     assert "names a lock 'items.import', not 'users.…'" in said
     assert "shared/cache.py" not in said

@@ -21,7 +21,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.main import create_app
-from features.users.revocation import Revocations
+from features.users.access_tokens.revocation_list import RevocationList
 from shared.auth import Principal
 from shared.settings import Settings, load_settings
 from tests.benchmarks.common import migrated_database, save
@@ -51,7 +51,7 @@ def serve(variant: str, port: int, owner: str) -> None:
 
         app.state.authenticator = believe
     if variant == QUERY:
-        Revocations.fresh = property(lambda _: False)  # type: ignore[assignment,method-assign]  # forces a query per request
+        RevocationList.fresh = property(lambda _: False)  # type: ignore[assignment,method-assign]  # forces a query per request
     uvicorn.run(app, port=port, loop="uvloop", http="httptools", log_config=None, access_log=False)
 
 

@@ -26,7 +26,7 @@ from features.search.highlighting import BRACKETS, MARKERS, SPECIAL
 from features.search.parsing import parse_query
 from features.search.schemas import Mode
 from features.search.statements import CANDIDATES, search_statement
-from features.users.tokens import TokenReader, write_access_token
+from features.users.access_tokens.jwt import TokenReader, write_access_token
 from shared.auth import Principal
 from shared.db.statements import compile_statement
 from shared.db.tables import uuid7

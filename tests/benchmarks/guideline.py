@@ -21,8 +21,9 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from features.items.schemas import ItemCreate, ItemPublic, ItemUpdate
 from features.items.tables import Item
-from features.users.tables import SigningKey, User
-from features.users.tokens import TokenReader
+from features.users.access_tokens.jwt import TokenReader
+from features.users.access_tokens.tables import SigningKey
+from features.users.accounts.tables import User
 
 url = os.environ["APP_DATABASE_URL"].replace("postgresql://", "postgresql+asyncpg://")
 engine = create_async_engine(url, pool_size=10)

@@ -1,4 +1,4 @@
-"""The test kit: clients, query budgets, table ownership, bodies, mail, log, time and waits."""
+"""The test kit: clients, query budgets, table ownership, bodies, log, time and waits."""
 
 import asyncio
 from collections.abc import Mapping
@@ -13,13 +13,11 @@ import time_machine
 from httpx import AsyncClient
 
 from features.items.schemas import ItemCreate, ItemUpdate
-from features.users.tables import User
+from features.users.accounts.tables import User
 from shared.db import OrmSession, WriteSession
 from shared.settings import Settings
 from shared.web.routing import Router
 from tests.kit import (
-    Mails,
-    SignUp,
     connect,
     eventually,
     max_queries,
@@ -130,13 +128,6 @@ async def test_a_body_of_a_change_leaves_out_what_may_be_left_out(client: AsyncC
         changed = await client.patch(url, json=changes)
         assert changed.status_code == 200, (changes, changed.text)
     assert len({frozenset(changes) for changes in sent}) > 1
-
-
-async def test_mail_is_caught(sign_up: SignUp, sent_mail: Mails) -> None:
-    await sign_up("ada@example.com")
-    (welcome,) = await sent_mail("ada@example.com")
-    assert "ada@example.com" not in welcome["subject"]
-    assert await sent_mail("eve@example.com") == []
 
 
 async def test_what_is_logged_is_caught(events: list[Mapping[str, Any]]) -> None:

@@ -47,7 +47,6 @@ def test_each_wrong_value_is_told_in_a_line_of_its_own() -> None:
             "APP_DATABASE_DIRECT_URL leads past a pooler, which APP_DATABASE_URL must name",
         ),
         ({"APP_REDIS_URL": "redis://h:x"}, "APP_REDIS_URL: Port could not be cast"),
-        ({"APP_SMTP_URL": "smtp://h:x"}, "APP_SMTP_URL: Port could not be cast"),
         ({"APP_SENTRY_DSN": "nonsense"}, "APP_SENTRY_DSN: must be a URL like https://key@"),
         ({"APP_CORS_ORIGINS": "https://a.example"}, "APP_CORS_ORIGINS: must be JSON"),
         ({"APP_SECRET_KEY": "short"}, "APP_SECRET_KEY must have at least 32 bytes"),

@@ -22,7 +22,6 @@ from tests.kit.bodies import payload_for
 from tests.kit.calls import assert_max_calls
 from tests.kit.clients import (
     PASSWORD,
-    Mails,
     SignUp,
     admin,
     anonymous,
@@ -31,7 +30,6 @@ from tests.kit.clients import (
     connect,
     is_ready,
     other_client,
-    sent_mail,
     sign_in,
     sign_up,
 )
@@ -47,7 +45,6 @@ __all__ = [
     "PASSWORD",
     "SECRET_KEY",
     "Command",
-    "Mails",
     "Redis",
     "Server",
     "SignUp",
@@ -68,7 +65,6 @@ __all__ = [
     "payload_for",
     "redis",
     "run_command",
-    "sent_mail",
     "sign_in",
     "sign_up",
     "wait_until",

@@ -5,13 +5,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-import asyncpg
 import pytest
 from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient
 
-from shared.mail import Outbox
-from shared.settings import Settings
 from tests.kit.servers import execute
 
 PASSWORD = "a long enough password"
@@ -109,23 +106,3 @@ async def api_key_client(client: AsyncClient, app: FastAPI) -> AsyncIterator[Asy
     assert made.status_code == 201, made.text
     async with connect(app, headers={"X-API-Key": made.json()["key"]}) as robot:
         yield robot
-
-
-Mails = Callable[[str], Awaitable[list[dict[str, Any]]]]
-
-
-@pytest.fixture
-def sent_mail(database_url: str, settings: Settings) -> Mails:
-    """Reads the outbox: `await mails("ada@example.com")` returns the unsent mail, oldest first."""
-    outbox = Outbox(settings.secret())
-
-    async def waiting_for(recipient: str) -> list[dict[str, Any]]:
-        connection = await asyncpg.connect(database_url)
-        try:
-            statement = "SELECT * FROM outgoing_mail WHERE recipient = $1 ORDER BY id"
-            rows = await connection.fetch(statement, recipient)
-            return [dict(row) | {"body": outbox.open(row["sealed_body"])} for row in rows]
-        finally:
-            await connection.close()
-
-    return waiting_for

@@ -13,11 +13,12 @@ from fastapi import FastAPI
 from httpx import AsyncClient, Response
 
 from app.main import create_app
-from features.users.tasks import reset_requests
+from features.users.mail.outbox import body_encryption
+from features.users.passwords.tasks import send_password_resets
 from features.users.tests.races import Race
 from shared.settings import Settings
 from shared.tasks import run_until_idle
-from tests.kit import PASSWORD, SECRET_KEY, Mails, connect, eventually
+from tests.kit import PASSWORD, SECRET_KEY, connect, eventually
 
 EMAIL = "ada@example.com"
 MAILED_TOKEN = re.compile(r"^[\w.-]{60,}$", re.MULTILINE)
@@ -91,7 +92,7 @@ def settings(settings: Settings) -> Settings:
 
 
 @asynccontextmanager
-async def started(settings: Settings) -> AsyncIterator[tuple[FastAPI, AsyncClient]]:
+async def running_app(settings: Settings) -> AsyncIterator[tuple[FastAPI, AsyncClient]]:
     """Starts another application with these settings, and yields it with a client."""
     application = create_app(settings, run_tasks=False)
     async with application.router.lifespan_context(application), connect(application) as client:
@@ -130,15 +131,35 @@ async def race(database_url: str) -> AsyncIterator[Race]:
     await observer.close()
 
 
+SentMail = Callable[[str], Awaitable[list[dict[str, Any]]]]
+
+
+@pytest.fixture
+def sent_mail(execute: Execute, settings: Settings) -> SentMail:
+    """Reads the outbox: `await sent_mail("ada@example.com")`, oldest first."""
+    encryption = body_encryption(settings.secret())
+
+    async def to(recipient: str) -> list[dict[str, Any]]:
+        rows = await execute(
+            "SELECT * FROM outgoing_mail WHERE recipient = $1 ORDER BY id", recipient
+        )
+        return [
+            {"subject": row["subject"], "body": encryption.decrypt(row["sealed_body"]).decode()}
+            for row in rows
+        ]
+
+    return to
+
+
 MailedToken = Callable[[str, str], Awaitable[str]]
 
 
 @pytest.fixture
-def mailed_token(app: FastAPI, sent_mail: Mails) -> MailedToken:
+def mailed_token(app: FastAPI, sent_mail: SentMail) -> MailedToken:
     """Returns a function that reads the token in the newest mail to an address, by subject."""
 
     async def newest(email: str, subject: str) -> str:
-        await run_until_idle(app, reset_requests)
+        await run_until_idle(app, send_password_resets)
         found = [mail for mail in await sent_mail(email) if subject in mail["subject"].lower()]
         token = MAILED_TOKEN.search(found[-1]["body"])
         assert token

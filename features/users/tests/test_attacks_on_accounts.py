@@ -13,8 +13,9 @@ import pytest
 from fastapi import FastAPI
 from httpx import AsyncClient, Response
 
-from features.users.passwords import Passwords
+from features.users.passwords.hashing import PasswordHasher
 from features.users.state import state_of
+from features.users.tests.api_processes import api_process
 from features.users.tests.conftest import (
     EMAIL,
     Execute,
@@ -23,7 +24,6 @@ from features.users.tests.conftest import (
     register,
     tokens_of,
 )
-from features.users.tests.processes import api_process
 from features.users.tests.test_api_keys import new_key
 from tests.kit import PASSWORD
 from tests.kit.queries import recorded_queries
@@ -92,7 +92,7 @@ async def advantage(ask: Callable[[str], Awaitable[object]], *, tries: int) -> f
 @pytest.mark.verify
 async def test_enumeration_by_the_time_of_a_sign_in(app: FastAPI, anonymous: AsyncClient) -> None:
     """Uses the real hash cost. Without a hash for unknown accounts, the result would be 1.0."""
-    app.state.users = dataclasses.replace(state_of(app), passwords=Passwords(cheap=False))
+    app.state.users = dataclasses.replace(state_of(app), hasher=PasswordHasher(cheap=False))
     await register(anonymous)
 
     async def ask(email: str) -> None:
@@ -329,5 +329,5 @@ async def test_a_password_of_a_megabyte_costs_nothing(anonymous: AsyncClient) ->
 
 async def test_guessing_offline_is_slow() -> None:
     """The real cost: argon2id with 64 MiB, at least what OWASP recommends."""
-    hashed = await Passwords(cheap=False).hash(PASSWORD)
+    hashed = await PasswordHasher(cheap=False).hash(PASSWORD)
     assert hashed.startswith("$argon2id$v=19$m=65536,t=3,p=4$")

@@ -12,7 +12,7 @@ from httpx import AsyncClient
 from joserfc import jwt
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 
-from features.users.opaque import API_KEY, REFRESH_TOKEN, new_token
+from features.users.opaque_tokens import API_KEY, REFRESH_TOKEN, new_token
 from features.users.state import state_of
 from features.users.tests.conftest import (
     EMAIL,
@@ -29,26 +29,26 @@ from tests.kit import SignUp
 Claims = dict[str, Any]
 
 
-def segments(token: str) -> tuple[Claims, Claims]:
+def decode_token(token: str) -> tuple[Claims, Claims]:
     """Returns header and claims without verification, as an attacker can read them."""
     header, claims, _ = token.split(".")
-    return _opened(header), _opened(claims)
+    return _decode_segment(header), _decode_segment(claims)
 
 
-def _opened(segment: str) -> Claims:
+def _decode_segment(segment: str) -> Claims:
     opened: Claims = json.loads(base64.urlsafe_b64decode(segment + "=" * (-len(segment) % 4)))
     return opened
 
 
-def closed(part: Claims) -> str:
-    return _encoded(json.dumps(part).encode())
+def encode_segment(part: Claims) -> str:
+    return _base64url(json.dumps(part).encode())
 
 
-def _encoded(part: bytes) -> str:
+def _base64url(part: bytes) -> str:
     return base64.urlsafe_b64encode(part).rstrip(b"=").decode()
 
 
-async def refused(client: AsyncClient, credential: str) -> None:
+async def assert_refused(client: AsyncClient, credential: str) -> None:
     for header in ({"Authorization": f"Bearer {credential}"}, {"X-API-Key": credential}):
         response = await client.get("/users/me", headers=header)
         assert response.status_code == 401, response.text
@@ -57,15 +57,15 @@ async def refused(client: AsyncClient, credential: str) -> None:
 
 
 async def test_alg_none(anonymous: AsyncClient, signed_in: Tokens) -> None:
-    header, claims = segments(signed_in.access)
+    header, claims = decode_token(signed_in.access)
     for algorithm in ("none", "None", "NONE", "nOnE"):
-        forged = f"{closed(header | {'alg': algorithm})}.{closed(claims)}."
-        await refused(anonymous, forged)
+        forged = f"{encode_segment(header | {'alg': algorithm})}.{encode_segment(claims)}."
+        await assert_refused(anonymous, forged)
 
 
 async def test_the_public_key_as_an_hmac_secret(anonymous: AsyncClient, signed_in: Tokens) -> None:
     """Algorithm confusion (HS/RS), with every encoding of the public key."""
-    header, claims = segments(signed_in.access)
+    header, claims = decode_token(signed_in.access)
     (published,) = (await anonymous.get("/.well-known/jwks.json")).json()["keys"]
     public = OKPKey.import_key(published)
     secrets = [
@@ -78,9 +78,9 @@ async def test_the_public_key_as_an_hmac_secret(anonymous: AsyncClient, signed_i
     for secret in secrets:
         for algorithm in ("sha256", "sha512"):
             named = header | {"alg": f"HS{algorithm[3:]}"}
-            signing_input = f"{closed(named)}.{closed(claims)}"
+            signing_input = f"{encode_segment(named)}.{encode_segment(claims)}"
             signature = hmac.digest(secret, signing_input.encode(), algorithm)
-            await refused(anonymous, f"{signing_input}.{_encoded(signature)}")
+            await assert_refused(anonymous, f"{signing_input}.{_base64url(signature)}")
 
 
 @pytest.mark.parametrize("algorithm", ["Ed25519", "ES256", "RS256"])
@@ -88,7 +88,7 @@ async def test_a_key_of_the_attackers_own(
     anonymous: AsyncClient, signed_in: Tokens, algorithm: str
 ) -> None:
     """With our key's id, with its own, without one, or in the header (`jwk`, `jku`, `x5u`)."""
-    header, claims = segments(signed_in.access)
+    header, claims = decode_token(signed_in.access)
     key: OKPKey | ECKey | RSAKey
     if algorithm == "Ed25519":
         key = OKPKey.generate_key("Ed25519", auto_kid=True)
@@ -105,9 +105,11 @@ async def test_a_key_of_the_attackers_own(
         {"x5u": evil},
     ):
         forged_header = header | {"alg": algorithm} | more
-        await refused(anonymous, jwt.encode(forged_header, claims, key, [algorithm]))
+        await assert_refused(anonymous, jwt.encode(forged_header, claims, key, [algorithm]))
     without = {name: value for name, value in header.items() if name != "kid"}
-    await refused(anonymous, jwt.encode(without | {"alg": algorithm}, claims, key, [algorithm]))
+    await assert_refused(
+        anonymous, jwt.encode(without | {"alg": algorithm}, claims, key, [algorithm])
+    )
 
 
 KIDS: list[object] = [
@@ -130,15 +132,17 @@ async def test_kid_injection(
 ) -> None:
     for kid in KIDS:
         with subtests.test(kid=kid):
-            header, claims = segments(signed_in.access)
-            forged = f"{closed(header | {'kid': kid})}.{closed(claims)}.{signed_in.access[-86:]}"
-            await refused(anonymous, forged)
+            header, claims = decode_token(signed_in.access)
+            signature = signed_in.access[-86:]
+            forged_header = encode_segment(header | {"kid": kid})
+            forged = f"{forged_header}.{encode_segment(claims)}.{signature}"
+            await assert_refused(anonymous, forged)
 
 
-async def signed(app: FastAPI, header: Claims, claims: Claims) -> str:
+async def sign(app: FastAPI, header: Claims, claims: Claims) -> str:
     """Returns a token with these claims and a valid signature."""
     keyring = state_of(app).keyring
-    key = keyring._signing(keyring._keys)
+    key = keyring._active_key(keyring._private_keys)
     assert key is not None
     return jwt.encode(header, claims, key, algorithms=["Ed25519"], default_type=None)
 
@@ -171,9 +175,9 @@ async def test_wrong_claims_under_a_true_signature(
     """Expired, not yet valid, wrong audience, wrong issuer, or a missing claim."""
     for change in WRONG_CLAIMS:
         with subtests.test(change=change):
-            header, claims = segments(signed_in.access)
+            header, claims = decode_token(signed_in.access)
             forged = {name: value for name, value in (claims | change).items() if value is not None}
-            await refused(anonymous, await signed(app, header, forged))
+            await assert_refused(anonymous, await sign(app, header, forged))
 
 
 OTHER_TYPES: list[str | None] = ["JWT", "id_token", "rt+jwt", None, ""]
@@ -184,19 +188,19 @@ async def test_another_type_under_a_true_signature(
 ) -> None:
     for type_ in OTHER_TYPES:
         with subtests.test(type_=type_):
-            header, claims = segments(signed_in.access)
+            header, claims = decode_token(signed_in.access)
             del header["typ"]
             if type_ is not None:
                 header["typ"] = type_
-            await refused(anonymous, await signed(app, header, claims))
+            await assert_refused(anonymous, await sign(app, header, claims))
 
 
 async def test_a_little_clock_skew_is_allowed(
     app: FastAPI, anonymous: AsyncClient, signed_in: Tokens
 ) -> None:
-    header, claims = segments(signed_in.access)
+    header, claims = decode_token(signed_in.access)
     soon = int(time.time()) + 3
-    early = await signed(app, header, claims | {"iat": soon, "nbf": soon})
+    early = await sign(app, header, claims | {"iat": soon, "nbf": soon})
     answer = await anonymous.get("/users/me", headers={"Authorization": f"Bearer {early}"})
     assert answer.status_code == 200
 
@@ -206,28 +210,28 @@ async def test_a_tampered_token(anonymous: AsyncClient, signed_in: Tokens, sign_
     stranger = await sign_up()
     victim = (await stranger.get("/users/me")).json()["id"]
     for change in ({"sub": victim}, {"scope": "users:self users:admin"}, {"exp": 2**40}):
-        forged = closed(_opened(claims) | change)
-        await refused(anonymous, f"{header}.{forged}.{signature}")
+        forged = encode_segment(_decode_segment(claims) | change)
+        await assert_refused(anonymous, f"{header}.{forged}.{signature}")
     flipped = signature[:-5] + ("A" if signature[-5] != "A" else "B") + signature[-4:]
-    await refused(anonymous, f"{header}.{claims}.{flipped}")
+    await assert_refused(anonymous, f"{header}.{claims}.{flipped}")
 
 
 async def test_a_truncated_token(anonymous: AsyncClient, signed_in: Tokens) -> None:
     token = signed_in.access
     for cut in (token[:-1], token[: len(token) // 2], token.rsplit(".", 1)[0], token[:1], "..."):
-        await refused(anonymous, cut)
+        await assert_refused(anonymous, cut)
 
 
 async def test_a_token_of_a_megabyte(anonymous: AsyncClient, signed_in: Tokens) -> None:
     for huge in ("x" * 1_000_000, signed_in.access + "x" * 1_000_000, "." * 1_000_000):
-        await refused(anonymous, huge)
-    await refused(anonymous, f"{API_KEY}_" + "x" * 1_000_000)
+        await assert_refused(anonymous, huge)
+    await assert_refused(anonymous, f"{API_KEY}_" + "x" * 1_000_000)
 
 
 async def test_a_refresh_token_is_no_access_token(
     anonymous: AsyncClient, signed_in: Tokens
 ) -> None:
-    await refused(anonymous, signed_in.refresh)
+    await assert_refused(anonymous, signed_in.refresh)
 
 
 async def test_an_access_token_is_no_refresh_token(
@@ -241,9 +245,9 @@ async def test_an_access_token_is_no_refresh_token(
 async def test_opaque_tokens_that_were_never_issued(
     anonymous: AsyncClient, signed_in: Tokens
 ) -> None:
-    await refused(anonymous, new_token(API_KEY))
+    await assert_refused(anonymous, new_token(API_KEY))
     mistyped = new_token(API_KEY)[:-1]
-    await refused(anonymous, mistyped)
+    await assert_refused(anonymous, mistyped)
     guesses = [
         new_token(REFRESH_TOKEN),
         signed_in.refresh[:-1],
@@ -261,7 +265,7 @@ async def test_a_stolen_access_token_after_logout(
     anonymous: AsyncClient, signed_in: Tokens
 ) -> None:
     await anonymous.post("/auth/logout", headers=signed_in.header)
-    await refused(anonymous, signed_in.access)
+    await assert_refused(anonymous, signed_in.access)
 
 
 async def test_a_stolen_key_after_revocation(client: AsyncClient, anonymous: AsyncClient) -> None:
@@ -270,18 +274,18 @@ async def test_a_stolen_key_after_revocation(client: AsyncClient, anonymous: Asy
     header = {"X-API-Key": created["key"]}
     assert (await anonymous.get("/users/me", headers=header)).status_code == 200
     await client.delete(f"/users/me/api-keys/{created['id']}")
-    await refused(anonymous, created["key"])
+    await assert_refused(anonymous, created["key"])
 
 
 async def test_session_fixation(anonymous: AsyncClient, signed_in: Tokens) -> None:
     """Values that a client sends with a sign-in do not become part of the new session."""
-    fixed = segments(signed_in.access)[1]["sid"]
+    fixed = decode_token(signed_in.access)[1]["sid"]
     anonymous.cookies.set("session", fixed)
     answer = await by_password(
         anonymous, session_id=fixed, sid=fixed, refresh_token=signed_in.refresh
     )
     again = tokens_of(answer)
-    assert segments(again.access)[1]["sid"] != fixed
+    assert decode_token(again.access)[1]["sid"] != fixed
     assert again.refresh != signed_in.refresh
     await anonymous.post("/auth/logout", headers=signed_in.header)
     tokens_of(await by_refresh(anonymous, again.refresh))

@@ -13,13 +13,16 @@ from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, Envelope, Session
 from fastapi import FastAPI
 from httpx import AsyncClient
+from pydantic import HttpUrl, SecretStr
 
-from features.users.tasks import reset_requests
+from features.users.mail.delivery import MAX_ATTEMPTS, delete_dead_letters, deliver_mail
+from features.users.passwords.tasks import send_password_resets
+from features.users.settings import UsersSettings
 from features.users.tests.conftest import EMAIL, Execute, by_password, register, tokens_of
-from shared.mail import MAX_ATTEMPTS, deliver_mail, forget_parked_mail
-from shared.settings import Settings
+from shared.feature import settings_of
+from shared.settings import ConfigurationError, Settings, load_feature_settings
 from shared.tasks import run_until_idle
-from tests.kit import PASSWORD, free_port
+from tests.kit import PASSWORD, SECRET_KEY, free_port
 
 FRONT = "https://app.example.com"
 
@@ -32,9 +35,7 @@ class Mailbox:
         self.mails: list[EmailMessage] = []
         self.refusal: str | None = None
 
-    async def handle_DATA(  # noqa: N802  # the name that aiosmtpd calls
-        self, _server: SMTP, _session: Session, envelope: Envelope
-    ) -> str:
+    async def handle_DATA(self, _server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802  # the name that aiosmtpd calls
         if self.refusal:
             return self.refusal
         assert isinstance(envelope.content, bytes)
@@ -70,14 +71,17 @@ def settings(
     settings: Settings, closed_mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
 ) -> Settings:
     monkeypatch.setenv("APP_FRONTEND_URL", FRONT)
-    update = {
-        "smtp_url": f"smtp://127.0.0.1:{closed_mailbox.port}",
-        "mail_from": "Tessera <api@example.com>",
-    }
-    return settings.model_copy(update=update)
+    monkeypatch.setenv("APP_SMTP_URL", f"smtp://127.0.0.1:{closed_mailbox.port}")
+    monkeypatch.setenv("APP_MAIL_FROM", "Tessera <api@example.com>")
+    return settings
 
 
-async def waiting(execute: Execute) -> list[Any]:
+def set_smtp_url(app: FastAPI, smtp_url: str) -> None:
+    settings = settings_of(app, UsersSettings)
+    app.state.feature_settings[UsersSettings] = settings.model_copy(update={"smtp_url": smtp_url})
+
+
+async def unsent_mail(execute: Execute) -> list[Any]:
     return await execute("SELECT * FROM outgoing_mail")
 
 
@@ -95,7 +99,7 @@ async def test_a_mail_arrives_and_its_link_works(
     assert link.startswith(f"{FRONT}/verify-email#token=")
     verified = await anonymous.post("/auth/email/verify", json={"token": link.split("=", 1)[1]})
     assert verified.status_code == 204
-    assert await waiting(execute) == []
+    assert await unsent_mail(execute) == []
 
 
 async def test_the_link_leads_to_the_front_end_whatever_host_was_asked(
@@ -104,7 +108,7 @@ async def test_the_link_leads_to_the_front_end_whatever_host_was_asked(
     await register(anonymous)
     forged = {"Host": "evil.example.com", "X-Forwarded-Host": "evil.example.com"}
     await anonymous.post("/auth/password/forgot", json={"email": EMAIL}, headers=forged)
-    await run_until_idle(app, reset_requests)
+    await run_until_idle(app, send_password_resets)
     await run_until_idle(app, deliver_mail)
     assert len(mailbox.mails) == 2
     for mail in mailbox.mails:
@@ -118,7 +122,7 @@ async def test_a_mail_that_was_not_taken_waits_and_is_sent_later(
     mailbox.refusal = "451 try later"
     await register(anonymous)
     await run_until_idle(app, deliver_mail)
-    (mail,) = await waiting(execute)
+    (mail,) = await unsent_mail(execute)
     assert mail["attempts"] == 1
     assert "try later" in mail["error"]
     assert await run_until_idle(app, deliver_mail) == 0, "not due yet"
@@ -137,7 +141,7 @@ async def test_a_mail_that_is_never_taken_is_parked(
     for _ in range(MAX_ATTEMPTS):
         await execute("UPDATE outgoing_mail SET next_attempt_at = now()")
         await run_until_idle(app, deliver_mail)
-    (mail,) = await waiting(execute)
+    (mail,) = await unsent_mail(execute)
     assert mail["attempts"] == MAX_ATTEMPTS
     assert mail["next_attempt_at"] is None
 
@@ -150,7 +154,7 @@ async def test_a_mail_that_cannot_be_written_does_not_hold_up_the_others(
     await register(anonymous)
     await run_until_idle(app, deliver_mail)
     assert [mail["To"] for mail in mailbox.mails] == [EMAIL]
-    (mail,) = await waiting(execute)
+    (mail,) = await unsent_mail(execute)
     assert mail["attempts"] == 1
 
 
@@ -162,8 +166,8 @@ async def test_what_was_parked_long_ago_is_forgotten(
     await execute("UPDATE outgoing_mail SET next_attempt_at = NULL WHERE recipient ^@ 'parked'")
     for days, left in ((29, 2), (31, 1)):
         with time_machine.travel(timedelta(days=days), tick=True):
-            await run_until_idle(app, forget_parked_mail)
-        assert len(await waiting(execute)) == left
+            await run_until_idle(app, delete_dead_letters)
+        assert len(await unsent_mail(execute)) == left
 
 
 async def test_a_domain_in_unicode_is_written_in_ascii(
@@ -179,15 +183,14 @@ async def test_a_server_elsewhere_that_does_not_encrypt_gets_no_mail(
     app: FastAPI, anonymous: AsyncClient, mailbox: Mailbox, execute: Execute
 ) -> None:
     elsewhere = f"smtp://127.0.0.2:{mailbox.port}"
-    app.state.settings = app.state.settings.model_copy(update={"smtp_url": elsewhere})
+    set_smtp_url(app, elsewhere)
     await register(anonymous)
     await run_until_idle(app, deliver_mail)
     assert mailbox.mails == []
-    (mail,) = await waiting(execute)
+    (mail,) = await unsent_mail(execute)
     assert "STARTTLS" in mail["error"]
 
-    optional = {"smtp_url": f"{elsewhere}?starttls=optional"}
-    app.state.settings = app.state.settings.model_copy(update=optional)
+    set_smtp_url(app, f"{elsewhere}?starttls=optional")
     await execute("UPDATE outgoing_mail SET next_attempt_at = now()")
     await run_until_idle(app, deliver_mail)
     assert len(mailbox.mails) == 1
@@ -198,7 +201,7 @@ async def test_a_server_that_is_away_loses_nothing(
 ) -> None:
     await register(anonymous)
     await run_until_idle(app, deliver_mail)
-    assert len(await waiting(execute)) == 1
+    assert len(await unsent_mail(execute)) == 1
     await execute("UPDATE outgoing_mail SET next_attempt_at = now()")
     with closed_mailbox.open():
         await run_until_idle(app, deliver_mail)
@@ -211,7 +214,7 @@ async def test_an_account_that_was_not_made_gets_no_mail(
     await register(anonymous)
     again = await anonymous.post("/users", json={"email": EMAIL, "password": PASSWORD})
     assert again.status_code == 409
-    assert len(await waiting(execute)) == 1
+    assert len(await unsent_mail(execute)) == 1
 
 
 async def test_the_owner_is_told_of_a_changed_password(
@@ -223,3 +226,31 @@ async def test_the_owner_is_told_of_a_changed_password(
     await anonymous.put("/users/me/password", json=body, headers=tokens.header)
     await run_until_idle(app, deliver_mail)
     assert mailbox.mails[-1]["Subject"] == "Your password was changed"
+
+
+def production() -> Settings:
+    return Settings(
+        env="prod",
+        database_url="postgresql://host/db",
+        secret_key=SecretStr(SECRET_KEY),
+        public_url=HttpUrl("https://api.example.com"),
+    )
+
+
+@pytest.mark.parametrize("smtp_url", ["log:", "smtps://ada:secret@smtp.example.com:465"])
+def test_production_needs_a_mail_server_or_the_log(
+    smtp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("APP_SMTP_URL", raising=False)
+    with pytest.raises(ConfigurationError, match=r"^APP_SMTP_URL is required when APP_ENV=prod; "):
+        load_feature_settings(UsersSettings, production())
+    monkeypatch.setenv("APP_SMTP_URL", smtp_url)
+    assert load_feature_settings(UsersSettings, production()).smtp_url == smtp_url
+
+
+def test_a_wrong_mail_server_is_told_in_a_line_that_names_the_variable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("APP_SMTP_URL", "smtp://h:x")
+    with pytest.raises(ConfigurationError, match=r"^APP_SMTP_URL: Port could not be cast"):
+        load_feature_settings(UsersSettings, production())

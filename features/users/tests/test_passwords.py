@@ -10,8 +10,8 @@ from httpx import AsyncClient
 from pwdlib.hashers.argon2 import Argon2Hasher
 from sqlmodel import select
 
-from features.users.tables import User
-from features.users.tasks import reset_requests
+from features.users.accounts.tables import User
+from features.users.passwords.tasks import send_password_resets
 from features.users.tests.conftest import (
     EMAIL,
     Execute,
@@ -149,7 +149,7 @@ async def test_nobody_is_mailed_without_an_account(
     app: FastAPI, anonymous: AsyncClient, execute: Execute
 ) -> None:
     await forget(anonymous, "nobody@example.com")
-    assert await run_until_idle(app, reset_requests) == 1
+    assert await run_until_idle(app, send_password_resets) == 1
     assert await execute("SELECT 1 FROM outgoing_mail") == []
 
 

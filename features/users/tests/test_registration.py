@@ -5,8 +5,8 @@ import asyncio
 import pytest
 from httpx import AsyncClient
 
-from features.users.tests.conftest import by_password, register, tokens_of
-from tests.kit import PASSWORD, Mails
+from features.users.tests.conftest import SentMail, by_password, register, tokens_of
+from tests.kit import PASSWORD
 
 
 @pytest.mark.verify
@@ -34,7 +34,7 @@ async def test_ten_registrations_at_once_make_one_account(anonymous: AsyncClient
     ],
 )
 async def test_an_account_is_found_however_its_address_is_spelled(
-    anonymous: AsyncClient, admin: AsyncClient, sent_mail: Mails, registered: str, kept: str
+    anonymous: AsyncClient, admin: AsyncClient, sent_mail: SentMail, registered: str, kept: str
 ) -> None:
     await register(anonymous, registered)
     for spelling in (registered, kept, kept.upper()):

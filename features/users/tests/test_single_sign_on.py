@@ -36,7 +36,7 @@ from features.users.tests.conftest import (
     tokens_of,
 )
 from features.users.tests.races import LOCK_USER, Race, holding
-from features.users.tests.test_attacks_on_tokens import closed, segments
+from features.users.tests.test_attacks_on_tokens import decode_token, encode_segment
 from shared.settings import ConfigurationError, Settings, load_feature_settings
 from tests.kit import SECRET_KEY, connect, free_port
 
@@ -83,7 +83,7 @@ class IdentityProvider:
             response.set_data(json.dumps(response.get_json() | more))
         elif path == "/oauth2/token" and self.forge:
             answer = response.get_json()
-            answer["id_token"] = self.forge(self, segments(answer["id_token"])[1])
+            answer["id_token"] = self.forge(self, decode_token(answer["id_token"])[1])
             response.set_data(json.dumps(answer))
 
     async def sign_in(self, url: str, subject: str, **claims: Any) -> str:
@@ -239,7 +239,7 @@ def changed(**change: Any) -> Forge:
 
 
 def unsigned(_: IdentityProvider, claims: dict[str, Any]) -> str:
-    return f"{closed({'alg': 'none'})}.{closed(claims)}."
+    return f"{encode_segment({'alg': 'none'})}.{encode_segment(claims)}."
 
 
 def by_public_key(provider: IdentityProvider, claims: dict[str, Any]) -> str:
@@ -248,7 +248,7 @@ def by_public_key(provider: IdentityProvider, claims: dict[str, Any]) -> str:
 
 def by_secret(provider: IdentityProvider, claims: dict[str, Any], secret: bytes = b"hush") -> str:
     header = {"alg": "HS256", "kid": provider.key.kid}
-    signing_input = f"{closed(header)}.{closed(claims)}"
+    signing_input = f"{encode_segment(header)}.{encode_segment(claims)}"
     signature = hmac.digest(secret, signing_input.encode(), "sha256")
     return f"{signing_input}.{urlsafe_b64encode(signature).rstrip(b'=').decode()}"
 
@@ -515,11 +515,11 @@ def test_providers_in_production_are_encrypted(
 ) -> None:
     provider = {"issuer": issuer, "client_id": "tessera", "client_secret": "hush"}
     monkeypatch.setenv("APP_OIDC_PROVIDERS", json.dumps({"mock": provider}))
+    monkeypatch.setenv("APP_SMTP_URL", "log:")
     kernel = Settings(
         env="prod",
         database_url="postgresql://host/db",
         secret_key=SecretStr(SECRET_KEY),
-        smtp_url="log:",
         public_url=HttpUrl(public_url),
     )
     with pytest.raises(ConfigurationError, match=message) if message else nullcontext():

@@ -1,0 +1,1 @@
+"""Accounts: registration, email addresses, reading, changing and deleting one."""

@@ -1,0 +1,59 @@
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import status
+
+from features.users.accounts.schemas import UserPublic
+from features.users.administration import handlers
+from features.users.administration.schemas import UserAdminUpdate, UserPage, UserQuery
+from features.users.client_info import CurrentClient
+from features.users.dependencies import AdminPrincipal, AdminSession
+from shared.db import OrmSession, ReadSession
+from shared.problems import BadRequest, Conflict, NotFound, responses
+from shared.web.pagination import CursorsDep
+from shared.web.routing import Router, from_query
+
+router = Router(prefix="/users", tags=["users"])
+
+
+@router.get("", responses=responses(BadRequest))
+async def list_(
+    admin: AdminPrincipal,
+    query: Annotated[UserQuery, from_query(UserQuery)],
+    session: ReadSession,
+    cursors: CursorsDep,
+) -> UserPage:
+    """All accounts, a page at a time."""
+    found = await handlers.list_users(session, query, cursors.read(query, admin.user_id))
+    return UserPage.model_validate(cursors.page(found, query, admin.user_id))
+
+
+@router.get("/{user_id:uuid}", responses=responses(NotFound))
+async def get(user_id: UUID, admin: AdminPrincipal, session: OrmSession) -> UserPublic:
+    """One account."""
+    return UserPublic.model_validate(await handlers.get_account(session, user_id))
+
+
+@router.patch("/{user_id:uuid}", responses=responses(NotFound, Conflict))
+async def update(
+    user_id: UUID,
+    changes: UserAdminUpdate,
+    admin: AdminSession,
+    session: OrmSession,
+    client: CurrentClient,
+) -> UserPublic:
+    """Changes an account. A change of role, and deactivation, end its sessions."""
+    user = await handlers.update_account(session, user_id, changes, admin.user_id, client)
+    return UserPublic.model_validate(user)
+
+
+@router.delete(
+    "/{user_id:uuid}",
+    status_code=status.HTTP_204_NO_CONTENT,
+    responses=responses(NotFound, Conflict),
+)
+async def delete(
+    user_id: UUID, admin: AdminSession, session: OrmSession, client: CurrentClient
+) -> None:
+    """Deletes an account, and everything it owns."""
+    await handlers.delete_account(session, user_id, admin.user_id, client)

@@ -1,0 +1,44 @@
+"""What administrators send and see."""
+
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, StrictBool
+
+from features.users.accounts.schemas import UserPublic
+from features.users.accounts.tables import Role
+from features.users.schemas import Body, Name
+from shared.types import DatabaseText
+from shared.web.pagination import Page, PageQuery, Sort
+
+
+class UserAdminUpdate(Body):
+    """What is absent stays as it is; `null` clears the name."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"is_active": False}]})
+
+    name: Name | None = None
+    role: Role = Role.USER
+    is_active: StrictBool = True
+
+
+class UserSort(Sort):
+    """A column to sort by; `-` for descending."""
+
+    CREATED_AT = "created_at"
+    CREATED_AT_DESC = "-created_at"
+    EMAIL = "email"
+    EMAIL_DESC = "-email"
+
+
+class UserQuery(PageQuery):
+    q: Annotated[
+        DatabaseText | None,
+        Field(min_length=1, max_length=200, description="Part of email or name"),
+    ] = None
+    role: Role | None = None
+    is_active: bool | None = None
+    sort: UserSort = UserSort.CREATED_AT_DESC
+
+
+class UserPage(Page[UserPublic]):
+    """A page of accounts."""

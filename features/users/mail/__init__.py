@@ -1,0 +1,1 @@
+"""Mail to accounts: the outbox, its delivery, the texts and the tokens in them."""

@@ -1,0 +1,64 @@
+"""Transactional outbox: a mail is a row, written in the transaction of the change that it reports.
+
+A task sends it after the commit (delivery.py). The body is encrypted while it waits, since it may
+give access to an account.
+"""
+
+from datetime import UTC, datetime
+from uuid import UUID
+
+from cryptography.fernet import Fernet
+from sqlalchemy import func
+from sqlmodel import select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from features.users.mail.tables import OutgoingMail
+from features.users.mail.templates import (
+    PASSWORD_CHANGED,
+    MailText,
+    reset_mail,
+    verification_mail,
+)
+from features.users.mail.tokens import MailTokens
+from features.users.settings import UsersSettings
+from shared.crypto import cipher
+
+MAIL_CHANNEL = "outgoing_mail"
+
+
+def body_encryption(secret: str) -> Fernet:
+    return cipher(secret, "outgoing mail")
+
+
+class Outbox:
+    """Adds mails to the transaction of a session."""
+
+    def __init__(self, secret: str, tokens: MailTokens, settings: UsersSettings) -> None:
+        self._encryption = body_encryption(secret)
+        self._tokens = tokens
+        self._frontend_url = settings.frontend_url
+        self._reset_minutes = settings.password_reset_lifetime // 60
+
+    async def add_verification(self, session: AsyncSession, user_id: UUID, email: str) -> None:
+        token = self._tokens.write_verification(user_id, email)
+        await self._add(session, email, verification_mail(token, self._frontend_url))
+
+    async def add_password_reset(
+        self, session: AsyncSession, user_id: UUID, email: str, fingerprint: str
+    ) -> None:
+        token = self._tokens.write_reset(user_id, fingerprint)
+        text = reset_mail(token, self._frontend_url, self._reset_minutes)
+        await self._add(session, email, text)
+
+    async def add_password_changed(self, session: AsyncSession, email: str) -> None:
+        await self._add(session, email, PASSWORD_CHANGED)
+
+    async def _add(self, session: AsyncSession, recipient: str, text: MailText) -> None:
+        mail = OutgoingMail(
+            recipient=recipient,
+            subject=text.subject,
+            encrypted_body=self._encryption.encrypt(text.body.encode()),
+            next_attempt_at=datetime.now(UTC),
+        )
+        session.add(mail)
+        await session.exec(select(func.pg_notify(MAIL_CHANNEL, "")))

@@ -1,0 +1,1 @@
+"""Passwords: hashing, change, and reset by mail."""

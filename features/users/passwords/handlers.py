@@ -1,0 +1,130 @@
+"""Passwords: change with the current one, reset by mail."""
+
+from uuid import UUID
+
+from sqlalchemy import delete, func
+from sqlmodel import col, select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from features.users.accounts.handlers import find_user, get_user
+from features.users.accounts.tables import User
+from features.users.api_keys.tables import ApiKey
+from features.users.client_info import ClientInfo
+from features.users.events.handlers import record
+from features.users.events.tables import EventKind
+from features.users.mail.outbox import Outbox
+from features.users.mail.tokens import MailTokens
+from features.users.passwords.hashing import PasswordHasher, fingerprint
+from features.users.passwords.tables import ResetRequest
+from features.users.sessions.handlers import revoke_sessions
+from features.users.single_sign_on.tables import Identity
+from shared.db import Database
+from shared.problems import BadRequest, Conflict, Forbidden
+
+RESET_CHANNEL = "reset_requests"
+RESET_BATCH_SIZE = 20
+
+
+async def change_password(
+    database: Database,
+    hasher: PasswordHasher,
+    outbox: Outbox,
+    user_id: UUID,
+    session_id: UUID,
+    current: str,
+    new: str,
+    client: ClientInfo,
+) -> None:
+    """Changes the password, and ends every other session.
+
+    Raises:
+        Forbidden: the current password is wrong.
+        Conflict: the account has no password, or the password was changed concurrently.
+    """
+    async with database.orm_transaction() as session:
+        current_hash = (await get_user(session, user_id)).password_hash
+    if current_hash is None:
+        raise Conflict("The account has no password yet: a reset sets the first one")
+    matches, _ = await hasher.verify(current, current_hash)
+    if not matches:
+        async with database.orm_transaction() as session:
+            await record(session, EventKind.PASSWORD_CHANGE_FAILED, user_id, client)
+        raise Forbidden("The current password is wrong")
+    new_hash = await hasher.hash(new)
+    async with database.orm_transaction() as session:
+        user = await get_user(session, user_id, lock=True)
+        if user.password_hash != current_hash:
+            raise Conflict("The password was changed in the meantime")
+        user.password_hash = new_hash
+        await revoke_sessions(session, user_id, except_id=session_id)
+        await record(session, EventKind.PASSWORD_CHANGED, user_id, client)
+        await outbox.add_password_changed(session, user.email)
+
+
+async def request_password_reset(session: AsyncSession, email: str, client: ClientInfo) -> None:
+    """Inserts a request to reset the password, whether or not the account exists.
+
+    `mail_reset_tokens` looks the account up later, so that the response time reveals nothing.
+    """
+    session.add(ResetRequest(email=email, address=client.address, user_agent=client.user_agent))
+    await session.exec(select(func.pg_notify(RESET_CHANNEL, "")))
+
+
+async def mail_reset_tokens(session: AsyncSession, outbox: Outbox) -> int:
+    """Mails reset tokens for a batch of requests, and returns the number of requests."""
+    waiting = (
+        select(ResetRequest)
+        .order_by(col(ResetRequest.id))
+        .limit(RESET_BATCH_SIZE)
+        .with_for_update(skip_locked=True)
+    )
+    requests = (await session.exec(waiting)).all()
+    for request in requests:
+        await session.delete(request)
+        account = select(User).where(User.email == request.email, col(User.is_active))
+        if user := (await session.exec(account)).one_or_none():
+            bound_to = fingerprint(user.password_hash)
+            await outbox.add_password_reset(session, user.id, user.email, bound_to)
+            client = ClientInfo(request.address, request.user_agent)
+            await record(session, EventKind.PASSWORD_RESET_REQUESTED, user.id, client)
+    return len(requests)
+
+
+async def reset_password(
+    database: Database,
+    hasher: PasswordHasher,
+    outbox: Outbox,
+    mail_tokens: MailTokens,
+    token: str,
+    new: str,
+    client: ClientInfo,
+) -> None:
+    """Sets the password, and ends every session.
+
+    The token came by mail, so this verifies the address too.
+
+    Raises:
+        BadRequest: the token is not valid, has expired, or was used.
+    """
+    user_id, bound_to = mail_tokens.read_reset(token)
+    new_hash = await hasher.hash(new)
+    async with database.orm_transaction() as session:
+        user = await find_user(session, user_id, lock=True)
+        if user is None or not user.is_active or fingerprint(user.password_hash) != bound_to:
+            raise BadRequest("This reset token is not valid, or no longer")
+        await claim_account(session, user, new_hash)
+        await record(session, EventKind.PASSWORD_RESET, user_id, client)
+        await outbox.add_password_changed(session, user.email)
+
+
+async def claim_account(session: AsyncSession, user: User, password_hash: str) -> None:
+    """Sets the password for the owner of the address, and ends every session.
+
+    If the address was not verified, deletes API keys and identities too: they may belong to an
+    attacker who registered the address of another person.
+    """
+    if not user.email_verified:
+        await session.exec(delete(ApiKey).where(col(ApiKey.user_id) == user.id))
+        await session.exec(delete(Identity).where(col(Identity.user_id) == user.id))
+    user.password_hash, user.email_verified = password_hash, True
+    await revoke_sessions(session, user.id)

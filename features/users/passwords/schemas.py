@@ -1,0 +1,34 @@
+"""What clients send to set, change or reset a password."""
+
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from features.users.accounts.email_addresses import Email
+from features.users.passwords.hashing import is_common
+from features.users.schemas import Body, MailToken
+from shared.types import DatabaseText
+
+
+def _refuse_common(password: str) -> str:
+    if is_common(password):
+        raise ValueError("This is one of the most common passwords; please choose another")
+    return password
+
+
+Password = Annotated[DatabaseText, Field(min_length=8, max_length=128)]
+NewPassword = Annotated[Password, AfterValidator(_refuse_common)]
+
+
+class PasswordForgotten(Body):
+    email: Email
+
+
+class PasswordReset(Body):
+    token: MailToken
+    new_password: NewPassword
+
+
+class PasswordChange(Body):
+    current_password: Password
+    new_password: NewPassword

@@ -1,0 +1,1 @@
+"""Refresh tokens: they continue a session, each with one use."""

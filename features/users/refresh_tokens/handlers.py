@@ -1,0 +1,104 @@
+"""Refresh token rotation: each token works once; a family of tokens is one session.
+
+A token that is used again within the grace period (by a second tab, or after a lost response)
+returns the latest token of the family, which can be decrypted only with the older ones. Later
+reuse means that the token was stolen, as both the client and the thief have used it: the family
+ends (RFC 9700, section 4.14.2).
+"""
+
+import base64
+import hashlib
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+from cryptography.fernet import Fernet
+from sqlmodel import col, select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from features.users.accounts.tables import User
+from features.users.client_info import ClientInfo
+from features.users.events.handlers import record
+from features.users.events.tables import EventKind
+from features.users.opaque_tokens import REFRESH_TOKEN, digest, is_token, new_token
+from features.users.permissions import parse_scope
+from features.users.refresh_tokens.tables import RefreshToken
+from features.users.sessions.handlers import Denial, Grant
+from features.users.sessions.tables import Session
+
+INVALID_REFRESH_TOKEN = Denial("invalid_grant", "The refresh token is not valid, or no longer")
+WIDER_SCOPE = Denial("invalid_scope", "The scope is wider than what was granted at first")
+
+
+async def refresh(
+    session: AsyncSession,
+    token: str,
+    client: ClientInfo,
+    lifetime: timedelta,
+    grace: timedelta,
+    scope: str | None = None,
+) -> Grant | Denial:
+    """Exchanges a refresh token for the next one of its family."""
+    family = await _lock_family(session, token)
+    if family is None:
+        return INVALID_REFRESH_TOKEN
+    current, user = family
+    now = datetime.now(UTC)
+    if current.expires_at <= now or not user.is_active:
+        return INVALID_REFRESH_TOKEN
+    if scope and current.scope and not parse_scope(scope) <= parse_scope(current.scope):
+        return WIDER_SCOPE
+    latest = await _latest_token(session, token, now - grace)
+    if latest is None:
+        await session.delete(current)
+        await record(session, EventKind.REFRESH_REPLAYED, user.id, client)
+        return INVALID_REFRESH_TOKEN
+    if latest == token:
+        latest = await _rotate(session, token, current.id, now)
+    current.last_used_at, current.expires_at = now, now + lifetime
+    current.address, current.user_agent = client.address, client.user_agent
+    return Grant(user.id, user.role, current.id, scope or current.scope, latest)
+
+
+async def _lock_family(session: AsyncSession, token: str) -> tuple[Session, User] | None:
+    """Returns and locks the session of the token, so that concurrent refreshes run in turn."""
+    if not is_token(token, REFRESH_TOKEN):
+        return None
+    family = (
+        select(Session, User)
+        .join(RefreshToken, col(RefreshToken.session_id) == col(Session.id))
+        .join(User, col(User.id) == col(Session.user_id))
+        .where(RefreshToken.hash == digest(token))
+        .with_for_update(of=Session)
+    )
+    return (await session.exec(family)).one_or_none()
+
+
+async def _latest_token(session: AsyncSession, token: str, since: datetime) -> str | None:
+    """Follows the successors of the token, and returns the unused one at the end.
+
+    Returns None if a token of that chain was used before `since`.
+    """
+    while True:
+        row = await session.get(RefreshToken, digest(token))
+        assert row is not None
+        if row.used_at is None:
+            return token
+        if row.used_at < since or row.encrypted_successor is None:
+            return None
+        token = _encryption_under(token).decrypt(row.encrypted_successor).decode()
+
+
+async def _rotate(session: AsyncSession, token: str, session_id: UUID, now: datetime) -> str:
+    successor = new_token(REFRESH_TOKEN)
+    row = await session.get_one(RefreshToken, digest(token))
+    row.used_at = now
+    row.encrypted_successor = _encryption_under(token).encrypt(successor.encode())
+    session.add(RefreshToken(hash=digest(successor), session_id=session_id))
+    await session.flush()
+    return successor
+
+
+def _encryption_under(token: str) -> Fernet:
+    """Derives the key from the token, so that stored data alone cannot decrypt its successor."""
+    key = hashlib.sha256(b"successor of " + token.encode()).digest()
+    return Fernet(base64.urlsafe_b64encode(key))

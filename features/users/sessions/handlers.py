@@ -1,0 +1,124 @@
+"""Sessions: open, list, revoke."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Literal
+from uuid import UUID
+
+from sqlalchemy import delete
+from sqlmodel import col, select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from features.users.accounts.tables import Role
+from features.users.client_info import ClientInfo
+from features.users.events.handlers import record
+from features.users.events.tables import EventKind
+from features.users.opaque_tokens import REFRESH_TOKEN, digest, new_token
+from features.users.refresh_tokens.tables import RefreshToken
+from features.users.sessions.tables import Session
+from shared.problems import NotFound, Unauthorized
+
+
+@dataclass(frozen=True)
+class Grant:
+    """A session, and the refresh token that continues it."""
+
+    user_id: UUID
+    role: Role
+    session_id: UUID
+    scope: str | None
+    refresh_token: str
+
+
+@dataclass(frozen=True)
+class Denial:
+    """The reason why a grant is refused (RFC 6749, section 5.2).
+
+    It is a return value, not an exception, so that the writes of the same transaction (a failed
+    attempt, the end of a token family) are committed.
+    """
+
+    error: Literal["invalid_grant", "invalid_scope"]
+    description: str
+
+
+async def open_session(
+    session: AsyncSession,
+    user_id: UUID,
+    role: Role,
+    client: ClientInfo,
+    lifetime: timedelta,
+    scope: str | None = None,
+) -> Grant:
+    """Opens a session with a new family of tokens. Nothing of an earlier session is reused."""
+    token, now = new_token(REFRESH_TOKEN), datetime.now(UTC)
+    row = Session(
+        user_id=user_id,
+        scope=scope,
+        address=client.address,
+        user_agent=client.user_agent,
+        created_at=now,
+        last_used_at=now,
+        expires_at=now + lifetime,
+    )
+    session.add(row)
+    await session.flush()
+    session.add(RefreshToken(hash=digest(token), session_id=row.id))
+    await record(session, EventKind.SIGNED_IN, user_id, client)
+    return Grant(user_id, role, row.id, scope, token)
+
+
+async def list_sessions(session: AsyncSession, user_id: UUID) -> Sequence[Session]:
+    """Returns the sessions that have not expired, the last used first."""
+    unexpired = (
+        select(Session)
+        .where(Session.user_id == user_id, Session.expires_at > datetime.now(UTC))
+        .order_by(col(Session.last_used_at).desc(), col(Session.id).desc())
+    )
+    return (await session.exec(unexpired)).all()
+
+
+async def require_session(session: AsyncSession, user_id: UUID, session_id: UUID) -> None:
+    """Checks that the session exists. Call it after locking the account, as the session may have
+    ended while the request waited for the lock.
+
+    Raises:
+        Unauthorized: the session has ended.
+    """
+    same_session = select(Session.id).where(Session.id == session_id, Session.user_id == user_id)
+    if (await session.exec(same_session)).one_or_none() is None:
+        raise Unauthorized("The session has ended: sign in and begin again")
+
+
+async def revoke_session(
+    session: AsyncSession, user_id: UUID, session_id: UUID, client: ClientInfo
+) -> None:
+    """Deletes a session, which ends its access everywhere.
+
+    Raises:
+        NotFound: the session does not exist, or belongs to another account.
+    """
+    deleted = await session.exec(
+        delete(Session).where(col(Session.id) == session_id, col(Session.user_id) == user_id)
+    )
+    if deleted.rowcount == 0:
+        raise NotFound(f"Session {session_id} not found")
+    await record(session, EventKind.SIGNED_OUT, user_id, client)
+
+
+async def revoke_sessions(
+    session: AsyncSession, user_id: UUID, *, except_id: UUID | None = None
+) -> None:
+    """Deletes all sessions of an account, except the one with the id `except_id`."""
+    sessions = delete(Session).where(col(Session.user_id) == user_id)
+    if except_id:
+        sessions = sessions.where(col(Session.id) != except_id)
+    await session.exec(sessions)
+
+
+async def revoke_other_sessions(
+    session: AsyncSession, user_id: UUID, session_id: UUID, client: ClientInfo
+) -> None:
+    await revoke_sessions(session, user_id, except_id=session_id)
+    await record(session, EventKind.SIGNED_OUT, user_id, client, "all other sessions")
