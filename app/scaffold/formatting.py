@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def format_code(files: Collection[Path]) -> None:
-    """Sorts the imports and formats the code as `make check` requires."""
-    for arguments in (["check", "--fix-only", "--select=I"], ["format"]):
+    """Sorts the imports, removes unused ones, and formats the code as `make check` requires."""
+    for arguments in (["check", "--fix-only", "--select=I,F401"], ["format"]):
         ruff = [sys.executable, "-m", "ruff", *arguments, "--quiet", *map(str, files)]
         subprocess.run(ruff, check=True)  # noqa: S603  # our own tool and files

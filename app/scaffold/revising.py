@@ -1,8 +1,10 @@
-"""Writes a revision on a feature's branch: the changes of its tables since the last one."""
+"""Writes a revision on a feature's branch: the changes of its tables, and of the functions and
+triggers in its .sql files, since the last one."""
 
 import asyncio
 import re
 import secrets
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,15 +12,22 @@ from typing import Any
 
 import asyncpg
 from alembic import command
+from alembic.autogenerate import renderers
 from alembic.autogenerate.api import AutogenContext
+from alembic.operations.ops import ExecuteSQLOp
 from alembic.script import Script
 from sqlalchemy.engine import make_url
 from sqlmodel import AutoString, UTCDateTime
 
+from app.scaffold.definitions import compare_definitions
 from app.scaffold.formatting import format_code
 from shared.db.migrations import ROOT, alembic_config
 from shared.db.tables import table_owners
 from shared.feature import FeatureError, branches_of, find_features
+
+WRAPPER = textwrap.TextWrapper(
+    80, drop_whitespace=False, replace_whitespace=False, expand_tabs=False
+)
 
 
 class NothingToRevise(FeatureError):
@@ -33,7 +42,8 @@ def write_revision(server_url: str, feature: str, message: str) -> Script:
     without a model is ignored: write its DROP TABLE by hand.
 
     Raises:
-        FeatureError: the feature does not exist.
+        FeatureError: the feature does not exist, or a text search configuration has changed: its
+            revision is written by hand.
         NothingToRevise: the tables have not changed. No file has been written.
     """
     needed = () if feature == "shared" else find_features(feature)
@@ -46,8 +56,9 @@ def write_revision(server_url: str, feature: str, message: str) -> Script:
         config = alembic_config(url, ["shared", *others, feature])
         slug = re.sub(r"\W+", "_", message.lower()).strip("_")[:40]
         config.set_main_option("file_template", f"{number:04}_{slug}")
-        config.attributes["autogenerate"] = _hooks(feature)
         command.upgrade(config, "heads")
+        before, after = asyncio.run(compare_definitions(url, feature))
+        config.attributes["autogenerate"] = _hooks(feature, before, after)
         script = command.revision(
             config,
             message,
@@ -64,22 +75,44 @@ def write_revision(server_url: str, feature: str, message: str) -> Script:
     return script
 
 
-def _hooks(feature: str) -> dict[str, Any]:
+def _hooks(feature: str, before: dict[str, str], after: dict[str, str]) -> dict[str, Any]:
     """Returns the options that `migrations/env.py` passes to Alembic for the comparison."""
     own = {table for table, owner in table_owners().items() if owner == feature}
 
     def include(_object: Any, name: str | None, kind: str, *_: Any) -> bool:
         return kind != "table" or name in own
 
-    def drop_if_empty(_context: Any, _revision: Any, directives: list[Any]) -> None:
-        if directives[0].upgrade_ops.is_empty():
+    def complete(_context: Any, _revision: Any, directives: list[Any]) -> None:
+        revision = directives[0]
+        revision.upgrade_ops.ops += _replace(before, after)
+        revision.downgrade_ops.ops[:0] = _replace(after, before)
+        if revision.upgrade_ops.is_empty():
             directives.clear()
 
     return {
         "include_object": include,
-        "process_revision_directives": drop_if_empty,
+        "process_revision_directives": complete,
         "render_item": _render_type,
     }
+
+
+def _replace(old: dict[str, str], new: dict[str, str]) -> list[ExecuteSQLOp]:
+    """Returns the operations that make the new definitions of the old."""
+    changed = [name for name in new if old.get(name) != new[name]]
+    gone = [name for name in reversed(old) if name not in new]
+    for name in changed + gone:
+        if name.startswith("TEXT SEARCH"):
+            raise FeatureError(f"{name} has changed: write its revision by hand")
+    statements = [new[name] for name in changed] + [f"DROP {name}" for name in gone]
+    return [ExecuteSQLOp(statement) for statement in statements]
+
+
+@renderers.dispatch_for(ExecuteSQLOp, replace=True)
+def _render_definition(_context: AutogenContext, operation: ExecuteSQLOp) -> str:
+    """Renders the statement as short strings; escapes what Alembic would read as a parameter."""
+    sql = re.sub(r"(?<![:\w\\]):(?=\w)", r"\:", str(operation.sqltext))
+    pieces = [piece for line in sql.splitlines(keepends=True) for piece in WRAPPER.wrap(line)]
+    return f"op.execute({' '.join(map(repr, pieces))})"
 
 
 def _render_type(kind: str, item: Any, context: AutogenContext) -> str | bool:

@@ -1,11 +1,11 @@
 """Full-text (BM25) and semantic (vector) search over a user's items."""
 
 from features.search.commands import commands
-from features.search.engine import lifespan
 from features.search.router import router
+from features.search.runtime import lifespan
 from features.search.settings import SearchSettings
 from features.search.tables import SearchDocument, SearchEmbedding
-from features.search.tasks import embed, fold
+from features.search.tasks import embedding_task, statistics_task
 from shared.feature import Feature
 
 __all__ = ["SearchDocument", "SearchEmbedding", "feature"]
@@ -17,7 +17,7 @@ feature = Feature(
     scopes={"search:read": "Search your items"},
     settings=SearchSettings,
     lifespan=lifespan,
-    tasks=(fold, embed),
+    tasks=(statistics_task, embedding_task),
     commands=commands,
     # Long enough for pgvector's vectorised loops
     extensions={

@@ -2,7 +2,7 @@ from typing import Annotated
 from uuid import UUID
 
 from features.search import handlers
-from features.search.engine import EngineDep
+from features.search.runtime import SearchRuntimeDep
 from features.search.schemas import (
     SearchQuery,
     SearchResults,
@@ -25,18 +25,18 @@ async def search(
     principal: Searcher,
     query: Annotated[SearchQuery, from_query(SearchQuery)],
     session: ReadSession,
-    engine: EngineDep,
+    runtime: SearchRuntimeDep,
 ) -> SearchResults:
     """Your items that answer a query best, by their words and by their meaning."""
-    return await handlers.search(session, engine, principal.user_id, query)
+    return await handlers.search(session, runtime, principal.user_id, query)
 
 
 @router.post("/search/vector", responses=responses(Unavailable))
 async def search_by_vector(
-    query: VectorQuery, principal: Searcher, session: ReadSession, engine: EngineDep
+    query: VectorQuery, principal: Searcher, session: ReadSession, runtime: SearchRuntimeDep
 ) -> SearchResults:
     """Your items that are nearest to an embedding of your own making."""
-    return await handlers.search_by_vector(session, engine, principal.user_id, query)
+    return await handlers.search_by_vector(session, runtime, principal.user_id, query)
 
 
 @router.get("/search/status")
@@ -51,7 +51,7 @@ async def similar(
     principal: Searcher,
     query: Annotated[SimilarQuery, from_query(SimilarQuery)],
     session: ReadSession,
-    engine: EngineDep,
+    runtime: SearchRuntimeDep,
 ) -> SearchResults:
     """Your items that are nearest in meaning to one of them."""
-    return await handlers.similar_items(session, engine, principal.user_id, item_id, query)
+    return await handlers.similar_items(session, runtime, principal.user_id, item_id, query)

@@ -3,14 +3,14 @@
 from fastapi import FastAPI
 from sqlalchemy import text
 
-from features.search.engine import engine_of
-from features.search.indexing import embed_due, fold_changes
+from features.search.indexing import embed_due, update_statistics
+from features.search.runtime import runtime_of
 from shared.db import database_of
 from shared.tasks import Task
 
-CHANNEL = "search"
+SEARCH_CHANNEL = "search"
 SWEEP_SECONDS = 5.0
-BACKLOG = text("""
+SELECT_BACKLOG = text("""
 SELECT count(*) FILTER (WHERE NOT parked), count(*) FILTER (WHERE parked),
     greatest(0, extract(epoch FROM
         clock_timestamp() - min(next_attempt_at) FILTER (WHERE NOT parked)))
@@ -18,20 +18,22 @@ FROM search_queue
 """)
 
 
-async def _fold(app: FastAPI) -> int:
-    return await fold_changes(database_of(app))
+async def _update_statistics(app: FastAPI) -> int:
+    return await update_statistics(database_of(app))
 
 
 async def _embed(app: FastAPI) -> int:
-    engine = engine_of(app)
-    return await embed_due(database_of(app), engine.embedders, engine.language)
+    runtime = runtime_of(app)
+    return await embed_due(database_of(app), runtime.embedders, runtime.language)
 
 
-fold = Task(name="search_statistics", run=_fold, every=SWEEP_SECONDS, channel=CHANNEL)
-embed = Task(
+statistics_task = Task(
+    name="search_statistics", run=_update_statistics, every=SWEEP_SECONDS, channel=SEARCH_CHANNEL
+)
+embedding_task = Task(
     name="search_embeddings",
     run=_embed,
     every=SWEEP_SECONDS,
-    channel=CHANNEL,
-    backlog=BACKLOG,
+    channel=SEARCH_CHANNEL,
+    backlog=SELECT_BACKLOG,
 )

@@ -85,21 +85,21 @@ def test_each_reach_for_a_neighbours_table_is_caught(copy: Path) -> None:
             from features.users.accounts.tables import User
             user = User(email="ada@example.com")
         """,
-        "features/search/engine.py": """
+        "features/search/runtime.py": """
             import sqlalchemy
             import features.items
             statement = sqlalchemy.update(features.items.Item)
         """,
-        "features/search/parsing.py": """
+        "features/search/query/parsing.py": """
             from sqlalchemy.dialects.postgresql import insert as add
             from features.items import Item as Thing
             statement = add(Thing)
         """,
-        "features/search/highlighting.py": """
+        "features/search/query/highlighting.py": """
             from features import items
             statement = items.Item.__table__.delete()
         """,
-        "features/search/statements.py": """
+        "features/search/query/statement.py": """
             from features import items
             thing = items.Item(title="Mug")
         """,
@@ -129,10 +129,10 @@ def test_each_reach_for_a_neighbours_table_is_caught(copy: Path) -> None:
         "features/users/access_tokens/jwt.py writes to idempotency_keys, which belongs to shared",
         "features.users.accounts.tables.Wish refers to items, which belongs to items",
         "features/items/demo.py writes to users, which belongs to users",
-        "features/search/engine.py writes to items, which belongs to items",
-        "features/search/parsing.py writes to items, which belongs to items",
-        "features/search/highlighting.py writes to items, which belongs to items",
-        "features/search/statements.py writes to items, which belongs to items",
+        "features/search/runtime.py writes to items, which belongs to items",
+        "features/search/query/parsing.py writes to items, which belongs to items",
+        "features/search/query/highlighting.py writes to items, which belongs to items",
+        "features/search/query/statement.py writes to items, which belongs to items",
         "features/search/tasks.py writes to items, which belongs to items",
         "features/items/formats.py reads search_words, which belongs to search",
         "features/items/formats.py writes to outgoing_mail, which belongs to users",

@@ -20,12 +20,13 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from features.search.embedding import as_text
+from features.search.embedding import to_pgvector
 from features.search.embedding.local import LocalEmbedder
-from features.search.highlighting import BRACKETS, MARKERS, SPECIAL
-from features.search.parsing import parse_query
+from features.search.query.highlighting import HEADLINE_MARKERS, REPLACED_CHARACTERS, REPLACEMENTS
+from features.search.query.parsing import parse_query
+from features.search.query.ranking import CANDIDATES
+from features.search.query.statement import search_statement
 from features.search.schemas import Mode
-from features.search.statements import CANDIDATES, search_statement
 from features.users.access_tokens.jwt import TokenReader, write_access_token
 from shared.auth import Principal
 from shared.db.statements import compile_statement
@@ -148,23 +149,25 @@ async def update(request: Request, principal: Principal) -> Response:
 
 async def search(request: Request, principal: Principal) -> Response:
     mode, parsed = Mode(request.query_params["mode"]), parse_query(request.query_params["q"])
-    if mode is Mode.HYBRID and parsed.meaning() not in vectors:
-        vectors[parsed.meaning()] = as_text(await embedder.embed_query(parsed.meaning()))
+    if mode is Mode.HYBRID and parsed.text_to_embed() not in vectors:
+        vectors[parsed.text_to_embed()] = to_pgvector(
+            await embedder.embed_query(parsed.text_to_embed())
+        )
     values = {
         **parsed.parameters,
         "owner": principal.user_id,
-        "few": 10,
-        "enough": 20_000,
-        "misspelt": 0.4,
-        "words_share": 0.6,
+        "min_full_matches": 10,
+        "max_retrieved_rows": 20_000,
+        "typo_similarity": 0.4,
+        "lexical_weight": 0.6,
         "depth": 20 if mode is Mode.LEXICAL else CANDIDATES,
         "limit": 20,
         "offset": 0,
-        "special": SPECIAL,
-        "brackets": BRACKETS,
-        "markers": MARKERS,
+        "replaced": REPLACED_CHARACTERS,
+        "replacements": REPLACEMENTS,
+        "markers": HEADLINE_MARKERS,
         "model": 1,
-        "vector": vectors.get(parsed.meaning()),
+        "vector": vectors.get(parsed.text_to_embed()),
         **dict.fromkeys(("min_price", "max_price", "created_after", "created_before")),
     }
     sql, arguments = compile_statement(statements[mode], values)

@@ -20,7 +20,7 @@ from fastapi import FastAPI
 from httpx import AsyncClient
 
 from app.main import create_app
-from features.search.indexing import fold_changes
+from features.search.indexing import update_statistics
 from shared.db import database_of
 from shared.settings import Settings
 from tests.benchmarks.common import migrated_database, save
@@ -75,7 +75,7 @@ async def ask(client: AsyncClient, endpoint: str, item: str) -> float:
 
 
 async def settle(app: FastAPI, connection: Connection) -> None:
-    while await fold_changes(database_of(app)):
+    while await update_statistics(database_of(app)):
         pass
     await connection.execute("VACUUM ANALYZE", timeout=3600)
 

@@ -16,8 +16,8 @@ from fastapi import FastAPI
 from httpx import AsyncClient
 
 from app.main import create_app
-from features.search.engine import engine_of
-from features.search.indexing.embeddings import BATCH
+from features.search.indexing.embeddings import ENTRIES_PER_BATCH
+from features.search.runtime import runtime_of
 from shared.settings import Settings
 from tests.benchmarks.common import DATA, migrated_database
 from tests.benchmarks.search_relevance import import_all, read
@@ -48,12 +48,12 @@ async def fill(
         await asyncio.sleep(COUNT_SECONDS)
     rate = len(items) / (time.perf_counter() - started)
     texts = [row[0] for row in await connection.fetch(TEXTS)]
-    embedders = engine_of(app).embedders
+    embedders = runtime_of(app).embedders
     embedder = embedders.get(embedders.configured)
     assert embedder
     started = time.perf_counter()
-    for start in range(0, len(texts), BATCH):
-        await embedder.embed_documents(texts[start : start + BATCH])
+    for start in range(0, len(texts), ENTRIES_PER_BATCH):
+        await embedder.embed_documents(texts[start : start + ENTRIES_PER_BATCH])
     bare = len(texts) / (time.perf_counter() - started)
     print(
         f"import of {len(items):,} documents to fully embedded: {rate:.1f} documents/s, "

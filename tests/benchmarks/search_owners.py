@@ -23,8 +23,8 @@ from httpx import AsyncClient
 from numpy.typing import NDArray
 
 from app.main import create_app
-from features.search.embedding import Embedders, as_text, unit
-from features.search.indexing import fold_changes
+from features.search.embedding import Embedders, normalize, to_pgvector
+from features.search.indexing import update_statistics
 from features.search.indexing.models import add_model, hnsw_index, prepare
 from features.search.settings import SearchSettings
 from shared.cache import open_cache
@@ -125,13 +125,13 @@ async def fill(
             "FROM unnest($1::uuid[], $2::uuid[], $3::text[]) AS e (id, owner, vector)",
             [item[0] for item in items],
             [item[1] for item in items],
-            [as_text(unit(vector)) for vector in vectors[chosen] + noise],
+            [to_pgvector(normalize(vector)) for vector in vectors[chosen] + noise],
             known.id,
         )
         await connection.execute("TRUNCATE search_queue")
     print(f"insert with triggers: {len(order) / written:,.0f} items/s")
     began = time.perf_counter()
-    while await fold_changes(database):
+    while await update_statistics(database):
         pass
     print(f"term statistics: {len(order) / (time.perf_counter() - began):,.0f} items/s")
     await connection.execute("SET maintenance_work_mem = '1GB'")
@@ -153,7 +153,7 @@ async def compare(
     connection = await asyncpg.connect(url)
     await connection.execute(BARE_SETTINGS)
     recalls, requests, statements, plan = [], [], [], "none"
-    vectors = [as_text(query) for query in queries]
+    vectors = [to_pgvector(query) for query in queries]
     exact = [await connection.fetch(EXACT, owner, vector, max_price) for vector in vectors]
     for vector in vectors:  # warm-up: the exact scans have read the whole table
         plan = await connection.fetchval(NEAREST, owner, vector, max_price, model) or "none"

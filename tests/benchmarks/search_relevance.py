@@ -26,7 +26,7 @@ from fastapi import FastAPI
 from httpx import AsyncClient
 
 from app.main import background_tasks, create_app
-from features.search.handlers import searching
+from features.search.query import ranking
 from features.search.tests.measures import Judgements, misspell, quality
 from shared.settings import Settings
 from shared.tasks import Task, run_until_idle
@@ -218,11 +218,11 @@ async def compare(
     parts = [found["lexical"], found["semantic"]]
     report("reciprocal rank fusion", fuse(parts, reciprocal_rank), judged)
     report("min-max of each, half and half", fuse(parts, min_max), judged)
-    chosen = searching.WORDS_SHARE
+    chosen = ranking.LEXICAL_WEIGHT
     for share in SHARES:
-        searching.WORDS_SHARE = share
+        ranking.LEXICAL_WEIGHT = share
         report(f"hybrid, {share:.0%} words", await rank(client, queries, "hybrid"), judged)
-    searching.WORDS_SHARE = chosen
+    ranking.LEXICAL_WEIGHT = chosen
 
 
 async def sign_in_again(client: AsyncClient) -> None:

@@ -325,7 +325,7 @@ async def test_a_handler_does_not_end_the_transaction_itself(
     anonymous: AsyncClient, database_url: str, events: list[Mapping[str, Any]], method: str
 ) -> None:
     problem(await anonymous.post(f"/probe/ends-itself/{method}"), 500)
-    assert [event["event"] for event in events] == ["unhandled_error"]
+    assert "unhandled_error" in [event["event"] for event in events]
     assert await count(database_url) == 0
 
 

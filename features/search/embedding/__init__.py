@@ -1,27 +1,27 @@
 """Turns text into vectors, with the local model or a remote one; caches the vectors of queries."""
 
 from features.search.embedding.base import (
-    PROBE,
+    PROBE_TEXT,
     Embedder,
+    EmbeddingModel,
     EmbeddingRefused,
     EmbeddingUnavailable,
-    Model,
     Vector,
     WrongDimension,
-    as_text,
-    unit,
+    normalize,
+    to_pgvector,
 )
 from features.search.embedding.embedders import Embedders
 
 __all__ = [
-    "PROBE",
+    "PROBE_TEXT",
     "Embedder",
     "Embedders",
+    "EmbeddingModel",
     "EmbeddingRefused",
     "EmbeddingUnavailable",
-    "Model",
     "Vector",
     "WrongDimension",
-    "as_text",
-    "unit",
+    "normalize",
+    "to_pgvector",
 ]

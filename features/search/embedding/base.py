@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 
 from shared.problems import Unavailable
 
-PROBE = "a plain text, to see that the model answers"
+PROBE_TEXT = "a plain text, to see that the model answers"
 
 Vector: TypeAlias = NDArray[np.float32]
 """An embedding of unit length, with shape (dimension,)."""
 
 
 @dataclass(frozen=True)
-class Model:
+class EmbeddingModel:
     """Identifies an embedding model. Vectors of different models cannot be compared."""
 
     provider: str
@@ -45,7 +45,7 @@ class Embedder(Protocol):
         EmbeddingRefused: the model cannot embed one of the texts.
     """
 
-    model: Model
+    model: EmbeddingModel
 
     async def embed_query(self, text: str) -> Vector: ...
 
@@ -54,7 +54,7 @@ class Embedder(Protocol):
     async def close(self) -> None: ...
 
 
-def unit(values: NDArray[np.floating]) -> Vector:
+def normalize(values: NDArray[np.floating]) -> Vector:
     """Returns the vector scaled to length 1.
 
     Raises:
@@ -68,6 +68,6 @@ def unit(values: NDArray[np.floating]) -> Vector:
     return direction
 
 
-def as_text(vector: Vector) -> str:
+def to_pgvector(vector: Vector) -> str:
     """Returns the vector as a pgvector literal, e.g. `[0.1,-0.2]`."""
     return orjson.dumps(vector, option=orjson.OPT_SERIALIZE_NUMPY).decode()

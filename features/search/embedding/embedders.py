@@ -1,27 +1,26 @@
-"""Holds the embedding models of a process, and caches the vectors of queries."""
+"""Holds the embedding models of a process, and embeds queries: cached, at most once at a time, and
+not while the model fails."""
 
 import asyncio
-import hashlib
-import time
 
-import numpy as np
 from cashews import Cache
 from prometheus_client import Histogram
 
 from features.search.embedding.base import (
     Embedder,
+    EmbeddingModel,
     EmbeddingRefused,
     EmbeddingUnavailable,
-    Model,
     Vector,
 )
+from features.search.embedding.cache import cache_key, cache_vector, cached_vector
+from features.search.embedding.circuit_breaker import TextCircuitBreaker
 from features.search.embedding.local import MINILM, LocalEmbedder
 from features.search.embedding.remote import RemoteEmbedder
 from features.search.settings import SearchSettings
 
-CACHE_SECONDS = 86_400
-PAUSE_SECONDS = 5.0
-EMBEDDING = Histogram(
+OPEN_SECONDS = 5.0
+EMBEDDING_SECONDS = Histogram(
     "tessera_embedding_seconds", "How long the model took for a query that was not cached"
 )
 
@@ -31,22 +30,21 @@ class Embedders:
 
     def __init__(self, settings: SearchSettings, cache: Cache) -> None:
         self._settings, self._cache = settings, cache
-        self._open: dict[Model, Embedder] = {}
-        self._under_way: dict[str, asyncio.Task[Vector]] = {}
-        self._failed: set[str] = set()
-        self._paused_until = 0.0
+        self._open: dict[EmbeddingModel, Embedder] = {}
+        self._in_flight: dict[str, asyncio.Task[Vector]] = {}
+        self._breaker = TextCircuitBreaker(OPEN_SECONDS)
 
     @property
-    def configured(self) -> Model:
+    def configured(self) -> EmbeddingModel:
         """The model named by the settings."""
         settings = self._settings
         if settings.embedding_provider == "local":
             return MINILM
         assert settings.embedding_model
         assert settings.embedding_dim
-        return Model("openai", settings.embedding_model, settings.embedding_dim)
+        return EmbeddingModel("openai", settings.embedding_model, settings.embedding_dim)
 
-    def get(self, model: Model) -> Embedder | None:
+    def get(self, model: EmbeddingModel) -> Embedder | None:
         """Returns the model's embedder, or None if the settings do not say how to reach it."""
         if model not in self._open:
             embedder = self._new(model)
@@ -55,54 +53,44 @@ class Embedders:
             self._open[model] = embedder
         return self._open[model]
 
-    async def embed_query(self, model: Model, text: str) -> Vector:
+    async def embed_query(self, model: EmbeddingModel, text: str) -> Vector:
         """Returns the vector of a query. Concurrent calls for the same text share one request.
 
         Raises:
             EmbeddingUnavailable: the model cannot be reached, or does not embed this text.
         """
-        key = f"embedding:{_digest(model.provider, model.name, str(model.dimension), text)}"
-        if cached := await self._cache.get(key):
-            return np.frombuffer(cached, np.float32)
-        if key not in self._under_way:
-            task = self._under_way[key] = asyncio.create_task(self._embed(model, text, key))
-            task.add_done_callback(lambda _: self._under_way.pop(key))
-        return await asyncio.shield(self._under_way[key])
+        key = cache_key(model, text)
+        cached = await cached_vector(self._cache, key)
+        if cached is not None:
+            return cached
+        if key not in self._in_flight:
+            task = self._in_flight[key] = asyncio.create_task(self._embed(model, text, key))
+            task.add_done_callback(lambda _: self._in_flight.pop(key))
+        return await asyncio.shield(self._in_flight[key])
 
     async def close(self) -> None:
         for embedder in self._open.values():
             await embedder.close()
 
-    async def _embed(self, model: Model, text: str, key: str) -> Vector:
+    async def _embed(self, model: EmbeddingModel, text: str, key: str) -> Vector:
         embedder = self.get(model)
         if embedder is None:
             raise EmbeddingUnavailable(f"The settings do not say how to reach {model.name}")
-        if self._left_alone(key):
+        if not self._breaker.allow(key):
             raise EmbeddingUnavailable(f"{model.name} did not answer a moment ago")
         try:
-            with EMBEDDING.time():
+            with EMBEDDING_SECONDS.time():
                 vector = await embedder.embed_query(text)
         except EmbeddingRefused as error:
             raise EmbeddingUnavailable(f"{model.name} did not embed the query") from error
         except EmbeddingUnavailable:
-            self._failed = {*list(self._failed)[:1], key}
-            self._paused_until = time.monotonic() + PAUSE_SECONDS
+            self._breaker.record_failure(key)
             raise
-        self._failed.clear()
-        await self._cache.set(key, vector.tobytes(), expire=CACHE_SECONDS)
+        self._breaker.record_success()
+        await cache_vector(self._cache, key, vector)
         return vector
 
-    def _left_alone(self, key: str) -> bool:
-        """Circuit breaker: returns whether to skip the model after a recent failure.
-
-        After one text has failed, only that text is skipped, because the text itself may be the
-        cause. After two different texts have failed, all texts are skipped until
-        `PAUSE_SECONDS` after the last failure.
-        """
-        paused = time.monotonic() < self._paused_until
-        return paused and (len(self._failed) > 1 or key in self._failed)
-
-    def _new(self, model: Model) -> Embedder | None:
+    def _new(self, model: EmbeddingModel) -> Embedder | None:
         settings = self._settings
         if model == MINILM:
             return LocalEmbedder(settings.embedding_model_path, settings.embedding_threads)
@@ -117,7 +105,3 @@ class Embedders:
                 settings.embedding_query_timeout,
             )
         return None
-
-
-def _digest(*parts: str) -> str:
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()

@@ -17,12 +17,12 @@ import numpy as np
 import onnxruntime
 from tokenizers import Encoding, Tokenizer
 
-from features.search.embedding.base import EmbeddingUnavailable, Model, Vector, unit
+from features.search.embedding.base import EmbeddingModel, EmbeddingUnavailable, Vector, normalize
 from shared.settings import ConfigurationError
 
-MINILM = Model("local", "all-MiniLM-L6-v2", 384)
+MINILM = EmbeddingModel("local", "all-MiniLM-L6-v2", 384)
 WEIGHTS_SHA256 = "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6"
-TOKENIZER = Path(__file__).parent.parent / "model" / "tokenizer.json"
+TOKENIZER = Path(__file__).parent / "tokenizer.json"
 MAX_TOKENS = 256
 TOKENS_PER_RUN = 1_024  # bounds the memory of one inference run; larger runs are not faster
 
@@ -127,4 +127,4 @@ def _forward(session: onnxruntime.InferenceSession, encodings: Sequence[Encoding
         mask[row, : len(encoding.ids)] = 1
     inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
     hidden = session.run(None, inputs)[0]
-    return [unit(total) for total in (hidden * mask[..., None]).sum(axis=1)]
+    return [normalize(total) for total in (hidden * mask[..., None]).sum(axis=1)]

@@ -11,19 +11,19 @@ import numpy as np
 import stamina
 
 from features.search.embedding.base import (
+    EmbeddingModel,
     EmbeddingRefused,
     EmbeddingUnavailable,
-    Model,
     Vector,
     WrongDimension,
-    unit,
+    normalize,
 )
 
 TEXTS_PER_REQUEST = 96
 DOCUMENT_ATTEMPTS = 5
 MAX_RETRY_AFTER_SECONDS = 30.0
-TRANSIENT = {408, 409, 425, 429, 500, 502, 503, 504}
-OUR_FAULT = {401, 403, 404}  # the key, the URL or the model is wrong, not the text
+TRANSIENT_STATUSES = {408, 409, 425, 429, 500, 502, 503, 504}
+CONFIGURATION_STATUSES = {401, 403, 404}  # the key, the URL or the model is wrong, not the text
 
 
 class RemoteEmbedder:
@@ -34,7 +34,12 @@ class RemoteEmbedder:
     """
 
     def __init__(
-        self, model: Model, url: str, api_key: str | None, timeout: float, query_timeout: float
+        self,
+        model: EmbeddingModel,
+        url: str,
+        api_key: str | None,
+        timeout: float,
+        query_timeout: float,
     ) -> None:
         self.model, self._timeout, self._query_timeout = model, timeout, query_timeout
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
@@ -68,7 +73,7 @@ class RemoteEmbedder:
         except httpx.HTTPStatusError as error:
             status = error.response.status_code
             reason = f"The embedding endpoint answered {status}: {error.response.text[:200]}"
-            if status in TRANSIENT | OUR_FAULT:
+            if status in TRANSIENT_STATUSES | CONFIGURATION_STATUSES:
                 raise EmbeddingUnavailable(reason) from error
             raise EmbeddingRefused(reason) from error
         except httpx.HTTPError as error:
@@ -90,13 +95,13 @@ class RemoteEmbedder:
                     f"APP_EMBEDDING_DIM: {self.model.name} gives vectors of {vector.size} "
                     f"numbers, not {self.model.dimension}"
                 )
-        return [unit(vector) for vector in vectors]
+        return [normalize(vector) for vector in vectors]
 
 
 def _retry(error: Exception) -> bool | float:
     """Returns whether to retry, or the seconds to wait before the retry."""
     if isinstance(error, httpx.HTTPStatusError):
-        if error.response.status_code not in TRANSIENT:
+        if error.response.status_code not in TRANSIENT_STATUSES:
             return False
         return retry_after(error.response) or True
     return isinstance(error, httpx.TransportError)

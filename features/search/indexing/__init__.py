@@ -3,6 +3,6 @@
 from features.search.indexing.embeddings import embed_due
 from features.search.indexing.models import active_model
 from features.search.indexing.reindexing import count_parked, reindex
-from features.search.indexing.statistics import fold_changes
+from features.search.indexing.statistics import update_statistics
 
-__all__ = ["active_model", "count_parked", "embed_due", "fold_changes", "reindex"]
+__all__ = ["active_model", "count_parked", "embed_due", "reindex", "update_statistics"]

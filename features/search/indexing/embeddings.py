@@ -7,26 +7,26 @@ import structlog
 from sqlalchemy import text
 
 from features.search.embedding import (
-    PROBE,
+    PROBE_TEXT,
     Embedder,
     Embedders,
     EmbeddingRefused,
     EmbeddingUnavailable,
     Vector,
-    as_text,
+    to_pgvector,
 )
-from features.search.indexing.models import KnownModel, known_models, prepare
+from features.search.indexing.models import RegisteredModel, prepare, registered_models
 from shared.db import Database, Row, WriteSession
 
 log = structlog.get_logger(__name__)
 
-BATCH = 64
-PARTS = 8
-MAX_ATTEMPTS = 5
+ENTRIES_PER_BATCH = 64
+PARTS_OF_A_FAILED_BATCH = 8
+MAX_EMBEDDING_ATTEMPTS = 5
 
 # The rows stay locked until the vectors are stored. If the process dies, PostgreSQL releases the
 # locks, and another process can claim the rows at once.
-CLAIM = text("""
+CLAIM_ENTRIES = text("""
 SELECT q.item_id, q.attempts, d.text_hash, i.title || E'\\n' || coalesce(i.description, '') AS text
 FROM search_queue AS q
 LEFT JOIN search_documents AS d ON d.item_id = q.item_id
@@ -39,7 +39,7 @@ FOR UPDATE OF q SKIP LOCKED
 """)
 
 # A document that changed while it was embedded, or is locked by a writer, stays in the queue.
-STORE = text("""
+STORE_EMBEDDINGS = text("""
 WITH embedded AS (
     SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:hashes AS bytea[]), CAST(:vectors AS text[]))
         AS e (item_id, text_hash, vector)
@@ -58,12 +58,12 @@ WITH embedded AS (
 )
 SELECT count(*) FROM unchanged
 """)
-DROP = text("DELETE FROM search_queue WHERE item_id = ANY (:ids) AND model_id = :model")
+DELETE_ENTRIES = text("DELETE FROM search_queue WHERE item_id = ANY (:ids) AND model_id = :model")
 
 # Exponential backoff: retries after 2, 4, 8 and 16 seconds, then parks the row until its item
-# changes. A document that has changed meanwhile, or is locked by a writer, is not postponed,
+# changes. A document that has changed meanwhile, or is locked by a writer, is not rescheduled,
 # because it was its old text that failed.
-POSTPONE = text("""
+SCHEDULE_RETRY = text("""
 WITH unchanged AS (
     SELECT item_id FROM search_documents WHERE item_id = :id AND text_hash = :hash
     FOR SHARE SKIP LOCKED
@@ -80,77 +80,77 @@ async def embed_due(database: Database, embedders: Embedders, language: str) -> 
     start, prepares the index instead.
 
     Returns:
-        How many rows left the queue or were postponed; 1 after preparing the index; 0 also while
+        How many rows left the queue or were rescheduled; 1 after preparing the index; 0 also while
         the model does not answer.
     """
-    models = await known_models(database.read())
-    if not any(known.active for known in models):
+    models = await registered_models(database.read())
+    if not any(registered.active for registered in models):
         await prepare(database, embedders.configured, language)
         return 1
     done = 0
-    for known in models:
-        if embedder := embedders.get(known.model):
-            done += await embed_batch(database, embedder, known)
+    for registered in models:
+        if embedder := embedders.get(registered.model):
+            done += await embed_batch(database, embedder, registered)
     return done
 
 
-async def embed_batch(database: Database, embedder: Embedder, known: KnownModel) -> int:
+async def embed_batch(database: Database, embedder: Embedder, registered: RegisteredModel) -> int:
     """Embeds a batch of the items queued for one model.
 
     Returns:
-        How many rows left the queue or were postponed; 0 also while the model does not answer.
+        How many rows left the queue or were rescheduled; 0 also while the model does not answer.
     """
     try:
-        return await _embed(database, embedder, known)
+        return await _embed(database, embedder, registered)
     except EmbeddingUnavailable as error:
-        log.warning("embedding_unavailable", model=known.model.name, reason=error.detail)
+        log.warning("embedding_unavailable", model=registered.model.name, reason=error.detail)
         return 0
 
 
 async def _embed(
     database: Database,
     embedder: Embedder,
-    known: KnownModel,
+    registered: RegisteredModel,
     among: Sequence[UUID] | None = None,
 ) -> int:
     """Embeds a batch of the due rows, or those of the rows in `among` that are due.
 
     If a batch fails but the model embeds the probe text, the batch is split into parts and each is
-    tried separately, until the failing texts are alone; these are postponed. Each part has its own
-    transaction, so that the timeout of one does not undo the others.
+    tried separately, until the failing texts are alone; these are rescheduled. Each part has its
+    own transaction, so that the timeout of one does not undo the others.
 
     Raises:
         EmbeddingUnavailable: the model embeds not even the probe text, so the texts are not at
             fault.
     """
     async with database.transaction() as session:
-        due = await _claim(session, known, among)
+        due = await _claim(session, registered, among)
         gone = [row.item_id for row in due if row.text_hash is None]
         rows = [row for row in due if row.text_hash is not None]
         if gone:
-            await session.execute(DROP, {"ids": gone, "model": known.id})
+            await session.execute(DELETE_ENTRIES, {"ids": gone, "model": registered.id})
         if not rows:
             return len(gone)
         try:
             vectors = await embedder.embed_documents([row.text for row in rows])
-            return len(gone) + await _store(session, known, rows, vectors)
+            return len(gone) + await _store(session, registered, rows, vectors)
         except (EmbeddingRefused, EmbeddingUnavailable) as error:
             await _probe(embedder)
             if len(rows) == 1:
-                return len(gone) + await _postpone(session, known, rows[0], str(error))
-    ids, size = [row.item_id for row in rows], -(-len(rows) // PARTS)
+                return len(gone) + await _schedule_retry(session, registered, rows[0], str(error))
+    ids, size = [row.item_id for row in rows], -(-len(rows) // PARTS_OF_A_FAILED_BATCH)
     parts = [ids[start : start + size] for start in range(0, len(ids), size)]
-    return len(gone) + sum([await _embed(database, embedder, known, part) for part in parts])
+    return len(gone) + sum([await _embed(database, embedder, registered, part) for part in parts])
 
 
 async def _claim(
-    session: WriteSession, known: KnownModel, among: Sequence[UUID] | None
+    session: WriteSession, registered: RegisteredModel, among: Sequence[UUID] | None
 ) -> Sequence[Row]:
     """Locks and returns a batch of rows that were never tried; if there are none, one row that
     failed before."""
-    fresh = {"model": known.id, "among": among, "again": False, "batch": BATCH}
+    fresh = {"model": registered.id, "among": among, "again": False, "batch": ENTRIES_PER_BATCH}
     failed = fresh | {"again": True, "batch": 1}
-    return await session.fetch(CLAIM, fresh) or await session.fetch(CLAIM, failed)
+    return await session.fetch(CLAIM_ENTRIES, fresh) or await session.fetch(CLAIM_ENTRIES, failed)
 
 
 async def _probe(embedder: Embedder) -> None:
@@ -160,32 +160,37 @@ async def _probe(embedder: Embedder) -> None:
         EmbeddingUnavailable: the model does not embed the plain text.
     """
     try:
-        await embedder.embed_documents([PROBE])
+        await embedder.embed_documents([PROBE_TEXT])
     except EmbeddingRefused as error:
         raise EmbeddingUnavailable(str(error)) from error
 
 
 async def _store(
-    session: WriteSession, known: KnownModel, rows: Sequence[Row], vectors: Sequence[Vector]
+    session: WriteSession,
+    registered: RegisteredModel,
+    rows: Sequence[Row],
+    vectors: Sequence[Vector],
 ) -> int:
     embedded = {
-        "model": known.id,
+        "model": registered.id,
         "ids": [row.item_id for row in rows],
         "hashes": [row.text_hash for row in rows],
-        "vectors": [as_text(vector) for vector in vectors],
+        "vectors": [to_pgvector(vector) for vector in vectors],
     }
-    stored: int = await session.fetch_value(STORE, embedded)
+    stored: int = await session.fetch_value(STORE_EMBEDDINGS, embedded)
     return stored
 
 
-async def _postpone(session: WriteSession, known: KnownModel, row: Row, error: str) -> int:
+async def _schedule_retry(
+    session: WriteSession, registered: RegisteredModel, row: Row, error: str
+) -> int:
     failed = {
         "id": row.item_id,
         "hash": row.text_hash,
-        "model": known.id,
+        "model": registered.id,
         "error": error[:500],
-        "max_attempts": MAX_ATTEMPTS,
+        "max_attempts": MAX_EMBEDDING_ATTEMPTS,
     }
-    postponed = await session.execute(POSTPONE, failed)
+    rescheduled = await session.execute(SCHEDULE_RETRY, failed)
     log.warning("embedding_refused", item_id=str(row.item_id), attempts=row.attempts + 1)
-    return postponed
+    return rescheduled

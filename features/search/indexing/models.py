@@ -4,23 +4,23 @@ from dataclasses import dataclass
 
 from sqlalchemy import text
 
-from features.search.embedding import Model
+from features.search.embedding import EmbeddingModel
 from features.search.indexing.documents import (
-    LOCK,
-    NO_TIMEOUTS,
+    DISABLE_TIMEOUTS,
+    LOCK_MODELS,
     change_language,
     index_missing,
-    settle,
+    wait_for_open_writers,
 )
 from shared.db import Database, ReadSession
 
-KNOWN = text("SELECT id, provider, name, dimension, active FROM search_models ORDER BY id")
-ADD = text("""
+SELECT_MODELS = text("SELECT id, provider, name, dimension, active FROM search_models ORDER BY id")
+INSERT_MODEL = text("""
 INSERT INTO search_models (provider, name, dimension) VALUES (:provider, :name, :dimension)
 ON CONFLICT (provider, name, dimension) DO UPDATE SET name = excluded.name
 RETURNING id, active
 """)
-ENQUEUE = text("""
+ENQUEUE_DOCUMENTS = text("""
 INSERT INTO search_queue (item_id, model_id, owner_id)
 SELECT d.item_id, :model, d.owner_id FROM search_documents AS d
 WHERE NOT EXISTS (
@@ -28,38 +28,40 @@ WHERE NOT EXISTS (
     WHERE e.item_id = d.item_id AND e.model_id = :model AND e.text_hash = d.text_hash)
 ON CONFLICT DO NOTHING
 """)
-TRY_AGAIN = text("""
+UNPARK_ENTRIES = text("""
 UPDATE search_queue
 SET attempts = 0, parked = false, error = NULL, next_attempt_at = clock_timestamp()
 WHERE model_id = :model AND parked
 """)
-PREPARED = text("SELECT EXISTS (SELECT FROM search_models WHERE active)")
-ACTIVATE = text("UPDATE search_models SET active = true WHERE id = :model")
+HAS_ACTIVE_MODEL = text("SELECT EXISTS (SELECT FROM search_models WHERE active)")
+ACTIVATE_MODEL = text("UPDATE search_models SET active = true WHERE id = :model")
 
 
 @dataclass(frozen=True)
-class KnownModel:
+class RegisteredModel:
     """A row of `search_models`. Searches use the embeddings of the active model."""
 
     id: int
-    model: Model
+    model: EmbeddingModel
     active: bool
 
 
-async def known_models(session: ReadSession) -> list[KnownModel]:
+async def registered_models(session: ReadSession) -> list[RegisteredModel]:
     """Returns all models whose embeddings are stored."""
     return [
-        KnownModel(row.id, Model(row.provider, row.name, row.dimension), row.active)
-        for row in await session.fetch(KNOWN)
+        RegisteredModel(row.id, EmbeddingModel(row.provider, row.name, row.dimension), row.active)
+        for row in await session.fetch(SELECT_MODELS)
     ]
 
 
-async def active_model(session: ReadSession) -> KnownModel | None:
+async def active_model(session: ReadSession) -> RegisteredModel | None:
     """Returns the model whose embeddings are searched; None until the first start prepared one."""
-    return next((known for known in await known_models(session) if known.active), None)
+    return next(
+        (registered for registered in await registered_models(session) if registered.active), None
+    )
 
 
-async def prepare(database: Database, model: Model, language: str) -> None:
+async def prepare(database: Database, model: EmbeddingModel, language: str) -> None:
     """Prepares the index on the first start: indexes the existing items and activates `model`.
 
     Does nothing if a model is already active. Triggers index concurrent writes, so one pass over
@@ -69,19 +71,21 @@ async def prepare(database: Database, model: Model, language: str) -> None:
         Unavailable: a transaction has been writing to `items` for more than two minutes.
     """
     async with database.transaction() as session:
-        if await session.fetch_value(PREPARED):
+        if await session.fetch_value(HAS_ACTIVE_MODEL):
             return
     await change_language(database, language)
     await index_missing(database)
-    known = await add_model(database, model)
+    registered = await add_model(database, model)
     async with database.transaction() as session:
-        await session.execute(LOCK)
-        if not await session.fetch_value(PREPARED):
-            await session.execute(text(f"CREATE INDEX IF NOT EXISTS {hnsw_index(known.id, model)}"))
-            await session.execute(ACTIVATE, {"model": known.id})
+        await session.execute(LOCK_MODELS)
+        if not await session.fetch_value(HAS_ACTIVE_MODEL):
+            await session.execute(
+                text(f"CREATE INDEX IF NOT EXISTS {hnsw_index(registered.id, model)}")
+            )
+            await session.execute(ACTIVATE_MODEL, {"model": registered.id})
 
 
-async def add_model(database: Database, model: Model) -> KnownModel:
+async def add_model(database: Database, model: EmbeddingModel) -> RegisteredModel:
     """Registers a model, and queues every document that has no embedding of it yet.
 
     From then on the triggers queue changed items for this model too. Rows that were parked are
@@ -91,17 +95,19 @@ async def add_model(database: Database, model: Model) -> KnownModel:
         Unavailable: a transaction has been writing to `items` for more than two minutes.
     """
     async with database.transaction() as session:
-        await session.execute(LOCK)
-        [row] = await session.fetch(ADD, vars(model))
-    await settle(database)  # earlier writes, still open, did not queue for this model
+        await session.execute(LOCK_MODELS)
+        [row] = await session.fetch(INSERT_MODEL, vars(model))
+    await wait_for_open_writers(
+        database
+    )  # earlier writes, still open, did not queue for this model
     async with database.transaction() as session:
-        await session.execute(NO_TIMEOUTS)
-        for statement in (ENQUEUE, TRY_AGAIN):
+        await session.execute(DISABLE_TIMEOUTS)
+        for statement in (ENQUEUE_DOCUMENTS, UNPARK_ENTRIES):
             await session.execute(statement, {"model": row.id})
-    return KnownModel(row.id, model, row.active)
+    return RegisteredModel(row.id, model, row.active)
 
 
-def hnsw_index(model_id: int, model: Model) -> str:
+def hnsw_index(model_id: int, model: EmbeddingModel) -> str:
     """Returns the definition of a model's HNSW index (Malkov & Yashunin 2018), to be appended to
     `CREATE INDEX`.
 

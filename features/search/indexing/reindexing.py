@@ -9,10 +9,15 @@ from asyncpg import Connection
 from sqlalchemy import text
 
 from features.search.embedding import Embedder
-from features.search.indexing.documents import LOCK, NO_TIMEOUTS, change_language, settle
+from features.search.indexing.documents import (
+    DISABLE_TIMEOUTS,
+    LOCK_MODELS,
+    change_language,
+    wait_for_open_writers,
+)
 from features.search.indexing.embeddings import embed_batch
 from features.search.indexing.models import (
-    KnownModel,
+    RegisteredModel,
     add_model,
     hnsw_index,
     hnsw_index_name,
@@ -22,20 +27,20 @@ from shared.db import Database
 
 POLL_SECONDS = 0.5
 
-WAITING = text("SELECT count(*) FROM search_queue WHERE model_id = :model AND NOT parked")
-IS_VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass($1)"
-PARKED = text("""
+COUNT_WAITING = text("SELECT count(*) FROM search_queue WHERE model_id = :model AND NOT parked")
+IS_INDEX_VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass($1)"
+COUNT_PARKED = text("""
 SELECT count(*) FROM search_queue WHERE parked
 AND model_id = (SELECT id FROM search_models WHERE active)
 """)
-OTHERS = "SELECT id FROM search_models WHERE id <> $1"
-SWITCH = [
+SELECT_OTHER_MODELS = "SELECT id FROM search_models WHERE id <> $1"
+SWITCH_ACTIVE_MODEL = [
     text("UPDATE search_models SET active = false WHERE active AND id <> :model"),
     text("UPDATE search_models SET active = true WHERE id = :model"),
 ]
-FORGET_QUEUE = text("DELETE FROM search_queue WHERE model_id <> :model")
-FORGET_OTHERS = [
-    FORGET_QUEUE,
+DELETE_OTHER_QUEUES = text("DELETE FROM search_queue WHERE model_id <> :model")
+DELETE_OTHER_MODELS = [
+    DELETE_OTHER_QUEUES,
     text("DELETE FROM search_embeddings WHERE model_id <> :model"),
     text("DELETE FROM search_models WHERE id <> :model"),
 ]
@@ -57,32 +62,34 @@ async def reindex(
     """
     await prepare(database, embedder.model, language)
     await change_language(database, language)
-    known = await add_model(database, embedder.model)
-    async for waiting in _embed_all(database, embedder, known):
+    registered = await add_model(database, embedder.model)
+    async for waiting in _embed_all(database, embedder, registered):
         yield "embedding", waiting
     yield "building the vector index", 0
-    await _build_index(database, known)
-    async for waiting in _embed_all(database, embedder, known):  # items written during the build
+    await _build_index(database, registered)
+    async for waiting in _embed_all(
+        database, embedder, registered
+    ):  # items written during the build
         yield "embedding", waiting
-    await _switch(database, known)
+    await _switch(database, registered)
     yield "removing what was searched before", 0
-    await _forget_others(database, known)
+    await _delete_other_models(database, registered)
 
 
 async def count_parked(database: Database) -> int:
     """Counts the items that are parked because the active model could not embed them."""
     async with database.transaction() as session:
-        parked: int = await session.fetch_value(PARKED)
+        parked: int = await session.fetch_value(COUNT_PARKED)
     return parked
 
 
 async def _embed_all(
-    database: Database, embedder: Embedder, known: KnownModel
+    database: Database, embedder: Embedder, registered: RegisteredModel
 ) -> AsyncIterator[int]:
     while True:
-        done = await embed_batch(database, embedder, known)
+        done = await embed_batch(database, embedder, registered)
         async with database.transaction() as session:
-            waiting = await session.fetch_value(WAITING, {"model": known.id})
+            waiting = await session.fetch_value(COUNT_WAITING, {"model": registered.id})
         yield waiting
         if not waiting:
             return
@@ -90,39 +97,41 @@ async def _embed_all(
             await asyncio.sleep(POLL_SECONDS)
 
 
-async def _build_index(database: Database, known: KnownModel) -> None:
-    name = hnsw_index_name(known.id)
-    async with _unbounded(database) as session:
-        if await session.fetchval(IS_VALID, name) is False:  # left by an interrupted build
+async def _build_index(database: Database, registered: RegisteredModel) -> None:
+    name = hnsw_index_name(registered.id)
+    async with _without_timeouts(database) as session:
+        if await session.fetchval(IS_INDEX_VALID, name) is False:  # left by an interrupted build
             await session.execute(f"DROP INDEX CONCURRENTLY {name}")
-        definition = hnsw_index(known.id, known.model)
+        definition = hnsw_index(registered.id, registered.model)
         await session.execute(f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {definition}")
 
 
-async def _switch(database: Database, known: KnownModel) -> None:
+async def _switch(database: Database, registered: RegisteredModel) -> None:
     async with database.transaction() as session:
-        await session.execute(LOCK)
-        for statement in SWITCH:
-            await session.execute(statement, {"model": known.id})
+        await session.execute(LOCK_MODELS)
+        for statement in SWITCH_ACTIVE_MODEL:
+            await session.execute(statement, {"model": registered.id})
 
 
-async def _forget_others(database: Database, known: KnownModel) -> None:
-    async with _unbounded(database) as session:
-        for other in await session.fetch(OTHERS, known.id):
+async def _delete_other_models(database: Database, registered: RegisteredModel) -> None:
+    async with _without_timeouts(database) as session:
+        for other in await session.fetch(SELECT_OTHER_MODELS, registered.id):
             name = hnsw_index_name(other["id"])
             await session.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
     async with database.transaction() as session:
-        await session.execute(NO_TIMEOUTS)
-        for statement in FORGET_OTHERS:
-            await session.execute(statement, {"model": known.id})
-    await settle(database)  # earlier writes, still open, may have queued for old models
+        await session.execute(DISABLE_TIMEOUTS)
+        for statement in DELETE_OTHER_MODELS:
+            await session.execute(statement, {"model": registered.id})
+    await wait_for_open_writers(
+        database
+    )  # earlier writes, still open, may have queued for old models
     async with database.transaction() as session:
-        await session.execute(NO_TIMEOUTS)
-        await session.execute(FORGET_QUEUE, {"model": known.id})
+        await session.execute(DISABLE_TIMEOUTS)
+        await session.execute(DELETE_OTHER_QUEUES, {"model": registered.id})
 
 
 @asynccontextmanager
-async def _unbounded(database: Database) -> AsyncIterator["Connection[Any]"]:
+async def _without_timeouts(database: Database) -> AsyncIterator["Connection[Any]"]:
     """Opens a direct connection in autocommit, without statement and lock timeouts.
 
     CREATE INDEX and DROP INDEX need CONCURRENTLY here: then they do not block other sessions, even

@@ -9,13 +9,15 @@ from sqlalchemy import text
 from shared.db import Database, WriteSession
 from shared.db.locks import advisory_lock
 
-BATCH = 1_000
-REWEIGHED = 500
+CHANGES_PER_BATCH = 1_000
+WEIGHTS_PER_BATCH = 500
 
 # One process at a time: two that update the same terms in a different order would deadlock.
-LOCK = text(f"SELECT pg_try_advisory_xact_lock({advisory_lock('search.statistics')})")
+TRY_LOCK_STATISTICS = text(
+    f"SELECT pg_try_advisory_xact_lock({advisory_lock('search.statistics')})"
+)
 
-FOLD = text("""
+APPLY_TERM_DELTAS = text("""
 WITH batch AS (
     DELETE FROM search_changes WHERE id IN (SELECT id FROM search_changes ORDER BY id LIMIT :batch)
     RETURNING *
@@ -53,7 +55,7 @@ SELECT (SELECT count(*) FROM batch) AS done,
     ARRAY(SELECT lexeme FROM terms WHERE documents <= 0) AS gone_lexemes
 """)
 
-FORGET = text("""
+DELETE_TERMS = text("""
 WITH gone AS (
     DELETE FROM search_terms AS t
     USING unnest(CAST(:owners AS uuid[]), CAST(:lexemes AS text[])) AS g (owner_id, lexeme)
@@ -66,7 +68,7 @@ WHERE w.owner_id = gone.owner_id AND w.lexeme = gone.lexeme
 
 # A document's weights depend on the owner's average length. They are recomputed if the average
 # that they were computed with differs from the current one by a factor of more than 1.2.
-MARK_STALE = text("""
+MARK_STALE_OWNERS = text("""
 UPDATE search_owners AS o SET stale = true
 WHERE o.owner_id = ANY (:owners) AND o.documents > 0 AND NOT o.stale AND EXISTS (
     SELECT FROM search_documents AS d WHERE d.owner_id = o.owner_id
@@ -74,9 +76,9 @@ WHERE o.owner_id = ANY (:owners) AND o.documents > 0 AND NOT o.stale AND EXISTS 
         OR d.average_length > o.length::real / o.documents * 1.2)
 )
 """)
-FORGET_OWNERS = text("DELETE FROM search_owners WHERE owner_id = ANY (:owners) AND documents <= 0")
+DELETE_OWNERS = text("DELETE FROM search_owners WHERE owner_id = ANY (:owners) AND documents <= 0")
 
-REWEIGH = text("""
+RECOMPUTE_WEIGHTS = text("""
 WITH owner AS (
     SELECT owner_id, greatest(1, length::real / documents)::real AS average
     FROM search_owners WHERE stale AND documents > 0 LIMIT 1
@@ -84,7 +86,7 @@ WITH owner AS (
     SELECT d.item_id, owner.average FROM owner JOIN search_documents AS d USING (owner_id)
     WHERE d.average_length < owner.average / 1.2 OR d.average_length > owner.average * 1.2
     LIMIT :batch FOR UPDATE OF d SKIP LOCKED
-), reweighed AS (
+), recomputed AS (
     UPDATE search_documents AS d SET average_length = off.average,
         weights = coalesce(search_weights(d.terms, d.length, off.average), '{}/268435456')
     FROM off WHERE d.item_id = off.item_id
@@ -96,39 +98,39 @@ WITH owner AS (
         WHERE d.average_length < owner.average / 1.2 OR d.average_length > owner.average * 1.2
     )
 )
-SELECT count(*) FROM reweighed
+SELECT count(*) FROM recomputed
 """)
 
 # GIN's fast update puts new entries into a pending list, which every query has to scan until it is
 # flushed.
-SORT_IN = text("SELECT gin_clean_pending_list('ix_search_documents_terms')")
+FLUSH_GIN_PENDING_LIST = text("SELECT gin_clean_pending_list('ix_search_documents_terms')")
 
 
-async def fold_changes(database: Database) -> int:
+async def update_statistics(database: Database) -> int:
     """Adds up a batch of changes, and recomputes a batch of outdated weights.
 
     Returns:
         How many changes and documents were processed; 0 also while another process does it.
     """
     async with database.transaction() as session:
-        if not await session.fetch_value(LOCK):
+        if not await session.fetch_value(TRY_LOCK_STATISTICS):
             return 0
-        return await _fold(session) + await _reweigh(session)
+        return await _apply_term_deltas(session) + await _recompute_weights(session)
 
 
-async def _fold(session: WriteSession) -> int:
-    [folded] = await session.fetch(FOLD, {"batch": BATCH})
-    if folded.gone_lexemes:
-        gone = {"owners": folded.gone_owners, "lexemes": folded.gone_lexemes}
-        await session.execute(FORGET, gone)
-    if folded.done:
-        for statement in (MARK_STALE, FORGET_OWNERS):
-            await session.execute(statement, {"owners": folded.owners})
-        await session.execute(SORT_IN)
-    done: int = folded.done
+async def _apply_term_deltas(session: WriteSession) -> int:
+    [applied] = await session.fetch(APPLY_TERM_DELTAS, {"batch": CHANGES_PER_BATCH})
+    if applied.gone_lexemes:
+        gone = {"owners": applied.gone_owners, "lexemes": applied.gone_lexemes}
+        await session.execute(DELETE_TERMS, gone)
+    if applied.done:
+        for statement in (MARK_STALE_OWNERS, DELETE_OWNERS):
+            await session.execute(statement, {"owners": applied.owners})
+        await session.execute(FLUSH_GIN_PENDING_LIST)
+    done: int = applied.done
     return done
 
 
-async def _reweigh(session: WriteSession) -> int:
-    done: int = await session.fetch_value(REWEIGH, {"batch": REWEIGHED})
+async def _recompute_weights(session: WriteSession) -> int:
+    done: int = await session.fetch_value(RECOMPUTE_WEIGHTS, {"batch": WEIGHTS_PER_BATCH})
     return done

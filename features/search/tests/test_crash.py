@@ -11,10 +11,10 @@ import sys
 import pytest
 from httpx import AsyncClient
 
-from features.search.embedding import PROBE
+from features.search.embedding import PROBE_TEXT
 from features.search.tests.conftest import Index
-from features.search.tests.endpoint import Endpoint
-from features.search.tests.test_indexing import CONSISTENT, Database, add, database
+from features.search.tests.fake_endpoint import Endpoint
+from features.search.tests.test_indexing import IS_CONSISTENT, Database, add, database
 from features.search.tests.test_models import endpoint, timeouts
 from tests.kit import LONG, eventually, free_port, within
 
@@ -23,14 +23,14 @@ pytestmark = pytest.mark.verify
 __all__ = ["database", "endpoint", "timeouts"]
 
 KILLS = 10 if LONG else 2
-MOST_ANSWERS = 4  # batches of 64: fewer than are queued
-MORE = """
+MAX_ANSWERS = 4  # batches of 64: fewer than are queued
+INSERT_ITEMS = """
 INSERT INTO items (id, owner_id, title, price)
 SELECT gen_random_uuid(), owner_id, 'Kettle ' || n, 1
 FROM (SELECT owner_id FROM items LIMIT 1) AS items, generate_series(1, 320) AS n
 """
-CHANGE = "UPDATE items SET title = title || ' again' WHERE random() < 0.2"
-NO_TRANSACTION = """
+UPDATE_ITEMS = "UPDATE items SET title = title || ' again' WHERE random() < 0.2"
+IS_IDLE = """
 SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()
 AND pid <> pg_backend_pid() AND xact_start IS NOT NULL)
 """
@@ -49,26 +49,26 @@ async def test_killed_processes_leave_every_item_indexed_once(
     await add(client, "Copper kettle")
     await index()
     for _ in range(KILLS):
-        await database.execute(MORE)
-        await database.execute(CHANGE)
+        await database.execute(INSERT_ITEMS)
+        await database.execute(UPDATE_ITEMS)
         await kill_in_mid_indexing(endpoint, command, database_url)
         await eventually(
-            lambda: database.fetchval(NO_TRANSACTION), "the end of the process's transactions", 60
+            lambda: database.fetchval(IS_IDLE), "the end of the process's transactions", 60
         )
         assert await database.fetchval("SELECT count(*) FROM search_queue") > 0
     await index()
-    assert await database.fetchval(CONSISTENT)
+    assert await database.fetchval(IS_CONSISTENT)
 
 
 async def kill_in_mid_indexing(endpoint: Endpoint, command: str, database_url: str) -> None:
     """Kills a process after a random number of batches, at a random moment. The endpoint does not
     answer the request for the batch after these."""
-    answers = random.randint(0, MOST_ANSWERS)
+    answers = random.randint(0, MAX_ANSWERS)
     begun, killed = asyncio.Event(), asyncio.Event()
 
     async def answer_some() -> None:
         nonlocal answers
-        if endpoint.requests[-1] == [PROBE]:  # the check at start
+        if endpoint.requests[-1] == [PROBE_TEXT]:  # the check at start
             return
         if answers <= 1:
             begun.set()

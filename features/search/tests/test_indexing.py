@@ -8,14 +8,14 @@ import pytest
 from fastapi import FastAPI
 from httpx import AsyncClient
 
-from features.search.tasks import embed
+from features.search.tasks import embedding_task
 from features.search.tests.conftest import Index
 from features.search.tests.test_search import find, titles
 from shared.tasks import run_until_idle
 
 Database = asyncpg.Connection
 
-CONSISTENT = """
+IS_CONSISTENT = """
 SELECT
     (SELECT count(*) FROM items) = (SELECT count(*) FROM search_documents)
     AND NOT EXISTS (
@@ -27,7 +27,7 @@ SELECT
     AND (SELECT count(*) FROM items) = (SELECT count(*) FROM search_embeddings)
     AND NOT EXISTS (SELECT FROM search_queue) AND NOT EXISTS (SELECT FROM search_changes)
 """
-STATISTICS = """
+SELECT_WRONG_STATISTICS = """
 SELECT owner_id::text, lexeme, count(*) AS documents
 FROM search_documents, unnest(tsvector_to_array(terms)) AS lexeme
 WHERE lexeme <> search_owner_term(owner_id) GROUP BY 1, 2
@@ -62,12 +62,12 @@ async def test_raw_sql_is_followed(client: AsyncClient, index: Index, database: 
     assert (await find(client, "kettle", mode="lexical"))["total"] == 49
     assert titles(await find(client, "pan", mode="lexical")) == ["Iron pan"]
     await index()
-    assert await database.fetchval(CONSISTENT)
-    assert await database.fetch(STATISTICS) == []
+    assert await database.fetchval(IS_CONSISTENT)
+    assert await database.fetch(SELECT_WRONG_STATISTICS) == []
     await database.execute("TRUNCATE items CASCADE")
     assert (await find(client, "kettle", mode="lexical"))["total"] == 0
     await index()
-    assert await database.fetchval(CONSISTENT)
+    assert await database.fetchval(IS_CONSISTENT)
 
 
 async def test_an_item_that_changes_hands_takes_its_index_along(
@@ -82,7 +82,7 @@ async def test_an_item_that_changes_hands_takes_its_index_along(
         item["id"],
     )
     await index()
-    assert await database.fetchval(CONSISTENT)
+    assert await database.fetchval(IS_CONSISTENT)
     for mode in ("lexical", "semantic", "hybrid"):
         assert titles(await find(client, "kettle", mode=mode)) == []
         assert "Copper kettle" in titles(await find(other_client, "kettle", mode=mode))
@@ -99,8 +99,8 @@ async def test_an_import_is_found(client: AsyncClient, index: Index, database: D
     assert (await client.post("/items/import", content=again, headers=headers)).status_code == 200
     await index()
     assert (await find(client, "kettle", mode="lexical"))["total"] == 189
-    assert await database.fetchval(CONSISTENT)
-    assert await database.fetch(STATISTICS) == []
+    assert await database.fetchval(IS_CONSISTENT)
+    assert await database.fetch(SELECT_WRONG_STATISTICS) == []
 
 
 async def test_a_rolled_back_write_leaves_no_trace(
@@ -172,7 +172,7 @@ async def test_a_change_during_embedding_is_not_lost(
     app: FastAPI, client: AsyncClient, index: Index, database: Database, monkeypatch: Any
 ) -> None:
     (item,) = await add(client, "Copper kettle")
-    await run_until_idle(app, embed)
+    await run_until_idle(app, embedding_task)
     embedder = app.state.search.embedders.get(app.state.search.embedders.configured)
     embed_documents = embedder.embed_documents
 
@@ -186,7 +186,7 @@ async def test_a_change_during_embedding_is_not_lost(
     monkeypatch.setattr(embedder, "embed_documents", change_meanwhile)
     await index()
     await index()
-    assert await database.fetchval(CONSISTENT)
+    assert await database.fetchval(IS_CONSISTENT)
 
 
 async def test_writers_of_one_owner_do_not_wait_for_each_other(

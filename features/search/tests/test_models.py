@@ -17,12 +17,18 @@ from time_machine import TimeMachineFixture
 from features.search.embedding import EmbeddingUnavailable, WrongDimension
 from features.search.embedding.embedders import Embedders
 from features.search.embedding.remote import retry_after
-from features.search.engine import check_model
+from features.search.runtime import check_model
 from features.search.settings import SearchSettings
-from features.search.tasks import embed, fold
+from features.search.tasks import embedding_task, statistics_task
 from features.search.tests.conftest import Index
-from features.search.tests.endpoint import Endpoint, running_endpoint
-from features.search.tests.test_indexing import CONSISTENT, STATISTICS, Database, add, database
+from features.search.tests.fake_endpoint import Endpoint, running_endpoint
+from features.search.tests.test_indexing import (
+    IS_CONSISTENT,
+    SELECT_WRONG_STATISTICS,
+    Database,
+    add,
+    database,
+)
 from features.search.tests.test_search import find, titles
 from shared.cache import open_cache
 from shared.db import database_of
@@ -76,7 +82,7 @@ async def test_an_openai_compatible_endpoint_takes_the_models_place(
 ) -> None:
     await add(client, "Copper kettle", "Iron pan")
     await index()
-    assert await database.fetchval(CONSISTENT)
+    assert await database.fetchval(IS_CONSISTENT)
     status = (await client.get("/search/status")).json()
     assert (status["model"], status["dimension"], status["indexed"]) == ("words", 64, 2)
     assert titles(await find(client, "kettle", mode="semantic"))[0] == "Copper kettle"
@@ -249,7 +255,7 @@ async def test_while_the_model_serves_nobody_what_waits_is_left_alone(
     assert await database.fetchval("SELECT count(*) FROM search_queue WHERE attempts > 0") == 0
     endpoint.failures.clear()
     await index()
-    assert await database.fetchval(CONSISTENT)
+    assert await database.fetchval(IS_CONSISTENT)
 
 
 @pytest.mark.parametrize(
@@ -292,7 +298,7 @@ async def test_a_poisoned_text_is_parked_and_blocks_nothing(
 
     await client.patch(f"/items/{item['id']}", json={"title": "Jar of sugar"})
     await index()
-    assert await database.fetchval(CONSISTENT)
+    assert await database.fetchval(IS_CONSISTENT)
 
 
 async def test_what_failed_before_is_tried_again_alone(
@@ -321,11 +327,11 @@ async def test_many_workers_share_the_queue(
     all_at_work = asyncio.Barrier(4)
     endpoint.meanwhile = all_at_work.wait  # answers only when all four have a batch
     async with within(60, "the end of four workers"):
-        done = await asyncio.gather(*(run_until_idle(app, embed) for _ in range(4)))
+        done = await asyncio.gather(*(run_until_idle(app, embedding_task) for _ in range(4)))
         assert done == [64] * 4
-        await asyncio.gather(*(run_until_idle(app, fold) for _ in range(4)))
-    assert await database.fetchval(CONSISTENT)
-    assert await database.fetch(STATISTICS) == []
+        await asyncio.gather(*(run_until_idle(app, statistics_task) for _ in range(4)))
+    assert await database.fetchval(IS_CONSISTENT)
+    assert await database.fetch(SELECT_WRONG_STATISTICS) == []
 
 
 @pytest.mark.parametrize("committed", [True, False])
@@ -356,7 +362,7 @@ async def test_a_corrected_text_waits_for_no_embedder_and_is_not_parked_for_the_
         await transaction.commit()
     assert (await client.get("/search/status")).json()["parked"] == 0
     await index()
-    assert await database.fetchval(CONSISTENT)
+    assert await database.fetchval(IS_CONSISTENT)
 
 
 @pytest.mark.parametrize(

@@ -10,20 +10,20 @@ import pytest
 from fastapi import FastAPI
 from httpx import AsyncClient
 
-from features.search.embedding import Model, as_text, unit
-from features.search.handlers import searching
-from features.search.indexing.models import known_models, prepare
-from features.search.parsing import parse_query
+from features.search.embedding import EmbeddingModel, normalize, to_pgvector
+from features.search.indexing.models import prepare, registered_models
+from features.search.query import ranking
+from features.search.query.parsing import parse_query
+from features.search.query.statement import search_statement
 from features.search.schemas import Mode
-from features.search.statements import search_statement
-from features.search.tasks import fold
+from features.search.tasks import statistics_task
 from shared.db import database_of
 from shared.db.statements import compile_statement
 from shared.tasks import run_until_idle
 
 ITEMS, DIMENSION, WANTED = 2_000, 16, 10
-MODEL = Model("openai", "words", DIMENSION)
-FILL = """
+MODEL = EmbeddingModel("openai", "words", DIMENSION)
+INSERT_ITEMS = """
 WITH given AS (
     SELECT gen_random_uuid() AS id, n, vector
     FROM unnest($2::text[]) WITH ORDINALITY AS v (vector, n)
@@ -33,20 +33,20 @@ WITH given AS (
 )
 SELECT array_agg(id), array_agg(vector) FROM made JOIN given USING (id)
 """
-EMBED = """
+INSERT_EMBEDDINGS = """
 INSERT INTO search_embeddings (item_id, model_id, owner_id, text_hash, embedding)
 SELECT id, $2, $1, '', vector::halfvec FROM unnest($3::uuid[], $4::text[]) AS e (id, vector)
 """
-NEAREST = """
+SELECT_BY_PLAN = """
 SELECT item_id, plan FROM search_nearest(
     $1, $2, $3::text::halfvec, $4, ''::tsquery, NULL, $5::numeric, NULL, NULL)
 """
-EXACT = """
+SELECT_EXACTLY = """
 SELECT item_id FROM search_embeddings JOIN items ON items.id = item_id
 WHERE items.owner_id = $1 AND model_id = $2 AND ($5::numeric IS NULL OR price <= $5)
 ORDER BY (embedding <=> $3::text::halfvec) + 0 LIMIT $4
 """
-INDEX_SCANS = """
+COUNT_INDEX_SCANS = """
 SELECT sum(idx_scan) FROM pg_stat_user_indexes WHERE indexrelname LIKE 'ix_search_embeddings_model%'
 """
 
@@ -62,10 +62,10 @@ class Owner:
         found, expected, plans = set(), set(), set()
         for n, query in enumerate(_vectors(10, seed=2)):
             values = (self.id, self.model, query, WANTED, max_price)
-            rows = await self.connection.fetch(NEAREST, *values)
+            rows = await self.connection.fetch(SELECT_BY_PLAN, *values)
             found |= {(n, row["item_id"]) for row in rows}
             plans |= {row["plan"] for row in rows}
-            exact = await self.connection.fetch(EXACT, *values)
+            exact = await self.connection.fetch(SELECT_EXACTLY, *values)
             expected |= {(n, row["item_id"]) for row in exact}
         (plan,) = plans
         return plan, len(found & expected) / len(expected), len(found)
@@ -73,19 +73,19 @@ class Owner:
 
 def _vectors(count: int, seed: int) -> list[str]:
     random = np.random.default_rng(seed)
-    return [as_text(unit(vector)) for vector in random.normal(size=(count, DIMENSION))]
+    return [to_pgvector(normalize(vector)) for vector in random.normal(size=(count, DIMENSION))]
 
 
 @pytest.fixture
 async def owner(app: FastAPI, client: AsyncClient, database_url: str) -> AsyncIterator[Owner]:
     await prepare(database_of(app), MODEL, "english")
-    (model,) = [known.id for known in await known_models(database_of(app).read())]
+    (model,) = [registered.id for registered in await registered_models(database_of(app).read())]
     owner_id = UUID((await client.get("/users/me")).json()["id"])
     connection = await asyncpg.connect(database_url)
-    made = await connection.fetchrow(FILL, owner_id, _vectors(ITEMS, seed=1))
+    made = await connection.fetchrow(INSERT_ITEMS, owner_id, _vectors(ITEMS, seed=1))
     assert made
-    await connection.execute(EMBED, owner_id, model, *made)
-    await run_until_idle(app, fold)
+    await connection.execute(INSERT_EMBEDDINGS, owner_id, model, *made)
+    await run_until_idle(app, statistics_task)
     yield Owner(connection, owner_id, model)
     await connection.close()
 
@@ -94,7 +94,7 @@ async def owner(app: FastAPI, client: AsyncClient, database_url: str) -> AsyncIt
 async def test_each_plan_finds_the_nearest(owner: Owner) -> None:
     async def index_scans() -> int:
         await owner.connection.execute("SELECT pg_stat_force_next_flush()")
-        return int(await owner.connection.fetchval(INDEX_SCANS))
+        return int(await owner.connection.fetchval(COUNT_INDEX_SCANS))
 
     for max_price in (None, 1_900):  # the filter keeps too many rows for an exact scan
         before = await index_scans()
@@ -118,14 +118,14 @@ async def test_words_are_found_by_their_index_alone(owner: Owner) -> None:
     await owner.connection.execute("ANALYZE")
     values = parse_query("mug 77").parameters | {
         "owner": owner.id,
-        "few": searching.FEW,
-        "enough": searching.ENOUGH_ROWS,
-        "misspelt": searching.MISSPELT,
+        "min_full_matches": ranking.MIN_FULL_MATCHES,
+        "max_retrieved_rows": ranking.MAX_RETRIEVED_ROWS,
+        "typo_similarity": ranking.TYPO_SIMILARITY,
         "depth": 10,
         "limit": 10,
         "offset": 0,
-        "special": "",
-        "brackets": "",
+        "replaced": "",
+        "replacements": "",
         "markers": "",
     }
     sql, arguments = compile_statement(search_statement(Mode.LEXICAL, frozenset()), values)

@@ -11,23 +11,29 @@ from httpx import AsyncClient
 from sqlalchemy import TextClause
 
 from features.search.embedding import Embedder, Embedders
-from features.search.engine import engine_of
 from features.search.indexing import documents, embed_due, embeddings, reindex
+from features.search.runtime import runtime_of
 from features.search.settings import SearchSettings
 from features.search.tests.conftest import Index
-from features.search.tests.endpoint import Endpoint
-from features.search.tests.test_indexing import CONSISTENT, STATISTICS, Database, add, database
+from features.search.tests.fake_endpoint import Endpoint
+from features.search.tests.test_indexing import (
+    IS_CONSISTENT,
+    SELECT_WRONG_STATISTICS,
+    Database,
+    add,
+    database,
+)
 from features.search.tests.test_models import endpoint, quick_retries, timeouts
 from features.search.tests.test_search import find, titles
 from shared.cache import open_cache
 from shared.db import database_of
 from shared.problems import Unavailable
-from tests.kit import Command, eventually, within
+from tests.kit import eventually, within
 from tests.kit.queries import recorded_queries
 
 __all__ = ["database", "endpoint", "quick_retries", "timeouts"]
 
-ANOTHER = (
+INSERT_ITEM = (
     "INSERT INTO items (id, owner_id, title, price) "
     "SELECT gen_random_uuid(), owner_id, $1, 1 FROM items LIMIT 1"
 )
@@ -41,8 +47,8 @@ async def writer(database_url: str) -> AsyncIterator[Database]:
     await connection.close()
 
 
-def configured(app: FastAPI) -> Embedder:
-    embedders = engine_of(app).embedders
+def configured_embedder(app: FastAPI) -> Embedder:
+    embedders = runtime_of(app).embedders
     embedder = embedders.get(embedders.configured)
     assert embedder
     return embedder
@@ -56,7 +62,7 @@ async def embed_locally(app: FastAPI) -> None:
     await local.close()
 
 
-async def sent_again(
+async def wait_until_sent_twice(
     statement: TextClause, sent: list[str], reindexing: asyncio.Task[None]
 ) -> None:
     """Waits until the reindex has sent the statement twice, so at least once without success."""
@@ -81,7 +87,7 @@ async def test_a_new_model_takes_over_without_a_gap(
     await embed_locally(app)
     assert (await client.get("/search/status")).json()["model"] == "all-MiniLM-L6-v2"
 
-    embedder = configured(app)  # the API has started with the new settings
+    embedder = configured_embedder(app)  # the API has started with the new settings
     run = reindex(database_of(app), embedder, "english")
     step = await anext(run)  # interrupted after its first batch
     assert step == ("embedding", 8)
@@ -99,10 +105,10 @@ async def test_a_new_model_takes_over_without_a_gap(
             steps.append(waiting)
             if step == "building the vector index":
                 await transaction.start()
-                await writer.execute(ANOTHER, "Copper mug")
+                await writer.execute(INSERT_ITEM, "Copper mug")
         return steps
 
-    before = engine_of(app).active
+    before = runtime_of(app).active
     going_on = asyncio.create_task(go_on())
 
     async def switched() -> bool:
@@ -117,14 +123,14 @@ async def test_a_new_model_takes_over_without_a_gap(
     assert answer["explanation"]["model"] == "words"
     assert titles(answer)[0] == "Teapot"
     assert (await client.get("/search/status")).json()["indexed"] == 73
-    engine_of(app).active = before  # like another process with an outdated cache
+    runtime_of(app).active = before  # like another process with an outdated cache
     similar = await client.get(f"/items/{answer['hits'][0]['item']['id']}/similar")
     assert similar.json()["total"] == 72
-    engine_of(app).active = before
+    runtime_of(app).active = before
     vector = {"vector": endpoint.embed("Teapot")}
     assert (await client.post("/search/vector", json=vector)).json()["total"] == 73
     await index()
-    assert await database.fetchval(CONSISTENT)
+    assert await database.fetchval(IS_CONSISTENT)
     assert titles(await find(client, "mug", mode="semantic"))[0] == "Copper mug"
 
 
@@ -141,7 +147,7 @@ async def test_a_reindex_fails_while_a_writer_does_not_end_and_can_be_run_again(
     await embed_locally(app)
     transaction = writer.transaction()
     await transaction.start()
-    await writer.execute(ANOTHER, "Iron pan")  # before the new model exists
+    await writer.execute(INSERT_ITEM, "Iron pan")  # before the new model exists
     with monkeypatch.context() as impatient:
         impatient.setattr(documents, "WAIT_ATTEMPTS", 2)
         with pytest.raises(Unavailable, match="try again when it has ended"):
@@ -151,11 +157,11 @@ async def test_a_reindex_fails_while_a_writer_does_not_end_and_can_be_run_again(
     await run_reindex(app, "english")
     assert (await client.get("/search/status")).json()["indexed"] == 2
     await index()
-    assert await database.fetchval(CONSISTENT)
+    assert await database.fetchval(IS_CONSISTENT)
 
 
 async def run_reindex(app: FastAPI, language: str) -> None:
-    async for _ in reindex(database_of(app), configured(app), language):
+    async for _ in reindex(database_of(app), configured_embedder(app), language):
         pass
 
 
@@ -170,14 +176,14 @@ async def test_a_first_start_that_was_cut_off_is_made_again(
     await add(client, "Copper kettle")
     transaction = writer.transaction()
     await transaction.start()
-    await writer.execute(ANOTHER, "Iron pan")
+    await writer.execute(INSERT_ITEM, "Iron pan")
     with monkeypatch.context() as impatient:
         impatient.setattr(documents, "WAIT_ATTEMPTS", 2)
         with pytest.raises(Unavailable):
             await index()
     await transaction.commit()
     await index()
-    assert await database.fetchval(CONSISTENT)
+    assert await database.fetchval(IS_CONSISTENT)
 
 
 async def test_a_change_of_language_indexes_everything_again(
@@ -188,17 +194,31 @@ async def test_a_change_of_language_indexes_everything_again(
     assert "Die Häuser am See" not in titles(await find(client, "Hauses ", mode="lexical"))
     transaction = writer.transaction()
     await transaction.start()
-    await writer.execute(ANOTHER, "Zwei Häuser")  # indexed in the old language
+    await writer.execute(INSERT_ITEM, "Zwei Häuser")  # indexed in the old language
     with recorded_queries() as sent:
         reindexing = asyncio.create_task(run_reindex(app, "german"))
-        await sent_again(documents.STILL_OPEN, sent, reindexing)
+        await wait_until_sent_twice(documents.HAS_OPEN_WRITERS, sent, reindexing)
     await transaction.commit()
     async with within(60, "the end of the reindex"):
         await reindexing
     await index()
     found = titles(await find(client, "Hauses ", mode="lexical"))
     assert sorted(found) == ["Die Häuser am See", "Zwei Häuser"]
-    assert await database.fetchval(CONSISTENT)
+    assert await database.fetchval(IS_CONSISTENT)
+
+
+async def test_a_reindex_computes_all_weights_again_where_no_language_is_recorded(
+    app: FastAPI, client: AsyncClient, index: Index, database: Database
+) -> None:
+    await add(client, "Copper kettle")
+    await index()
+    weights = await database.fetchval("SELECT weights::text FROM search_documents")
+    await database.execute("UPDATE search_documents SET weights = '{1:1}/268435456'")
+    await run_reindex(app, "english")
+    assert await database.fetchval("SELECT weights::text FROM search_documents") != weights
+    await database.execute("COMMENT ON TEXT SEARCH CONFIGURATION search IS NULL")
+    await run_reindex(app, "english")
+    assert await database.fetchval("SELECT weights::text FROM search_documents") == weights
 
 
 async def test_what_is_written_while_all_is_indexed_again_is_not_overwritten(
@@ -212,25 +232,25 @@ async def test_what_is_written_while_all_is_indexed_again_is_not_overwritten(
     await add(client, "Copper kettle", "Iron pan")
     await index()
     transaction = writer.transaction()
-    settle = documents.settle
+    wait_for_open_writers = documents.wait_for_open_writers
 
-    async def settle_and_write(*arguments: Any) -> None:
+    async def wait_and_write(*arguments: Any) -> None:
         monkeypatch.undo()
-        await settle(*arguments)
+        await wait_for_open_writers(*arguments)
         await transaction.start()
         await writer.execute("UPDATE items SET title = 'Tin cup' WHERE title = 'Iron pan'")
 
-    monkeypatch.setattr(documents, "settle", settle_and_write)
+    monkeypatch.setattr(documents, "wait_for_open_writers", wait_and_write)
     with recorded_queries() as sent:
         reindexing = asyncio.create_task(run_reindex(app, "german"))
-        await sent_again(documents.INDEX_ALL, sent, reindexing)
+        await wait_until_sent_twice(documents.INDEX_ALL_ITEMS, sent, reindexing)
     await transaction.commit()
     async with within(60, "the end of the reindex"):
         await reindexing
     await index()
     assert titles(await find(client, "cup", mode="lexical")) == ["Tin cup"]
-    assert await database.fetchval(CONSISTENT)
-    assert await database.fetch(STATISTICS) == []
+    assert await database.fetchval(IS_CONSISTENT)
+    assert await database.fetch(SELECT_WRONG_STATISTICS) == []
 
 
 async def test_a_reindex_tells_what_the_model_did_not_embed_and_tries_it_again(
@@ -239,7 +259,7 @@ async def test_a_reindex_tells_what_the_model_did_not_embed_and_tries_it_again(
     command: Command,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(embeddings, "MAX_ATTEMPTS", 1)
+    monkeypatch.setattr(embeddings, "MAX_EMBEDDING_ATTEMPTS", 1)
     endpoint.poison = "arsenic"
     await add(client, "Jar of arsenic", "Copper kettle")
 

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from httpx import AsyncClient
 
-from features.search.embedding import Embedders, EmbeddingUnavailable, Model, Vector
-from features.search.handlers import searching
+from features.search.embedding import Embedders, EmbeddingModel, EmbeddingUnavailable, Vector
+from features.search.query import ranking
 from features.search.tests.conftest import Index
 
 CATALOGUE = [
@@ -184,7 +184,7 @@ async def test_what_a_misspelt_word_may_mean_is_not_needed(
 ) -> None:
     embed_query = Embedders.embed_query
 
-    async def refuse(self: Embedders, model: Model, text: str) -> Vector:
+    async def refuse(self: Embedders, model: EmbeddingModel, text: str) -> Vector:
         if text == "headphones":
             raise EmbeddingUnavailable("busy")
         return await embed_query(self, model, text)
@@ -284,7 +284,7 @@ async def test_a_highlight_shows_where_the_words_are(client: AsyncClient) -> Non
 async def test_common_words_are_highlighted_too(
     shop: AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(searching, "ENOUGH_ROWS", 1)
+    monkeypatch.setattr(ranking, "MAX_RETRIEVED_ROWS", 1)
     (hit,) = (await find(shop, "red mug", mode="lexical"))["hits"]
     assert hit["highlights"]["title"] == "<mark>Red</mark> enamel <mark>mug</mark>"
 

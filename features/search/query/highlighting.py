@@ -8,8 +8,8 @@ so that a text cannot forge a mark. Angle brackets are replaced by control chara
 from html import escape
 
 START, STOP, LESS, GREATER = "\x02", "\x03", "\x04", "\x05"
-MARKERS = f"StartSel={START}, StopSel={STOP}"
-SPECIAL, BRACKETS = f"<>{START}{STOP}{LESS}{GREATER}", f"{LESS}{GREATER}"
+HEADLINE_MARKERS = f"StartSel={START}, StopSel={STOP}"
+REPLACED_CHARACTERS, REPLACEMENTS = f"<>{START}{STOP}{LESS}{GREATER}", f"{LESS}{GREATER}"
 """The characters that `translate` replaces or removes, and the replacements of `<` and `>`."""
 
 _HTML = {START: "<mark>", STOP: "</mark>", LESS: "&lt;", GREATER: "&gt;"}

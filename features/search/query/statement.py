@@ -2,8 +2,8 @@
 
 Each word of the query is expanded to a group of lexemes: its own; for the last word, which the user
 may still be typing, also those of longer words with this prefix; for a word in none of the owner's
-documents, also those of similarly spelt words. These alternatives have half the weight, and at most
-half that of the word itself. Documents with the words as typed rank before those with alternatives.
+documents, also those of similarly spelt words. These variants have half the weight, and at most
+half that of the word itself. Documents with the words as typed rank before those with variants.
 
 The GIN index on `terms` finds the rows, because the owner's id is one of the terms. The condition
 on `owner_id` is written with IS TRUE, which keeps the planner off the index on owner_id: that index
@@ -15,33 +15,34 @@ from functools import cache
 from sqlalchemy import TextClause, text
 
 from features.items import ItemPublic
+from features.search.query.ranking import MAX_TERM_WEIGHT
 from features.search.schemas import Mode
 
-CANDIDATES = 200
-"""How many rows of each ranking hybrid mode fuses; also the most that a vector search returns."""
-
-WORDS = """
+EXPAND_WORDS = """
 WITH owner AS MATERIALIZED (
     SELECT coalesce(max(documents), 0) AS documents FROM search_owners WHERE owner_id = :owner
-), choices AS MATERIALIZED (
-    SELECT choice, words, phrases, excluded
-    FROM ROWS FROM (jsonb_to_recordset(CAST(:choices AS jsonb))
+), alternatives AS MATERIALIZED (
+    SELECT alternative, words, phrases, excluded
+    FROM ROWS FROM (jsonb_to_recordset(CAST(:alternatives AS jsonb))
         AS (words text[], phrases text[], excluded text[]))
-        WITH ORDINALITY AS given (words, phrases, excluded, choice)
+        WITH ORDINALITY AS given (words, phrases, excluded, alternative)
 ), demands AS MATERIALIZED (
-    SELECT choice, '(' || string_agg('(' || CAST(demand AS text) || ')', '&') || ')' AS demanded
+    SELECT alternative,
+        '(' || string_agg('(' || CAST(demand AS text) || ')', '&') || ')' AS demanded
     FROM (
-        SELECT choice, phraseto_tsquery('search', unnest(phrases)) AS demand FROM choices
-        UNION ALL SELECT choice, !! phraseto_tsquery('search', unnest(excluded)) FROM choices
+        SELECT alternative, phraseto_tsquery('search', unnest(phrases)) AS demand
+        FROM alternatives
+        UNION ALL SELECT alternative, !! phraseto_tsquery('search', unnest(excluded))
+        FROM alternatives
     ) AS demands
-    WHERE numnode(demand) > 0 GROUP BY choice
+    WHERE numnode(demand) > 0 GROUP BY alternative
 ), words AS MATERIALIZED (
     SELECT word, lexemes, word = :unfinished AS unfinished, EXISTS (
         SELECT FROM search_terms AS t WHERE t.owner_id = :owner AND t.lexeme = ANY (lexemes)
     ) AS known
     FROM (
         SELECT word, tsvector_to_array(to_tsvector('search', word)) AS lexemes
-        FROM (SELECT DISTINCT unnest(words) AS word FROM choices) AS given
+        FROM (SELECT DISTINCT unnest(words) AS word FROM alternatives) AS given
     ) AS given
     WHERE cardinality(lexemes) > 0
 ), longer AS MATERIALIZED (
@@ -81,7 +82,7 @@ WITH owner AS MATERIALIZED (
     SELECT word, sum(documents) AS documents, min(idf) FILTER (WHERE own) AS own_idf,
         '(' || string_agg(quoted || CASE
             WHEN unfinished AND length(lexeme) > 1 THEN ':*' ELSE '' END, '|') || ')'
-            AS alternatives,
+            AS variants,
         '(' || string_agg(quoted, '|') FILTER (WHERE own) || ')' AS exact
     FROM (
         SELECT *, '''' || replace(replace(lexeme, '\\', '\\\\'), '''', '''''') || '''' AS quoted
@@ -107,23 +108,23 @@ WITH owner AS MATERIALIZED (
             string_agg(exactly_all, '|') AS exactly_all,
             string_agg(exactly_any, '|') AS exactly_any, string_agg(shown, '|') AS shown
         FROM (
-            SELECT choice, demanded, string_agg(alternatives, '&') AS all_words,
-                string_agg(alternatives, '|') FILTER (WHERE rarer < :enough) AS any_word,
+            SELECT alternative, demanded, string_agg(variants, '&') AS all_words,
+                string_agg(variants, '|') FILTER (WHERE rarer < :max_retrieved_rows) AS any_word,
                 string_agg(exact, '&') AS exactly_all, string_agg(exact, '|') AS exactly_any,
-                string_agg(alternatives, '|') AS shown
-            FROM choices LEFT JOIN demands USING (choice) JOIN (
+                string_agg(variants, '|') AS shown
+            FROM alternatives LEFT JOIN demands USING (alternative) JOIN (
                 SELECT *, coalesce(sum(documents) OVER (ORDER BY documents, word
                     ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) AS rarer
                 FROM groups
-            ) AS groups ON groups.word = ANY (choices.words)
-            GROUP BY choice, demanded
-        ) AS choices
+            ) AS groups ON groups.word = ANY (alternatives.words)
+            GROUP BY alternative, demanded
+        ) AS alternatives
     ) AS parsed CROSS JOIN (
         SELECT search_vector(array_agg(search_dimension(lexeme)), array_agg(CAST(weight AS real)))
             AS vector
         FROM (SELECT lexeme, max(weight) AS weight FROM weighed GROUP BY lexeme) AS weighed
     ) AS vectors CROSS JOIN (
-        SELECT 2.2 * sum(best) AS best, count(*) = 1 AS single
+        SELECT {max_term_weight} * sum(best) AS best, count(*) = 1 AS single
         FROM (
             SELECT coalesce(max(weight) FILTER (WHERE documents > 0), max(weight)) AS best
             FROM weighed GROUP BY word
@@ -132,7 +133,7 @@ WITH owner AS MATERIALIZED (
 )
 """
 
-LEXICAL = """
+MATCH_WORDS = """
 , matching_all AS MATERIALIZED (
     SELECT d.item_id, -(d.weights <#> query.vector) AS bm25,
         CASE WHEN d.terms @@ query.exactly_all THEN 1 ELSE 2 END AS tier
@@ -142,7 +143,7 @@ LEXICAL = """
     SELECT d.item_id, -(d.weights <#> query.vector) AS bm25,
         CASE WHEN d.terms @@ query.exactly_any THEN 3 ELSE 4 END AS tier
     FROM query JOIN search_documents AS d ON d.terms @@ query.any_of
-    WHERE (SELECT count(*) FROM matching_all) < :few
+    WHERE (SELECT count(*) FROM matching_all) < :min_full_matches
     AND d.item_id NOT IN (SELECT item_id FROM matching_all)
     AND (d.owner_id = :owner) IS TRUE AND {filters}
 ), lexical AS MATERIALIZED (
@@ -153,7 +154,7 @@ LEXICAL = """
 )
 """
 
-SEMANTIC = """
+FIND_NEAREST = """
 , nearest AS MATERIALIZED (
     SELECT n.*, row_number() OVER (ORDER BY n.similarity DESC, n.item_id) AS rank
     FROM query, search_nearest(
@@ -166,7 +167,7 @@ SEMANTIC = """
 )
 """
 
-HITS = {
+SCORE_HITS = {
     Mode.LEXICAL: """
 , hits AS MATERIALIZED (
     SELECT item_id, bm25 AS score, rank AS lexical_rank, CAST(NULL AS bigint) AS semantic_rank,
@@ -191,8 +192,8 @@ HITS = {
     JOIN search_documents AS d USING (item_id)
     LEFT JOIN (SELECT * FROM search_embeddings WHERE model_id = :model) AS e USING (item_id)
 ), scored AS MATERIALIZED (
-    SELECT *, :words_share * lexical / greatest(1, max(lexical) OVER ())
-        + (1 - :words_share)
+    SELECT *, :lexical_weight * lexical / greatest(1, max(lexical) OVER ())
+        + (1 - :lexical_weight)
             * coalesce((farthest - distance) / greatest(farthest - nearest, 1e-9), 0) AS score
     FROM (
         SELECT *, max(distance) OVER () AS farthest, min(distance) OVER () AS nearest FROM fused
@@ -206,17 +207,17 @@ HITS = {
 """,
 }
 
-PAGE = """
+SELECT_PAGE = """
 SELECT counted.total, counted.plan, respelt.words AS respelt, active.id AS active_model, page.*,
-    ts_headline('search', translate(page.title, :special, :brackets), query.shown,
+    ts_headline('search', translate(page.title, :replaced, :replacements), query.shown,
         'HighlightAll=true, ' || :markers) AS marked_title,
-    ts_headline('search', translate(page.description, :special, :brackets), query.shown,
+    ts_headline('search', translate(page.description, :replaced, :replacements), query.shown,
         'MaxFragments=2, MaxWords=25, MinWords=8, ShortWord=0, FragmentDelimiter=" … ", '
             || :markers) AS marked_description
 FROM (SELECT coalesce(max(total), 0) AS total, max(plan) AS plan FROM hits) AS counted
 CROSS JOIN (
     SELECT jsonb_object_agg(word, spelt) AS words FROM alike
-    WHERE place = 1 AND similarity(spelt, word) >= :misspelt
+    WHERE place = 1 AND similarity(spelt, word) >= :typo_similarity
 ) AS respelt
 CROSS JOIN query
 LEFT JOIN search_models AS active ON active.active
@@ -228,12 +229,12 @@ LEFT JOIN (
 ORDER BY {order}
 """
 
-ORDERS = {
+SORT_ORDERS = {
     Mode.LEXICAL: "lexical_rank",
     Mode.SEMANTIC: "semantic_rank",
     Mode.HYBRID: "score DESC, lexical_rank, semantic_rank",
 }
-BOUNDS = {
+FILTER_CONDITIONS = {
     "min_price": "i.price >= :min_price",
     "max_price": "i.price <= :max_price",
     "created_after": "i.created_at > :created_after",
@@ -247,14 +248,14 @@ def search_statement(mode: Mode, bounded: frozenset[str]) -> TextClause:
     """Returns the statement for a mode; `bounded` has the names of the filters that are set."""
     filters = "true"
     if bounded:
-        bounds = " AND ".join(BOUNDS[name] for name in sorted(bounded))
+        bounds = " AND ".join(FILTER_CONDITIONS[name] for name in sorted(bounded))
         filters = (
             f"EXISTS (SELECT FROM items AS i WHERE i.id = d.item_id AND {bounds})"  # no user input
         )
-    parts = [WORDS]
+    parts = [EXPAND_WORDS.format(max_term_weight=MAX_TERM_WEIGHT)]
     if mode is not Mode.SEMANTIC:
-        parts.append(LEXICAL.format(filters=filters))
+        parts.append(MATCH_WORDS.format(filters=filters))
     if mode is not Mode.LEXICAL:
-        parts.append(SEMANTIC)
-    parts += [HITS[mode], PAGE.format(columns=ITEM_COLUMNS, order=ORDERS[mode])]
+        parts.append(FIND_NEAREST)
+    parts += [SCORE_HITS[mode], SELECT_PAGE.format(columns=ITEM_COLUMNS, order=SORT_ORDERS[mode])]
     return text("".join(parts))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 MAX_WORDS = 100
-NOTHING: Mapping[str, str] = {}
+NO_CORRECTIONS: Mapping[str, str] = {}
 
 _TOKEN = re.compile(r'(-?)(?:"([^"]*)"|(\S+))')
 _WORD = re.compile(r"\w")
@@ -14,7 +14,7 @@ _NO_MARKUP = str.maketrans("<>", "  ")  # PostgreSQL's parser skips anything lik
 
 
 @dataclass(frozen=True)
-class Choice:
+class Alternative:
     """One of the alternatives that `or` separates.
 
     Attributes:
@@ -33,44 +33,44 @@ class ParsedQuery:
     """A query in websearch syntax: quotes, `-word`, `or`.
 
     Attributes:
-        choices: the alternatives, of which an item has to match at least one.
+        alternatives: the alternatives, of which an item has to match at least one.
         unfinished: the last word, if the user may still be typing it; else empty.
     """
 
-    choices: list[Choice]
+    alternatives: list[Alternative]
     unfinished: str
 
-    def meaning(self, respelt: Mapping[str, str] = NOTHING) -> str:
+    def text_to_embed(self, respelt: Mapping[str, str] = NO_CORRECTIONS) -> str:
         """Returns the text to embed: the distinct words in order, without the syntax, with the
         corrections of `respelt`."""
-        words = [word for choice in self.choices for word in choice.words]
+        words = [word for alternative in self.alternatives for word in alternative.words]
         return " ".join(respelt.get(word, word) for word in dict.fromkeys(words))
 
     @property
     def parameters(self) -> dict[str, str]:
         """The bind parameters of the search statement."""
-        choices = json.dumps([asdict(choice) for choice in self.choices])
-        return {"choices": choices, "unfinished": self.unfinished}
+        alternatives = json.dumps([asdict(alternative) for alternative in self.alternatives])
+        return {"alternatives": alternatives, "unfinished": self.unfinished}
 
 
 def parse_query(text: str) -> ParsedQuery:
     """Parses a query. Every text is valid: an unbalanced quote is an ordinary character."""
     text = text.translate(_NO_MARKUP)
-    choices, left, unfinished = [Choice()], MAX_WORDS, ""
+    alternatives, left, unfinished = [Alternative()], MAX_WORDS, ""
     for token in _TOKEN.finditer(text):
         minus, phrase, bare = token.groups()
         unfinished = ""
         if phrase is None and token.group().lower() == "or":
-            choices.append(Choice())
+            alternatives.append(Alternative())
         elif minus and (phrase is not None or _WORD.match(bare)):
-            choices[-1].excluded.append(bare or phrase)
+            alternatives[-1].excluded.append(bare or phrase)
         elif phrase is not None:
-            choices[-1].phrases.append(phrase)
-            left -= _add(choices[-1].words, phrase.lower().split(), left)
+            alternatives[-1].phrases.append(phrase)
+            left -= _add(alternatives[-1].words, phrase.lower().split(), left)
         else:
-            left -= _add(choices[-1].words, [bare.lower()], left)
+            left -= _add(alternatives[-1].words, [bare.lower()], left)
             unfinished = bare.lower() if token.end() == len(text) else ""
-    return ParsedQuery(choices, unfinished)
+    return ParsedQuery(alternatives, unfinished)
 
 
 def _add(words: list[str], more: list[str], most: int) -> int:

@@ -9,8 +9,8 @@ from typing import Annotated
 import structlog
 from fastapi import Depends, FastAPI, Request
 
-from features.search.embedding import PROBE, Embedders, EmbeddingUnavailable, WrongDimension
-from features.search.indexing.models import KnownModel, active_model
+from features.search.embedding import PROBE_TEXT, Embedders, EmbeddingUnavailable, WrongDimension
+from features.search.indexing.models import RegisteredModel, active_model
 from features.search.settings import SearchSettings
 from shared.cache import open_cache
 from shared.db import ReadSession
@@ -23,16 +23,16 @@ CHECK_SECONDS = 3.0
 
 
 @dataclass
-class Engine:
+class SearchRuntime:
     """Holds the embedders, and caches which model is the active one."""
 
     embedders: Embedders
     language: str
-    active: KnownModel | None = None
+    active: RegisteredModel | None = None
 
     async def active_model(
-        self, session: ReadSession, stale: KnownModel | None = None
-    ) -> KnownModel:
+        self, session: ReadSession, stale: RegisteredModel | None = None
+    ) -> RegisteredModel:
         """Returns the model whose embeddings are searched.
 
         Queries the database only if no model is cached, or if the cached one is `stale`: the one
@@ -49,11 +49,13 @@ class Engine:
 
 
 @asynccontextmanager
-async def open_engine(settings: SearchSettings, redis_url: str | None) -> AsyncIterator[Engine]:
+async def open_runtime(
+    settings: SearchSettings, redis_url: str | None
+) -> AsyncIterator[SearchRuntime]:
     cache = open_cache(redis_url)
     embedders = Embedders(settings, cache)
     try:
-        yield Engine(embedders, settings.search_language)
+        yield SearchRuntime(embedders, settings.search_language)
     finally:
         await embedders.close()
         await cache.close()
@@ -62,9 +64,9 @@ async def open_engine(settings: SearchSettings, redis_url: str | None) -> AsyncI
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings = settings_of(app, SearchSettings)
-    async with open_engine(settings, app.state.settings.redis_url) as engine:
-        await check_model(engine.embedders)
-        app.state.search = engine
+    async with open_runtime(settings, app.state.settings.redis_url) as runtime:
+        await check_model(runtime.embedders)
+        app.state.search = runtime
         yield
 
 
@@ -79,20 +81,20 @@ async def check_model(embedders: Embedders) -> None:
     assert embedder
     try:
         async with asyncio.timeout(CHECK_SECONDS):
-            await embedder.embed_query(PROBE)
+            await embedder.embed_query(PROBE_TEXT)
     except WrongDimension as error:
         raise ConfigurationError(error.detail) from None
     except (EmbeddingUnavailable, TimeoutError) as error:
         log.warning("embedding_unavailable", model=embedder.model.name, reason=str(error))
 
 
-def engine_of(app: FastAPI) -> Engine:
-    engine: Engine = app.state.search
-    return engine
+def runtime_of(app: FastAPI) -> SearchRuntime:
+    runtime: SearchRuntime = app.state.search
+    return runtime
 
 
-async def _engine(request: Request) -> Engine:
-    return engine_of(request.app)
+async def _runtime(request: Request) -> SearchRuntime:
+    return runtime_of(request.app)
 
 
-EngineDep = Annotated[Engine, Depends(_engine)]
+SearchRuntimeDep = Annotated[SearchRuntime, Depends(_runtime)]

@@ -1,0 +1,1 @@
+"""How a query is answered: parsed, composed as one SQL statement, run, and highlighted."""

@@ -1,0 +1,109 @@
+"""The files in sql/ define what the migrated database has, and `make migration` follows them."""
+
+import asyncio
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from alembic import command
+from alembic.script import Script
+
+from app.scaffold import definitions, revising
+from app.scaffold.definitions import compare_definitions
+from app.scaffold.linting import unsafe_operations
+from app.scaffold.revising import NothingToRevise, write_revision
+from features.search.query.ranking import BM25_B, BM25_K1
+from features.search.tests.test_indexing import Database, database
+from shared.db import migrations
+from shared.db.migrations import alembic_config
+from tests.kit import Server
+
+__all__ = ["database"]
+
+ROOT = Path(__file__).parents[3]
+SQL = Path(__file__).parents[1] / "sql"
+
+CHANGES = {
+    "one more": "CREATE FUNCTION search_more() RETURNS int LANGUAGE sql RETURN 1",
+    "one less": "DROP FUNCTION search_items_truncated() CASCADE",
+    "one character": """
+        DO $do$ BEGIN
+            EXECUTE replace(
+                pg_get_functiondef('search_index'::regproc), 'attempts > 0', 'attempts > 1');
+        END $do$
+    """,
+    "a trigger": "DROP TRIGGER search_items_truncated ON items",
+    "a dictionary": "SELECT search_set_language('german', true)",
+}
+
+
+async def test_the_database_has_what_the_files_define(database_url: str) -> None:
+    found, defined = await compare_definitions(database_url, "search")
+    assert found == defined
+    assert len([name for name in defined if " search" in name]) == 22
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+async def test_a_difference_is_found(change: str, database: Database, database_url: str) -> None:
+    await database.execute(change)
+    found, defined = await compare_definitions(database_url, "search")
+    assert found != defined
+
+
+async def test_documents_are_weighed_with_the_constants_of_the_ranking(database: Database) -> None:
+    weight = await database.fetchval("""
+        SELECT -(search_weights(terms, length => 9, average_length => 4)
+            <#> search_vector(ARRAY[search_dimension('mug')], ARRAY[1]::real[]))
+        FROM to_tsvector('search', 'mug mug mug') AS terms
+    """)
+    saturation = BM25_K1 * (1 - BM25_B + BM25_B * 9 / 4)
+    assert weight == pytest.approx((BM25_K1 + 1) * 3 / (3 + saturation), rel=1e-5)
+
+
+async def test_a_changed_file_becomes_a_revision(
+    server: Server, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "features/search/sql"
+    shutil.copytree(migrations.ROOT, tmp_path / "migrations")
+    shutil.copytree(SQL, folder)
+    for module in (migrations, definitions, revising):
+        monkeypatch.setattr(module, "ROOT", tmp_path / "migrations")
+
+    async def revise() -> Script:
+        return await asyncio.to_thread(write_revision, server.admin_url, "search", "change")
+
+    async def found_and_defined() -> tuple[dict[str, str], dict[str, str]]:
+        return await compare_definitions(database_url, "search")
+
+    with pytest.raises(NothingToRevise):
+        await revise()
+    before, _ = await found_and_defined()
+    change(folder / "bm25.sql", "2.2 * tf", "2.5 * tf")
+    change(folder / "triggers.sql", "RETURN NULL", "RAISE NOTICE '\\ % \n :one', 1; RETURN NULL")
+    change(folder / "index_documents.sql", "NOTIFY search;", "\n\tNOTIFY search;\n")
+    change(folder / "triggers.sql", "search_items_truncated AFTER", "search_items_emptied AFTER")
+    revision = await revise()
+    assert unsafe_operations(revision) == []
+    ruff = (
+        sys.executable,
+        "-m",
+        "ruff",
+        "check",
+        "--config",
+        ROOT / "pyproject.toml",
+        revision.path,
+    )
+    checked = await asyncio.create_subprocess_exec(*ruff)
+    assert await checked.wait() == 0
+    await asyncio.to_thread(migrations.upgrade, database_url)
+    found, defined = await found_and_defined()
+    assert found == defined != before
+    await asyncio.to_thread(command.downgrade, alembic_config(database_url), "search@-1")
+    assert (await found_and_defined())[0] == before
+
+
+def change(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
