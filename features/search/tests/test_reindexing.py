@@ -28,7 +28,7 @@ from features.search.tests.test_search import find, titles
 from shared.cache import open_cache
 from shared.db import database_of
 from shared.problems import Unavailable
-from tests.kit import eventually, within
+from tests.kit import Command, eventually, within
 from tests.kit.queries import recorded_queries
 
 __all__ = ["database", "endpoint", "quick_retries", "timeouts"]
