@@ -1,11 +1,11 @@
 """Builds the application from the kernel and the features."""
 
+import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import chain
 
 from fastapi import FastAPI
-from starlette.datastructures import State
 from starlette.middleware.cors import CORSMiddleware
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
@@ -22,6 +22,7 @@ from shared.settings import (
     load_feature_settings,
     load_settings,
 )
+from shared.state import AppState, state_of
 from shared.tasks import Dispatcher, Task, run_until_idle, task_runner
 from shared.web.idempotency import delete_expired_keys
 from shared.web.middleware import BoundsMiddleware, RequestMiddleware, ServerErrorMiddleware
@@ -104,45 +105,46 @@ def prepare(
     loaded = [load_feature_settings(f.settings, settings) for f in features if f.settings]
     configure_logging(settings)
     configure_sentry(settings, VERSION)
-    app.state = State()
-    app.state.settings = settings
-    app.state.features = features
-    app.state.feature_settings = {type(each): each for each in loaded}
-    app.state.tasks = background_tasks(features)
-    app.state.runs_tasks = run_tasks
-    app.state.draining = False
-    app.state.cursors = new_cursors(settings.secret())
-    app.state.limiter = Limiter(settings.redis_url, enabled=settings.limits_rates)
-    app.state.authenticator = next((f.authenticator for f in features if f.authenticator), None)
-    app.state.constraints = dict(chain(*(f.constraints.items() for f in features)))
+    app.state = state = AppState()
+    state.settings = settings
+    state.features = features
+    state.feature_settings = {type(each): each for each in loaded}
+    state.authenticator = next((f.authenticator for f in features if f.authenticator), None)
+    state.constraints = dict(chain(*(f.constraints.items() for f in features)))
+    state.tasks = tasks_of(features)
+    state.runs_tasks = run_tasks
+    state.limiter = Limiter(settings.redis_url, enabled=settings.limits_rates)
+    state.cursors = new_cursors(settings.secret())
+    state.resources = {}
+    state.is_stopping = False
+    state.backlogs_read_at = -math.inf
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Opens the resources of the application in order, and closes them in reverse."""
-    settings: Settings = app.state.settings
-    features: Sequence[Feature] = app.state.features
-    if settings.database_url is None:
+    state = state_of(app)
+    if state.settings.database_url is None:
         raise ConfigurationError(
             "APP_DATABASE_URL is not set; `python -m app serve` can do without"
         )
-    database = Database(settings.database_url, settings)
-    app.state.database = database
-    app.state.revisions = load_revisions(branches_of(features))
+    state.database = Database(state.settings.database_url, state.settings)
+    state.revisions = load_revisions(branches_of(state.features))
     async with AsyncExitStack() as stack:
-        stack.push_async_callback(database.dispose)
+        stack.push_async_callback(state.database.dispose)
         await stack.enter_async_context(export_traces())
-        await stack.enter_async_context(metrics.pool_sampler(database))
-        for feature in features:
+        await stack.enter_async_context(metrics.pool_sampler(state.database))
+        for feature in state.features:
             if feature.lifespan:
-                await stack.enter_async_context(feature.lifespan(app))
-        if app.state.runs_tasks:
-            perform = _performer(settings)
-            await stack.enter_async_context(task_runner(app, app.state.tasks, perform))
+                resource = await stack.enter_async_context(feature.lifespan(app))
+                state.resources[type(resource)] = resource
+        if state.runs_tasks:
+            dispatcher = _dispatcher(state.settings)
+            await stack.enter_async_context(task_runner(app, state.tasks, dispatcher))
         yield
 
 
-def _performer(settings: Settings) -> Dispatcher:
+def _dispatcher(settings: Settings) -> Dispatcher:
     if settings.task_queue == "inline":
         return run_until_idle
     from app.celery.app import send  # imports Celery, which is optional
@@ -150,6 +152,6 @@ def _performer(settings: Settings) -> Dispatcher:
     return send
 
 
-def background_tasks(features: Sequence[Feature]) -> list[Task]:
+def tasks_of(features: Sequence[Feature]) -> list[Task]:
     """Returns the tasks of the kernel and of the features."""
     return [delete_expired_keys, *chain(*(feature.tasks for feature in features))]

@@ -1,7 +1,6 @@
 """Authentication and authorization: credentials, principals and scopes.
 
-The kernel defines the types; a feature (users) has the accounts, and supplies the
-`Authenticator` that turns a credential into a principal.
+The kernel defines the types; a feature has the accounts, and supplies the `Authenticator`.
 """
 
 from collections.abc import Awaitable, Callable
@@ -29,12 +28,19 @@ class Principal:
     session_id: UUID | None = None
 
 
-Authenticator = Callable[[FastAPI, str], Awaitable[Principal]]
-"""Turns an access token or an API key into its principal, or raises `Unauthorized`."""
+@dataclass(frozen=True, kw_only=True)
+class Authenticator:
+    """How a feature authenticates the requests to all features.
 
-bearer = OAuth2PasswordBearer(
-    tokenUrl="auth/token", refreshUrl="auth/token", auto_error=False, scheme_name="OAuth2"
-)
+    `authenticate` turns an access token or an API key into its principal, or raises `Unauthorized`.
+    `token_url` is the path of the OAuth 2.0 token endpoint, for the documentation.
+    """
+
+    authenticate: Callable[[FastAPI, str], Awaitable[Principal]]
+    token_url: str
+
+
+bearer = OAuth2PasswordBearer(tokenUrl="", refreshUrl="", auto_error=False, scheme_name="OAuth2")
 api_key = APIKeyHeader(
     name="X-API-Key",
     auto_error=False,
@@ -62,7 +68,9 @@ class Authentication(SecurityBase):
         credential = await bearer(request) or await api_key(request)
         if not credential:
             raise Unauthorized("Not authenticated")
-        principal: Principal = await request.app.state.authenticator(request.app, credential)
+        principal: Principal = await request.app.state.authenticator.authenticate(
+            request.app, credential
+        )
         structlog.contextvars.bind_contextvars(user_id=str(principal.user_id))
         if missing := sorted(set(required.scopes) - principal.scopes):
             scope = " ".join(missing)
@@ -79,6 +87,6 @@ def requires(*scopes: str) -> Any:
     """Returns a dependency that gives the `Principal`, which must have all of these scopes.
 
     Declare it once for each feature and scope:
-    `Reader = Annotated[Principal, requires("items:read")]`.
+    `Reader = Annotated[Principal, requires("orders:read")]`.
     """
     return Security(authenticate, scopes=list(scopes))

@@ -15,7 +15,7 @@ import features
 from shared.auth import Authenticator
 from shared.db.migrations import has_revisions
 from shared.problems import Problem
-from shared.settings import AnyFeatureSettings, FeatureSettings
+from shared.settings import FeatureSettings
 from shared.tasks import Task
 
 
@@ -44,7 +44,8 @@ class Feature:
         constraints: the problem to answer with when a constraint is violated, by constraint name.
         authenticator: turns bearer tokens into principals, for every feature.
         settings: its settings class, read once, at start; `settings_of` returns the values.
-        lifespan: opens its resources at start and closes them at the end; it may set `app.state`.
+        lifespan: opens what it holds for the process at start, yields it, and closes it at the end;
+            `resource` is how a route gets it.
         tasks: its background tasks.
         commands: its commands of `python -m app`.
         demo: its demo rows.
@@ -58,7 +59,7 @@ class Feature:
     constraints: Mapping[str, Problem] = field(default_factory=dict)
     authenticator: Authenticator | None = None
     settings: type[FeatureSettings] | None = None
-    lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None
+    lifespan: Callable[[FastAPI], AbstractAsyncContextManager[object]] | None = None
     tasks: Sequence[Task] = ()
     commands: typer.Typer | None = None
     demo: Demo | None = None
@@ -108,12 +109,6 @@ def branches_of(found: Sequence[Feature]) -> list[str]:
 def extensions_of(found: Sequence[Feature]) -> dict[str, str]:
     """Returns the extensions of PostgreSQL that these features need, each with its statement."""
     return {name: probe for feature in found for name, probe in feature.extensions.items()}
-
-
-def settings_of(app: FastAPI, settings: type[AnyFeatureSettings]) -> AnyFeatureSettings:
-    """Returns a feature's settings, as read when the application was created."""
-    loaded: AnyFeatureSettings = app.state.feature_settings[settings]
-    return loaded
 
 
 def _load(name: str) -> Feature:

@@ -22,7 +22,7 @@ from redis import Redis, RedisError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from app.main import background_tasks
+from app.main import tasks_of
 from shared.feature import find_features
 from shared.ops.tracing import tracer
 from shared.settings import Settings, load_settings
@@ -40,7 +40,7 @@ redis = Redis.from_url(
     socket_timeout=REDIS_TIMEOUT_SECONDS,
     socket_connect_timeout=REDIS_TIMEOUT_SECONDS,
 )
-names = [task.name for task in background_tasks(find_features())]
+names = [task.name for task in tasks_of(find_features())]
 celery = Celery(
     "tessera",
     broker=url,

@@ -17,6 +17,7 @@ import uvloop
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from shared.state import state_of
 from shared.web.uploads import IDLE_SECONDS
 
 LINGER_SECONDS = 1.0
@@ -116,10 +117,10 @@ def drain_on_sigterm(app: FastAPI) -> None:
     """
     loop = asyncio.get_running_loop()
     stop = signal.getsignal(signal.SIGTERM)
-    delay: float = app.state.settings.shutdown_delay
+    delay: float = state_of(app).settings.shutdown_delay
 
     def drain(number: int, frame: FrameType | None) -> None:
-        app.state.draining = True
+        state_of(app).is_stopping = True
         if callable(stop):
             loop.call_soon_threadsafe(loop.call_later, delay, stop, number, frame)
 

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import structlog
-from fastapi import Depends, FastAPI, Request
+from fastapi import FastAPI
 
 from features.search.embedding import PROBE_TEXT, Embedders, EmbeddingUnavailable, WrongDimension
 from features.search.indexing.models import RegisteredModel, active_model
 from features.search.settings import SearchSettings
 from shared.cache import open_cache
 from shared.db import ReadSession
-from shared.feature import settings_of
 from shared.settings import ConfigurationError
+from shared.state import resource, resource_of, settings_of, state_of
 
 log = structlog.get_logger(__name__)
 
@@ -62,12 +62,11 @@ async def open_runtime(
 
 
 @asynccontextmanager
-async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+async def lifespan(app: FastAPI) -> AsyncIterator[SearchRuntime]:
     settings = settings_of(app, SearchSettings)
-    async with open_runtime(settings, app.state.settings.redis_url) as runtime:
+    async with open_runtime(settings, state_of(app).settings.redis_url) as runtime:
         await check_model(runtime.embedders)
-        app.state.search = runtime
-        yield
+        yield runtime
 
 
 async def check_model(embedders: Embedders) -> None:
@@ -89,12 +88,7 @@ async def check_model(embedders: Embedders) -> None:
 
 
 def runtime_of(app: FastAPI) -> SearchRuntime:
-    runtime: SearchRuntime = app.state.search
-    return runtime
+    return resource_of(app, SearchRuntime)
 
 
-async def _runtime(request: Request) -> SearchRuntime:
-    return runtime_of(request.app)
-
-
-SearchRuntimeDep = Annotated[SearchRuntime, Depends(_runtime)]
+SearchRuntimeDep = Annotated[SearchRuntime, resource(SearchRuntime)]

@@ -10,6 +10,7 @@ from features.users.router import router
 from features.users.sessions.tasks import purge_expired_sessions
 from features.users.settings import UsersSettings
 from features.users.state import lifespan
+from shared.auth import Authenticator
 from shared.feature import Feature
 from shared.problems import Conflict, Unauthorized
 
@@ -18,7 +19,7 @@ __all__ = ["DEMO_EMAIL", "feature", "find_user_id"]
 feature = Feature(
     name="users",
     router=router,
-    authenticator=authenticate,
+    authenticator=Authenticator(authenticate=authenticate, token_url="auth/token"),
     scopes={
         "users:self": "Read and change your own account",
         "users:admin": "Administer accounts; for administrators alone",

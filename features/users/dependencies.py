@@ -7,9 +7,10 @@ from uuid import UUID
 
 from fastapi import Depends, Request
 
-from features.users.state import UsersState, state_of
+from features.users.state import UsersState
 from shared.auth import Principal, requires
 from shared.problems import Forbidden
+from shared.state import resource
 
 SAFE_METHODS = ("GET", "HEAD")
 
@@ -47,11 +48,7 @@ AdminSession = Annotated[SessionPrincipal, _requires_session("users:admin")]
 """An administrator's session. API keys get 403: they cannot change or delete accounts."""
 
 
-async def _state(request: Request) -> UsersState:
-    return state_of(request.app)
-
-
-StateDep = Annotated[UsersState, Depends(_state)]
+StateDep = Annotated[UsersState, resource(UsersState)]
 
 
 async def _sync_revocations(request: Request, state: StateDep) -> AsyncIterator[None]:

@@ -21,9 +21,9 @@ from features.users.settings import MAX_ACCESS_LIFETIME, UsersSettings
 from features.users.single_sign_on.provider import Provider
 from shared.crypto import cipher
 from shared.db import Database, database_of
-from shared.feature import settings_of
 from shared.problems import Unavailable
 from shared.settings import Settings
+from shared.state import resource_of, settings_of
 
 log = structlog.get_logger(__name__)
 
@@ -83,17 +83,15 @@ def _open_state(app: FastAPI, settings: UsersSettings) -> UsersState:
 
 
 @asynccontextmanager
-async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+async def lifespan(app: FastAPI) -> AsyncIterator[UsersState]:
     state = _open_state(app, settings_of(app, UsersSettings))
-    app.state.users = state
     try:
         await state.keyring.load()
     except (Unavailable, SQLAlchemyError) as error:  # loaded again when first needed
         log.warning("signing_keys_not_loaded", error=repr(error))
     async with state.revocation_list.polling():
-        yield
+        yield state
 
 
 def state_of(app: FastAPI) -> UsersState:
-    state: UsersState = app.state.users
-    return state
+    return resource_of(app, UsersState)

@@ -10,10 +10,10 @@ from fastapi import FastAPI, Request
 from pydantic import BaseModel, Field
 from sqlalchemy.exc import SQLAlchemyError
 
-from shared.db import database_of
 from shared.db.errors import CONNECT_ERRORS
 from shared.db.migrations import pending
 from shared.problems import Unavailable, responses
+from shared.state import state_of
 from shared.tasks import Task
 from shared.web.routing import Router
 
@@ -38,7 +38,7 @@ async def alive() -> Health:
 async def ready(request: Request) -> Health:
     """Whether the database answers within 1.5 s and its schema is not behind the code, and the
     process is not about to stop."""
-    if request.app.state.draining:
+    if state_of(request.app).is_stopping:
         raise Unavailable("This process is about to stop")
     await check(request.app)
     return Health()
@@ -70,8 +70,8 @@ def _retrieve_exception(asked: "asyncio.Task[list[str]]") -> None:
 
 
 async def _pending_migrations(app: FastAPI) -> list[str]:
-    async with database_of(app).probe.connect() as connection:
-        return await connection.run_sync(pending, app.state.revisions)
+    async with state_of(app).database.probe.connect() as connection:
+        return await connection.run_sync(pending, state_of(app).revisions)
 
 
 def heartbeat(file: Path) -> Task:

@@ -27,9 +27,10 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from shared.db import Database, database_of
+from shared.db import Database
 from shared.problems import Unavailable
 from shared.settings import ConfigurationError
+from shared.state import state_of
 from shared.tasks import Task
 from shared.web.routing import Router
 
@@ -140,18 +141,19 @@ def _show_pools(database: Database) -> None:
 
 
 async def _read_backlogs(app: FastAPI) -> None:
-    if time.monotonic() < getattr(app.state, "backlogs_known_until", 0.0):
+    state = state_of(app)
+    if time.monotonic() < state.backlogs_read_at + BACKLOG_SECONDS:
         return
-    app.state.backlogs_known_until = time.monotonic() + BACKLOG_SECONDS
-    session = database_of(app).read()
+    state.backlogs_read_at = time.monotonic()
+    session = state.database.read()
     try:
         async with asyncio.timeout(BACKLOG_TIMEOUT_SECONDS):
-            for task in app.state.tasks:
+            for task in state.tasks:
                 if task.backlog is not None:
                     (row,) = await session.fetch(task.backlog)
                     _show(task, *row)
     except (Unavailable, PostgresError, TimeoutError) as error:
-        for task in app.state.tasks:  # NaN is better than an outdated number
+        for task in state.tasks:  # NaN is better than an outdated number
             if task.backlog is not None:
                 _show(task, math.nan, math.nan, math.nan)
         log.warning("backlogs_not_read", error=repr(error))

@@ -34,7 +34,7 @@ router = APIRouter(include_in_schema=False)
 
 
 def operation_id(route: APIRoute) -> str:
-    """Returns `items_list`, for example, for the function `list_` of the router tagged `items`."""
+    """Returns `orders_list`, for example, for the function `list_` of a router tagged `orders`."""
     names = [*route.tags[:1], route.name.rstrip("_")]
     return "_".join(map(str, names)).replace("-", "_")
 
@@ -100,6 +100,8 @@ def _exact(app: FastAPI) -> dict[str, Any]:
     schemes = components["securitySchemes"]
     schemes[api_key.scheme_name] = jsonable_encoder(api_key.model, exclude_none=True)
     flow = schemes[bearer.scheme_name]["flows"]["password"]
+    if app.state.authenticator:
+        flow["tokenUrl"] = flow["refreshUrl"] = app.state.authenticator.token_url
     flow["scopes"] = {k: v for feature in app.state.features for k, v in feature.scopes.items()}
     for path in document["paths"].values():
         for operation in path.values():

@@ -190,7 +190,7 @@ NOTES = {
         from features.notes.handlers import delete_notes
         from features.notes.settings import NotesSettings
         from shared.db.database import database_of
-        from shared.feature import settings_of
+        from shared.state import settings_of
         from shared.db.sessions import orm_session
         from shared.tasks import Task
 

@@ -25,7 +25,7 @@ import asyncpg
 from fastapi import FastAPI
 from httpx import AsyncClient
 
-from app.main import background_tasks, create_app
+from app.main import create_app
 from features.search.query import ranking
 from features.search.tests.measures import Judgements, misspell, quality
 from shared.settings import Settings
@@ -105,7 +105,7 @@ async def load(app: FastAPI, client: AsyncClient, items: Sequence[Mapping[str, A
 
 
 def search_tasks(app: FastAPI) -> list[Task]:
-    return [task for task in background_tasks(app.state.features) if task.channel == "search"]
+    return [task for task in app.state.tasks if task.channel == "search"]
 
 
 async def rank(client: AsyncClient, queries: Mapping[str, str], mode: str) -> Scores:

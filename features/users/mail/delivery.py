@@ -21,7 +21,7 @@ from features.users.mail.outbox import MAIL_CHANNEL, body_encryption
 from features.users.mail.tables import OutgoingMail
 from features.users.settings import UsersSettings
 from shared.db import database_of
-from shared.feature import settings_of
+from shared.state import settings_of
 from shared.tasks import Task
 
 SEND_TIMEOUT_SECONDS = 20.0

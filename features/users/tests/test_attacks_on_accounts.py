@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from httpx import AsyncClient, Response
 
 from features.users.passwords.hashing import PasswordHasher
-from features.users.state import state_of
+from features.users.state import UsersState, state_of
 from features.users.tests.api_processes import api_process
 from features.users.tests.conftest import (
     EMAIL,
@@ -92,7 +92,9 @@ async def advantage(ask: Callable[[str], Awaitable[object]], *, tries: int) -> f
 @pytest.mark.verify
 async def test_enumeration_by_the_time_of_a_sign_in(app: FastAPI, anonymous: AsyncClient) -> None:
     """Uses the real hash cost. Without a hash for unknown accounts, the result would be 1.0."""
-    app.state.users = dataclasses.replace(state_of(app), hasher=PasswordHasher(cheap=False))
+    app.state.resources[UsersState] = dataclasses.replace(
+        state_of(app), hasher=PasswordHasher(cheap=False)
+    )
     await register(anonymous)
 
     async def ask(email: str) -> None:

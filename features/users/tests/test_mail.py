@@ -19,8 +19,8 @@ from features.users.mail.delivery import MAX_ATTEMPTS, delete_dead_letters, deli
 from features.users.passwords.tasks import send_password_resets
 from features.users.settings import UsersSettings
 from features.users.tests.conftest import EMAIL, Execute, by_password, register, tokens_of
-from shared.feature import settings_of
 from shared.settings import ConfigurationError, Settings, load_feature_settings
+from shared.state import settings_of
 from shared.tasks import run_until_idle
 from tests.kit import PASSWORD, SECRET_KEY, free_port
 
