@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from shared.state import state_of
-from shared.web.uploads import IDLE_SECONDS
+from shared.web.middleware import STALL_SECONDS
 
 LINGER_SECONDS = 1.0
 
@@ -28,7 +28,7 @@ class GracefulHttpProtocol(HttpToolsProtocol):
 
     It closes `LINGER_SECONDS` after the process began to stop, as a request may have been sent on
     it that we have not read yet. It aborts when the client has accepted no bytes of the response
-    for `IDLE_SECONDS`.
+    for `STALL_SECONDS`.
     """
 
     stalled: asyncio.TimerHandle
@@ -46,7 +46,7 @@ class GracefulHttpProtocol(HttpToolsProtocol):
 
     def _watch(self) -> None:
         unsent = self.transport.get_write_buffer_size()
-        self.stalled = self.loop.call_later(IDLE_SECONDS, self._abort_if_stalled, unsent)
+        self.stalled = self.loop.call_later(STALL_SECONDS, self._abort_if_stalled, unsent)
 
     def _abort_if_stalled(self, unsent: int) -> None:
         if self.transport.get_write_buffer_size() < unsent:

@@ -5,6 +5,7 @@ from features.items.demo import demo
 from features.items.router import router
 from features.items.schemas import ItemFilters, ItemPublic
 from features.items.tables import Item
+from features.items.uploads import lifespan
 from shared.feature import Feature
 from shared.problems import Conflict, Unauthorized
 
@@ -22,6 +23,7 @@ feature = Feature(
         "uq_items_owner_id_external_id": Conflict("You already have an item with this external_id"),
         "fk_items_owner_id": Unauthorized("User not found"),
     },
+    lifespan=lifespan,
     commands=commands,
     demo=demo,
 )

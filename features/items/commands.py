@@ -12,25 +12,25 @@ from rich.progress import Progress
 from rich.progress import open as open_with_progress
 from sqlalchemy import bindparam, func, select
 
-from features.items.formats import Accepted, Format, Rejected, gunzip, parse, write
+from features.items.formats import Format, parse_rows, write_items
+from features.items.formats.gzip import gunzip
+from features.items.formats.rows import Rejected, RowBatches
 from features.items.handlers import export_items, import_items
 from features.items.schemas import ImportReport, ItemPublic
-from features.items.tables import Item
+from features.items.tables import ITEMS
 from features.users import find_user_id
 from shared.cli import run_with_database
 from shared.db import Database, ReadSession
-from shared.db.tables import table_of
 from shared.problems import NotFound, Unprocessable
 
 commands = typer.Typer()
 console = Console(stderr=True)
 
 CHUNK_BYTES = 1 << 16
-ITEMS = table_of(Item)
-COUNT = select(func.count().label("total")).where(ITEMS.c.owner_id == bindparam("owner_id"))
+COUNT_ITEMS = select(func.count().label("total")).where(ITEMS.c.owner_id == bindparam("owner_id"))
 SUFFIXES = {".jsonl": Format.JSON_LINES, ".ndjson": Format.JSON_LINES, ".csv": Format.CSV}
 
-File = Annotated[Path, typer.Argument(help="*.jsonl or *.csv, also with .gz behind")]
+File = Annotated[Path, typer.Argument(help="*.jsonl or *.csv, also with .gz appended")]
 Owner = Annotated[str, typer.Option(help="The email of the account")]
 
 
@@ -48,18 +48,18 @@ def import_command(
 
 
 async def _import(database: Database, file: Path, owner: str, dry_run: bool) -> ImportReport:
-    format_ = _format(file)
+    format_ = _format_of(file)
     async with database.transaction() as session:
         owner_id = await _owner_id(session, owner)
         with open_with_progress(file, "rb", description=file.name, console=console) as source:
-            chunks = _chunks(source)
-            rows = parse(gunzip(chunks) if file.suffix == ".gz" else chunks, format_)
-            return await import_items(session, owner_id, _told(rows, file), dry_run=dry_run)
+            chunks = _read_chunks(source)
+            rows = parse_rows(gunzip(chunks) if file.suffix == ".gz" else chunks, format_)
+            return await import_items(
+                session, owner_id, _report_rejected(rows, file), dry_run=dry_run
+            )
 
 
-async def _told(
-    batches: AsyncIterator[Sequence[Accepted | Rejected]], file: Path
-) -> AsyncIterator[Sequence[Accepted | Rejected]]:
+async def _report_rejected(batches: RowBatches, file: Path) -> RowBatches:
     """Prints each rejected row as it is parsed: the report holds only the first 1,000."""
     async for batch in batches:
         for row in batch:
@@ -76,19 +76,19 @@ def export_command(context: typer.Context, file: File, owner: Owner) -> None:
 
 
 async def _export(database: Database, file: Path, owner: str) -> int:
-    format_, open_file = _format(file), gzip.open if file.suffix == ".gz" else open
+    format_, open_file = _format_of(file), gzip.open if file.suffix == ".gz" else open
     owner_id = await _owner_id(database.read(), owner)
-    [counted] = await database.read().fetch(COUNT, {"owner_id": owner_id})
+    [counted] = await database.read().fetch(COUNT_ITEMS, {"owner_id": owner_id})
     total: int = counted.total
     async with database.snapshot() as session:
         with Progress(console=console) as progress, open_file(file, "wb") as target:
-            batches = _followed(export_items(session, owner_id), progress, total)
-            async for chunk in write(batches, format_):
+            batches = _track_progress(export_items(session, owner_id), progress, total)
+            async for chunk in write_items(batches, format_):
                 target.write(chunk)
     return total
 
 
-async def _followed(
+async def _track_progress(
     batches: AsyncIterator[Sequence[ItemPublic]], progress: Progress, total: int
 ) -> AsyncIterator[Sequence[ItemPublic]]:
     task = progress.add_task("items", total=total)
@@ -97,7 +97,7 @@ async def _followed(
         progress.advance(task, len(batch))
 
 
-def _format(file: Path) -> Format:
+def _format_of(file: Path) -> Format:
     suffix = Path(file.stem).suffix if file.suffix == ".gz" else file.suffix
     if suffix not in SUFFIXES:
         raise Unprocessable(f"{file}: the name must end in {', '.join(SUFFIXES)}, or that and .gz")
@@ -111,6 +111,6 @@ async def _owner_id(session: ReadSession, email: str) -> UUID:
     return owner_id
 
 
-async def _chunks(source: BinaryIO) -> AsyncIterator[bytes]:
+async def _read_chunks(source: BinaryIO) -> AsyncIterator[bytes]:
     while chunk := source.read(CHUNK_BYTES):
         yield chunk

@@ -3,13 +3,13 @@ from pathlib import Path
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from features.items.formats import Format, parse
+from features.items.formats import Format, parse_rows
 from features.items.handlers import import_items
 from features.users import DEMO_EMAIL, find_user_id
 from shared.db import write_session_of
 from shared.feature import Demo
 
-CATALOGUE = Path(__file__).parent / "demo.jsonl"
+DEMO_CATALOGUE = Path(__file__).parent / "demo.jsonl"
 
 
 async def add_demo_catalogue(session: AsyncSession) -> bool:
@@ -18,12 +18,12 @@ async def add_demo_catalogue(session: AsyncSession) -> bool:
     owner_id = await find_user_id(writing, DEMO_EMAIL)
     if owner_id is None:
         return False
-    report = await import_items(writing, owner_id, parse(_catalogue(), Format.JSON_LINES))
+    report = await import_items(writing, owner_id, parse_rows(_read_catalogue(), Format.JSON_LINES))
     return report.created > 0
 
 
-async def _catalogue() -> AsyncIterator[bytes]:
-    yield CATALOGUE.read_bytes()
+async def _read_catalogue() -> AsyncIterator[bytes]:
+    yield DEMO_CATALOGUE.read_bytes()
 
 
 demo = Demo(

@@ -5,14 +5,15 @@ from fastapi import Query, Request, Response, status
 from fastapi.responses import StreamingResponse
 
 from features.items import handlers
-from features.items.formats import Format, gunzip, parse, write
-from features.items.negotiation import (
+from features.items.content_negotiation import (
     EXPORT_OPENAPI,
     IMPORT_OPENAPI,
     ExportFormat,
     ImportEncoding,
     ImportFormat,
 )
+from features.items.formats import Format, parse_rows, write_items
+from features.items.formats.gzip import gunzip
 from features.items.schemas import (
     ImportReport,
     ItemCreate,
@@ -21,6 +22,7 @@ from features.items.schemas import (
     ItemQuery,
     ItemUpdate,
 )
+from features.items.uploads import Upload
 from shared.auth import Principal, requires
 from shared.db import ReadSession, SnapshotSession, WriteSession
 from shared.problems import (
@@ -45,13 +47,12 @@ from shared.web.conditional import (
 from shared.web.idempotency import IdempotencyDep
 from shared.web.pagination import CursorsDep
 from shared.web.routing import Router, from_query
-from shared.web.uploads import Upload
 
 router = Router(prefix="/items", tags=["items"])
 
 Reader = Annotated[Principal, requires("items:read")]
 Writer = Annotated[Principal, requires("items:write")]
-UNLIMITED = 1 << 50  # bytes: an import is streamed, and not held in memory
+MAX_IMPORT_BYTES = 1 << 50  # no limit: an import is streamed, and not held in memory
 
 
 @router.get("", responses=responses(BadRequest))
@@ -143,7 +144,7 @@ async def delete(
 @router.post(
     "/import",
     responses=responses(BadRequest, RequestTimeout),
-    max_body_size=UNLIMITED,
+    max_body_size=MAX_IMPORT_BYTES,
     openapi_extra=IMPORT_OPENAPI,
 )
 async def import_(
@@ -159,7 +160,7 @@ async def import_(
     The body is a stream of any length. Rows that are not valid are reported with their line
     number and left out; all others are taken, in one transaction. An empty cell of CSV is no value.
     """
-    batches = parse(gunzip(body) if gzipped else body, format_)
+    batches = parse_rows(gunzip(body) if gzipped else body, format_)
     return await handlers.import_items(session, principal.user_id, batches, dry_run=dry_run)
 
 
@@ -178,7 +179,7 @@ async def export(
     batches = handlers.export_items(session, principal.user_id)
     suffix = "csv" if format_ is Format.CSV else "jsonl"
     return StreamingResponse(
-        write(batches, format_),
+        write_items(batches, format_),
         media_type=format_.value,
         headers={"Content-Disposition": f'attachment; filename="items.{suffix}"'},
     )

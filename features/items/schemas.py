@@ -19,16 +19,16 @@ from shared.types import DatabaseText, UtcDatetime
 from shared.web.pagination import Page, PageQuery, Sort
 
 MAX_PRICE = Decimal("9999999999.99")
-FINEST = Decimal("1e-10")
+PRICE_STEP = Decimal("1e-10")
 
 
-def _a_number(value: Any) -> Any:
+def _require_number(value: Any) -> Any:
     if isinstance(value, bool | str):
         raise ValueError("Input should be a number, like 19.99")  # noqa: TRY004  # pydantic wants ValueError
     return value
 
 
-_PRICE_SCHEMA = WithJsonSchema(
+_PRICE_JSON_SCHEMA = WithJsonSchema(
     {
         "type": "number",
         "exclusiveMinimum": 0,
@@ -38,22 +38,24 @@ _PRICE_SCHEMA = WithJsonSchema(
     }
 )
 
-Amount = Annotated[
+PriceAsText = Annotated[
     Decimal,
     Field(gt=0, le=MAX_PRICE, decimal_places=2),
     PlainSerializer(float, return_type=float),
-    _PRICE_SCHEMA,
+    _PRICE_JSON_SCHEMA,
 ]
-Price = Annotated[Amount, BeforeValidator(_a_number)]
+"""A price that may be text, as in CSV."""
+
+Price = Annotated[PriceAsText, BeforeValidator(_require_number)]
 """Exact in the database, a JSON number on the wire."""
 
-PublicPrice = Annotated[float, _PRICE_SCHEMA]
+PublicPrice = Annotated[float, _PRICE_JSON_SCHEMA]
 """A price in a response: it comes from the database and is not validated again."""
 
 PriceBound = Annotated[
     Decimal,
     Field(ge=0, le=MAX_PRICE),
-    AfterValidator(lambda bound: bound.quantize(FINEST)),  # PostgreSQL cannot hold 1e-20000
+    AfterValidator(lambda bound: bound.quantize(PRICE_STEP)),  # PostgreSQL cannot hold 1e-20000
     WithJsonSchema({"type": "number", "minimum": 0, "maximum": float(MAX_PRICE)}),
 ]
 
@@ -135,23 +137,20 @@ class ItemPage(Page[ItemPublic]):
     """A page of your items."""
 
 
-class ImportRow(BaseModel):
+class ImportRow(ItemCreate):
     """A row of an import: the fields of an item. Unknown fields are ignored."""
 
-    model_config = ConfigDict(coerce_numbers_to_str=True)
+    model_config = ConfigDict(extra="ignore", coerce_numbers_to_str=True)
 
-    title: Title
-    price: Price
-    description: Description | None = None
     external_id: ExternalId | None = Field(
         default=None, validation_alias=AliasChoices("external_id", "id")
     )
 
 
-class ImportRowText(ImportRow):
-    """A row whose values are all text, as in CSV."""
+class CsvImportRow(ImportRow):
+    """A row whose values are all text."""
 
-    price: Amount
+    price: PriceAsText
 
 
 class RowError(BaseModel):

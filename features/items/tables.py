@@ -4,7 +4,7 @@ from uuid import UUID
 from sqlalchemy import CheckConstraint, Index, Numeric, UniqueConstraint
 from sqlmodel import Field
 
-from shared.db.tables import Timestamped, uuid7
+from shared.db.tables import Timestamped, table_of, uuid7
 
 
 class Item(Timestamped, table=True):
@@ -30,3 +30,6 @@ class Item(Timestamped, table=True):
     title: str
     description: str | None = None
     price: Decimal = Field(sa_type=Numeric(12, 2))
+
+
+ITEMS = table_of(Item)

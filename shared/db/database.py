@@ -58,8 +58,8 @@ class Database:
     `direct_url` is a libpq URL that bypasses any pooler. `engine` has the connections of
     transactions, `primary` those of reads, `replica` those to the replica where one is set.
     `probe` has a separate connection, to check whether PostgreSQL answers even when the pools are
-    exhausted. `upload_slots` and `download_slots` are half as many as a pool has connections, and
-    at least one: streams last long, and leave the other connections to other requests.
+    exhausted. `download_slots` are half as many as a pool has connections, and at least one:
+    streams last long, and leave the other connections to other requests.
     """
 
     def __init__(self, url: str, settings: Settings) -> None:
@@ -73,9 +73,7 @@ class Database:
             writers = ReadYourWrites(settings.redis_url, settings.database_replica_lag)
             pool = _read_pool(settings.database_replica_url, settings)
             self.replica = Replica(pool, self.primary, writers)
-        half = max(1, size // 2)
-        half = max(1, size // 2)
-        self.upload_slots, self.download_slots = asyncio.Semaphore(half), asyncio.Semaphore(half)
+        self.download_slots = asyncio.Semaphore(max(1, size // 2))
         self._begin = "; ".join(filter(None, ("BEGIN", _timeouts(settings)[1])))
 
     def read(self, request: Request | None = None) -> ReadSession:

@@ -147,6 +147,7 @@ def _log_request(scope: Scope, status: int, seconds: float) -> None:
     )
 
 
+STALL_SECONDS = 30.0  # a client may send or accept nothing for this long in a stream
 STREAM_SECONDS = 1000.0  # a stream may stall for this long; PostgreSQL ends an import sooner
 
 EXPIRED = Counter("tessera_requests_expired_total", "Requests given up at their deadline")

@@ -57,7 +57,7 @@ def test_the_code_keeps_every_contract(copy: Path) -> None:
         ("features/users/accounts/tables.py", "import features.items", CYCLES),
         ("features/users/accounts/handlers.py", "import fastapi", HANDLERS),
         ("features/users/accounts/handlers.py", "import features.users.events.router", HANDLERS),
-        ("features/items/handlers/single.py", "import features.items.router", HANDLERS),
+        ("features/items/handlers/crud.py", "import features.items.router", HANDLERS),
     ],
 )
 def test_a_breach_is_caught_by_name(copy: Path, file: str, statement: str, contract: str) -> None:
@@ -70,7 +70,7 @@ def test_a_breach_is_caught_by_name(copy: Path, file: str, statement: str, contr
 
 def test_each_reach_for_a_neighbours_table_is_caught(copy: Path) -> None:
     spoilt = {
-        "features/items/handlers/single.py": """
+        "features/items/handlers/crud.py": """
             statement = "UPDATE users SET name = NULL"
         """,
         "features/users/access_tokens/jwt.py": """
@@ -106,7 +106,7 @@ def test_each_reach_for_a_neighbours_table_is_caught(copy: Path) -> None:
         "features/search/tasks.py": """
             statement = "UPDATE public.items SET price = 1"
         """,
-        "features/items/formats.py": """
+        "features/items/content_negotiation.py": """
             statement = "SELECT * FROM items AS item, public.search_words"
             other = "DELETE FROM outgoing_mail"
         """,
@@ -124,7 +124,7 @@ def test_each_reach_for_a_neighbours_table_is_caught(copy: Path) -> None:
         path.write_text(f"{path.read_text()}\n{dedent(code)}")
     said = " ".join(lint(copy, TABLES).split())
     for breach in (
-        "features/items/handlers/single.py writes to users, which belongs to users",
+        "features/items/handlers/crud.py writes to users, which belongs to users",
         "features/users/access_tokens/jwt.py reads items, which belongs to items",
         "features/users/access_tokens/jwt.py writes to idempotency_keys, which belongs to shared",
         "features.users.accounts.tables.Wish refers to items, which belongs to items",
@@ -134,7 +134,7 @@ def test_each_reach_for_a_neighbours_table_is_caught(copy: Path) -> None:
         "features/search/query/highlighting.py writes to items, which belongs to items",
         "features/search/query/statement.py writes to items, which belongs to items",
         "features/search/tasks.py writes to items, which belongs to items",
-        "features/items/formats.py reads search_words, which belongs to search",
+        "features/items/content_negotiation.py reads search_words, which belongs to search",
         "features/items/formats.py writes to outgoing_mail, which belongs to users",
         "migrations/items/0001_items.py writes to users, which belongs to users",
         "migrations/users/0001_users.py writes to items, which belongs to items",

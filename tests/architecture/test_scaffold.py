@@ -60,7 +60,7 @@ def test_its_code_is_that_of_items() -> None:
     del handlers["list_items"]  # differs: items have filters
     assert {"list_", "create", "get", "update", "delete"} <= router.keys()
     assert {"create_item", "get_item", "update_item", "delete_item"} <= handlers.keys()
-    for file, generated in (("router.py", router), ("handlers/single.py", handlers)):
+    for file, generated in (("router.py", router), ("handlers/crud.py", handlers)):
         written = functions((ROOT / "features/items" / file).read_text())
         for name, code in generated.items():
             assert code == written[name], f"{name} of items and of the template differ"

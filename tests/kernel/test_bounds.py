@@ -16,7 +16,6 @@ from shared.db import ReadSession
 from shared.problems import Unavailable
 from shared.settings import Settings
 from shared.web import middleware
-from shared.web.uploads import Upload
 from tests.kit import eventually, free_port, is_ready, within
 from tests.probing import app_with, problem, shed
 from tests.serving import ROOT, environment, read_line
@@ -39,14 +38,14 @@ async def interrupted() -> None:
 
 
 @probe.post("/slow-and-may-be")
-async def slow(body: Upload) -> None:
-    async for _ in body:
-        pass
+async def slow(request: Request) -> None:
+    async for _ in request.stream():
+        middleware.extend_deadline(request.state.deadline)
     await asyncio.sleep(2 * SECONDS)
 
 
 @probe.post("/slow-before-the-body")
-async def slow_before(_: Upload) -> None:
+async def slow_before() -> None:
     await asyncio.sleep(60)
 
 
@@ -77,6 +76,8 @@ from typing import Annotated
 from fastapi import Depends, FastAPI
 from fastapi.responses import StreamingResponse
 from app import server
+from app.server import draining
+from shared.state import AppState
 
 app = FastAPI()
 
@@ -93,7 +94,8 @@ async def endless():
 async def export(_: Annotated[None, Depends(connection)]) -> StreamingResponse:
     return StreamingResponse(endless())
 
-server.IDLE_SECONDS = 0.2
+draining.STALL_SECONDS = 0.2
+app.state = AppState()
 app.state.settings = SimpleNamespace(shutdown_delay=0)
 server.serve(app, server.listen("127.0.0.1", int(sys.argv[1])), lambda: print("ready", flush=True))
 """

@@ -1,9 +1,9 @@
 """Use-cases of items."""
 
-from features.items.handlers.exporting import export_items
-from features.items.handlers.importing import import_items
+from features.items.handlers.bulk_export import export_items
+from features.items.handlers.bulk_import import import_items
+from features.items.handlers.crud import create_item, delete_item, get_item, update_item
 from features.items.handlers.listing import list_items
-from features.items.handlers.single import create_item, delete_item, get_item, update_item
 
 __all__ = [
     "create_item",

@@ -3,22 +3,21 @@
 from uuid import UUID
 
 from sqlalchemy import Numeric, bindparam, func
-from sqlmodel import col
 
-from features.items.handlers.single import OWNED
+from features.items.handlers.crud import SELECT_ITEMS
 from features.items.schemas import ItemQuery
-from features.items.tables import Item
+from features.items.tables import ITEMS
 from shared.db import ReadSession
 from shared.web.pagination import CursorPosition, ListQuery, PageRows, fetch_page
 
-ITEMS = ListQuery(
-    OWNED,
+LIST_ITEMS = ListQuery(
+    SELECT_ITEMS,
     {
-        "q": func.strpos(func.lower(Item.title), func.lower(bindparam("q"))) > 0,
-        "min_price": col(Item.price) >= bindparam("min_price", type_=Numeric()),
-        "max_price": col(Item.price) <= bindparam("max_price", type_=Numeric()),
-        "created_after": col(Item.created_at) > bindparam("created_after"),
-        "created_before": col(Item.created_at) < bindparam("created_before"),
+        "q": func.strpos(func.lower(ITEMS.c.title), func.lower(bindparam("q"))) > 0,
+        "min_price": ITEMS.c.price >= bindparam("min_price", type_=Numeric()),
+        "max_price": ITEMS.c.price <= bindparam("max_price", type_=Numeric()),
+        "created_after": ITEMS.c.created_at > bindparam("created_after"),
+        "created_before": ITEMS.c.created_at < bindparam("created_before"),
     },
 )
 
@@ -27,4 +26,4 @@ async def list_items(
     session: ReadSession, owner_id: UUID, query: ItemQuery, after: CursorPosition | None = None
 ) -> PageRows:
     """Returns a page of the owner's matching items."""
-    return await fetch_page(session, ITEMS, query, after, owner_id=owner_id)
+    return await fetch_page(session, LIST_ITEMS, query, after, owner_id=owner_id)

@@ -25,19 +25,19 @@ ROWS = [
 
 
 @pytest.fixture
-def run(database_url: str) -> Callable[..., Result]:
+def run_app(database_url: str) -> Callable[..., Result]:
     """Runs `python -m app` with these arguments, in this process."""
     return partial(run_command, APP_DATABASE_URL=database_url)
 
 
 @pytest.fixture
-async def ada(sign_up: SignUp) -> str:
+async def email(sign_up: SignUp) -> str:
     """Creates an account, and returns its email."""
     await sign_up("ada@example.com")
     return "ada@example.com"
 
 
-def write(file: Path) -> Path:
+def write_file(file: Path) -> Path:
     """Writes the rows in the format that the file's suffix names."""
     if ".csv" in file.name:
         with file.open("w", newline="") as text:
@@ -51,7 +51,7 @@ def write(file: Path) -> Path:
     return file
 
 
-def read(file: Path) -> list[dict[str, Any]]:
+def read_file(file: Path) -> list[dict[str, Any]]:
     """Reads an exported file into rows like the imported ones: `external_id` is `id` again."""
     data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
     text = data.decode()
@@ -69,36 +69,38 @@ def read(file: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("name", ["jsonl", "ndjson", "csv", "jsonl.gz", "ndjson.gz", "csv.gz"])
 def test_what_is_imported_can_be_exported(
-    run: Callable[..., Result], ada: str, tmp_path: Path, name: str
+    run_app: Callable[..., Result], email: str, tmp_path: Path, name: str
 ) -> None:
-    imported = run("import", write(tmp_path / f"in.{name}"), "--owner", ada.upper())
+    imported = run_app("import", write_file(tmp_path / f"in.{name}"), "--owner", email.upper())
     assert imported.stdout == "2 created, 0 updated, 0 unchanged, 0 rejected\n", imported.stderr
-    exported = run("export", tmp_path / f"out.{name}", "--owner", ada)
+    exported = run_app("export", tmp_path / f"out.{name}", "--owner", email)
     assert exported.stdout == "2 exported\n", exported.stderr
-    assert read(tmp_path / f"out.{name}") == ROWS
-    again = run("import", tmp_path / f"out.{name}", "--owner", ada)
+    assert read_file(tmp_path / f"out.{name}") == ROWS
+    again = run_app("import", tmp_path / f"out.{name}", "--owner", email)
     assert again.stdout == "0 created, 0 updated, 2 unchanged, 0 rejected\n", again.stderr
 
 
-def test_a_dry_run_tells_bad_rows_and_changes_nothing(
-    run: Callable[..., Result], ada: str, tmp_path: Path
+def test_a_dry_run_prints_bad_rows_and_changes_nothing(
+    run_app: Callable[..., Result], email: str, tmp_path: Path
 ) -> None:
-    file = write(tmp_path / "a.jsonl")
+    file = write_file(tmp_path / "a.jsonl")
     file.write_text('{"title": "", "price": 1}\n' + file.read_text())
-    done = run("import", file, "--owner", ada, "--dry-run")
+    done = run_app("import", file, "--owner", email, "--dry-run")
     assert done.stdout == "2 created, 0 updated, 0 unchanged, 1 rejected\n"
     assert f"{file}:1: title: String should have at least 1 character" in done.stderr
-    assert run("export", tmp_path / "b.jsonl", "--owner", ada).stdout == "0 exported\n"
+    assert run_app("export", tmp_path / "b.jsonl", "--owner", email).stdout == "0 exported\n"
 
 
-def test_every_bad_row_is_told(run: Callable[..., Result], ada: str, tmp_path: Path) -> None:
+def test_every_bad_row_is_printed(
+    run_app: Callable[..., Result], email: str, tmp_path: Path
+) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text("{}\n" * 1_500)
-    done = run("import", file, "--owner", ada)
+    done = run_app("import", file, "--owner", email)
     assert done.stdout == "0 created, 0 updated, 0 unchanged, 1500 rejected\n"
-    told = [line for line in done.stderr.splitlines() if line.startswith(f"{file}:")]
+    printed = [line for line in done.stderr.splitlines() if line.startswith(f"{file}:")]
     reason = "title: Field required; price: Field required"
-    assert told == [f"{file}:{line}: {reason}" for line in range(1, 1_501)]
+    assert printed == [f"{file}:{line}: {reason}" for line in range(1, 1_501)]
 
 
 @pytest.mark.parametrize(
@@ -113,9 +115,9 @@ def test_every_bad_row_is_told(run: Callable[..., Result], ada: str, tmp_path: P
         ("export", "missing/b.jsonl", "ada@example.com", "missing/b.jsonl"),
     ],
 )
-def test_what_cannot_be_done_is_told_in_one_line(
-    run: Callable[..., Result],
-    ada: str,
+def test_an_error_is_printed_in_one_line(
+    run_app: Callable[..., Result],
+    email: str,
     tmp_path: Path,
     command: str,
     name: str,
@@ -123,10 +125,10 @@ def test_what_cannot_be_done_is_told_in_one_line(
     message: str,
 ) -> None:
     (tmp_path / "a.txt").touch()
-    cut = write(tmp_path / "cut.jsonl.gz")
+    cut = write_file(tmp_path / "cut.jsonl.gz")
     cut.write_bytes(cut.read_bytes()[:-9])
-    write(tmp_path / "a.jsonl")
-    done = run(command, tmp_path / name, "--owner", owner)
+    write_file(tmp_path / "a.jsonl")
+    done = run_app(command, tmp_path / name, "--owner", owner)
     assert done.exit_code == 1
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert message in line
@@ -135,9 +137,10 @@ def test_what_cannot_be_done_is_told_in_one_line(
 
 
 @pytest.mark.verify
-def test_the_command_runs_as_a_process(database_url: str, ada: str, tmp_path: Path) -> None:
+def test_the_command_runs_as_a_process(database_url: str, email: str, tmp_path: Path) -> None:
+    file = write_file(tmp_path / "a.csv.gz")
     done = subprocess.run(
-        [sys.executable, "-m", "app", "import", write(tmp_path / "a.csv.gz"), "--owner", ada],
+        [sys.executable, "-m", "app", "import", file, "--owner", email],
         cwd=ROOT,
         env={**os.environ, "APP_DATABASE_URL": database_url, "APP_ENV": "test"},
         capture_output=True,

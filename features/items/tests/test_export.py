@@ -22,7 +22,7 @@ ODD_ITEMS: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-async def add(client: AsyncClient, *items: dict[str, Any]) -> list[dict[str, Any]]:
+async def create_items(client: AsyncClient, *items: dict[str, Any]) -> list[dict[str, Any]]:
     created = [await client.post("/items", json=item) for item in items]
     assert {response.status_code for response in created} == {201}
     return [response.json() for response in created]
@@ -43,15 +43,15 @@ async def import_(client: AsyncClient, content: bytes, media_type: str) -> dict[
     return report
 
 
-async def test_json_lines_are_the_items_as_they_are_read(client: AsyncClient) -> None:
-    items = await add(client, *ODD_ITEMS, {"title": "No key", "price": 1})
+async def test_json_lines_are_the_items_as_the_api_returns_them(client: AsyncClient) -> None:
+    items = await create_items(client, *ODD_ITEMS, {"title": "No key", "price": 1})
     lines = (await export(client)).split(b"\n")
     assert lines.pop() == b""
     assert [json.loads(line) for line in lines] == items
 
 
 async def test_csv_has_a_header_and_a_row_an_item(client: AsyncClient) -> None:
-    items = await add(client, *ODD_ITEMS)
+    items = await create_items(client, *ODD_ITEMS)
     text = (await export(client, "text/csv")).decode()
     rows = list(csv.DictReader(io.StringIO(text, newline="")))
     assert [row["title"] for row in rows] == [item["title"] for item in ODD_ITEMS]
@@ -103,8 +103,8 @@ async def test_another_format_is_not_acceptable(client: AsyncClient, accept: str
 async def test_only_the_owners_items_are_exported(
     client: AsyncClient, other_client: AsyncClient
 ) -> None:
-    await add(client, {"title": "Mine", "price": 1})
-    await add(other_client, {"title": "Theirs", "price": 1})
+    await create_items(client, {"title": "Mine", "price": 1})
+    await create_items(other_client, {"title": "Theirs", "price": 1})
     assert b"Theirs" not in await export(client)
     assert b"Mine" not in await export(other_client, "text/csv")
 
@@ -113,7 +113,7 @@ async def test_only_the_owners_items_are_exported(
 async def test_an_export_can_be_imported(
     client: AsyncClient, other_client: AsyncClient, media_type: str
 ) -> None:
-    await add(client, *ODD_ITEMS)
+    await create_items(client, *ODD_ITEMS)
     exported = await export(client, media_type)
     again = {"created": 0, "updated": 0, "unchanged": 3, "rejected": 0}
     assert await import_(client, exported, media_type) == again
@@ -124,19 +124,19 @@ async def test_an_export_can_be_imported(
 
 
 @pytest.mark.parametrize("media_type", ["application/jsonl", "text/csv"])
-async def test_an_item_without_a_key_gets_none_by_the_way(
+async def test_an_item_without_external_id_gets_none(
     client: AsyncClient, other_client: AsyncClient, media_type: str
 ) -> None:
-    await add(client, {"title": "No key", "price": 1})
+    await create_items(client, {"title": "No key", "price": 1})
     await import_(other_client, await export(client, media_type), media_type)
     assert (await other_client.get("/items")).json()["items"][0]["external_id"] is None
 
 
-async def test_exports_that_nobody_reads_leave_connections_to_others(
+async def test_stalled_exports_leave_connections_to_others(
     app: FastAPI, client: AsyncClient, other_client: AsyncClient
 ) -> None:
     begun, gate = asyncio.Semaphore(0), asyncio.Event()
-    reading = [asyncio.create_task(read_later(app, client, begun, gate)) for _ in range(10)]
+    reading = [asyncio.create_task(request_export(app, client, begun, gate)) for _ in range(10)]
     async with within(30, "the first byte of each export"):
         for _ in range(10):
             await begun.acquire()
@@ -149,7 +149,7 @@ async def test_exports_that_nobody_reads_leave_connections_to_others(
     assert await export(client) == b""
 
 
-async def read_later(
+async def request_export(
     app: FastAPI, client: AsyncClient, begun: asyncio.Semaphore, gate: asyncio.Event
 ) -> int:
     """Requests an export, but does not read its body until the gate opens; returns the status."""
@@ -170,7 +170,7 @@ async def read_later(
     return statuses[0]
 
 
-async def test_an_export_shows_one_moment(app: FastAPI, client: AsyncClient) -> None:
+async def test_an_export_shows_one_snapshot(app: FastAPI, client: AsyncClient) -> None:
     rows = b"".join(b'{"title": "Item %d", "price": 1}\n' % number for number in range(2_500))
     await import_(client, rows, "application/jsonl")
     owner_id = (await client.get("/users/me")).json()["id"]

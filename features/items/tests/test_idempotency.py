@@ -13,12 +13,12 @@ from shared.web.idempotency import delete_expired_keys
 from tests.kit import eventually, within
 
 KEY = {"Idempotency-Key": "8e03978e-40d5-43e8-bc93-6894a57f9324"}
-MANY_MORE = """
+COPY_KEYS = """
 INSERT INTO idempotency_keys (user_id, key, fingerprint, status, headers, body, expires_at)
 SELECT user_id, key || number, fingerprint, status, headers, body, expires_at
 FROM idempotency_keys, generate_series(1, 2500) AS number
 """
-WAITING = "SELECT FROM pg_locks WHERE NOT granted AND relation = 'items'::regclass"
+SELECT_WAITING_FOR_ITEMS = "SELECT FROM pg_locks WHERE NOT granted AND relation = 'items'::regclass"
 MUG = {"title": "Enamel mug", "price": 12.5}
 
 
@@ -28,11 +28,13 @@ def settings(settings: Settings) -> Settings:
     return settings.model_copy(update={"database_lock_timeout": 30.0})
 
 
-async def create(client: AsyncClient, key: dict[str, str] = KEY, **changes: object) -> Response:
+async def create_item(
+    client: AsyncClient, key: dict[str, str] = KEY, **changes: object
+) -> Response:
     return await client.post("/items", json=MUG | changes, headers=key)
 
 
-async def count(client: AsyncClient) -> int:
+async def count_items(client: AsyncClient) -> int:
     return int((await client.get("/items")).json()["total"])
 
 
@@ -43,63 +45,63 @@ async def expire_keys(database_url: str) -> None:
 
 
 async def test_the_same_request_is_answered_the_same(client: AsyncClient) -> None:
-    first, second = await create(client), await create(client)
+    first, second = await create_item(client), await create_item(client)
     assert (first.status_code, second.status_code) == (201, 201)
     assert second.content == first.content
     for name in ("content-type", "etag", "location"):
         assert second.headers[name] == first.headers[name]
     assert second.headers["idempotency-replayed"] == "true"
     assert "idempotency-replayed" not in first.headers
-    assert await count(client) == 1
+    assert await count_items(client) == 1
 
 
 async def test_an_answer_is_replayed_as_it_was(client: AsyncClient) -> None:
-    first = await create(client)
+    first = await create_item(client)
     await client.patch(first.headers["location"], json={"price": 9.99})
-    assert (await create(client)).content == first.content
+    assert (await create_item(client)).content == first.content
 
 
 async def test_another_request_cannot_have_the_key(client: AsyncClient) -> None:
-    await create(client)
-    refused = await create(client, price=13)
+    await create_item(client)
+    refused = await create_item(client, price=13)
     assert refused.status_code == 422
     assert "different request" in refused.json()["detail"]
-    assert await count(client) == 1
+    assert await count_items(client) == 1
 
 
 async def test_each_account_has_its_own_keys(
     client: AsyncClient, other_client: AsyncClient
 ) -> None:
-    mine, others = await create(client), await create(other_client)
+    mine, others = await create_item(client), await create_item(other_client)
     assert (mine.status_code, others.status_code) == (201, 201)
     assert mine.json()["id"] != others.json()["id"]
-    assert await count(client) == await count(other_client) == 1
+    assert await count_items(client) == await count_items(other_client) == 1
 
 
-async def test_without_a_key_each_request_is_done(client: AsyncClient) -> None:
-    assert (await create(client, {})).status_code == 201
-    assert (await create(client, {})).status_code == 201
-    assert await count(client) == 2
+async def test_without_a_key_each_request_takes_effect(client: AsyncClient) -> None:
+    assert (await create_item(client, {})).status_code == 201
+    assert (await create_item(client, {})).status_code == 201
+    assert await count_items(client) == 2
 
 
-async def test_an_expired_key_is_as_good_as_new(client: AsyncClient, database_url: str) -> None:
-    await create(client)
+async def test_an_expired_key_can_be_used_again(client: AsyncClient, database_url: str) -> None:
+    await create_item(client)
     await expire_keys(database_url)
-    again = await create(client, price=13)
+    again = await create_item(client, price=13)
     assert again.status_code == 201
     assert "idempotency-replayed" not in again.headers
-    assert (await create(client, price=13)).headers["idempotency-replayed"] == "true"
-    assert await count(client) == 2
+    assert (await create_item(client, price=13)).headers["idempotency-replayed"] == "true"
+    assert await count_items(client) == 2
 
 
-async def test_expired_keys_are_forgotten(
+async def test_expired_keys_are_deleted(
     app: FastAPI, client: AsyncClient, database_url: str
 ) -> None:
-    await create(client, {"Idempotency-Key": "old"})
+    await create_item(client, {"Idempotency-Key": "old"})
     connection = await asyncpg.connect(database_url)
-    await connection.execute(MANY_MORE)
+    await connection.execute(COPY_KEYS)
     await expire_keys(database_url)
-    await create(client, {"Idempotency-Key": "new"})
+    await create_item(client, {"Idempotency-Key": "new"})
     assert await delete_expired_keys.run(app) == 1_000, "in batches, each in a moment"
     assert await run_until_idle(app, delete_expired_keys) == 1_501
     assert await connection.fetchval("SELECT array_agg(key) FROM idempotency_keys") == ["new"]
@@ -107,45 +109,45 @@ async def test_expired_keys_are_forgotten(
 
 
 async def test_a_request_that_fails_keeps_nothing(client: AsyncClient) -> None:
-    taken = await create(client, {}, external_id="MUG-1")
-    refused = await create(client, external_id="MUG-1")
+    taken = await create_item(client, {}, external_id="MUG-1")
+    refused = await create_item(client, external_id="MUG-1")
     assert refused.status_code == 409
     await client.delete(taken.headers["location"])
-    again = await create(client, external_id="MUG-1")
+    again = await create_item(client, external_id="MUG-1")
     assert again.status_code == 201
     assert "idempotency-replayed" not in again.headers
 
 
-async def test_a_request_under_way_is_not_done_again(
+async def test_a_request_in_progress_is_not_repeated(
     client: AsyncClient, other_client: AsyncClient, database_url: str
 ) -> None:
     holder, observer = await asyncpg.connect(database_url), await asyncpg.connect(database_url)
     async with holder.transaction():
         await holder.execute("LOCK TABLE items IN SHARE MODE")  # blocks inserts
-        first = asyncio.create_task(create(client))
+        first = asyncio.create_task(create_item(client))
 
         async def first_waits() -> bool:
             assert not first.done(), f"it was answered {first.result().status_code} at once"
-            return bool(await observer.fetch(WAITING))
+            return bool(await observer.fetch(SELECT_WAITING_FOR_ITEMS))
 
         await eventually(first_waits, "a request that waits to insert", 30)
-        second = await create(client)
+        second = await create_item(client)
         assert second.status_code == 409
         assert "still being worked on" in second.json()["detail"]
     async with within(30, "the answer of the first request"):
         assert (await first).status_code == 201
-    assert (await create(client)).headers["idempotency-replayed"] == "true"
-    assert await count(client) == 1
+    assert (await create_item(client)).headers["idempotency-replayed"] == "true"
+    assert await count_items(client) == 1
     await holder.close()
     await observer.close()
 
 
-async def test_ten_at_once_are_done_once(client: AsyncClient) -> None:
+async def test_of_ten_concurrent_requests_one_takes_effect(client: AsyncClient) -> None:
     for round_ in range(1, 101):
         key = {"Idempotency-Key": f"round-{round_}"}
-        answers = await asyncio.gather(*(create(client, key) for _ in range(10)))
+        answers = await asyncio.gather(*(create_item(client, key) for _ in range(10)))
         created = [answer for answer in answers if answer.status_code == 201]
         assert {answer.status_code for answer in answers} <= {201, 409}
         assert len({answer.json()["id"] for answer in created}) == 1
         assert sum("idempotency-replayed" not in answer.headers for answer in created) == 1
-        assert await count(client) == round_
+        assert await count_items(client) == round_

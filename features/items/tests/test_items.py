@@ -95,7 +95,7 @@ async def test_a_patch_changes_what_is_given_and_null_clears(client: AsyncClient
     assert refused.json()["errors"][0]["pointer"] == "/title"
 
 
-async def test_an_item_that_is_not_there_is_named(client: AsyncClient) -> None:
+async def test_a_missing_item_is_named(client: AsyncClient) -> None:
     item_id = uuid4()
     for method in ("GET", "PATCH", "DELETE"):
         body = {"price": 1} if method == "PATCH" else None
@@ -111,7 +111,7 @@ async def test_a_deleted_item_is_gone(client: AsyncClient) -> None:
     assert (await client.delete(url)).status_code == 404
 
 
-async def test_what_the_client_has_is_not_sent_again(client: AsyncClient) -> None:
+async def test_a_current_copy_is_not_sent_again(client: AsyncClient) -> None:
     created = await client.post("/items", json=MUG)
     url, tag = created.headers["location"], created.headers["etag"]
     for header in (tag, f"W/{tag}", f'"other", {tag}', "*"):

@@ -10,7 +10,9 @@ SORTS = [
 ]
 
 
-async def add(client: AsyncClient, *prices: float, title: str = "Item") -> list[dict[str, Any]]:
+async def create_items(
+    client: AsyncClient, *prices: float, title: str = "Item"
+) -> list[dict[str, Any]]:
     items = []
     for price in prices:
         created = await client.post("/items", json={"title": title, "price": price})
@@ -19,7 +21,7 @@ async def add(client: AsyncClient, *prices: float, title: str = "Item") -> list[
     return items
 
 
-async def walk(client: AsyncClient, **query: Any) -> list[dict[str, Any]]:
+async def all_pages(client: AsyncClient, **query: Any) -> list[dict[str, Any]]:
     """Returns all items, read page by page with cursors."""
     items: list[dict[str, Any]] = []
     cursor: str | None = None
@@ -35,8 +37,8 @@ async def walk(client: AsyncClient, **query: Any) -> list[dict[str, Any]]:
     raise AssertionError("the cursors never end")
 
 
-async def test_a_page_says_where_it_stands(client: AsyncClient) -> None:
-    added = await add(client, 1, 2, 3, 4, 5)
+async def test_a_page_has_its_number_and_the_total(client: AsyncClient) -> None:
+    added = await create_items(client, 1, 2, 3, 4, 5)
     page = (await client.get("/items", params={"skip": 2, "limit": 2})).json()
     assert [item["id"] for item in page["items"]] == [added[2]["id"], added[1]["id"]]
     assert (page["total"], page["page"], page["page_size"]) == (5, 2, 2)
@@ -58,32 +60,32 @@ async def test_an_empty_list(client: AsyncClient) -> None:
 
 
 async def test_the_total_can_be_left_out(client: AsyncClient) -> None:
-    await add(client, 1)
+    await create_items(client, 1)
     assert (await client.get("/items", params={"total": "false"})).json()["total"] is None
 
 
 @pytest.mark.parametrize("sort", SORTS)
 async def test_cursors_visit_each_item_once_in_order(client: AsyncClient, sort: str) -> None:
-    await add(client, 3, 1, 2, 2, 2, 1, title="Same")
-    await add(client, 7, 8, title="Other")
+    await create_items(client, 3, 1, 2, 2, 2, 1, title="Same")
+    await create_items(client, 7, 8, title="Other")
     key = sort.removeprefix("-")
-    items = await walk(client, sort=sort, limit=3)
+    items = await all_pages(client, sort=sort, limit=3)
     assert len({item["id"] for item in items}) == len(items) == 8
     ordered = sorted(items, key=lambda item: (item[key], item["id"]), reverse=sort[0] == "-")
     assert items == ordered
 
 
-async def test_a_cursor_of_the_longest_title_is_taken_back(client: AsyncClient) -> None:
+async def test_a_cursor_of_the_longest_title_is_accepted(client: AsyncClient) -> None:
     for first in range(2):  # characters of four bytes in UTF-8
         title = "".join(chr(0x10000 + (first + n * 7919) % 0xFFFFF) for n in range(500))
-        await add(client, 1, title=title)
-    assert len(await walk(client, sort="title", limit=1)) == 2
+        await create_items(client, 1, title=title)
+    assert len(await all_pages(client, sort="title", limit=1)) == 2
 
 
 async def test_cursors_are_stable_while_items_are_added(client: AsyncClient) -> None:
-    before = await add(client, 1, 2, 3, 4)
+    before = await create_items(client, 1, 2, 3, 4)
     first = (await client.get("/items", params={"limit": 2})).json()
-    await add(client, 9, 9, 9)
+    await create_items(client, 9, 9, 9)
     query = {"limit": 2, "cursor": first["next_cursor"]}
     second = (await client.get("/items", params=query)).json()
     seen = [item["id"] for item in first["items"] + second["items"]]
@@ -92,10 +94,10 @@ async def test_cursors_are_stable_while_items_are_added(client: AsyncClient) -> 
     assert second["next_cursor"] is None
 
 
-async def test_a_cursor_is_good_for_its_own_query_alone(
+async def test_a_cursor_is_valid_for_its_own_query_alone(
     client: AsyncClient, other_client: AsyncClient
 ) -> None:
-    await add(client, 1, 2, 3)
+    await create_items(client, 1, 2, 3)
     cursor = (await client.get("/items", params={"limit": 1})).json()["next_cursor"]
     tampered = cursor[:-2] + ("A" if cursor[-2] != "A" else "B") + cursor[-1]
     for requester, query in [
@@ -113,8 +115,8 @@ async def test_a_cursor_is_good_for_its_own_query_alone(
 
 
 async def test_filters(client: AsyncClient) -> None:
-    items = await add(client, 10, 20, 30)
-    await add(client, 40, title="Blue 50% ENAMEL_mug")
+    items = await create_items(client, 10, 20, 30)
+    await create_items(client, 40, title="Blue 50% ENAMEL_mug")
 
     async def prices(**query: Any) -> list[float]:
         page = (await client.get("/items", params={"sort": "price", **query})).json()
@@ -172,12 +174,12 @@ async def test_a_bad_query_is_refused_by_name(
 
 async def test_a_time_before_the_first_in_utc_is_the_first(client: AsyncClient) -> None:
     """All items were created after it."""
-    await add(client, 1)
+    await create_items(client, 1)
     after = {"created_after": "0001-01-01T00:00:00+14:00"}
     assert (await client.get("/items", params=after)).json()["total"] == 1
 
 
-async def test_skip_and_cursor_do_not_mix(client: AsyncClient) -> None:
+async def test_skip_and_cursor_cannot_be_combined(client: AsyncClient) -> None:
     response = await client.get("/items", params={"skip": 1, "cursor": "x"})
     assert response.status_code == 422
     assert "cannot be combined" in response.json()["errors"][0]["detail"]

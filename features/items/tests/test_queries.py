@@ -7,7 +7,7 @@ from features.items.schemas import ItemCreate
 from tests.kit import assert_max_calls, max_queries, payload_for
 
 
-async def test_each_endpoint_keeps_its_budget_of_queries(client: AsyncClient) -> None:
+async def test_each_endpoint_keeps_its_query_budget(client: AsyncClient) -> None:
     for _ in range(3):
         url = (await client.post("/items", json=payload_for(ItemCreate))).headers["location"]
     with max_queries(1):  # the page and the total

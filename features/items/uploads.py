@@ -2,23 +2,36 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Annotated
 
-import structlog
-from fastapi import Depends, Request
+from fastapi import Depends, FastAPI, Request
 
 from shared.db import database_of
 from shared.problems import RequestTimeout
-from shared.web.middleware import extend_deadline
-
-IDLE_SECONDS = 30.0  # a client may send or accept nothing for this long in a stream
-
-log = structlog.get_logger(__name__)
+from shared.state import resource, state_of
+from shared.web.middleware import STALL_SECONDS, extend_deadline
 
 
-async def _upload(request: Request) -> AsyncIterator[AsyncIterator[bytes]]:
-    database = database_of(request.app)
-    async with database.stream_slot(database.upload_slots):
+@dataclass(frozen=True)
+class UploadSlots:
+    """Half as many slots as there are connections for transactions, and at least one: uploads last
+    long, and leave the other connections to other requests."""
+
+    slots: asyncio.Semaphore
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[UploadSlots]:
+    connections = state_of(app).settings.database_pool_size
+    yield UploadSlots(asyncio.Semaphore(max(1, connections // 2)))
+
+
+async def _upload(
+    request: Request, uploads: Annotated[UploadSlots, resource(UploadSlots)]
+) -> AsyncIterator[AsyncIterator[bytes]]:
+    async with database_of(request.app).stream_slot(uploads.slots):
         yield _while_it_comes(request.stream(), request.state.deadline)
 
 
@@ -28,17 +41,17 @@ async def _while_it_comes(
     """Yields the chunks of an upload; each read extends the request's deadline.
 
     Raises:
-        RequestTimeout: no chunk arrives within `IDLE_SECONDS`.
+        RequestTimeout: no chunk arrives within `STALL_SECONDS`.
     """
     while True:
         extend_deadline(deadline)
         try:
-            async with asyncio.timeout(IDLE_SECONDS):
+            async with asyncio.timeout(STALL_SECONDS):
                 piece = await anext(pieces)
         except StopAsyncIteration:
             return
         except TimeoutError:
-            raise RequestTimeout(f"Nothing more came within {IDLE_SECONDS:g} s") from None
+            raise RequestTimeout(f"Nothing more came within {STALL_SECONDS:g} s") from None
         yield piece
 
 

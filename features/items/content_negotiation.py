@@ -22,8 +22,9 @@ def _body(media_type: str) -> dict[str, Any]:
     return {"schema": {"type": "string"}, "example": EXAMPLES[MEDIA_TYPES[media_type]]}
 
 
-_BODIES = {media_type: _body(media_type) for media_type in MEDIA_TYPES}
-IMPORT_OPENAPI: dict[str, Any] = {"requestBody": {"required": True, "content": _BODIES}}
+IMPORT_OPENAPI: dict[str, Any] = {
+    "requestBody": {"required": True, "content": {name: _body(name) for name in MEDIA_TYPES}}
+}
 EXPORT_OPENAPI: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The items, one a line",
