@@ -9,13 +9,20 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
+from app.discovery import branches_of, find_features
+from app.middleware import (
+    LoadSheddingMiddleware,
+    RequestMiddleware,
+    ServerErrorMiddleware,
+    TimeoutMiddleware,
+)
+from app.migrations import load_revisions
+from app.ops import health, metrics
+from app.ops.logging import configure_logging
+from app.ops.sentry import configure_sentry
+from app.ops.tracing import export_traces, tracing
 from shared.db import Database
-from shared.db.migrations import load_revisions
-from shared.feature import Feature, branches_of, find_features
-from shared.ops import health, metrics
-from shared.ops.logging import configure_logging
-from shared.ops.sentry import configure_sentry
-from shared.ops.tracing import export_traces, tracing
+from shared.feature import Feature
 from shared.settings import (
     ConfigurationError,
     Settings,
@@ -25,7 +32,6 @@ from shared.settings import (
 from shared.state import AppState, state_of
 from shared.tasks import Dispatcher, Task, run_until_idle, task_runner
 from shared.web.idempotency import delete_expired_keys
-from shared.web.middleware import BoundsMiddleware, RequestMiddleware, ServerErrorMiddleware
 from shared.web.openapi import mount_docs, operation_id
 from shared.web.pagination import new_cursors
 from shared.web.problem_details import install_error_handlers
@@ -73,9 +79,8 @@ def create_app(
     )
     prepare(app, settings, features, run_tasks=run_tasks)
     install_error_handlers(app)
-    app.add_middleware(
-        BoundsMiddleware, concurrency=settings.max_concurrency, seconds=settings.request_timeout
-    )
+    app.add_middleware(TimeoutMiddleware, seconds=settings.request_timeout)
+    app.add_middleware(LoadSheddingMiddleware, concurrency=settings.max_concurrency)
     app.add_middleware(ServerErrorMiddleware)
     if settings.cors_origins:
         app.add_middleware(

@@ -6,9 +6,9 @@ from alembic import context
 from sqlalchemy import Connection, text
 from sqlmodel import SQLModel
 
+from app.discovery import find_features
 from shared.db.database import new_engine
 from shared.db.locks import advisory_lock
-from shared.feature import find_features
 
 ONE_MIGRATOR = text(f"SELECT pg_advisory_lock({advisory_lock('shared.migrations')})")
 

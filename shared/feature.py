@@ -1,19 +1,14 @@
-"""The contract between the kernel and a feature, and the discovery of features on disk."""
+"""The declaration of a feature: the contract between it and the kernel."""
 
-import importlib
-import pkgutil
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from graphlib import CycleError, TopologicalSorter
 
 import typer
 from fastapi import APIRouter, FastAPI
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-import features
 from shared.auth import Authenticator
-from shared.db.migrations import has_revisions
 from shared.problems import Problem
 from shared.settings import FeatureSettings
 from shared.tasks import Task
@@ -64,63 +59,3 @@ class Feature:
     commands: typer.Typer | None = None
     demo: Demo | None = None
     extensions: Mapping[str, str] = field(default_factory=dict)
-
-
-def find_features(only: str | None = None) -> tuple[Feature, ...]:
-    """Imports every folder of `features/` and returns their declarations, dependencies first.
-
-    With `only`, imports this feature and its dependencies, and no others.
-
-    Raises:
-        FeatureError: a folder cannot be imported, or it declares no feature or another name, or
-            depends on a missing feature, or on itself through others; or there is no `only`.
-    """
-    names = sorted(info.name for info in pkgutil.iter_modules(features.__path__) if info.ispkg)
-    if only and only not in names:
-        raise FeatureError(f"there is no feature {only!r}; there are {', '.join(names)}")
-    found: dict[str, Feature] = {}
-    pending = [only] if only else names[::-1]
-    while pending:
-        name = pending.pop()
-        if name not in found:
-            found[name] = _load(name)
-            pending += found[name].depends_on if only else ()
-            _check_dependencies(found[name], names)
-    graph = {name: feature.depends_on for name, feature in sorted(found.items())}
-    try:
-        return tuple(found[name] for name in TopologicalSorter(graph).static_order())
-    except CycleError as error:
-        raise FeatureError(f"features depend on each other: {' → '.join(error.args[1])}") from error
-
-
-def _check_dependencies(feature: Feature, names: Sequence[str]) -> None:
-    for other in feature.depends_on:
-        if other not in names:
-            raise FeatureError(
-                f"feature {feature.name!r} depends on {other!r}, which is not in features/"
-            )
-
-
-def branches_of(found: Sequence[Feature]) -> list[str]:
-    """Returns the migration branches of the kernel and of the features that have revisions."""
-    return ["shared", *(feature.name for feature in found if has_revisions(feature.name))]
-
-
-def extensions_of(found: Sequence[Feature]) -> dict[str, str]:
-    """Returns the extensions of PostgreSQL that these features need, each with its statement."""
-    return {name: probe for feature in found for name, probe in feature.extensions.items()}
-
-
-def _load(name: str) -> Feature:
-    try:
-        module = importlib.import_module(f"features.{name}")
-    except Exception as error:
-        raise FeatureError(
-            f"feature {name!r} cannot be imported: {type(error).__name__}: {error}"
-        ) from error
-    declared = getattr(module, "feature", None)
-    if not isinstance(declared, Feature):
-        raise FeatureError(f"features/{name}/__init__.py must export `feature = Feature(…)`")
-    if declared.name != name:
-        raise FeatureError(f"feature {name!r} declares the name {declared.name!r}")
-    return declared

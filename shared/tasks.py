@@ -16,15 +16,16 @@ from typing import Any
 import structlog
 from asyncpg import Connection
 from fastapi import FastAPI
+from opentelemetry import trace
 from prometheus_client import Counter, Histogram
 from sqlalchemy import Executable
 
 from shared.db import database_of
 from shared.db.errors import CONNECT_ERRORS
-from shared.ops.tracing import tracer
 from shared.problems import Unavailable
 
 log = structlog.get_logger(__name__)
+tracer = trace.get_tracer("tessera")
 
 RECONNECT_SECONDS = 1.0
 BATCH_SECONDS = 300.0  # longer than any batch takes, unless a dependency never answers

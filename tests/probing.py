@@ -13,9 +13,10 @@ from httpx import Response
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.discovery import find_features
 from app.main import create_app
-from shared.feature import Feature, find_features
-from shared.ops.logging import StructlogHandler
+from app.ops.logging import StructlogHandler
+from shared.feature import Feature
 from shared.problems import MEDIA_TYPE, Problem
 from shared.settings import Settings
 

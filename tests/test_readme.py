@@ -15,7 +15,7 @@ import app
 import features
 import shared
 from app.commands import cli
-from shared.feature import find_features
+from app.discovery import find_features
 from shared.settings import Settings
 from tests.copying import ROOT, run
 

@@ -22,11 +22,10 @@ from redis import Redis, RedisError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from app.discovery import find_features
 from app.main import tasks_of
-from shared.feature import find_features
-from shared.ops.tracing import tracer
 from shared.settings import Settings, load_settings
-from shared.tasks import Task
+from shared.tasks import Task, tracer
 
 PAUSE_SECONDS = 0.2  # between two messages of a process for one task, at least
 REDIS_TIMEOUT_SECONDS = 1.0

@@ -33,11 +33,15 @@ if metrics_port:
 
 from app.celery.app import celery, send_message  # noqa: E402
 from app.main import create_app  # noqa: E402
+from app.ops.logging import configure_logging  # noqa: E402
+from app.ops.metrics import serve_metrics  # noqa: E402
 from shared.cli import exit_on_user_error  # noqa: E402
-from shared.ops.logging import configure_logging  # noqa: E402
-from shared.ops.metrics import serve_metrics  # noqa: E402
-from shared.ops.tracing import tracer  # noqa: E402
-from shared.tasks import Task, report_failure, run_batch  # noqa: E402
+from shared.tasks import (  # noqa: E402
+    Task,
+    report_failure,
+    run_batch,
+    tracer,
+)
 
 
 class WorkerProcess:

@@ -3,8 +3,8 @@
 import typer
 
 from app.commands import database, development, doctor, migrate, openapi, serve, worker
+from app.discovery import find_features
 from shared.cli import exit_on_user_error
-from shared.feature import find_features
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 

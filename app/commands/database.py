@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from app.discovery import extensions_of, find_features
 from app.embedded import embedded_postgres, ensure_database
-from shared.feature import extensions_of, find_features
 from shared.settings import DATA, Settings, load_settings
 
 DATABASE = "tessera"

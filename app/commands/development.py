@@ -8,12 +8,12 @@ import typer
 from alembic.script import Script
 
 from app.commands.database import running_database
+from app.discovery import find_features
 from app.main import create_app
+from app.migrations import load_revisions
 from app.scaffold.affected import affected_by, changed_files
 from app.scaffold.documents import write_parts
 from shared.cli import exit_on_user_error
-from shared.db.migrations import load_revisions
-from shared.feature import find_features
 from shared.settings import Settings, load_settings
 
 commands = typer.Typer()

@@ -20,11 +20,11 @@ from sqlalchemy.exc import DBAPIError
 
 from app.commands.database import running_database
 from app.main import create_app
+from app.migrations import load_revisions, pending
 from shared.cli import exit_on_user_error
 from shared.db import Database
 from shared.db.database import UNNAMED_STATEMENTS, new_engine
 from shared.db.errors import CONNECT_ERRORS
-from shared.db.migrations import load_revisions, pending
 from shared.db.tables import table_owners
 from shared.feature import Feature
 from shared.settings import Settings, load_settings

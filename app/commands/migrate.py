@@ -5,9 +5,9 @@ import logging
 import typer
 
 from app.commands.database import running_database
+from app.migrations import upgrade
+from app.ops.logging import configure_logging
 from shared.cli import exit_on_user_error
-from shared.db.migrations import upgrade
-from shared.ops.logging import configure_logging
 
 commands = typer.Typer()
 

@@ -13,10 +13,10 @@ import typer
 from app.commands.database import running_database
 from app.commands.demo import load_demo, welcome
 from app.main import create_app
+from app.migrations import upgrade
 from app.server import listen, serve, serve_with_workers
 from app.server.supervision import exit_with_parent
 from shared.cli import exit_on_user_error
-from shared.db.migrations import upgrade
 from shared.feature import Feature
 from shared.settings import Settings, load_settings
 

@@ -11,9 +11,9 @@ from fastapi import FastAPI
 
 from app.commands.database import running_database
 from app.main import create_app
+from app.ops.health import heartbeat
+from app.ops.metrics import serve_metrics
 from shared.cli import exit_on_user_error
-from shared.ops.health import heartbeat
-from shared.ops.metrics import serve_metrics
 from shared.tasks import Task, run_until_idle, task_runner
 
 commands = typer.Typer()

@@ -5,7 +5,7 @@ import re
 
 import asyncpg
 
-from shared.db.migrations import ROOT
+from app.migrations import ROOT
 
 SELECT_DEFINITIONS = """
 SELECT name, definition FROM (

@@ -19,11 +19,12 @@ from alembic.script import Script
 from sqlalchemy.engine import make_url
 from sqlmodel import AutoString, UTCDateTime
 
+from app.discovery import branches_of, find_features
+from app.migrations import ROOT, alembic_config
 from app.scaffold.definitions import compare_definitions
 from app.scaffold.formatting import format_code
-from shared.db.migrations import ROOT, alembic_config
 from shared.db.tables import table_owners
-from shared.feature import FeatureError, branches_of, find_features
+from shared.feature import FeatureError
 
 WRAPPER = textwrap.TextWrapper(
     80, drop_whitespace=False, replace_whitespace=False, expand_tabs=False

@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from shared.state import state_of
-from shared.web.middleware import STALL_SECONDS
+from shared.web.deadlines import STALL_SECONDS
 
 LINGER_SECONDS = 1.0
 

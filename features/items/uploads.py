@@ -11,7 +11,7 @@ from fastapi import Depends, FastAPI, Request
 from shared.db import database_of
 from shared.problems import RequestTimeout
 from shared.state import resource, state_of
-from shared.web.middleware import STALL_SECONDS, extend_deadline
+from shared.web.deadlines import STALL_SECONDS, extend_deadline
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ import grimp
 from alembic.script import ScriptDirectory
 from sqlmodel.main import default_registry
 
+from app.discovery import find_features
+from app.migrations import alembic_config
 from app.scaffold.linting import sql_of
-from shared.db.migrations import alembic_config
 from shared.db.tables import table_owners
-from shared.feature import find_features
 from tests.architecture.imports import imports_of_tests
 from tests.kit.ownership import written_tables
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.feature import find_features
+from app.discovery import find_features
 from tests.copying import BIN, ROOT, copy_repository, run_suite
 from tests.kit.servers import docker_answers
 

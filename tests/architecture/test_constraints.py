@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from sqlalchemy import CheckConstraint, ForeignKeyConstraint, Table, UniqueConstraint
 from sqlmodel import SQLModel
 
+from app.discovery import find_features
 from shared.db.tables import table_owners
-from shared.feature import find_features
 from tests.declarations import declared_by_feature
 
 IN_WORDS = (UniqueConstraint, ForeignKeyConstraint, CheckConstraint)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic_settings import BaseSettings
 
-from shared.feature import find_features
+from app.discovery import find_features
 from shared.settings import Settings, load_settings
 from tests.copying import ROOT
 

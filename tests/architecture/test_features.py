@@ -11,7 +11,8 @@ from starlette.routing import Match
 from starlette.types import Scope
 
 import features
-from shared.feature import FeatureError, find_features
+from app.discovery import find_features
+from shared.feature import FeatureError
 from shared.web.routing import Router
 from tests.kit import connect
 

@@ -10,9 +10,9 @@ import httpx
 import pytest
 from alembic import command
 
-from shared.db.migrations import alembic_config, has_revisions, load_revisions, upgrade
+from app.discovery import find_features
+from app.migrations import alembic_config, has_revisions, load_revisions, upgrade
 from shared.db.tables import table_owners
-from shared.feature import find_features
 from tests.copying import BIN, ROOT, copy_repository, run, run_app, run_suite
 from tests.kit import Server, free_port
 from tests.kit.servers import drop_database, execute

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from alembic.script import Script
 
+from app.migrations import ROOT, load_revisions
 from app.scaffold.linting import unsafe_operations
-from shared.db.migrations import ROOT, load_revisions
 from tests.copying import copy_repository, run_app
 
 REVISIONS = {script.revision: script for script in load_revisions().walk_revisions()}

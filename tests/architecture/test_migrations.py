@@ -16,10 +16,10 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlmodel import SQLModel
 
-from shared.db import migrations
-from shared.db.migrations import alembic_config, load_revisions, pending, upgrade
+from app import migrations
+from app.discovery import branches_of, find_features
+from app.migrations import alembic_config, load_revisions, pending, upgrade
 from shared.db.tables import table_owners
-from shared.feature import branches_of, find_features
 from tests.architecture.ownership import creators
 from tests.kit import Server
 

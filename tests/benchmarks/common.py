@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import SecretStr
 
 from app.embedded import DURABLE, embedded_postgres, ensure_database
+from app.migrations import upgrade
 from shared.db import Database
-from shared.db.migrations import upgrade
 from shared.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,7 +15,7 @@ from sqlalchemy import text
 from shared.db import ReadSession
 from shared.problems import Unavailable
 from shared.settings import Settings
-from shared.web import middleware
+from shared.web import deadlines
 from tests.kit import eventually, free_port, is_ready, within
 from tests.probing import app_with, problem, shed
 from tests.serving import ROOT, environment, read_line
@@ -40,7 +40,7 @@ async def interrupted() -> None:
 @probe.post("/slow-and-may-be")
 async def slow(request: Request) -> None:
     async for _ in request.stream():
-        middleware.extend_deadline(request.state.deadline)
+        deadlines.extend_deadline(request.state.deadline)
     await asyncio.sleep(2 * SECONDS)
 
 
@@ -145,7 +145,7 @@ async def test_a_body_lifts_the_deadline_when_it_is_looked_at(anonymous: AsyncCl
 async def test_a_stream_that_stands_still_is_given_up(
     anonymous: AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(middleware, "STREAM_SECONDS", 0.2)
+    monkeypatch.setattr(deadlines, "STREAM_SECONDS", 0.2)
     detail = unavailable(await anonymous.post("/probe/slow-and-may-be"))
     assert "no answer" in detail
     assert "within 1 s" not in detail

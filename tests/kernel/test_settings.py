@@ -9,8 +9,9 @@ import pytest
 from fastapi import APIRouter
 from pydantic_settings import BaseSettings
 
+from app.discovery import find_features
 from app.main import create_app
-from shared.feature import Feature, find_features
+from shared.feature import Feature
 from shared.settings import ConfigurationError, FeatureSettings, Settings, load_settings
 from tests.kit import Server, run_command
 from tests.serving import ROOT, environment

@@ -15,7 +15,8 @@ import pytest
 from fastapi import FastAPI
 from pydantic import SecretStr
 
-from shared.feature import Feature, find_features
+from app.discovery import find_features
+from shared.feature import Feature
 from shared.settings import Settings
 from tests.kit.applications import application
 from tests.kit.bodies import payload_for

@@ -12,9 +12,10 @@ from pathlib import Path
 import asyncpg
 from sqlalchemy.engine import make_url
 
+from app.discovery import branches_of, extensions_of
 from app.embedded import DISPOSABLE, embedded_postgres, ensure_database
-from shared.db.migrations import upgrade
-from shared.feature import Feature, branches_of, extensions_of
+from app.migrations import upgrade
+from shared.feature import Feature
 
 IMAGE = "pgvector/pgvector:pg17"
 

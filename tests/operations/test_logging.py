@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import structlog
 
-from shared.ops.logging import REDACTED, configure_logging
+from app.ops.logging import REDACTED, configure_logging
 from shared.settings import Settings
 from tests.probing import captured_log
 

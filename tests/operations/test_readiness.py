@@ -12,7 +12,7 @@ import pytest
 from httpx import AsyncClient
 
 from app.embedded import EmbeddedServer, embedded_postgres, ensure_database, processes
-from shared.db.migrations import upgrade
+from app.migrations import upgrade
 from tests.kit import free_port
 
 pytestmark = pytest.mark.verify

@@ -15,8 +15,8 @@ from httpx import AsyncClient
 from app.embedded import EmbeddedServer, embedded_postgres, ensure_database
 from app.embedded.home import find_home, run_program
 from app.main import create_app
+from app.migrations import upgrade
 from shared import cache
-from shared.db.migrations import upgrade
 from shared.settings import Settings
 from tests.kit import Redis, connect, eventually, free_port, sign_in, within
 from tests.probing import captured_log

@@ -10,10 +10,10 @@ from shutil import copytree
 import httpx
 import pytest
 
+from app import migrations
 from app.main import create_app
+from app.migrations import upgrade
 from app.scaffold.generating import plan_feature
-from shared.db import migrations
-from shared.db.migrations import upgrade
 from shared.settings import Settings
 from tests.copying import copy_repository
 from tests.kit import PASSWORD, free_port

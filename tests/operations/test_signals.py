@@ -35,7 +35,8 @@ from fastapi import APIRouter
 from app.main import create_app
 from app.server import serve
 from shared.auth import Principal, requires
-from shared.feature import Feature, find_features
+from shared.feature import Feature
+from app.discovery import find_features
 from shared.tasks import Task
 
 router = APIRouter()

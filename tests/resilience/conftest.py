@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from app.embedded import EmbeddedPostgresError
-from shared.db.migrations import upgrade
+from app.migrations import upgrade
 from tests.kit import Redis, free_port
 from tests.resilience.endpoint import DIMENSION, Endpoint, running_endpoint
 from tests.resilience.load import Load

@@ -8,6 +8,7 @@ import pytest
 from fastapi import FastAPI
 from httpx import AsyncClient
 
+from features.search.runtime import runtime_of
 from features.search.tasks import embedding_task
 from features.search.tests.conftest import Index
 from features.search.tests.test_search import find, titles
@@ -173,7 +174,9 @@ async def test_a_change_during_embedding_is_not_lost(
 ) -> None:
     (item,) = await add(client, "Copper kettle")
     await run_until_idle(app, embedding_task)
-    embedder = app.state.search.embedders.get(app.state.search.embedders.configured)
+    embedders = runtime_of(app).embedders
+    embedder = embedders.get(embedders.configured)
+    assert embedder
     embed_documents = embedder.embed_documents
 
     async def change_meanwhile(texts: list[str]) -> Any:

@@ -9,14 +9,14 @@ import pytest
 from alembic import command
 from alembic.script import Script
 
+from app import migrations
+from app.migrations import alembic_config
 from app.scaffold import definitions, revising
 from app.scaffold.definitions import compare_definitions
 from app.scaffold.linting import unsafe_operations
 from app.scaffold.revising import NothingToRevise, write_revision
 from features.search.query.ranking import BM25_B, BM25_K1
 from features.search.tests.test_indexing import Database, database
-from shared.db import migrations
-from shared.db.migrations import alembic_config
 from tests.kit import Server
 
 __all__ = ["database"]

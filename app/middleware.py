@@ -12,8 +12,9 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uuid_utils import uuid7
 
-from shared.ops.tracing import PROBES, tag_trace
+from app.ops.tracing import PROBES, tag_trace
 from shared.problems import Unavailable, overloaded
+from shared.web.deadlines import extend_deadline
 from shared.web.problem_details import content_too_large, internal_error, problem
 
 WELL_FORMED_ID = re.compile(rb"[A-Za-z0-9._-]{8,128}")
@@ -32,6 +33,7 @@ REQUESTS = Histogram(
     ("method", "route", "status"),
 )
 
+TIMED_OUT = Counter("tessera_requests_expired_total", "Requests given up at their deadline")
 CLIENT_CLOSED_REQUEST = 499  # only in the log, as in nginx: the client left first
 
 log = structlog.get_logger("request")
@@ -147,41 +149,42 @@ def _log_request(scope: Scope, status: int, seconds: float) -> None:
     )
 
 
-STALL_SECONDS = 30.0  # a client may send or accept nothing for this long in a stream
-STREAM_SECONDS = 1000.0  # a stream may stall for this long; PostgreSQL ends an import sooner
+class LoadSheddingMiddleware:
+    """Answers 503 at once to more than `concurrency` requests at a time, so that the others stay
+    fast. Probes are exempt."""
 
-EXPIRED = Counter("tessera_requests_expired_total", "Requests given up at their deadline")
-
-
-class BoundsMiddleware:
-    """Load shedding and a deadline for each request, probes excepted.
-
-    More than `concurrency` requests at once get 503 immediately, so that the others stay fast. A
-    request without a response after `seconds` gets 503. A stream has no deadline as long as bytes
-    flow: each chunk extends it.
-    """
-
-    def __init__(self, app: ASGIApp, concurrency: int, seconds: float) -> None:
-        self.app, self.concurrency, self.seconds = app, concurrency, seconds
-        self.under_way = 0
+    def __init__(self, app: ASGIApp, concurrency: int) -> None:
+        self.app, self.concurrency = app, concurrency
+        self.in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in PROBES:
             await self.app(scope, receive, send)
             return
-        if self.under_way >= self.concurrency:
+        if self.in_flight >= self.concurrency:
             await problem(Request(scope), overloaded("concurrency"))(scope, receive, send)
             return
-        self.under_way += 1
+        self.in_flight += 1
         try:
-            await self._in_time(scope, receive, send)
+            await self.app(scope, receive, send)
         finally:
-            self.under_way -= 1
+            self.in_flight -= 1
 
-    async def _in_time(self, scope: Scope, receive: Receive, send: Send) -> None:
+
+class TimeoutMiddleware:
+    """Answers 503 to a request that has no response after `seconds`. A stream has no deadline as
+    long as bytes flow: each chunk extends it. Probes are exempt."""
+
+    def __init__(self, app: ASGIApp, seconds: float) -> None:
+        self.app, self.seconds = app, seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in PROBES:
+            await self.app(scope, receive, send)
+            return
         begun, started = False, asyncio.get_running_loop().time()
 
-        async def send_at_leisure(message: Message) -> None:
+        async def send_and_extend(message: Message) -> None:
             nonlocal begun
             if not begun or message.get("more_body"):  # the last chunk needs no more time
                 extend_deadline(deadline)
@@ -191,19 +194,14 @@ class BoundsMiddleware:
         try:
             async with asyncio.timeout(self.seconds) as deadline:
                 scope.setdefault("state", {})["deadline"] = deadline
-                await self.app(scope, receive, send_at_leisure)
+                await self.app(scope, receive, send_and_extend)
         except TimeoutError:
             if not deadline.expired():
                 raise
-            EXPIRED.inc()
+            TIMED_OUT.inc()
             log.warning("deadline_passed", begun=begun)
             if begun:
                 raise
             allowed = round((deadline.when() or started) - started, 1)
             late = Unavailable(f"There was no answer within {allowed:g} s; please try again")
             await problem(Request(scope), late)(scope, receive, send)
-
-
-def extend_deadline(deadline: asyncio.Timeout) -> None:
-    if not deadline.expired():
-        deadline.reschedule(asyncio.get_running_loop().time() + STREAM_SECONDS)

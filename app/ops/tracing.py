@@ -19,8 +19,6 @@ FLUSH_MILLISECONDS = 2_000  # to export the last traces when the process stops
 
 PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 
-tracer = trace.get_tracer("tessera")
-
 
 def traces() -> bool:
     """Returns whether an OTLP endpoint is set."""

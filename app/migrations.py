@@ -9,7 +9,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
-ROOT = Path(__file__).resolve().parents[2] / "migrations"
+ROOT = Path(__file__).resolve().parents[1] / "migrations"
 
 
 def alembic_config(url: str = "", branches: Iterable[str] = ()) -> Config:

@@ -10,8 +10,8 @@ from fastapi import FastAPI, Request
 from pydantic import BaseModel, Field
 from sqlalchemy.exc import SQLAlchemyError
 
+from app.migrations import pending
 from shared.db.errors import CONNECT_ERRORS
-from shared.db.migrations import pending
 from shared.problems import Unavailable, responses
 from shared.state import state_of
 from shared.tasks import Task

@@ -14,8 +14,8 @@ from structlog.stdlib import ProcessorFormatter
 from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from shared.ops.sentry import report_error
-from shared.ops.tracing import add_trace, traces
+from app.ops.sentry import report_error
+from app.ops.tracing import add_trace, traces
 from shared.settings import Settings
 
 REDACTED = "[redacted]"
