@@ -145,16 +145,15 @@ NOTES = {
         from typing import Annotated
         from uuid import UUID
 
-        from fastapi import status
+        from fastapi import APIRouter, status
 
         from features.notes import handlers
         from features.notes.schemas import NoteCreate, NoteList, NotePublic
         from shared.auth import Principal, requires
         from shared.problems import Conflict, NotFound, responses
-        from shared.web.routing import Router
         from shared.db.dependencies import OrmSession
 
-        router = Router(prefix="/notes", tags=["notes"])
+        router = APIRouter(prefix="/notes", tags=["notes"])
 
         Reader = Annotated[Principal, requires("notes:read")]
         Writer = Annotated[Principal, requires("notes:write")]
@@ -191,7 +190,6 @@ NOTES = {
         from features.notes.settings import NotesSettings
         from shared.db.database import database_of
         from shared.state import settings_of
-        from shared.db.sessions import orm_session
         from shared.tasks import Task
 
 
@@ -212,18 +210,18 @@ NOTES = {
         from features.notes.settings import NotesSettings
         from shared.cli import plain_errors, run_with_database
         from shared.db.database import Database
-        from shared.db.sessions import orm_session
         from shared.settings import load_settings
 
         commands = typer.Typer()
 
 
         @commands.command("count-notes")
-        def count_command() -> None:
+        def count_command(context: typer.Context) -> None:
             """Print how many notes there are, and how long they are kept."""
             with plain_errors():
                 days = load_settings(NotesSettings).notes_kept_days
-            typer.echo(f"{run_with_database(_count)} notes, kept for {days} days")
+            notes = run_with_database(context, _count)
+            typer.echo(f"{notes} notes, kept for {days} days")
 
 
         async def _count(database: Database) -> int:
@@ -348,10 +346,11 @@ PROBES = {
 
         from typing import Annotated
 
-        from shared.auth import Principal, requires
-        from shared.web.routing import Router
+        from fastapi import APIRouter
 
-        router = Router(prefix="/probes", tags=["probes"])
+        from shared.auth import Principal, requires
+
+        router = APIRouter(prefix="/probes", tags=["probes"])
 
 
         @router.get("")
