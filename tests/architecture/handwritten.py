@@ -50,7 +50,7 @@ NOTES = {
         from sqlalchemy import CheckConstraint, UniqueConstraint
         from sqlmodel import Field
 
-        from shared.db.tables import Timestamped, new_id
+        from shared.db.tables import Timestamped, uuid7
 
 
         class Note(Timestamped, table=True):
@@ -60,7 +60,7 @@ NOTES = {
                 CheckConstraint("title <> ''", name="title_not_empty"),
             )
 
-            id: UUID = Field(default_factory=new_id, primary_key=True)
+            id: UUID = Field(default_factory=uuid7, primary_key=True)
             owner_id: UUID = Field(foreign_key="users.id", ondelete="CASCADE")
             title: str
     ''',
@@ -72,7 +72,7 @@ NOTES = {
 
         from pydantic import BaseModel, ConfigDict, Field
 
-        from shared.types import Text
+        from shared.types import DatabaseText
 
 
         class NoteCreate(BaseModel):
@@ -80,7 +80,7 @@ NOTES = {
                 extra="forbid", json_schema_extra={"examples": [{"title": "Buy milk"}]}
             )
 
-            title: Annotated[Text, Field(min_length=1, max_length=200)]
+            title: Annotated[DatabaseText, Field(min_length=1, max_length=200)]
 
 
         class NotePublic(BaseModel):
@@ -208,7 +208,7 @@ NOTES = {
 
         from features.notes.handlers import count_notes
         from features.notes.settings import NotesSettings
-        from shared.cli import plain_errors, run_with_database
+        from shared.cli import exit_on_user_error, run_with_database
         from shared.db.database import Database
         from shared.settings import load_settings
 
@@ -218,7 +218,7 @@ NOTES = {
         @commands.command("count-notes")
         def count_command(context: typer.Context) -> None:
             """Print how many notes there are, and how long they are kept."""
-            with plain_errors():
+            with exit_on_user_error():
                 days = load_settings(NotesSettings).notes_kept_days
             notes = run_with_database(context, _count)
             typer.echo(f"{notes} notes, kept for {days} days")
@@ -253,7 +253,7 @@ NOTES = {
         from httpx import AsyncClient
 
         from features.notes.tasks import old_notes
-        from shared.tasks import drain
+        from shared.tasks import run_until_idle
         from tests.kit.servers import execute
 
 
@@ -272,9 +272,9 @@ NOTES = {
         async def test_old_notes_go(client: AsyncClient, app: FastAPI, database_url: str) -> None:
             await client.post("/notes", json={"title": "Milk"})
             await execute(database_url, "UPDATE notes SET created_at = now() - interval '29 days'")
-            assert await drain(app, old_notes) == 0
+            assert await run_until_idle(app, old_notes) == 0
             await execute(database_url, "UPDATE notes SET created_at = now() - interval '31 days'")
-            assert await drain(app, old_notes) == 1
+            assert await run_until_idle(app, old_notes) == 1
             assert (await client.get("/notes")).json() == {"items": []}
     ''',
     "migrations/notes/0001_notes.py": '''
