@@ -12,8 +12,8 @@ NOTES = {
         from features.notes.settings import NotesSettings
         from features.notes.tables import Note
         from features.notes.tasks import old_notes
-        from shared.problems import Conflict, Unauthorized
         from shared.feature import Feature
+        from shared.problems import Conflict, Unauthorized
 
         __all__ = ["Note", "feature"]
 
@@ -150,8 +150,8 @@ NOTES = {
         from features.notes import handlers
         from features.notes.schemas import NoteCreate, NoteList, NotePublic
         from shared.auth import Principal, requires
-        from shared.problems import Conflict, NotFound, responses
         from shared.db.dependencies import OrmSession
+        from shared.problems import Conflict, NotFound, responses
 
         router = APIRouter(prefix="/notes", tags=["notes"])
 
@@ -257,16 +257,16 @@ NOTES = {
         from tests.kit.servers import execute
 
 
-        async def test_a_title_is_taken_once(client: AsyncClient, other: AsyncClient) -> None:
+        async def test_a_title_is_unique(client: AsyncClient, other_client: AsyncClient) -> None:
             assert (await client.post("/notes", json={"title": "Milk"})).status_code == 201
             again = await client.post("/notes", json={"title": "Milk"})
             assert again.status_code == 409
             assert again.json()["detail"] == "You already have a note with this title"
-            assert (await other.get("/notes")).json() == {"items": []}
+            assert (await other_client.get("/notes")).json() == {"items": []}
 
 
-        async def test_a_key_reads_notes(machine: AsyncClient) -> None:
-            assert (await machine.get("/notes")).json() == {"items": []}
+        async def test_a_key_reads_notes(api_key_client: AsyncClient) -> None:
+            assert (await api_key_client.get("/notes")).json() == {"items": []}
 
 
         async def test_old_notes_go(client: AsyncClient, app: FastAPI, database_url: str) -> None:
