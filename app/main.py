@@ -21,6 +21,7 @@ from app.ops import health, metrics
 from app.ops.logging import configure_logging
 from app.ops.sentry import configure_sentry
 from app.ops.tracing import export_traces, tracing
+from app.routing import skip_routers, validate_queries_at_once
 from shared.db import Database
 from shared.feature import Feature
 from shared.settings import (
@@ -96,6 +97,8 @@ def create_app(
     for router in (*(feature.router for feature in features), health.router, metrics.router):
         app.include_router(router, max_body_size=settings.max_body_size)
     mount_docs(app)
+    skip_routers(app)
+    validate_queries_at_once()
     return app
 
 

@@ -21,6 +21,7 @@ from sqlalchemy.exc import DBAPIError
 from app.commands.database import running_database
 from app.main import create_app
 from app.migrations import load_revisions, pending
+from app.routing import endpoints
 from shared.cli import exit_on_user_error
 from shared.db import Database
 from shared.db.database import UNNAMED_STATEMENTS, new_engine
@@ -28,7 +29,6 @@ from shared.db.errors import CONNECT_ERRORS
 from shared.db.tables import table_owners
 from shared.feature import Feature
 from shared.settings import Settings, load_settings
-from shared.web.routing import endpoints
 
 TIMEOUT_SECONDS = 3.0
 OLDEST_POSTGRES = 17

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import anyio
 import structlog
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from pydantic import BaseModel, Field
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -15,13 +15,12 @@ from shared.db.errors import CONNECT_ERRORS
 from shared.problems import Unavailable, responses
 from shared.state import state_of
 from shared.tasks import Task
-from shared.web.routing import Router
 
 READINESS_TIMEOUT_SECONDS = 1.5
 HEARTBEAT_SECONDS = 5.0
 
 log = structlog.get_logger(__name__)
-router = Router(tags=["health"])
+router = APIRouter(tags=["health"])
 
 
 class Health(BaseModel):

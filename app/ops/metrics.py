@@ -14,7 +14,7 @@ from pathlib import Path
 
 import structlog
 from asyncpg import PostgresError
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -32,7 +32,6 @@ from shared.problems import Unavailable
 from shared.settings import ConfigurationError
 from shared.state import state_of
 from shared.tasks import Task
-from shared.web.routing import Router
 
 BACKLOG_SECONDS = 5.0  # at most one query in this time, however often we are scraped
 BACKLOG_TIMEOUT_SECONDS = 1.0
@@ -63,7 +62,7 @@ BACKLOG_AGE = Gauge(
 )
 
 log = structlog.get_logger(__name__)
-router = Router(tags=["health"])
+router = APIRouter(tags=["health"])
 
 
 @router.get("/metrics", response_class=PlainTextResponse)

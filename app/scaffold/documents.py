@@ -12,7 +12,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from shared.web.routing import endpoints
+from app.routing import endpoints
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = "tests/openapi.json"

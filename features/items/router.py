@@ -1,7 +1,7 @@
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import Query, Request, Response, status
+from fastapi import APIRouter, Query, Request, Response, status
 from fastapi.responses import StreamingResponse
 
 from features.items import handlers
@@ -46,9 +46,8 @@ from shared.web.conditional import (
 )
 from shared.web.idempotency import IdempotencyDep
 from shared.web.pagination import CursorsDep
-from shared.web.routing import Router, from_query
 
-router = Router(prefix="/items", tags=["items"])
+router = APIRouter(prefix="/items", tags=["items"])
 
 Reader = Annotated[Principal, requires("items:read")]
 Writer = Annotated[Principal, requires("items:write")]
@@ -58,7 +57,7 @@ MAX_IMPORT_BYTES = 1 << 50  # no limit: an import is streamed, and not held in m
 @router.get("", responses=responses(BadRequest))
 async def list_(
     principal: Reader,
-    query: Annotated[ItemQuery, from_query(ItemQuery)],
+    query: Annotated[ItemQuery, Query()],
     session: ReadSession,
     cursors: CursorsDep,
 ) -> ItemPage:

@@ -1,6 +1,8 @@
 from typing import Annotated
 from uuid import UUID
 
+from fastapi import APIRouter, Query
+
 from features.search import handlers
 from features.search.runtime import SearchRuntimeDep
 from features.search.schemas import (
@@ -13,9 +15,8 @@ from features.search.schemas import (
 from shared.auth import Principal, requires
 from shared.db import ReadSession
 from shared.problems import NotFound, Unavailable, responses
-from shared.web.routing import Router, from_query
 
-router = Router(tags=["search"])
+router = APIRouter(tags=["search"])
 
 Searcher = Annotated[Principal, requires("search:read")]
 
@@ -23,7 +24,7 @@ Searcher = Annotated[Principal, requires("search:read")]
 @router.get("/search", responses=responses(Unavailable))
 async def search(
     principal: Searcher,
-    query: Annotated[SearchQuery, from_query(SearchQuery)],
+    query: Annotated[SearchQuery, Query()],
     session: ReadSession,
     runtime: SearchRuntimeDep,
 ) -> SearchResults:
@@ -49,7 +50,7 @@ async def status(principal: Searcher, session: ReadSession) -> SearchStatus:
 async def similar(
     item_id: UUID,
     principal: Searcher,
-    query: Annotated[SimilarQuery, from_query(SimilarQuery)],
+    query: Annotated[SimilarQuery, Query()],
     session: ReadSession,
     runtime: SearchRuntimeDep,
 ) -> SearchResults:

@@ -1,5 +1,7 @@
 """All routes of users, in the order of the API document."""
 
+from fastapi import APIRouter
+
 from features.users.access_tokens.router import router as access_tokens
 from features.users.accounts.router import router as accounts
 from features.users.administration.router import router as administration
@@ -10,9 +12,8 @@ from features.users.passwords.router import router as passwords
 from features.users.sessions.router import router as sessions
 from features.users.sign_in.router import router as sign_in
 from features.users.single_sign_on.router import router as single_sign_on
-from shared.web.routing import Router
 
-router = Router(dependencies=[SyncRevocations])
+router = APIRouter(dependencies=[SyncRevocations])
 router.include_router(accounts)
 router.include_router(passwords)
 router.include_router(api_keys)

@@ -1,7 +1,5 @@
 """The OpenAPI document, corrected, and its page, which needs no internet access."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ from fastapi.encoders import jsonable_encoder
 from fastapi.openapi.docs import get_swagger_ui_html, get_swagger_ui_oauth2_redirect_html
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse
-from fastapi.routing import APIRoute, iter_route_contexts
+from fastapi.routing import APIRoute
 from pydantic.json_schema import models_json_schema
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
@@ -19,7 +17,6 @@ from starlette.staticfiles import StaticFiles
 from shared.auth import api_key, bearer
 from shared.problems import MEDIA_TYPE, FieldError, title
 from shared.web.problem_details import ProblemDetails
-from shared.web.routing import QueryReader
 
 ASSETS = "/docs/assets"
 PAGE_POLICY = (
@@ -80,14 +77,13 @@ async def oauth2_redirect() -> Response:
 
 def _exact(app: FastAPI) -> dict[str, Any]:
     """Returns the generated document, with errors and parameters declared as they really are."""
-    with _queries_shown(app):
-        document = get_openapi(
-            title=app.title,
-            version=app.version,
-            description=app.description,
-            routes=app.routes,
-            tags=app.openapi_tags,
-        )
+    document = get_openapi(
+        title=app.title,
+        version=app.version,
+        description=app.description,
+        routes=app.routes,
+        tags=app.openapi_tags,
+    )
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
     for generated in ("HTTPValidationError", "ValidationError"):
@@ -111,25 +107,6 @@ def _exact(app: FastAPI) -> dict[str, Any]:
             for parameter in operation.get("parameters", []):
                 parameter["schema"] = _without_null(parameter["schema"])
     return document
-
-
-@contextmanager
-def _queries_shown(app: FastAPI) -> Iterator[None]:
-    """Gives each `QueryReader` the parameters of its model, while the document is generated."""
-    dependencies = [
-        dependency
-        for route in iter_route_contexts(app.routes)
-        if isinstance(route.original_route, APIRoute)
-        for dependency in route.dependant.dependencies
-        if isinstance(dependency.call, QueryReader)
-    ]
-    for dependency in dependencies:
-        dependency.query_params = dependency.call.fields
-    try:
-        yield
-    finally:
-        for dependency in dependencies:
-            dependency.query_params = []
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:

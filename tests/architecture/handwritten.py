@@ -12,8 +12,8 @@ NOTES = {
         from features.notes.settings import NotesSettings
         from features.notes.tables import Note
         from features.notes.tasks import old_notes
-        from shared.problems import Conflict, Unauthorized
         from shared.feature import Feature
+        from shared.problems import Conflict, Unauthorized
 
         __all__ = ["Note", "feature"]
 
@@ -50,7 +50,7 @@ NOTES = {
         from sqlalchemy import CheckConstraint, UniqueConstraint
         from sqlmodel import Field
 
-        from shared.db.tables import Timestamped, new_id
+        from shared.db.tables import Timestamped, uuid7
 
 
         class Note(Timestamped, table=True):
@@ -60,7 +60,7 @@ NOTES = {
                 CheckConstraint("title <> ''", name="title_not_empty"),
             )
 
-            id: UUID = Field(default_factory=new_id, primary_key=True)
+            id: UUID = Field(default_factory=uuid7, primary_key=True)
             owner_id: UUID = Field(foreign_key="users.id", ondelete="CASCADE")
             title: str
     ''',
@@ -72,7 +72,7 @@ NOTES = {
 
         from pydantic import BaseModel, ConfigDict, Field
 
-        from shared.types import Text
+        from shared.types import DatabaseText
 
 
         class NoteCreate(BaseModel):
@@ -80,7 +80,7 @@ NOTES = {
                 extra="forbid", json_schema_extra={"examples": [{"title": "Buy milk"}]}
             )
 
-            title: Annotated[Text, Field(min_length=1, max_length=200)]
+            title: Annotated[DatabaseText, Field(min_length=1, max_length=200)]
 
 
         class NotePublic(BaseModel):
@@ -145,16 +145,15 @@ NOTES = {
         from typing import Annotated
         from uuid import UUID
 
-        from fastapi import status
+        from fastapi import APIRouter, status
 
         from features.notes import handlers
         from features.notes.schemas import NoteCreate, NoteList, NotePublic
         from shared.auth import Principal, requires
-        from shared.problems import Conflict, NotFound, responses
-        from shared.web.routing import Router
         from shared.db.dependencies import OrmSession
+        from shared.problems import Conflict, NotFound, responses
 
-        router = Router(prefix="/notes", tags=["notes"])
+        router = APIRouter(prefix="/notes", tags=["notes"])
 
         Reader = Annotated[Principal, requires("notes:read")]
         Writer = Annotated[Principal, requires("notes:write")]
@@ -191,7 +190,6 @@ NOTES = {
         from features.notes.settings import NotesSettings
         from shared.db.database import database_of
         from shared.state import settings_of
-        from shared.db.sessions import orm_session
         from shared.tasks import Task
 
 
@@ -210,20 +208,20 @@ NOTES = {
 
         from features.notes.handlers import count_notes
         from features.notes.settings import NotesSettings
-        from shared.cli import plain_errors, run_with_database
+        from shared.cli import exit_on_user_error, run_with_database
         from shared.db.database import Database
-        from shared.db.sessions import orm_session
         from shared.settings import load_settings
 
         commands = typer.Typer()
 
 
         @commands.command("count-notes")
-        def count_command() -> None:
+        def count_command(context: typer.Context) -> None:
             """Print how many notes there are, and how long they are kept."""
-            with plain_errors():
+            with exit_on_user_error():
                 days = load_settings(NotesSettings).notes_kept_days
-            typer.echo(f"{run_with_database(_count)} notes, kept for {days} days")
+            notes = run_with_database(context, _count)
+            typer.echo(f"{notes} notes, kept for {days} days")
 
 
         async def _count(database: Database) -> int:
@@ -255,28 +253,28 @@ NOTES = {
         from httpx import AsyncClient
 
         from features.notes.tasks import old_notes
-        from shared.tasks import drain
+        from shared.tasks import run_until_idle
         from tests.kit.servers import execute
 
 
-        async def test_a_title_is_taken_once(client: AsyncClient, other: AsyncClient) -> None:
+        async def test_a_title_is_unique(client: AsyncClient, other_client: AsyncClient) -> None:
             assert (await client.post("/notes", json={"title": "Milk"})).status_code == 201
             again = await client.post("/notes", json={"title": "Milk"})
             assert again.status_code == 409
             assert again.json()["detail"] == "You already have a note with this title"
-            assert (await other.get("/notes")).json() == {"items": []}
+            assert (await other_client.get("/notes")).json() == {"items": []}
 
 
-        async def test_a_key_reads_notes(machine: AsyncClient) -> None:
-            assert (await machine.get("/notes")).json() == {"items": []}
+        async def test_a_key_reads_notes(api_key_client: AsyncClient) -> None:
+            assert (await api_key_client.get("/notes")).json() == {"items": []}
 
 
         async def test_old_notes_go(client: AsyncClient, app: FastAPI, database_url: str) -> None:
             await client.post("/notes", json={"title": "Milk"})
             await execute(database_url, "UPDATE notes SET created_at = now() - interval '29 days'")
-            assert await drain(app, old_notes) == 0
+            assert await run_until_idle(app, old_notes) == 0
             await execute(database_url, "UPDATE notes SET created_at = now() - interval '31 days'")
-            assert await drain(app, old_notes) == 1
+            assert await run_until_idle(app, old_notes) == 1
             assert (await client.get("/notes")).json() == {"items": []}
     ''',
     "migrations/notes/0001_notes.py": '''
@@ -348,10 +346,11 @@ PROBES = {
 
         from typing import Annotated
 
-        from shared.auth import Principal, requires
-        from shared.web.routing import Router
+        from fastapi import APIRouter
 
-        router = Router(prefix="/probes", tags=["probes"])
+        from shared.auth import Principal, requires
+
+        router = APIRouter(prefix="/probes", tags=["probes"])
 
 
         @router.get("")

@@ -5,16 +5,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fastapi import FastAPI
-from fastapi.routing import APIRoute
-from starlette.routing import Match
-from starlette.types import Scope
 
 import features
 from app.discovery import find_features
 from shared.feature import FeatureError
-from shared.web.routing import Router
-from tests.kit import connect
 
 Write = Callable[..., None]
 
@@ -109,30 +103,3 @@ def test_a_feature_brings_along_what_it_depends_on(write: Write) -> None:
     assert [feature.name for feature in found] == ["gardens", "trees", "apples"]
     with pytest.raises(FeatureError, match="there is no feature 'plums'; there are"):
         find_features("plums")
-
-
-async def test_a_router_passes_over_what_does_not_begin_like_its_routes() -> None:
-    tried: list[str] = []
-
-    class Noted(APIRoute):
-        def matches(self, scope: Scope) -> tuple[Match, Scope]:
-            tried.append(self.path)
-            return super().matches(scope)
-
-    one, inner, outer = (
-        Router(route_class=Noted),
-        Router(prefix="/b/x", route_class=Noted),
-        Router(),
-    )
-    one.get("/a")(lambda: "a")
-    inner.get("/{name}")(lambda name: name)
-    outer.include_router(inner)
-    app = FastAPI()
-    app.include_router(one)
-    app.include_router(outer)
-    async with connect(app) as client:
-        assert (await client.get("/b/x/y")).json() == "y"
-        assert set(tried) == {"/b/x/{name}"}
-        assert (await client.get("/a")).json() == "a"
-        for nowhere in ("/b", "/b/x", "/c", "/"):
-            assert (await client.get(nowhere)).status_code == 404

@@ -234,7 +234,7 @@ def test_a_test_that_needs_another_feature_is_named(
     code: Path, server: Server, beyond: str, said: str
 ) -> None:
     file = code / "features/notes/tests/test_notes.py"
-    first = "async def test_a_title_is_taken_once"
+    first = "async def test_a_title_is_unique"
     with changed(file, first, f"{dedent(BEYOND_NOTES[beyond]).strip()}\n\n\n{first}"):
         done = suite_of_notes(code, server)
         among_all = pytest_in(code, server, str(file), "-k", "beyond")

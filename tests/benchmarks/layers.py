@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 import uvloop
-from fastapi import Request, Response
+from fastapi import APIRouter, Request, Response
 from sqlalchemy import literal, select
 from starlette.applications import Starlette
 from starlette.routing import Route
@@ -22,7 +22,6 @@ from app.main import create_app
 from shared.auth import Principal, requires
 from shared.db import ReadSession
 from shared.settings import Settings
-from shared.web.routing import Router
 from tests.benchmarks.common import migrated_database, save
 from tests.benchmarks.endpoints import prepare
 from tests.kit import calls
@@ -33,7 +32,7 @@ ONE = select(literal(1))
 ANSWER = Response(b'{"id": 1}', media_type="application/json")
 
 Reader = Annotated[Principal, requires("items:read")]
-layers = Router(prefix="/layers")
+layers = APIRouter(prefix="/layers")
 
 
 async def barely(_request: Request) -> Response:

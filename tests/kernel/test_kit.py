@@ -10,13 +10,13 @@ import sqlalchemy
 import sqlmodel
 import structlog
 import time_machine
+from fastapi import APIRouter
 from httpx import AsyncClient
 
 from features.items.schemas import ItemCreate, ItemUpdate
 from features.users.accounts.tables import User
 from shared.db import OrmSession, WriteSession
 from shared.settings import Settings
-from shared.web.routing import Router
 from tests.kit import (
     connect,
     eventually,
@@ -105,7 +105,7 @@ async def test_who_writes_to_a_neighbours_table_is_named(settings: Settings, nam
         "sqlmodel": sqlmodel,
     }
     exec(HANDLERS, code)
-    probe = Router()
+    probe = APIRouter()
     probe.post("/probe")(code[name])
     async with app_with(settings, probe) as app, connect(app) as client:
         with pytest.raises(AssertionError, match=r"^items writes to users"), watched(app):  # noqa: PT012

@@ -1,10 +1,9 @@
-from fastapi import Response
+from fastapi import APIRouter, Response
 
 from features.users.access_tokens.signing_keys import JWKS_MAX_AGE
 from features.users.dependencies import StateDep
-from shared.web.routing import Router
 
-router = Router(tags=["auth"])
+router = APIRouter(tags=["auth"])
 
 
 @router.get("/.well-known/jwks.json")

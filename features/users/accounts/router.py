@@ -1,4 +1,4 @@
-from fastapi import status
+from fastapi import APIRouter, status
 
 from features.users.accounts import handlers
 from features.users.accounts.schemas import EmailVerification, UserCreate, UserPublic, UserUpdate
@@ -6,9 +6,8 @@ from features.users.client_info import CurrentClient
 from features.users.dependencies import CurrentPrincipal, CurrentSession, StateDep
 from shared.db import OrmSession, ReadSession
 from shared.problems import BadRequest, Conflict, TooManyRequests, responses
-from shared.web.routing import Router
 
-router = Router(tags=["users"])
+router = APIRouter(tags=["users"])
 
 
 @router.post(

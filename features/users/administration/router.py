@@ -1,7 +1,7 @@
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import status
+from fastapi import APIRouter, Query, status
 
 from features.users.accounts.schemas import UserPublic
 from features.users.administration import handlers
@@ -11,15 +11,14 @@ from features.users.dependencies import AdminPrincipal, AdminSession
 from shared.db import OrmSession, ReadSession
 from shared.problems import BadRequest, Conflict, NotFound, responses
 from shared.web.pagination import CursorsDep
-from shared.web.routing import Router, from_query
 
-router = Router(prefix="/users", tags=["users"])
+router = APIRouter(prefix="/users", tags=["users"])
 
 
 @router.get("", responses=responses(BadRequest))
 async def list_(
     admin: AdminPrincipal,
-    query: Annotated[UserQuery, from_query(UserQuery)],
+    query: Annotated[UserQuery, Query()],
     session: ReadSession,
     cursors: CursorsDep,
 ) -> UserPage:

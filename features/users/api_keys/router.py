@@ -1,7 +1,7 @@
 from typing import Any
 from uuid import UUID
 
-from fastapi import status
+from fastapi import APIRouter, status
 
 from features.users.api_keys import handlers
 from features.users.api_keys.schemas import ApiKeyCreate, ApiKeyCreated, ApiKeyList, ApiKeyPublic
@@ -11,9 +11,8 @@ from features.users.dependencies import CurrentSession
 from features.users.permissions import parse_scope
 from shared.db import OrmSession
 from shared.problems import Conflict, NotFound, responses
-from shared.web.routing import Router
 
-router = Router(prefix="/users/me/api-keys", tags=["api_keys"])
+router = APIRouter(prefix="/users/me/api-keys", tags=["api_keys"])
 
 
 @router.post("", status_code=status.HTTP_201_CREATED, responses=responses(Conflict))

@@ -1,20 +1,21 @@
 from typing import Annotated
 
+from fastapi import APIRouter, Query
+
 from features.users.dependencies import CurrentPrincipal
 from features.users.events.handlers import list_events
 from features.users.events.schemas import EventPage, EventQuery
 from shared.db import ReadSession
 from shared.problems import BadRequest, responses
 from shared.web.pagination import CursorsDep
-from shared.web.routing import Router, from_query
 
-router = Router(prefix="/users/me/events", tags=["events"])
+router = APIRouter(prefix="/users/me/events", tags=["events"])
 
 
 @router.get("", responses=responses(BadRequest))
 async def list_(
     principal: CurrentPrincipal,
-    query: Annotated[EventQuery, from_query(EventQuery)],
+    query: Annotated[EventQuery, Query()],
     session: ReadSession,
     cursors: CursorsDep,
 ) -> EventPage:

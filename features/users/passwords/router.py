@@ -1,4 +1,4 @@
-from fastapi import status
+from fastapi import APIRouter, status
 
 from features.users.client_info import CurrentClient
 from features.users.dependencies import CurrentSession, StateDep
@@ -6,9 +6,8 @@ from features.users.passwords import handlers
 from features.users.passwords.schemas import PasswordChange, PasswordForgotten, PasswordReset
 from shared.db import OrmSession
 from shared.problems import BadRequest, Conflict, TooManyRequests, responses
-from shared.web.routing import Router
 
-router = Router(tags=["passwords"])
+router = APIRouter(tags=["passwords"])
 
 
 @router.put(

@@ -1,6 +1,6 @@
 from uuid import UUID
 
-from fastapi import status
+from fastapi import APIRouter, status
 
 from features.users.client_info import CurrentClient
 from features.users.dependencies import AnySession, CurrentSession
@@ -8,9 +8,8 @@ from features.users.sessions import handlers
 from features.users.sessions.schemas import SessionList, SessionPublic
 from shared.db import OrmSession
 from shared.problems import NotFound, responses
-from shared.web.routing import Router
 
-router = Router(prefix="/auth", tags=["sessions"])
+router = APIRouter(prefix="/auth", tags=["sessions"])
 
 
 @router.post("/logout", status_code=status.HTTP_204_NO_CONTENT, responses=responses(NotFound))

@@ -2,7 +2,7 @@ from collections.abc import Callable, Coroutine
 from datetime import timedelta
 from typing import Annotated, Any
 
-from fastapi import Form, Request, Response
+from fastapi import APIRouter, Form, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
@@ -18,7 +18,6 @@ from features.users.state import UsersState
 from shared.auth import Principal
 from shared.problems import TooManyRequests, error_message, responses
 from shared.types import DatabaseText
-from shared.web.routing import Router
 
 
 class FormRoute(APIRoute):
@@ -37,7 +36,7 @@ class FormRoute(APIRoute):
         return handle_form
 
 
-router = Router(tags=["auth"], route_class=FormRoute)
+router = APIRouter(tags=["auth"], route_class=FormRoute)
 
 NO_STORE = {"Cache-Control": "no-store", "Pragma": "no-cache"}
 GRANT_TYPES = ("password", "refresh_token")

@@ -4,7 +4,7 @@ from typing import Annotated
 from uuid import UUID
 
 from cryptography.fernet import InvalidToken
-from fastapi import Path, Query, Request, Response, status
+from fastapi import APIRouter, Path, Query, Request, Response, status
 from fastapi.responses import JSONResponse, RedirectResponse
 
 from features.users.client_info import CurrentClient
@@ -27,9 +27,8 @@ from shared.problems import (
     Unavailable,
     responses,
 )
-from shared.web.routing import Router
 
-router = Router(tags=["identities"])
+router = APIRouter(tags=["identities"])
 
 COOKIE_SECONDS = 600
 ERROR_CODE = re.compile(r"[a-z_]{1,50}")
