@@ -17,6 +17,7 @@ from app.middleware import (
     TimeoutMiddleware,
 )
 from app.migrations import load_revisions
+from app.openapi import mount_docs, operation_id
 from app.ops import health, metrics
 from app.ops.logging import configure_logging
 from app.ops.sentry import configure_sentry
@@ -32,9 +33,8 @@ from shared.settings import (
 )
 from shared.state import AppState, state_of
 from shared.tasks import Dispatcher, Task, run_until_idle, task_runner
-from shared.web.idempotency import delete_expired_keys
-from shared.web.openapi import mount_docs, operation_id
-from shared.web.pagination import new_cursors
+from shared.web.idempotency import Replay, delete_expired_keys, replay
+from shared.web.pagination import new_paginator
 from shared.web.problem_details import install_error_handlers
 from shared.web.rate_limits import Limiter
 
@@ -80,6 +80,7 @@ def create_app(
     )
     prepare(app, settings, features, run_tasks=run_tasks)
     install_error_handlers(app)
+    app.add_exception_handler(Replay, replay)
     app.add_middleware(TimeoutMiddleware, seconds=settings.request_timeout)
     app.add_middleware(LoadSheddingMiddleware, concurrency=settings.max_concurrency)
     app.add_middleware(ServerErrorMiddleware)
@@ -122,7 +123,7 @@ def prepare(
     state.tasks = tasks_of(features)
     state.runs_tasks = run_tasks
     state.limiter = Limiter(settings.redis_url, enabled=settings.limits_rates)
-    state.cursors = new_cursors(settings.secret())
+    state.paginator = new_paginator(settings.secret())
     state.resources = {}
     state.is_stopping = False
     state.backlogs_read_at = -math.inf

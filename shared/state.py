@@ -13,7 +13,7 @@ from shared.feature import Feature
 from shared.problems import Problem
 from shared.settings import AnyFeatureSettings, FeatureSettings, Settings
 from shared.tasks import Task
-from shared.web.pagination import Cursors
+from shared.web.pagination import Paginator
 from shared.web.rate_limits import Limiter
 
 Resource = TypeVar("Resource")
@@ -31,7 +31,7 @@ class AppState(State):
     tasks: Sequence[Task]
     runs_tasks: bool
     limiter: Limiter
-    cursors: Cursors
+    paginator: Paginator
     database: Database
     revisions: ScriptDirectory
     resources: dict[type, object]

@@ -35,17 +35,16 @@ from shared.problems import (
     responses,
 )
 from shared.web.conditional import (
-    CREATED,
+    CONDITIONAL_RESPONSES,
+    CREATED_RESPONSE,
     ETAG_RESPONSE,
-    NOT_MODIFIED,
+    ConditionalGet,
     IfMatch,
-    IfNoneMatch,
     created,
-    entity_tag,
-    is_current,
+    tagged,
 )
-from shared.web.idempotency import IdempotencyDep
-from shared.web.pagination import CursorsDep
+from shared.web.idempotency import Idempotency
+from shared.web.pagination import Pages
 
 router = APIRouter(prefix="/items", tags=["items"])
 
@@ -59,55 +58,44 @@ async def list_(
     principal: Reader,
     query: Annotated[ItemQuery, Query()],
     session: ReadSession,
-    cursors: CursorsDep,
+    pages: Pages,
 ) -> ItemPage:
     """Your items, a page at a time."""
-    after = cursors.read(query, principal.user_id)
-    found = await handlers.list_items(session, principal.user_id, query, after)
-    return ItemPage.model_validate(cursors.page(found, query, principal.user_id))
+    page = await handlers.list_items(session, pages, principal.user_id, query)
+    return ItemPage.model_validate(page)
 
 
 @router.get(
     "/{item_id:uuid}",
     response_model=ItemPublic,
-    responses={**responses(NotFound), **ETAG_RESPONSE, **NOT_MODIFIED},
+    responses={**responses(NotFound), **CONDITIONAL_RESPONSES},
 )
 async def get(
     item_id: UUID,
-    response: Response,
     principal: Reader,
     session: ReadSession,
-    if_none_match: IfNoneMatch = None,
+    conditional: ConditionalGet,
 ) -> ItemPublic | Response:
     """One item."""
-    item = await handlers.get_item(session, principal.user_id, item_id)
-    tag = entity_tag(item.updated_at)
-    if is_current(if_none_match, tag):
-        return Response(status_code=status.HTTP_304_NOT_MODIFIED, headers={"ETag": tag})
-    response.headers["ETag"] = tag
-    return item
+    return conditional.answer(await handlers.get_item(session, principal.user_id, item_id))
 
 
 @router.post(
     "",
     status_code=status.HTTP_201_CREATED,
     response_model=ItemPublic,
-    responses={**responses(Conflict), **CREATED},
+    responses={**responses(Conflict), **CREATED_RESPONSE},
 )
 async def create(
     new: ItemCreate,
     request: Request,
     principal: Writer,
     session: WriteSession,
-    idempotency: IdempotencyDep,
+    idempotency: Idempotency,
 ) -> Response:
     """Adds an item."""
-    if answer := await idempotency.replay(principal):
-        return answer
     item = await handlers.create_item(session, principal.user_id, new)
-    location = f"{request.url.path}/{item.id}"
-    answer = created(item, location, entity_tag(item.updated_at))
-    return await idempotency.keep(principal, answer)
+    return await idempotency.store(created(request, item))
 
 
 @router.patch(
@@ -124,8 +112,7 @@ async def update(
 ) -> ItemPublic:
     """Changes what is given, and leaves the rest."""
     item = await handlers.update_item(session, principal.user_id, item_id, changes, if_match)
-    response.headers["ETag"] = entity_tag(item.updated_at)
-    return item
+    return tagged(response, item)
 
 
 @router.delete(

@@ -1,23 +1,14 @@
 """Entity tags and conditional requests (RFC 9110, section 13)."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol, TypeVar
 
-from fastapi import Header, Response
-from pydantic import BaseModel
+from fastapi import Depends, Header, Request, Response
 
 from shared.problems import PreconditionFailed
-
-IfMatch = Annotated[
-    str | None,
-    Header(description="Only if this is still the current `ETag`; else 412", max_length=1000),
-]
-IfNoneMatch = Annotated[
-    str | None,
-    Header(description="304 without a body if this is still the `ETag`", max_length=1000),
-]
 
 Responses = Mapping[int | str, dict[str, Any]]
 _ETAG = {
@@ -27,19 +18,78 @@ _LOCATION = {
     "Location": {"description": "The path of the new resource", "schema": {"type": "string"}}
 }
 ETAG_RESPONSE: Responses = {HTTPStatus.OK.value: {"headers": _ETAG}}
-CREATED: Responses = {HTTPStatus.CREATED.value: {"headers": {**_LOCATION, **_ETAG}}}
-NOT_MODIFIED: Responses = {
-    HTTPStatus.NOT_MODIFIED.value: {"description": "Not Modified", "headers": _ETAG}
+CREATED_RESPONSE: Responses = {HTTPStatus.CREATED.value: {"headers": {**_LOCATION, **_ETAG}}}
+CONDITIONAL_RESPONSES: Responses = {
+    **ETAG_RESPONSE,
+    HTTPStatus.NOT_MODIFIED.value: {"description": "Not Modified", "headers": _ETAG},
 }
 """The OpenAPI `responses` of routes whose answers have entity tags."""
 
+IfMatch = Annotated[
+    str | None,
+    Header(description="Only if this is still the current `ETag`; else 412", max_length=1000),
+]
+"""The precondition of a change, for `check_if_match`."""
 
-def created(resource: BaseModel, location: str, tag: str) -> Response:
-    """Returns the response to a request that created a resource (RFC 9110, section 15.3.2)."""
+
+class _Resource(Protocol):
+    @property
+    def id(self) -> Any: ...
+    @property
+    def updated_at(self) -> datetime: ...
+    def model_dump_json(self) -> str: ...
+
+
+Resource = TypeVar("Resource", bound=_Resource)
+
+
+@dataclass(frozen=True)
+class Conditional:
+    """What a client already has of a resource."""
+
+    response: Response
+    if_none_match: str | None
+
+    def answer(self, resource: Resource) -> Resource | Response:
+        """Returns the resource with its entity tag, or 304 if the client's copy is current.
+
+        The comparison is weak: `W/"5"` matches `"5"`.
+        """
+        tag = entity_tag(resource.updated_at)
+        if self.if_none_match is not None and tag in _tags(self.if_none_match, weak=True):
+            return Response(status_code=HTTPStatus.NOT_MODIFIED, headers={"ETag": tag})
+        self.response.headers["ETag"] = tag
+        return resource
+
+
+async def _conditional(
+    response: Response,
+    if_none_match: Annotated[
+        str | None,
+        Header(description="304 without a body if this is still the `ETag`", max_length=1000),
+    ] = None,
+) -> Conditional:
+    return Conditional(response, if_none_match)
+
+
+ConditionalGet = Annotated[Conditional, Depends(_conditional)]
+
+
+def tagged(response: Response, resource: Resource) -> Resource:
+    """Returns a resource, and gives the response its entity tag."""
+    response.headers["ETag"] = entity_tag(resource.updated_at)
+    return resource
+
+
+def created(request: Request, resource: _Resource) -> Response:
+    """Returns the response to a POST that created a resource (RFC 9110, section 15.3.2)."""
     return Response(
         resource.model_dump_json(),
         HTTPStatus.CREATED,
-        {"Location": location, "ETag": tag},
+        {
+            "Location": f"{request.url.path}/{resource.id}",
+            "ETag": entity_tag(resource.updated_at),
+        },
         media_type="application/json",
     )
 
@@ -49,22 +99,13 @@ def entity_tag(updated_at: datetime) -> str:
     return f'"{int(updated_at.timestamp() * 1_000_000):x}"'
 
 
-def is_current(if_none_match: str | None, tag: str) -> bool:
-    """Returns whether the client's copy is current (weak comparison).
-
-    >>> is_current('W/"5", "7"', '"5"')
-    True
-    """
-    return if_none_match is not None and tag in _tags(if_none_match, weak=True)
-
-
-def check_if_match(if_match: str | None, tag: str) -> None:
+def check_if_match(if_match: str | None, updated_at: datetime) -> None:
     """Checks that the client's copy is current (strong comparison).
 
     Raises:
         PreconditionFailed: the copy is out of date.
     """
-    if if_match is not None and tag not in _tags(if_match, weak=False):
+    if if_match is not None and entity_tag(updated_at) not in _tags(if_match, weak=False):
         raise PreconditionFailed("It was changed since you read it; read it again")
 
 

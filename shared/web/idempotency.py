@@ -16,8 +16,8 @@ from sqlalchemy import BigInteger, LargeBinary, bindparam, delete, func, insert,
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlmodel import Field, SQLModel
 
-from shared.auth import Principal
-from shared.db import WriteSession, database_of
+from shared.auth import principal_of
+from shared.db import WriteSession, database_of, sessions
 from shared.db.locks import advisory_lock
 from shared.db.tables import table_of, uuid7
 from shared.problems import Conflict, Unprocessable
@@ -71,60 +71,65 @@ DELETE_EXPIRED = (
 )
 
 
+class Replay(Exception):
+    """Ends a request whose response is stored already. `replay` turns it into that response."""
+
+    def __init__(self, response: Response) -> None:
+        super().__init__("answered before")
+        self.response = response
+
+
+async def replay(_request: Request, replayed: Exception) -> Response:
+    assert isinstance(replayed, Replay)
+    return replayed.response
+
+
 @dataclass(frozen=True)
-class Idempotency:
-    """The idempotency key of a request, if it has one.
+class IdempotentRequest:
+    """A request that may have an `Idempotency-Key`."""
 
-    A router calls `replay` first, and passes its response to `keep` last:
-
-        if answer := await idempotency.replay(principal):
-            return answer
-        …
-        return await idempotency.keep(principal, answer)
-    """
-
-    session: WriteSession
+    session: sessions.WriteSession
+    user_id: UUID
     key: str | None
     fingerprint: str
 
-    async def replay(self, principal: Principal) -> Response | None:
-        """Returns the stored response of this key, or None.
+    async def check(self) -> None:
+        """Checks that the request has not been answered before.
 
         Raises:
+            Replay: it has been; the exception has the stored response.
             Conflict: another request with this key is in progress.
             Unprocessable: the key was used for a different request.
         """
-        if self.key is None:
-            return None
-        this = {"user_id": principal.user_id, "key": self.key}
-        lock = {"lock": advisory_lock("shared.idempotency", principal.user_id, self.key)}
-        [taken] = await self.session.fetch(TRY_LOCK_KEY, lock)
-        if not taken.locked:
+        this = {"user_id": self.user_id, "key": self.key}
+        lock = advisory_lock("shared.idempotency", self.user_id, self.key)
+        if not await self.session.fetch_value(TRY_LOCK_KEY, {"lock": lock}):
             raise Conflict("A request with this Idempotency-Key is still being worked on")
-        kept = await self.session.fetch_one(SELECT_KEY, this)
-        if kept is None:
-            return None
-        if kept.expires_at <= datetime.now(UTC):
+        stored = await self.session.fetch_one(SELECT_KEY, this)
+        if stored is None:
+            return
+        if stored.expires_at <= datetime.now(UTC):
             await self.session.execute(DELETE_KEY, this)
-            return None
-        if kept.fingerprint != self.fingerprint:
+            return
+        if stored.fingerprint != self.fingerprint:
             raise Unprocessable("This Idempotency-Key was used for a different request")
-        return Response(kept.body, kept.status, {**kept.headers, REPLAYED_HEADER: "true"})
+        headers = {**stored.headers, REPLAYED_HEADER: "true"}
+        raise Replay(Response(stored.body, stored.status, headers))
 
-    async def keep(self, principal: Principal, answer: Response) -> Response:
+    async def store(self, response: Response) -> Response:
         """Stores the response with the key, to be committed with the work; returns the response."""
         if self.key is not None:
-            kept = {
-                "user_id": principal.user_id,
+            stored = {
+                "user_id": self.user_id,
                 "key": self.key,
                 "fingerprint": self.fingerprint,
-                "status": answer.status_code,
-                "headers": {k: v for k, v in answer.headers.items() if k in STORED_HEADERS},
-                "body": bytes(answer.body),
+                "status": response.status_code,
+                "headers": {k: v for k, v in response.headers.items() if k in STORED_HEADERS},
+                "body": bytes(response.body),
                 "expires_at": datetime.now(UTC) + LIFETIME,
             }
-            await self.session.execute(INSERT_KEY, kept)
-        return answer
+            await self.session.execute(INSERT_KEY, stored)
+        return response
 
 
 async def _idempotency(
@@ -140,13 +145,20 @@ async def _idempotency(
             " answered again, and not done again.",
         ),
     ] = None,
-) -> Idempotency:
+) -> IdempotentRequest:
+    user_id = principal_of(request).user_id
+    if key is None:
+        return IdempotentRequest(session, user_id, None, "")
     request_line = f"{request.method} {request.url.path}\n".encode()
-    fingerprint = hashlib.sha256(request_line + await request.body()).hexdigest() if key else ""
-    return Idempotency(session, key, fingerprint)
+    fingerprint = hashlib.sha256(request_line + await request.body()).hexdigest()
+    idempotent = IdempotentRequest(session, user_id, key, fingerprint)
+    await idempotent.check()
+    return idempotent
 
 
-IdempotencyDep = Annotated[Idempotency, Depends(_idempotency)]
+Idempotency = Annotated[IdempotentRequest, Depends(_idempotency)]
+"""Answers a request that was answered before, with the same response, and does not run the route.
+The route returns `await idempotency.store(response)`. Declare it after the principal."""
 
 
 async def _delete_expired(app: FastAPI) -> int:

@@ -1,7 +1,7 @@
 """Pages of a list, by offset or by keyset, with opaque, signed cursors."""
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -85,16 +85,6 @@ class CursorPosition:
     id: str
 
 
-@dataclass(frozen=True)
-class PageRows:
-    """The rows of a page; the total number of matching rows, if the query asks for it; and the
-    last row, after which the next page begins, or None on the last page."""
-
-    rows: Sequence[Row]
-    total: int | None
-    last: CursorPosition | None
-
-
 @dataclass(frozen=True, eq=False)
 class ListQuery:
     """The statement behind a list: a SELECT of the visible rows with their id and sort columns,
@@ -144,59 +134,49 @@ def _from_text(name: str, column: ColumnElement[Any]) -> ColumnElement[Any]:
     return cast(bindparam(name, type_=String), column.type)
 
 
-async def fetch_page(
-    session: ReadSession,
-    listing: ListQuery,
-    query: PageQuery,
-    after: CursorPosition | None = None,
-    **owner: Any,
-) -> PageRows:
-    """Returns a page of the matching rows, in the order of the query; ties are broken by id.
-
-    With `after`, the page begins after that row, even if rows were added since. `owner` has the
-    values of the parameters in the listing's own SELECT.
-    """
-    given = {name: getattr(query, name) for name in listing.filters}
-    filters = {name: value for name, value in given.items() if value is not None} | owner
-    names = frozenset(filters) - frozenset(owner)
-    page = page_statement(
-        listing, names, query.sort, after_cursor=after is not None, total=query.total
-    )
-    place: dict[str, Any] = {SKIP: query.skip, ROWS: query.limit + 1}
-    if after:
-        place |= {LAST_VALUE: after.value, LAST_ID: after.id}
-    found = await session.fetch(page, filters | place)
-    total: int | None = None
-    if query.total:
-        counted = found or await session.fetch(count_statement(listing, names), filters)
-        total = counted[0][TOTAL]
-    rows, more = found[: query.limit], len(found) > query.limit
-    return PageRows(rows, total, _keyset(rows[-1], query.sort.column) if more else None)
-
-
-def _keyset(row: Row, column: str) -> CursorPosition:
-    value = row[column]
-    return CursorPosition(
-        value.isoformat() if isinstance(value, datetime) else str(value), str(row.id)
-    )
-
-
 @dataclass(frozen=True)
-class Cursors:
-    """Writes and reads cursors.
+class Paginator:
+    """Fetches pages, and signs the cursors that lead from one to the next.
 
-    A cursor is valid only for the `owner`, the order and the filters of the query that it came
-    from, as its signature covers them.
+    A cursor is valid only for the list, its parameters (such as the owner), the order and the
+    filters of the query that it came from.
     """
 
     key: bytes
 
-    def read(self, query: PageQuery, *owner: Any) -> CursorPosition | None:
-        """Returns the row after which the page begins, or None if the query has no cursor.
+    async def fetch(
+        self, session: ReadSession, listed: ListQuery, query: PageQuery, **parameters: Any
+    ) -> dict[str, Any]:
+        """Returns the fields of the `Page` that a query asks for; ties in its order are broken by
+        id. After a cursor, the page begins behind the last row of the page before, even if rows
+        were added since. `parameters` has the values of those in the list's own SELECT.
 
         Raises:
             BadRequest: the cursor is malformed or was changed, or belongs to another query.
         """
+        after, total = self._read(query, parameters), None
+        given = {name: getattr(query, name) for name in listed.filters}
+        filters = frozenset(name for name, value in given.items() if value is not None)
+        values = given | parameters | {SKIP: query.skip, ROWS: query.limit + 1}
+        if after:
+            values |= {LAST_VALUE: after.value, LAST_ID: after.id}
+        is_next = after is not None
+        page = page_statement(listed, filters, query.sort, after_cursor=is_next, total=query.total)
+        found = await session.fetch(page, values)
+        if query.total:  # each row has it; a page without rows is counted anew
+            counted = found or await session.fetch(count_statement(listed, filters), values)
+            total = counted[0][TOTAL]
+        rows, more = found[: query.limit], len(found) > query.limit
+        last = _position(rows[-1], query.sort.column) if more else None
+        return {
+            "items": [dict(row) for row in rows],
+            "total": total,
+            "page": None if is_next else query.skip // query.limit + 1,
+            "page_size": query.limit,
+            "next_cursor": self._write(last, query, parameters) if last else None,
+        }
+
+    def _read(self, query: PageQuery, parameters: Mapping[str, Any]) -> CursorPosition | None:
         if query.cursor is None:
             return None
         try:
@@ -204,38 +184,36 @@ class Cursors:
         except ValueError:
             raise BadRequest("The cursor is not valid") from None
         signature, last = cursor[:SIGNATURE_BYTES], cursor[SIGNATURE_BYTES:]
-        if not compare_digest(signature, self._signature(last, query, owner)):
+        if not compare_digest(signature, self._sign(last, query, parameters)):
             raise BadRequest("The cursor is not valid, or not for this order and these filters")
         last_id, _, value = last.decode().partition(" ")
         return CursorPosition(value, last_id)
 
-    def page(self, found: PageRows, query: PageQuery, *owner: Any) -> dict[str, Any]:
-        """Returns the fields of the `Page`: its rows, its numbers and the next cursor."""
-        return {
-            "items": [dict(row) for row in found.rows],
-            "total": found.total,
-            "page": None if query.cursor is not None else query.skip // query.limit + 1,
-            "page_size": query.limit,
-            "next_cursor": self._write(found.last, query, owner) if found.last else None,
-        }
+    def _write(
+        self, position: CursorPosition, query: PageQuery, parameters: Mapping[str, Any]
+    ) -> str:
+        last = f"{position.id} {position.value}".encode()
+        return urlsafe_b64encode(self._sign(last, query, parameters) + last).decode()
 
-    def _write(self, keyset: CursorPosition, query: PageQuery, owner: Any) -> str:
-        last = f"{keyset.id} {keyset.value}".encode()
-        return urlsafe_b64encode(self._signature(last, query, owner) + last).decode()
-
-    def _signature(self, last: bytes, query: PageQuery, owner: Any) -> bytes:
+    def _sign(self, last: bytes, query: PageQuery, parameters: Mapping[str, Any]) -> bytes:
         same = query.model_dump(exclude={"cursor", "skip", "limit", "total"})
-        signed = orjson.dumps([owner, same], default=str) + last
+        signed = orjson.dumps([type(query).__qualname__, parameters, same], default=str) + last
         return blake2b(signed, key=self.key, digest_size=SIGNATURE_BYTES).digest()
 
 
-async def _cursors(request: Request) -> Cursors:
-    cursors: Cursors = request.app.state.cursors
-    return cursors
+def _position(row: Row, column: str) -> CursorPosition:
+    value = row[column]
+    text = value.isoformat() if isinstance(value, datetime) else str(value)
+    return CursorPosition(text, str(row.id))
 
 
-def new_cursors(secret: str) -> Cursors:
-    return Cursors(derive(secret, "cursor"))
+def new_paginator(secret: str) -> Paginator:
+    return Paginator(derive(secret, "cursor"))
 
 
-CursorsDep = Annotated[Cursors, Depends(_cursors)]
+async def _paginator(request: Request) -> Paginator:
+    paginator: Paginator = request.app.state.paginator
+    return paginator
+
+
+Pages = Annotated[Paginator, Depends(_paginator)]

@@ -8,8 +8,9 @@ import pytest
 from sqlalchemy import Column, Integer, MetaData, Table, bindparam, select
 
 from shared.db import Database
+from shared.problems import BadRequest
 from shared.settings import Settings
-from shared.web.pagination import CursorPosition, ListQuery, PageQuery, Sort, fetch_page
+from shared.web.pagination import ListQuery, PageQuery, Paginator, Sort
 
 NAMES = ("total", "rows", "page", "limit", "last_value", "last_id")
 ORDERS = Table(
@@ -20,6 +21,8 @@ ORDERS = Table(
 )
 FILTERED = ("rows", "last_value", "last_id")
 LISTING = ListQuery(select(ORDERS), {name: ORDERS.c[name] == bindparam(name) for name in FILTERED})
+
+PAGES = Paginator(b"key")
 
 
 class OrderSort(Sort):
@@ -52,9 +55,9 @@ async def database(settings: Settings, database_url: str) -> AsyncIterator[Datab
 
 
 async def test_a_column_keeps_its_value_beside_the_number_of_matches(database: Database) -> None:
-    page = await fetch_page(database.read(), LISTING, OrderQuery(limit=2))
-    assert page.total == 5
-    assert [[row[name] for name in ("id", "total", "page", "limit")] for row in page.rows] == [
+    page = await PAGES.fetch(database.read(), LISTING, OrderQuery(limit=2))
+    assert page["total"] == 5
+    assert [[row[name] for name in ("id", "total", "page", "limit")] for row in page["items"]] == [
         [1, 10, 10, 10],
         [2, 20, 20, 20],
     ]
@@ -62,8 +65,8 @@ async def test_a_column_keeps_its_value_beside_the_number_of_matches(database: D
 
 async def test_a_filter_may_have_any_name(database: Database) -> None:
     query = OrderQuery(rows=2, last_value=30, last_id=30, limit=1)
-    page = await fetch_page(database.read(), LISTING, query)
-    assert (page.total, [row.id for row in page.rows]) == (1, [3])
+    page = await PAGES.fetch(database.read(), LISTING, query)
+    assert (page["total"], [row["id"] for row in page["items"]]) == (1, [3])
 
 
 @pytest.mark.parametrize(
@@ -74,9 +77,25 @@ async def test_a_cursor_goes_on_beside_such_filters(
 ) -> None:
     query = OrderQuery(rows=2, sort=sort, limit=1)
     seen: list[int] = []
-    last: CursorPosition | None = None
     for _ in expected:
-        page = await fetch_page(database.read(), LISTING, query, last)
-        seen += [row.id for row in page.rows]
-        last = page.last
-    assert (seen, last) == (expected, None)
+        page = await PAGES.fetch(database.read(), LISTING, query)
+        seen += [row["id"] for row in page["items"]]
+        query = query.model_copy(update={"cursor": page["next_cursor"]})
+    assert (seen, query.cursor) == (expected, None)
+
+
+async def test_a_cursor_of_one_list_is_not_for_another_or_for_other_parameters(
+    database: Database,
+) -> None:
+    class ReturnQuery(OrderQuery):
+        """The query of another list, with the same fields."""
+
+    mine = ListQuery(select(ORDERS).where(ORDERS.c.id > bindparam("above")), {})
+    page = await PAGES.fetch(database.read(), mine, OrderQuery(limit=1), above=0)
+    cursor = page["next_cursor"]
+    again = await PAGES.fetch(database.read(), mine, OrderQuery(limit=1, cursor=cursor), above=0)
+    assert [row["id"] for row in again["items"]] == [2]
+    with pytest.raises(BadRequest):
+        await PAGES.fetch(database.read(), mine, ReturnQuery(limit=1, cursor=cursor), above=0)
+    with pytest.raises(BadRequest):
+        await PAGES.fetch(database.read(), mine, OrderQuery(limit=1, cursor=cursor), above=1)

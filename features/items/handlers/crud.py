@@ -9,7 +9,7 @@ from features.items.tables import ITEMS
 from shared.db import ReadSession, Row, WriteSession
 from shared.db.tables import columns, uuid7
 from shared.problems import NotFound
-from shared.web.conditional import check_if_match, entity_tag
+from shared.web.conditional import check_if_match
 
 PUBLIC_COLUMNS = columns(ITEMS, ItemPublic)
 SELECT_ITEMS = select(*PUBLIC_COLUMNS).where(ITEMS.c.owner_id == bindparam("owner_id"))
@@ -83,7 +83,7 @@ async def _lock_item(
     )
     if row is None:
         raise _not_found(item_id)
-    check_if_match(if_match, entity_tag(row.updated_at))
+    check_if_match(if_match, row.updated_at)
     return row
 
 

@@ -1,5 +1,6 @@
 """Pages of an owner's items, by offset or by keyset."""
 
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Numeric, bindparam, func
@@ -8,7 +9,7 @@ from features.items.handlers.crud import SELECT_ITEMS
 from features.items.schemas import ItemQuery
 from features.items.tables import ITEMS
 from shared.db import ReadSession
-from shared.web.pagination import CursorPosition, ListQuery, PageRows, fetch_page
+from shared.web.pagination import ListQuery, Pages
 
 LIST_ITEMS = ListQuery(
     SELECT_ITEMS,
@@ -23,7 +24,7 @@ LIST_ITEMS = ListQuery(
 
 
 async def list_items(
-    session: ReadSession, owner_id: UUID, query: ItemQuery, after: CursorPosition | None = None
-) -> PageRows:
+    session: ReadSession, pages: Pages, owner_id: UUID, query: ItemQuery
+) -> dict[str, Any]:
     """Returns a page of the owner's matching items."""
-    return await fetch_page(session, LIST_ITEMS, query, after, owner_id=owner_id)
+    return await pages.fetch(session, LIST_ITEMS, query, owner_id=owner_id)

@@ -1,5 +1,6 @@
 """Administration of accounts."""
 
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import bindparam, func
@@ -20,7 +21,7 @@ from features.users.events.handlers import record
 from features.users.events.tables import EventKind
 from shared.db import ReadSession
 from shared.problems import NotFound
-from shared.web.pagination import CursorPosition, ListQuery, PageRows, fetch_page
+from shared.web.pagination import ListQuery, Pages
 
 LOWER_Q = func.lower(bindparam("q"))
 USER_LIST = ListQuery(
@@ -34,13 +35,11 @@ USER_LIST = ListQuery(
 )
 
 
-async def list_users(
-    session: ReadSession, query: UserQuery, after: CursorPosition | None = None
-) -> PageRows:
+async def list_users(session: ReadSession, pages: Pages, query: UserQuery) -> dict[str, Any]:
     """Returns a page of the matching accounts. A full address matches in any spelling."""
     if query.q:
         query = query.model_copy(update={"q": normalize_email(query.q)})
-    return await fetch_page(session, USER_LIST, query, after)
+    return await pages.fetch(session, USER_LIST, query)
 
 
 async def get_account(session: AsyncSession, user_id: UUID, *, lock: bool = False) -> User:

@@ -10,7 +10,7 @@ from features.users.client_info import CurrentClient
 from features.users.dependencies import AdminPrincipal, AdminSession
 from shared.db import OrmSession, ReadSession
 from shared.problems import BadRequest, Conflict, NotFound, responses
-from shared.web.pagination import CursorsDep
+from shared.web.pagination import Pages
 
 router = APIRouter(prefix="/users", tags=["users"])
 
@@ -20,11 +20,10 @@ async def list_(
     admin: AdminPrincipal,
     query: Annotated[UserQuery, Query()],
     session: ReadSession,
-    cursors: CursorsDep,
+    pages: Pages,
 ) -> UserPage:
     """All accounts, a page at a time."""
-    found = await handlers.list_users(session, query, cursors.read(query, admin.user_id))
-    return UserPage.model_validate(cursors.page(found, query, admin.user_id))
+    return UserPage.model_validate(await handlers.list_users(session, pages, query))
 
 
 @router.get("/{user_id:uuid}", responses=responses(NotFound))

@@ -1,5 +1,6 @@
 """Audit log of accounts: an event is written in the transaction of the change it records."""
 
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import bindparam, case, select
@@ -10,7 +11,7 @@ from features.users.client_info import ClientInfo
 from features.users.events.schemas import EventPublic, EventQuery
 from features.users.events.tables import Event, EventKind
 from shared.db import ReadSession
-from shared.web.pagination import CursorPosition, ListQuery, PageRows, fetch_page
+from shared.web.pagination import ListQuery, Pages
 
 CLIENT_COLUMNS = ("address", "user_agent")  # of an administrator, if one did it: then hidden
 IS_OWN = col(Event.actor_id).is_(None)
@@ -48,7 +49,7 @@ async def record(
 
 
 async def list_events(
-    session: ReadSession, user_id: UUID, query: EventQuery, after: CursorPosition | None = None
-) -> PageRows:
+    session: ReadSession, pages: Pages, user_id: UUID, query: EventQuery
+) -> dict[str, Any]:
     """Returns a page of the account's events."""
-    return await fetch_page(session, EVENT_LIST, query, after, user_id=user_id)
+    return await pages.fetch(session, EVENT_LIST, query, user_id=user_id)

@@ -7,7 +7,7 @@ from features.users.events.handlers import list_events
 from features.users.events.schemas import EventPage, EventQuery
 from shared.db import ReadSession
 from shared.problems import BadRequest, responses
-from shared.web.pagination import CursorsDep
+from shared.web.pagination import Pages
 
 router = APIRouter(prefix="/users/me/events", tags=["events"])
 
@@ -17,9 +17,8 @@ async def list_(
     principal: CurrentPrincipal,
     query: Annotated[EventQuery, Query()],
     session: ReadSession,
-    cursors: CursorsDep,
+    pages: Pages,
 ) -> EventPage:
     """What happened to your account, and from where."""
-    after = cursors.read(query, principal.user_id)
-    found = await list_events(session, principal.user_id, query, after)
-    return EventPage.model_validate(cursors.page(found, query, principal.user_id))
+    page = await list_events(session, pages, principal.user_id, query)
+    return EventPage.model_validate(page)
