@@ -19,7 +19,7 @@ from features.users.tests.conftest import (
     status_with,
     tokens_of,
 )
-from tests.kit import Command, connect
+from tests.kit import Command, connect, eventually
 
 ALL_CLAIMS = {"iss", "aud", "sub", "sid", "iat", "exp", "jti", "scope"}
 
@@ -120,8 +120,10 @@ async def test_a_new_key_is_published_before_it_signs_and_the_old_one_goes_on_ve
     app: FastAPI, anonymous: AsyncClient, signed_in: Tokens, command: Command
 ) -> None:
     (old,) = await key_ids(anonymous)
+    revocation_list = state_of(app).revocation_list
+    await eventually(lambda: revocation_list.fresh, "the first poll")
     await rotate(command)
-    await state_of(app).revocation_list.sync()
+    await revocation_list.sync()
 
     assert len(await key_ids(anonymous)) == 2
     again = tokens_of(await by_refresh(anonymous, signed_in.refresh))
@@ -142,8 +144,10 @@ async def test_a_leaked_key_is_worth_nothing_at_once(
     app: FastAPI, anonymous: AsyncClient, signed_in: Tokens, command: Command
 ) -> None:
     assert await status_with(anonymous, signed_in.header) == 200
+    revocation_list = state_of(app).revocation_list
+    await eventually(lambda: revocation_list.fresh, "the first poll")
     await rotate(command, "--revoke")
-    await state_of(app).revocation_list.sync()
+    await revocation_list.sync()
 
     assert await status_with(anonymous, signed_in.header) == 401
     again = tokens_of(await by_refresh(anonymous, signed_in.refresh))
