@@ -16,6 +16,7 @@ from starlette.staticfiles import StaticFiles
 
 from shared.auth import api_key, bearer
 from shared.problems import MEDIA_TYPE, FieldError, title
+from shared.web.conditional import ETAG_HEADER
 from shared.web.problem_details import ProblemDetails
 
 ASSETS = "/docs/assets"
@@ -26,6 +27,7 @@ PAGE_POLICY = (
 ALWAYS = (500, 503)
 WITH_SECURITY = (401, 403, 429)
 WITH_BODY = (413, 415, 422)
+WITH_PARAMETER = {"cursor": (400,), "idempotency-key": (409,), "if-match": (412,)}
 
 router = APIRouter(include_in_schema=False)
 
@@ -117,13 +119,23 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _declare_problems(operation: dict[str, Any]) -> None:
-    declared = operation["responses"]
+    """Declares the problems and entity tags that follow from what the route itself declares."""
+    declared, parameters = operation["responses"], operation.get("parameters", [])
     wanted = {int(status) for status in declared if status == "422"} | set(ALWAYS)
     if "security" in operation:
         wanted |= set(WITH_SECURITY)
     if "requestBody" in operation:
         wanted |= set(WITH_BODY)
+    if any(parameter["in"] == "path" for parameter in parameters):
+        wanted.add(404)
+    names = {parameter["name"].lower() for parameter in parameters}
+    for name in names:
+        wanted |= set(WITH_PARAMETER.get(name, ()))
     for status in wanted:
         problem = {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}
         declared[str(status)] = {"description": title(status), "content": {MEDIA_TYPE: problem}}
+    if names & {"if-match", "if-none-match"} and "200" in declared:
+        declared["200"]["headers"] = ETAG_HEADER
+    if "if-none-match" in names:
+        declared["304"] = {"description": title(304), "headers": ETAG_HEADER}
     operation["responses"] = dict(sorted(declared.items()))

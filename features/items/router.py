@@ -29,15 +29,11 @@ from shared.problems import (
     BadRequest,
     Conflict,
     NotAcceptable,
-    NotFound,
-    PreconditionFailed,
     RequestTimeout,
     responses,
 )
 from shared.web.conditional import (
-    CONDITIONAL_RESPONSES,
     CREATED_RESPONSE,
-    ETAG_RESPONSE,
     ConditionalGet,
     IfMatch,
     created,
@@ -53,7 +49,7 @@ Writer = Annotated[Principal, requires("items:write")]
 MAX_IMPORT_BYTES = 1 << 50  # no limit: an import is streamed, and not held in memory
 
 
-@router.get("", responses=responses(BadRequest))
+@router.get("")
 async def list_(
     principal: Reader,
     query: Annotated[ItemQuery, Query()],
@@ -68,7 +64,6 @@ async def list_(
 @router.get(
     "/{item_id:uuid}",
     response_model=ItemPublic,
-    responses={**responses(NotFound), **CONDITIONAL_RESPONSES},
 )
 async def get(
     item_id: UUID,
@@ -84,7 +79,7 @@ async def get(
     "",
     status_code=status.HTTP_201_CREATED,
     response_model=ItemPublic,
-    responses={**responses(Conflict), **CREATED_RESPONSE},
+    responses=CREATED_RESPONSE,
 )
 async def create(
     new: ItemCreate,
@@ -100,7 +95,7 @@ async def create(
 
 @router.patch(
     "/{item_id:uuid}",
-    responses={**responses(NotFound, Conflict, PreconditionFailed), **ETAG_RESPONSE},
+    responses=responses(Conflict),
 )
 async def update(
     item_id: UUID,
@@ -118,7 +113,6 @@ async def update(
 @router.delete(
     "/{item_id:uuid}",
     status_code=status.HTTP_204_NO_CONTENT,
-    responses=responses(NotFound, PreconditionFailed),
 )
 async def delete(
     item_id: UUID, principal: Writer, session: WriteSession, if_match: IfMatch = None

@@ -14,7 +14,7 @@ from features.search.schemas import (
 )
 from shared.auth import Principal, requires
 from shared.db import ReadSession
-from shared.problems import NotFound, Unavailable, responses
+from shared.problems import Unavailable, responses
 
 router = APIRouter(tags=["search"])
 
@@ -46,7 +46,7 @@ async def status(principal: Searcher, session: ReadSession) -> SearchStatus:
     return await handlers.index_status(session, principal.user_id)
 
 
-@router.get("/items/{item_id}/similar", responses=responses(NotFound, Unavailable))
+@router.get("/items/{item_id}/similar", responses=responses(Unavailable))
 async def similar(
     item_id: UUID,
     principal: Searcher,

@@ -1,6 +1,5 @@
 """Entity tags and conditional requests (RFC 9110, section 13)."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
@@ -10,20 +9,16 @@ from fastapi import Depends, Header, Request, Response
 
 from shared.problems import PreconditionFailed
 
-Responses = Mapping[int | str, dict[str, Any]]
-_ETAG = {
+ETAG_HEADER = {
     "ETag": {"description": "The entity tag of this state (RFC 9110)", "schema": {"type": "string"}}
 }
 _LOCATION = {
     "Location": {"description": "The path of the new resource", "schema": {"type": "string"}}
 }
-ETAG_RESPONSE: Responses = {HTTPStatus.OK.value: {"headers": _ETAG}}
-CREATED_RESPONSE: Responses = {HTTPStatus.CREATED.value: {"headers": {**_LOCATION, **_ETAG}}}
-CONDITIONAL_RESPONSES: Responses = {
-    **ETAG_RESPONSE,
-    HTTPStatus.NOT_MODIFIED.value: {"description": "Not Modified", "headers": _ETAG},
+CREATED_RESPONSE: dict[int | str, dict[str, Any]] = {
+    HTTPStatus.CREATED.value: {"headers": {**_LOCATION, **ETAG_HEADER}}
 }
-"""The OpenAPI `responses` of routes whose answers have entity tags."""
+"""The OpenAPI `responses` of a route that returns `created`."""
 
 IfMatch = Annotated[
     str | None,

@@ -36,7 +36,6 @@ def named_features(root: Path, names: list[str]) -> Iterator[str]:
     for folder in KERNEL:
         for path in sorted((root / folder).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text())):
-                text = node.value if isinstance(node, ast.Constant) else None
-                if isinstance(text, str) and (found := pattern.search(text)):
+                if isinstance(node, ast.Constant) and (found := pattern.search(str(node.value))):
                     place = f"{path.relative_to(root)}:{node.lineno}"
                     yield f"{place} names a feature: {found.group()!r}"

@@ -9,13 +9,13 @@ from features.users.administration.schemas import UserAdminUpdate, UserPage, Use
 from features.users.client_info import CurrentClient
 from features.users.dependencies import AdminPrincipal, AdminSession
 from shared.db import OrmSession, ReadSession
-from shared.problems import BadRequest, Conflict, NotFound, responses
+from shared.problems import Conflict, responses
 from shared.web.pagination import Pages
 
 router = APIRouter(prefix="/users", tags=["users"])
 
 
-@router.get("", responses=responses(BadRequest))
+@router.get("")
 async def list_(
     admin: AdminPrincipal,
     query: Annotated[UserQuery, Query()],
@@ -26,13 +26,13 @@ async def list_(
     return UserPage.model_validate(await handlers.list_users(session, pages, query))
 
 
-@router.get("/{user_id:uuid}", responses=responses(NotFound))
+@router.get("/{user_id:uuid}")
 async def get(user_id: UUID, admin: AdminPrincipal, session: OrmSession) -> UserPublic:
     """One account."""
     return UserPublic.model_validate(await handlers.get_account(session, user_id))
 
 
-@router.patch("/{user_id:uuid}", responses=responses(NotFound, Conflict))
+@router.patch("/{user_id:uuid}", responses=responses(Conflict))
 async def update(
     user_id: UUID,
     changes: UserAdminUpdate,
@@ -48,7 +48,7 @@ async def update(
 @router.delete(
     "/{user_id:uuid}",
     status_code=status.HTTP_204_NO_CONTENT,
-    responses=responses(NotFound, Conflict),
+    responses=responses(Conflict),
 )
 async def delete(
     user_id: UUID, admin: AdminSession, session: OrmSession, client: CurrentClient

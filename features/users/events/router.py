@@ -6,13 +6,12 @@ from features.users.dependencies import CurrentPrincipal
 from features.users.events.handlers import list_events
 from features.users.events.schemas import EventPage, EventQuery
 from shared.db import ReadSession
-from shared.problems import BadRequest, responses
 from shared.web.pagination import Pages
 
 router = APIRouter(prefix="/users/me/events", tags=["events"])
 
 
-@router.get("", responses=responses(BadRequest))
+@router.get("")
 async def list_(
     principal: CurrentPrincipal,
     query: Annotated[EventQuery, Query()],

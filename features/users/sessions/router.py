@@ -37,7 +37,6 @@ async def delete_all(principal: CurrentSession, session: OrmSession, client: Cur
 @router.delete(
     "/sessions/{session_id:uuid}",
     status_code=status.HTTP_204_NO_CONTENT,
-    responses=responses(NotFound),
 )
 async def delete(
     session_id: UUID, principal: CurrentSession, session: OrmSession, client: CurrentClient

@@ -41,7 +41,7 @@ Parameter = Annotated[str | None, Query(max_length=2_000)]
     "/auth/oidc/{provider}/login",
     status_code=status.HTTP_302_FOUND,
     response_class=RedirectResponse,
-    responses=responses(NotFound, TooManyRequests, Unavailable),
+    responses=responses(TooManyRequests, Unavailable),
 )
 async def login(provider: ProviderName, state: StateDep, client: CurrentClient) -> Response:
     """Sends the browser to a provider, to sign in there."""
@@ -55,7 +55,7 @@ async def login(provider: ProviderName, state: StateDep, client: CurrentClient) 
 @router.post(
     "/users/me/identities/{provider}",
     response_model=Authorization,
-    responses=responses(NotFound, TooManyRequests, Unavailable),
+    responses=responses(TooManyRequests, Unavailable),
 )
 async def begin(
     provider: ProviderName, state: StateDep, principal: CurrentSession, client: CurrentClient
@@ -122,7 +122,7 @@ async def list_(principal: CurrentSession, session: OrmSession) -> IdentityList:
 @router.delete(
     "/users/me/identities/{identity_id:uuid}",
     status_code=status.HTTP_204_NO_CONTENT,
-    responses=responses(NotFound, Conflict),
+    responses=responses(Conflict),
 )
 async def delete(
     identity_id: UUID, principal: CurrentSession, session: OrmSession, client: CurrentClient
