@@ -72,7 +72,8 @@ async def get(
     conditional: ConditionalGet,
 ) -> ItemPublic | Response:
     """One item."""
-    return conditional.answer(await handlers.get_item(session, principal.user_id, item_id))
+    item = await handlers.get_item(session, principal.user_id, item_id)
+    return conditional.answer(item)
 
 
 @router.post(

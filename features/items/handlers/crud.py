@@ -6,18 +6,19 @@ from sqlalchemy import bindparam, delete, insert, select, update
 
 from features.items.schemas import ItemCreate, ItemPublic, ItemUpdate
 from features.items.tables import ITEMS
-from shared.db import ReadSession, Row, WriteSession
+from shared.db import ReadSession, WriteSession
 from shared.db.tables import columns, uuid7
 from shared.problems import NotFound
 from shared.web.conditional import check_if_match
 
 PUBLIC_COLUMNS = columns(ITEMS, ItemPublic)
+IS_THIS_ITEM = ITEMS.c.id == bindparam("item_id")
 SELECT_ITEMS = select(*PUBLIC_COLUMNS).where(ITEMS.c.owner_id == bindparam("owner_id"))
-SELECT_ITEM = SELECT_ITEMS.where(ITEMS.c.id == bindparam("item_id"))
-SELECT_ITEM_FOR_UPDATE = SELECT_ITEM.with_for_update()
+SELECT_ITEM = SELECT_ITEMS.where(IS_THIS_ITEM)
+LOCK_ITEM = SELECT_ITEM.with_for_update()
 INSERT_ITEM = insert(ITEMS).returning(*PUBLIC_COLUMNS)
-UPDATE_ITEM = update(ITEMS).where(ITEMS.c.id == bindparam("item_id")).returning(*PUBLIC_COLUMNS)
-DELETE_ITEM = delete(ITEMS).where(ITEMS.c.id == bindparam("item_id"))
+UPDATE_ITEM = update(ITEMS).where(IS_THIS_ITEM).returning(*PUBLIC_COLUMNS)
+DELETE_ITEM = delete(ITEMS).where(IS_THIS_ITEM)
 
 
 async def create_item(session: WriteSession, owner_id: UUID, new: ItemCreate) -> ItemPublic:
@@ -26,19 +27,22 @@ async def create_item(session: WriteSession, owner_id: UUID, new: ItemCreate) ->
     A taken `external_id` violates `uq_items_owner_id_external_id`: 409, as the `Feature` says.
     """
     values = {"id": uuid7(), "owner_id": owner_id, **new.model_dump()}
-    [row] = await session.fetch(INSERT_ITEM, values)
-    return ItemPublic.model_validate(dict(row))
+    [item] = await session.fetch_as(ItemPublic, INSERT_ITEM, values)
+    return item
 
 
-async def get_item(session: ReadSession, owner_id: UUID, item_id: UUID) -> ItemPublic:
-    """Returns an item.
+async def get_item(
+    session: ReadSession, owner_id: UUID, item_id: UUID, *, lock: bool = False
+) -> ItemPublic:
+    """Returns an item; with `lock`, it stays as it is until the end of the transaction.
 
     Raises:
         NotFound: the item does not exist, or belongs to another account.
     """
-    row = await session.fetch_one(SELECT_ITEM, {"item_id": item_id, "owner_id": owner_id})
+    statement = LOCK_ITEM if lock else SELECT_ITEM
+    row = await session.fetch_one(statement, {"item_id": item_id, "owner_id": owner_id})
     if row is None:
-        raise _not_found(item_id)
+        raise NotFound(f"Item {item_id} not found")
     return ItemPublic.model_validate(dict(row))
 
 
@@ -55,11 +59,12 @@ async def update_item(
         NotFound: the item does not exist, or belongs to another account.
         PreconditionFailed: `if_match` does not match the current entity tag.
     """
-    row = await _lock_item(session, owner_id, item_id, if_match)
-    given = changes.model_dump(exclude_unset=True)
-    if given:
-        [row] = await session.fetch(UPDATE_ITEM, {"item_id": item_id, **given})
-    return ItemPublic.model_validate(dict(row))
+    item = await get_item(session, owner_id, item_id, lock=True)
+    check_if_match(if_match, item.updated_at)
+    if given := changes.model_dump(exclude_unset=True):
+        values = {"item_id": item_id, **given}
+        [item] = await session.fetch_as(ItemPublic, UPDATE_ITEM, values)
+    return item
 
 
 async def delete_item(
@@ -71,21 +76,6 @@ async def delete_item(
         NotFound: the item does not exist, or belongs to another account.
         PreconditionFailed: `if_match` does not match the current entity tag.
     """
-    await _lock_item(session, owner_id, item_id, if_match)
+    item = await get_item(session, owner_id, item_id, lock=True)
+    check_if_match(if_match, item.updated_at)
     await session.execute(DELETE_ITEM, {"item_id": item_id})
-
-
-async def _lock_item(
-    session: WriteSession, owner_id: UUID, item_id: UUID, if_match: str | None
-) -> Row:
-    row = await session.fetch_one(
-        SELECT_ITEM_FOR_UPDATE, {"item_id": item_id, "owner_id": owner_id}
-    )
-    if row is None:
-        raise _not_found(item_id)
-    check_if_match(if_match, row.updated_at)
-    return row
-
-
-def _not_found(item_id: UUID) -> NotFound:
-    return NotFound(f"Item {item_id} not found")
