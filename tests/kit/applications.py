@@ -39,5 +39,6 @@ def application(
 
 def _key(settings: Settings, features: Sequence[Feature]) -> object:
     given = {name: value for name, value in settings if name not in DATABASES}
-    variables = sorted(os.environ.items())
+    # pytest sets PYTEST_CURRENT_TEST anew for each phase of each test.
+    variables = sorted(pair for pair in os.environ.items() if pair[0] != "PYTEST_CURRENT_TEST")
     return tuple(given.items()), tuple(variables), tuple(feature.name for feature in features)
