@@ -10,11 +10,16 @@ import sqlalchemy
 import sqlmodel
 import structlog
 import time_machine
+from fastapi import FastAPI
 from httpx import AsyncClient
 
+from app.main import create_app
 from features.items.schemas import ItemCreate, ItemUpdate
 from features.users.accounts.tables import User
+from shared.auth import Principal
 from shared.db import OrmSession, WriteSession
+from shared.feature import Feature
+from shared.problems import Unauthorized
 from shared.settings import Settings
 from shared.web.routing import Router
 from tests.kit import (
@@ -46,6 +51,26 @@ async def test_a_machine_acts_for_the_account_of_client(
     made = await api_key_client.post("/items", json=payload_for(ItemCreate))
     assert (await client.get(made.headers["location"])).status_code == 200
     assert (await other_client.get(made.headers["location"])).status_code == 404
+
+
+async def test_without_a_feature_that_has_accounts_the_clients_say_what_is_missing(
+    settings: Settings,
+) -> None:
+    """The kernel of another product has no such feature, or one that tells the tests nothing."""
+    refusing = Feature(name="probe", router=Router(), authenticator=refuse)
+    for features, missing in (
+        ([], "none of the features under test has an authenticator"),
+        ([refusing], "features/probe/tests/accounts.py is missing"),
+    ):
+        app = create_app(settings, features, run_tasks=False)
+        async with app.router.lifespan_context(app), connect(app) as client:
+            assert (await client.get("/healthz")).status_code == 200
+            with pytest.raises(AssertionError, match=missing):
+                await sign_in(app, client, "ada@example.com")
+
+
+async def refuse(_app: FastAPI, _credential: str) -> Principal:
+    raise Unauthorized("Nobody has an account")
 
 
 async def test_a_request_over_its_budget_of_queries_fails(client: AsyncClient) -> None:
@@ -109,7 +134,7 @@ async def test_who_writes_to_a_neighbours_table_is_named(settings: Settings, nam
     probe.post("/probe")(code[name])
     async with app_with(settings, probe) as app, connect(app) as client:
         with pytest.raises(AssertionError, match=r"^items writes to users"), watched(app):  # noqa: PT012
-            await sign_in(client, "ada@example.com")
+            await sign_in(app, client, "ada@example.com")
             assert (await client.post("/probe")).status_code == 200, "or what it wrote is undone"
 
 

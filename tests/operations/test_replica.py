@@ -10,6 +10,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from fastapi import FastAPI
 from httpx import AsyncClient
 
 from app.embedded import EmbeddedServer, embedded_postgres, ensure_database
@@ -91,12 +92,13 @@ async def caught_up(primary_url: str, replica: "asyncpg.Connection[asyncpg.Recor
     )
 
 
-async def client_of(settings: Settings, stack: AsyncExitStack) -> AsyncClient:
-    """Returns a client of a new application with its own pools and in-memory state, like a separate
-    process."""
+async def start_app(settings: Settings, stack: AsyncExitStack) -> tuple[FastAPI, AsyncClient]:
+    """Starts an application with its own pools and in-memory state, like a separate process.
+
+    Returns it with a client."""
     app = create_app(settings, run_tasks=False)
     await stack.enter_async_context(app.router.lifespan_context(app))
-    return await stack.enter_async_context(connect(app))
+    return app, await stack.enter_async_context(connect(app))
 
 
 async def until_status(client: AsyncClient, path: str, status: int) -> None:
@@ -120,8 +122,8 @@ async def test_what_a_client_wrote_it_reads_although_the_replica_lags(
     if shared:
         settings = settings.model_copy(update={"redis_url": redis.url})
     async with AsyncExitStack() as stack:
-        here, there = [await client_of(settings, stack) for _ in range(2)]
-        await sign_in(here, f"{shared}@example.com")
+        (app, here), (_, there) = [await start_app(settings, stack) for _ in range(2)]
+        await sign_in(app, here, f"{shared}@example.com")
         there.headers["Authorization"] = here.headers["Authorization"]
         await caught_up(database_url, replica)
         await replica.execute("SELECT pg_wal_replay_pause()")
@@ -149,9 +151,9 @@ async def test_the_primary_reads_while_the_replica_is_away(
     settings = settings.model_copy(update={"database_replica_url": way})
     async with AsyncExitStack() as stack:
         stack.callback(listener.close)
-        here, there = [await client_of(settings, stack) for _ in range(2)]
+        (app, here), (_, there) = [await start_app(settings, stack) for _ in range(2)]
         log = captured_log()
-        await sign_in(here, "away@example.com")
+        await sign_in(app, here, "away@example.com")
         there.headers["Authorization"] = here.headers["Authorization"]
         await caught_up(database_url, replica)
         await replica.execute("SELECT pg_wal_replay_pause()")
