@@ -6,7 +6,7 @@ from textwrap import dedent
 
 import pytest
 
-from tests.copying import BIN, copy_repository, run, run_app
+from tests.repository_copies import BIN, copy_repository, run, run_app
 
 pytestmark = pytest.mark.verify
 KERNEL = "The kernel knows no feature"

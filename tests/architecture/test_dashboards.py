@@ -5,8 +5,8 @@ import re
 from httpx import AsyncClient
 from prometheus_client import REGISTRY
 
-from tests.copying import ROOT
-from tests.probing import parsed
+from tests.app_helpers import parse_metrics
+from tests.repository_copies import ROOT
 
 OBSERVABILITY = ROOT / "app" / "deploy"
 SUFFIXES = ("", "_total", "_bucket", "_count", "_sum")
@@ -14,7 +14,7 @@ SUFFIXES = ("", "_total", "_bucket", "_count", "_sum")
 
 async def test_dashboard_and_alerts_ask_for_what_there_is(client: AsyncClient) -> None:
     await client.get("/healthz")
-    shown = {name for name, _ in parsed((await client.get("/metrics")).text)}
+    shown = {name for name, _ in parse_metrics((await client.get("/metrics")).text)}
     declared = {f"{metric.name}{suffix}" for metric in REGISTRY.collect() for suffix in SUFFIXES}
     for file in ("dashboard.json", "alerts.yaml"):
         asked = set(

@@ -12,8 +12,8 @@ from fastapi import FastAPI
 from app.scaffold.formatting import format_code
 from app.scaffold.generating import plan_feature, render
 from app.scaffold.naming import MAX_LENGTH, NameRefused, Names, names_of
-from tests.copying import BIN, ROOT, copy_repository, make, run, run_app
 from tests.kit import Server
+from tests.repository_copies import BIN, ROOT, copy_repository, make, run, run_app
 
 pytestmark = pytest.mark.timeout(900)
 

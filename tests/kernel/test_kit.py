@@ -22,6 +22,7 @@ from shared.feature import Feature
 from shared.problems import Unauthorized
 from shared.settings import Settings
 from shared.web.routing import Router
+from tests.app_helpers import app_with
 from tests.kit import (
     connect,
     eventually,
@@ -31,8 +32,7 @@ from tests.kit import (
     wait_until,
     within,
 )
-from tests.kit.ownership import watched
-from tests.probing import app_with
+from tests.kit.ownership import check_table_writes
 
 
 async def test_each_client_is_another_identity(
@@ -133,7 +133,8 @@ async def test_who_writes_to_a_neighbours_table_is_named(settings: Settings, nam
     probe = Router()
     probe.post("/probe")(code[name])
     async with app_with(settings, probe) as app, connect(app) as client:
-        with pytest.raises(AssertionError, match=r"^items writes to users"), watched(app):  # noqa: PT012
+        named = pytest.raises(AssertionError, match=r"^items writes to users")
+        with named, check_table_writes(app):
             await sign_in(app, client, "ada@example.com")
             assert (await client.post("/probe")).status_code == 200, "or what it wrote is undone"
 

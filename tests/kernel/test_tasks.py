@@ -7,8 +7,8 @@ from fastapi import FastAPI
 
 from shared.problems import Unavailable
 from shared.tasks import Task, run_until_idle, task_runner
+from tests.app_helpers import capture_log
 from tests.kit import eventually, within
-from tests.probing import captured_log
 
 END_THE_LISTENER = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
@@ -33,7 +33,7 @@ async def test_a_task_that_fails_while_it_is_cancelled_stops_all_the_same(app: F
 
 
 async def test_a_database_that_is_away_is_no_error(app: FastAPI) -> None:
-    lines, tried = captured_log(), asyncio.Event()
+    lines, tried = capture_log(), asyncio.Event()
 
     async def find_nothing(_app: FastAPI) -> int:
         tried.set()

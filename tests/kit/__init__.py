@@ -35,7 +35,7 @@ from tests.kit.clients import (
 )
 from tests.kit.commands import SECRET_KEY, Command, command, run_command
 from tests.kit.events import events
-from tests.kit.ownership import watched
+from tests.kit.ownership import check_table_writes
 from tests.kit.queries import QueryCounts, assert_query_budgets, max_queries
 from tests.kit.redis import Redis, free_port, redis
 from tests.kit.servers import Server, drop_database, execute, running_server
@@ -93,7 +93,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "verify: takes long; runs in `make verify` alone")
     config.addinivalue_line("markers", "long: takes longer still: `make verify args=long`")
-    forget_environment()
+    clear_environment()
     if config.option.query_counts:
         config.stash[COUNTS] = QueryCounts()
     if hasattr(config, "workerinput"):  # a pytest-xdist worker uses the controller's server
@@ -105,7 +105,7 @@ def pytest_configure(config: pytest.Config) -> None:
         )
 
 
-def forget_environment() -> None:
+def clear_environment() -> None:
     """Removes the developer's settings from the environment, so that no test depends on them:
     also those of libpq, of HTTP proxies and of terminals.
 
@@ -209,7 +209,7 @@ async def app(settings: Settings, pytestconfig: pytest.Config) -> AsyncIterator[
     middleware = [counts.middleware] if counts else []
     app = application(settings, _features(pytestconfig), middleware)
     routes = list(app.routes)
-    with watched(app), counts.counting() if counts else nullcontext():
+    with check_table_writes(app), counts.counting() if counts else nullcontext():
         async with app.router.lifespan_context(app):
             yield app
     assert app.routes == routes, "tests share the application's routes: make one with `create_app`"

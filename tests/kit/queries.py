@@ -24,7 +24,7 @@ Endpoint = tuple[str, str]
 
 
 @contextmanager
-def following(record: Callable[[str], None]) -> Iterator[None]:
+def on_each_statement(record: Callable[[str], None]) -> Iterator[None]:
     """Calls `record` with each statement that this process sends within the block."""
     compile_one, compile_many = statements.compile_statement, statements.compile_many
 
@@ -56,7 +56,7 @@ def following(record: Callable[[str], None]) -> Iterator[None]:
 def recorded_queries() -> Iterator[list[str]]:
     """Collects the statements that this process sends within the block."""
     statements: list[str] = []
-    with following(statements.append):
+    with on_each_statement(statements.append):
         yield statements
 
 
@@ -114,7 +114,7 @@ class QueryCounts:
         return counting
 
     def counting(self) -> AbstractContextManager[None]:
-        return following(self._record)
+        return on_each_statement(self._record)
 
     @staticmethod
     def _record(statement: str) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.copying import ROOT, copy_repository, run_app
 from tests.kit import Server
+from tests.repository_copies import ROOT, copy_repository, run_app
 
 pytestmark = pytest.mark.verify
 

@@ -19,8 +19,8 @@ from app.main import create_app
 from shared import cache
 from shared.db.migrations import upgrade
 from shared.settings import Settings
+from tests.app_helpers import capture_log
 from tests.kit import Redis, connect, eventually, free_port, sign_in, within
-from tests.probing import captured_log
 from tests.resilience.servers import Proxy
 
 pytestmark = pytest.mark.verify
@@ -152,7 +152,7 @@ async def test_the_primary_reads_while_the_replica_is_away(
     async with AsyncExitStack() as stack:
         stack.callback(listener.close)
         (app, here), (_, there) = [await start_app(settings, stack) for _ in range(2)]
-        log = captured_log()
+        log = capture_log()
         await sign_in(app, here, "away@example.com")
         there.headers["Authorization"] = here.headers["Authorization"]
         await caught_up(database_url, replica)
@@ -162,7 +162,7 @@ async def test_the_primary_reads_while_the_replica_is_away(
         await until_status(there, item, 404)  # from the lagging replica
 
         proxy.target = free_port()
-        proxy.hang_up()
+        proxy.reset_connections()
         await until_status(there, item, 200)
         paths = [item, "/items", "/items/export", "/search?q=kettle&mode=lexical", "/readyz"] * 4
         async with within(60, "the answer of each request"):
@@ -173,4 +173,4 @@ async def test_the_primary_reads_while_the_replica_is_away(
 
         proxy.target = servers[1].port
         await until_status(there, item, 404)
-        proxy.hang_up()
+        proxy.reset_connections()

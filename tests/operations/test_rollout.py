@@ -15,8 +15,8 @@ from app.scaffold.generating import plan_feature
 from shared.db import migrations
 from shared.db.migrations import upgrade
 from shared.settings import Settings
-from tests.copying import copy_repository
 from tests.kit import PASSWORD, free_port
+from tests.repository_copies import copy_repository
 from tests.serving import serving
 
 pytestmark = pytest.mark.verify

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from shared.feature import find_features
-from tests.copying import BIN, ROOT, copy_repository, run_suite
 from tests.kit.servers import docker_answers
+from tests.repository_copies import BIN, ROOT, copy_repository, run_suite
 
 pytestmark = [pytest.mark.verify, pytest.mark.timeout(900)]
 
