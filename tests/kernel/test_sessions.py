@@ -562,7 +562,7 @@ async def test_a_copy_to_a_server_that_has_said_goodbye(
 
 async def test_a_database_that_is_gone(sign_up: SignUp, server: Server, database_url: str) -> None:
     client = await sign_up()
-    name = database_url.rsplit("/", 1)[1]
+    name = make_url(database_url).database
     await execute(server.admin_url, f'DROP DATABASE "{name}" WITH (FORCE)')
     assert (await client.get("/healthz")).status_code == 200
     unavailable(await client.get("/items"))
