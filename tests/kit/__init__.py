@@ -7,11 +7,13 @@ a container if a Docker daemon answers; otherwise the embedded PostgreSQL.
 
 import os
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, nullcontext
 from typing import Any
 
+import asyncpg
 import pytest
+import pytest_asyncio
 from fastapi import FastAPI
 from pydantic import SecretStr
 
@@ -38,7 +40,7 @@ from tests.kit.events import events
 from tests.kit.ownership import check_table_writes
 from tests.kit.queries import QueryCounts, assert_query_budgets, max_queries
 from tests.kit.redis import Redis, free_port, redis
-from tests.kit.servers import Server, drop_database, execute, running_server
+from tests.kit.servers import Server, running_server
 from tests.kit.waiting import eventually, wait_until, within
 
 __all__ = [
@@ -82,6 +84,8 @@ SERVER = pytest.StashKey[Server]()
 FEATURES = pytest.StashKey[tuple[Feature, ...]]()
 COUNTS = pytest.StashKey[QueryCounts]()
 CLEANUP = pytest.StashKey[ExitStack]()
+
+Execute = Callable[[str], Awaitable[None]]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -180,14 +184,29 @@ def server(pytestconfig: pytest.Config) -> Server:
     return pytestconfig.stash[SERVER]
 
 
-@pytest.fixture
-async def database_url(server: Server) -> AsyncIterator[str]:
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def administer(server: Server) -> AsyncIterator[Execute]:
+    """Returns a function that runs a statement on the server. It keeps its connection, as another
+    for each test takes as long as half a clone."""
+    connection = await asyncpg.connect(server.admin_url)
+
+    async def run(statement: str) -> None:
+        nonlocal connection
+        if connection.is_closed():  # a test may end all connections
+            connection = await asyncpg.connect(server.admin_url)
+        await connection.execute(statement)
+
+    yield run
+    await connection.close()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def database_url(server: Server, administer: Execute) -> AsyncIterator[str]:
     """The URL of this test's own database: migrated, empty, and dropped after the test."""
     name = f"test_{secrets.token_hex(8)}"
-    clone = f'CREATE DATABASE "{name}" TEMPLATE "{server.template}" STRATEGY file_copy'
-    await execute(server.admin_url, clone)
+    await administer(f'CREATE DATABASE "{name}" TEMPLATE "{server.template}" STRATEGY file_copy')
     yield server.url(name)
-    await drop_database(server.admin_url, name)
+    await administer(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
 
 @pytest.fixture
