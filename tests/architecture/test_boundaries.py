@@ -60,7 +60,9 @@ def test_the_code_keeps_every_contract(copy: Path) -> None:
         ("features/items/handlers/single.py", "import features.items.router", HANDLERS),
     ],
 )
-def test_a_breach_is_caught_by_name(copy: Path, file: str, statement: str, contract: str) -> None:
+def test_a_violation_is_caught_by_its_contract(
+    copy: Path, file: str, statement: str, contract: str
+) -> None:
     path = copy / file
     if not path.exists():  # the module has become a package
         path = path.with_suffix("") / "__init__.py"

@@ -113,7 +113,7 @@ def shape(operation: dict[str, Any]) -> dict[str, Any]:
         (" Categories", ("categories", "category", "Category", "/categories", "a category")),
     ],
 )
-def test_a_name_has_all_its_forms(name: str, forms: tuple[str, ...]) -> None:
+def test_a_name_is_converted_to_each_form(name: str, forms: tuple[str, ...]) -> None:
     names = names_of(name)
     assert (names.feature, names.singular, names.cls, names.path, names.a_word) == forms
 

@@ -131,7 +131,7 @@ async def test_a_request_without_an_answer_is_given_up(anonymous: AsyncClient) -
         assert "within 1 s" in unavailable(await anonymous.get("/probe/asleep"))
 
 
-async def test_an_answer_that_has_begun_may_take_its_time(anonymous: AsyncClient) -> None:
+async def test_a_response_that_has_begun_has_no_deadline(anonymous: AsyncClient) -> None:
     assert (await anonymous.get("/probe/stream")).text == "begun\nended\n"
 
 

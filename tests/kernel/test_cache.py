@@ -18,7 +18,7 @@ def failures() -> float:
 
 
 @pytest.mark.parametrize("fault", ["gone", "frozen", "full"])
-async def test_a_redis_that_fails_is_left_alone_for_a_while(
+async def test_a_failing_redis_is_skipped_for_some_seconds(
     redis: Redis, fault: str, app: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "REDIS_RETRY_SECONDS", 600.0)

@@ -55,7 +55,7 @@ async def in_pieces(body: bytes) -> AsyncIterator[bytes]:
 @pytest.mark.parametrize(
     "path", ["/nothing", "/items/", "/nothing/ä b", "/docs/assets/nothing", "/{item_id}", "/{"]
 )
-async def test_nothing_there(anonymous: AsyncClient, path: str) -> None:
+async def test_an_unknown_path_is_404(anonymous: AsyncClient, path: str) -> None:
     body = assert_problem(await anonymous.get(path), 404)
     assert body["title"] == "Not Found"
     assert body["detail"] == f"There is nothing at {path}"
@@ -76,7 +76,7 @@ async def test_a_path_that_does_not_begin_with_a_slash(app: FastAPI) -> None:
     assert statuses[0] == 404
 
 
-async def test_what_a_handler_does_not_find(client: AsyncClient) -> None:
+async def test_a_missing_item_is_404(client: AsyncClient) -> None:
     item_id = uuid4()
     body = assert_problem(await client.get(f"/items/{item_id}"), 404)
     assert body["detail"] == f"Item {item_id} not found"
@@ -205,7 +205,7 @@ async def test_a_character_that_postgresql_cannot_hold(anonymous: AsyncClient) -
     assert 400 <= response.status_code < 500, response.text
 
 
-async def test_a_bug_stays_inside_and_the_log_has_it(anonymous: AsyncClient) -> None:
+async def test_a_bug_is_logged_and_not_shown_to_the_client(anonymous: AsyncClient) -> None:
     lines = capture_log()
 
     response = await anonymous.get("/probe/unforeseen")

@@ -156,7 +156,7 @@ async def test_a_body_of_a_change_leaves_out_what_may_be_left_out(client: AsyncC
     assert len({frozenset(changes) for changes in sent}) > 1
 
 
-async def test_what_is_logged_is_caught(events: list[Mapping[str, Any]]) -> None:
+async def test_events_collects_what_is_logged(events: list[Mapping[str, Any]]) -> None:
     structlog.get_logger("kettle").info("fills")
     structlog.get_logger("kettle").warning("boils", litres=2)
     (boils,) = events
@@ -181,7 +181,7 @@ async def test_a_wait_returns_what_it_waited_for() -> None:
     assert wait_until(lambda: "found", "a word") == "found"
 
 
-async def test_a_wait_that_is_in_vain_says_what_did_not_come() -> None:
+async def test_a_wait_that_times_out_says_what_did_not_come() -> None:
     with pytest.raises(AssertionError, match=r"^the answer did not come within 0.05 s$"):
         await eventually(lambda: False, "the answer", 0.05)
     with pytest.raises(AssertionError, match=r"^the answer did not come within 0.05 s$"):

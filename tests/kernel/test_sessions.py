@@ -293,7 +293,7 @@ async def test_a_commit_that_fails_unforeseen_is_never_a_success(
     assert await count(database_url, "unmapped") == 1
 
 
-async def test_what_goes_on_after_a_failure_is_no_success(
+async def test_a_handler_that_ignores_a_failed_statement_gets_a_500(
     anonymous: AsyncClient, database_url: str
 ) -> None:
     """PostgreSQL then answers COMMIT with `ROLLBACK`, which is not an error."""
@@ -329,7 +329,7 @@ async def test_a_handler_does_not_end_the_transaction_itself(
     assert await count(database_url) == 0
 
 
-async def test_nothing_of_the_orm_is_left_on_a_connection(
+async def test_a_connection_returns_to_the_pool_without_orm_state(
     app: FastAPI, anonymous: AsyncClient, database_url: str
 ) -> None:
     """Neither a transaction nor an isolation level, for the next that use the connection."""
@@ -538,7 +538,7 @@ async def test_a_connection_is_not_used_again_once_a_statement_was_given_up(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_copy_to_a_server_that_has_said_goodbye(
+async def test_a_copy_to_a_server_that_has_closed_the_connection(
     settings: Settings, app: FastAPI, database_url: str, kind: str
 ) -> None:
     """The server's final error has arrived, but the connection is not closed yet.

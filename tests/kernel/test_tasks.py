@@ -32,7 +32,7 @@ async def test_a_task_that_fails_while_it_is_cancelled_stops_all_the_same(app: F
         await begun.wait()
 
 
-async def test_a_database_that_is_away_is_no_error(app: FastAPI) -> None:
+async def test_an_unavailable_database_is_logged_as_a_warning(app: FastAPI) -> None:
     lines, tried = capture_log(), asyncio.Event()
 
     async def find_nothing(_app: FastAPI) -> int:

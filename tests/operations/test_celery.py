@@ -126,7 +126,7 @@ VALUES (gen_random_uuid(), 'old', '', 200, '{}', '', now() - interval '1 minute'
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("queue", ["inline", "celery"])
-def test_background_work_is_done(
+def test_celery_runs_the_background_tasks(
     variables: dict[str, str],
     queue: str,
     collector: Collector,

@@ -71,7 +71,7 @@ class Unspeakable:
         raise RuntimeError("a bug")
 
 
-def test_nobody_fails_for_want_of_a_line(
+def test_a_log_that_cannot_be_written_raises_nothing(
     lines: io.StringIO, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ours.warning("boils", kettle=Unspeakable())

@@ -222,7 +222,7 @@ async def test_requests_are_counted_by_the_template_of_their_route(client: Async
     assert not [name for name, labels in after if "nowhere" in str(labels)]
 
 
-async def test_what_waits_is_shown(client: AsyncClient) -> None:
+async def test_metrics_show_the_waiting_rows(client: AsyncClient) -> None:
     await client.post("/items", json={"title": "Mug", "price": 1})
     shown = await numbers(client)
     assert shown[sample("tessera_backlog_rows", task="deliver_mail", state="waiting")] == 1

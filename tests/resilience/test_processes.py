@@ -77,7 +77,7 @@ async def _killed_in_mid_batch(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("fault", ["killed", "frozen", "flushed"])
-async def test_redis_is_not_missed(stack: Stack, report: Report, fault: str) -> None:
+async def test_a_fault_of_redis_fails_no_request(stack: Stack, report: Report, fault: str) -> None:
     async with under_load(stack.address) as load:
         match fault:
             case "killed":
