@@ -12,9 +12,22 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 CONSTANTS = {
-    "constraints": {"UNREACHABLE"},
-    "contract": {"ANY_BODY", "BEYOND_SCHEMA", "ENDING", "LINES", "MORE_ACCEPTED", "UNREACHED"},
-    "privacy": {"NOT_OWNED", "OPEN", "OWNED", "REFUSED", "SENT"},
+    "constraints": {"NEVER_VIOLATED"},
+    "contract": {
+        "ANY_BODY_ACCEPTED",
+        "UNDOCUMENTED_ERRORS",
+        "SESSION_ENDING",
+        "LINE_MEDIA_TYPES",
+        "UNDOCUMENTED_VALUES",
+        "NEVER_SUCCEEDING",
+    },
+    "privacy": {
+        "UNOWNED_PARAMETERS",
+        "PUBLIC_OPERATIONS",
+        "OWNED_PARAMETERS",
+        "REFUSED_OPERATIONS",
+        "REQUEST_ARGUMENTS",
+    },
 }
 """The constants that tests read, by topic. Each is a mapping or a set."""
 

@@ -17,7 +17,7 @@ import shared
 from app.commands import cli
 from app.discovery import find_features
 from shared.settings import Settings
-from tests.copying import ROOT, run
+from tests.repository_copies import ROOT, run
 
 README = (ROOT / "README.md").read_text()
 TEXTS = README + (ROOT / "CONTRIBUTING.md").read_text()

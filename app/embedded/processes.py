@@ -74,6 +74,8 @@ def initialise(home: Home, *, durable: bool) -> None:
                 os.chown(path, home.account["user"], home.account["group"])
         options = [f"--pgdata={unfinished}", f"--pwfile={password_file}", "--username=postgres"]
         options += ["--auth=scram-sha-256", "--encoding=UTF8", "--no-instructions"]
+        # More iterations protect a weak password, and cost each new connection 2 ms of CPU.
+        options += ["--set=scram_iterations=1"]
         options += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
         run_program(home, "initdb", *options, *([] if durable else ["--no-sync"]))
         unfinished.rename(home.data)  # so a killed initdb leaves no incomplete folder

@@ -20,7 +20,7 @@ from tests.architecture.locks import check_locks
 HANDLERS, TABLES = ".handlers", ".tables"
 
 
-class _Found:
+class _NonEmpty:
     """Breaks a contract if a slice lacks a module that the contract names.
 
     Such a module, named with a wildcard like `features.*.handlers`, may have been renamed.
@@ -43,7 +43,7 @@ class _Found:
             super().render_broken_contract(check)  # type: ignore[misc]  # a mixin
 
 
-class FoundForbidden(_Found, ForbiddenContract):
+class NonEmptyForbiddenContract(_NonEmpty, ForbiddenContract):
     """The contract `forbidden`, which also breaks if a module is missing."""
 
     def expressions(self) -> Iterable[str]:
@@ -52,7 +52,7 @@ class FoundForbidden(_Found, ForbiddenContract):
         return map(str, {*sources, *forbidden})
 
 
-class FoundAcyclic(_Found, AcyclicSiblingsContract):
+class NonEmptyAcyclicContract(_NonEmpty, AcyclicSiblingsContract):
     """The contract `acyclic_siblings`, which also breaks if there are no siblings."""
 
     def expressions(self) -> Iterable[str]:
@@ -70,27 +70,27 @@ class SlicesContract(Contract):
 
     def check(self, graph: grimp.ImportGraph, verbose: bool) -> ContractCheck:
         slices = graph.find_children(str(self.package))
-        breaches = [
+        violations = [
             f"{importer}:{details['line_number']} imports {imported}"
             for slice_ in sorted(slices)
             for importer, imported in _imports_from_outside(graph, slice_)
             for details in graph.get_import_details(importer=importer, imported=imported)
         ]
-        breaches += [
+        violations += [
             f"{found.place} imports {found.imported}"
             for found in imports_of_tests(Path.cwd())
             if _is_inside_another(found.imported, f"{self.package}.{found.feature}", graph)
         ]
-        metadata = {"breaches": breaches, "slices": slices}
-        return ContractCheck(kept=bool(slices) and not breaches, metadata=metadata)
+        metadata = {"violations": violations, "slices": slices}
+        return ContractCheck(kept=bool(slices) and not violations, metadata=metadata)
 
     def render_broken_contract(self, check: ContractCheck) -> None:
         if not check.metadata["slices"]:
             output.print_error(f"There are no slices in {self.package}: nothing was checked.")
-        for breach in check.metadata["breaches"]:
-            slice_ = ".".join(breach.rsplit(" ", 1)[1].split(".")[:2])
+        for violation in check.metadata["violations"]:
+            slice_ = ".".join(violation.rsplit(" ", 1)[1].split(".")[:2])
             output.print_error(
-                f"{breach}; import what you need from {slice_}, or have it exported there."
+                f"{violation}; import what you need from {slice_}, or have it exported there."
             )
 
 
@@ -107,17 +107,17 @@ class TablesContract(Contract):
                 check_tables,  # late: it imports the kernel, which may be broken
             )
 
-            checked, breaches = check_tables(graph, Path.cwd())
+            checked, violations = check_tables(graph, Path.cwd())
         except Exception as error:  # the other contracts must still be reported
-            checked, breaches = set(), [f"the features cannot be imported: {error}"]
-        kept = bool(checked) and not breaches
-        return ContractCheck(kept=kept, metadata={"checked": checked, "breaches": breaches})
+            checked, violations = set(), [f"the features cannot be imported: {error}"]
+        kept = bool(checked) and not violations
+        return ContractCheck(kept=kept, metadata={"checked": checked, "violations": violations})
 
     def render_broken_contract(self, check: ContractCheck) -> None:
         if not check.metadata["checked"]:
             output.print_error("No table of a feature was checked.")
-        for breach in check.metadata["breaches"]:
-            output.print_error(breach)
+        for violation in check.metadata["violations"]:
+            output.print_error(violation)
 
 
 class LocksContract(Contract):

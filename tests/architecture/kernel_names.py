@@ -8,7 +8,7 @@ from pathlib import Path
 import grimp
 from importlinter import Contract, ContractCheck, output
 
-KERNEL = ("shared",)
+KERNEL = ("shared", "tests/kit")
 NAMES = r"""(?ix)
     /(?:{names})\b                                          # a path, or a folder
     | \b(?:{names})(?: : \w | \.(?!\w*\() \w)               # a scope, or a module

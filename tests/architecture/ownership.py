@@ -36,11 +36,11 @@ READ = re.compile(  # both tables of `FROM items AS item, users`
     re.I,
 )
 WRITING_CALLS = frozenset({"insert", "update", "delete"})
-LOOKED_INTO = ("features", "sqlalchemy", "sqlmodel")
+RESOLVED_PACKAGES = ("features", "sqlalchemy", "sqlmodel")
 
 
 @dataclass(frozen=True)
-class Deed:
+class TableAccess:
     """An access of a feature's code to a table: it reads, writes to or refers to it."""
 
     feature: str
@@ -55,21 +55,23 @@ def check_tables(graph: grimp.ImportGraph, root: Path) -> tuple[set[str], list[s
     migrations = dict(_migrations())
     creator = _created(migrations)
     owner = {**creator, **table_owners()}
-    deeds = [*_in_models(), *_in_migrations(migrations), *_in_code(root, depends_on)]
-    breaches = [
-        f"{deed.place} {deed.verb} {deed.table}, which belongs to {owner[deed.table]}"
-        for deed in deeds
-        if deed.table in owner
-        and not _allowed(deed, owner[deed.table], depends_on)
-        and not (deed.place.startswith("migrations/") and creator.get(deed.table) == deed.feature)
+    accesses = [*_in_models(), *_in_migrations(migrations), *_in_code(root, depends_on)]
+    violations = [
+        f"{access.place} {access.verb} {access.table}, which belongs to {owner[access.table]}"
+        for access in accesses
+        if access.table in owner
+        and not _allowed(access, owner[access.table], depends_on)
+        and not (
+            access.place.startswith("migrations/") and creator.get(access.table) == access.feature
+        )
     ]
-    breaches += _undeclared_imports(graph, root, depends_on)
-    return depends_on.keys() & owner.values(), breaches
+    violations += _undeclared_imports(graph, root, depends_on)
+    return depends_on.keys() & owner.values(), violations
 
 
-def _allowed(deed: Deed, owner: str, depends_on: Mapping[str, set[str]]) -> bool:
-    reads = deed.verb != "writes to"
-    return owner == deed.feature or (reads and owner in depends_on.get(deed.feature, ()))
+def _allowed(access: TableAccess, owner: str, depends_on: Mapping[str, set[str]]) -> bool:
+    reads = access.verb != "writes to"
+    return owner == access.feature or (reads and owner in depends_on.get(access.feature, ()))
 
 
 def _migrations() -> Iterator[tuple[Path, str]]:
@@ -91,22 +93,22 @@ def _created(migrations: Mapping[Path, str]) -> dict[str, str]:
     }
 
 
-def _in_models() -> Iterator[Deed]:
+def _in_models() -> Iterator[TableAccess]:
     """Yields the foreign keys of the models."""
     owner = table_owners()
     for mapper in default_registry.mappers:
         table = str(mapper.local_table)
         place = f"{mapper.class_.__module__}.{mapper.class_.__name__}"
         for key in mapper.local_table.foreign_keys:
-            yield Deed(owner[table], place, "refers to", key.target_fullname.split(".")[0])
+            yield TableAccess(owner[table], place, "refers to", key.target_fullname.split(".")[0])
 
 
-def _in_migrations(migrations: Mapping[Path, str]) -> Iterator[Deed]:
+def _in_migrations(migrations: Mapping[Path, str]) -> Iterator[TableAccess]:
     for path, sql in migrations.items():
         yield from _in_sql(path.parent.name, f"migrations/{path.parent.name}/{path.name}", sql)
 
 
-def _in_code(root: Path, features: Mapping[str, set[str]]) -> Iterator[Deed]:
+def _in_code(root: Path, features: Mapping[str, set[str]]) -> Iterator[TableAccess]:
     for feature in features:
         folder = root / "features" / feature
         for path in sorted(folder.rglob("*.py")):
@@ -116,15 +118,15 @@ def _in_code(root: Path, features: Mapping[str, set[str]]) -> Iterator[Deed]:
                     if SQL.search(text) or LOWER_SQL.search(text):
                         yield from _in_sql(feature, place, text)
                 for table in _written_models(tree):
-                    yield Deed(feature, place, "writes to", table)
+                    yield TableAccess(feature, place, "writes to", table)
 
 
-def _in_sql(feature: str, place: str, sql: str) -> Iterator[Deed]:
+def _in_sql(feature: str, place: str, sql: str) -> Iterator[TableAccess]:
     written = written_tables(sql)
     for table in sorted(written):
-        yield Deed(feature, place, "writes to", table)
+        yield TableAccess(feature, place, "writes to", table)
     for table in sorted(_read_tables(sql) - written):
-        yield Deed(feature, place, "reads", table)
+        yield TableAccess(feature, place, "reads", table)
 
 
 def _read_tables(sql: str) -> set[str]:
@@ -168,17 +170,17 @@ def _written_models(tree: ast.AST) -> Iterator[str]:
 
 
 def _imported_names(tree: ast.AST) -> Iterator[tuple[str, object]]:
-    """Yields the names that a module imports from `LOOKED_INTO`, and the objects behind them."""
+    """Yields the names that a module imports from `RESOLVED_PACKAGES`, and their objects."""
     for node in ast.walk(tree):
         match node:
             case ast.Import(names=names):
                 for alias in names:
                     module = alias.name if alias.asname else alias.name.split(".")[0]
-                    if module.startswith(LOOKED_INTO):
+                    if module.startswith(RESOLVED_PACKAGES):
                         yield alias.asname or module, import_module(module)
             case ast.ImportFrom(module=str(module), names=names, level=0):
                 for alias in names:
-                    if module.startswith(LOOKED_INTO):
+                    if module.startswith(RESOLVED_PACKAGES):
                         imported = getattr(import_module(module), alias.name, None)
                         yield alias.asname or alias.name, imported
 

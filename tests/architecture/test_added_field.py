@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.copying import BIN, copy_repository, make, run_app, run_suite
 from tests.kit import Server
+from tests.repository_copies import BIN, copy_repository, make, run_app, run_suite
 
 pytestmark = [pytest.mark.verify, pytest.mark.timeout(900)]
 

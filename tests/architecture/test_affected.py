@@ -8,7 +8,7 @@ from fastapi import APIRouter
 
 from app.scaffold.affected import affected_by
 from shared.feature import Feature
-from tests.copying import ROOT, copy_repository, run, run_app
+from tests.repository_copies import ROOT, copy_repository, run, run_app
 
 FEATURES = [
     Feature(name=name, router=APIRouter(), depends_on=depends_on)

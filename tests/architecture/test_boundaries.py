@@ -6,7 +6,7 @@ from textwrap import dedent
 
 import pytest
 
-from tests.copying import BIN, copy_repository, run, run_app
+from tests.repository_copies import BIN, copy_repository, run, run_app
 
 pytestmark = pytest.mark.verify
 KERNEL = "The kernel knows no feature"
@@ -60,7 +60,9 @@ def test_the_code_keeps_every_contract(copy: Path) -> None:
         ("features/items/handlers/crud.py", "import features.items.router", HANDLERS),
     ],
 )
-def test_a_breach_is_caught_by_name(copy: Path, file: str, statement: str, contract: str) -> None:
+def test_a_violation_is_caught_by_its_contract(
+    copy: Path, file: str, statement: str, contract: str
+) -> None:
     path = copy / file
     if not path.exists():  # the module has become a package
         path = path.with_suffix("") / "__init__.py"

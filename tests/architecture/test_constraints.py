@@ -31,8 +31,8 @@ def declarations() -> Iterator[tuple[str, str, str]]:
     for feature in find_features():
         for name in feature.constraints:
             yield feature.name, name, f"Feature(constraints=…) of {feature.name}"
-    for owner, name, _ in declared_by_feature("constraints", "UNREACHABLE"):
-        yield owner, name, f"UNREACHABLE in features/{owner}/tests/constraints.py"
+    for owner, name, _ in declared_by_feature("constraints", "NEVER_VIOLATED"):
+        yield owner, name, f"NEVER_VIOLATED in features/{owner}/tests/constraints.py"
 
 
 def test_each_constraint_is_declared_once() -> None:
@@ -43,7 +43,7 @@ def test_each_constraint_is_declared_once() -> None:
         found = places.get(name, [])
         assert found, (
             f"say in Feature(constraints=…) of {owner} what the violation of {name} means to the"
-            f" client, or in UNREACHABLE in features/{owner}/tests/constraints.py why no request"
+            f" client, or in NEVER_VIOLATED in features/{owner}/tests/constraints.py why no request"
             " can violate it"
         )
         assert len(found) == 1, f"{name} is declared in {' and in '.join(found)}"

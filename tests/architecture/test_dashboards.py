@@ -5,16 +5,16 @@ import re
 from httpx import AsyncClient
 from prometheus_client import REGISTRY
 
-from tests.copying import ROOT
-from tests.probing import parsed
+from tests.app_helpers import parse_metrics
+from tests.repository_copies import ROOT
 
 OBSERVABILITY = ROOT / "app" / "deploy"
 SUFFIXES = ("", "_total", "_bucket", "_count", "_sum")
 
 
-async def test_dashboard_and_alerts_ask_for_what_there_is(client: AsyncClient) -> None:
+async def test_dashboard_and_alerts_use_existing_metrics(client: AsyncClient) -> None:
     await client.get("/healthz")
-    shown = {name for name, _ in parsed((await client.get("/metrics")).text)}
+    shown = {name for name, _ in parse_metrics((await client.get("/metrics")).text)}
     declared = {f"{metric.name}{suffix}" for metric in REGISTRY.collect() for suffix in SUFFIXES}
     for file in ("dashboard.json", "alerts.yaml"):
         asked = set(
@@ -24,7 +24,7 @@ async def test_dashboard_and_alerts_ask_for_what_there_is(client: AsyncClient) -
         assert asked <= shown | declared, file
 
 
-def test_each_number_of_ours_is_on_the_dashboard_or_in_an_alert() -> None:
+def test_each_metric_is_on_the_dashboard_or_in_an_alert() -> None:
     files = [OBSERVABILITY / file for file in ("dashboard.json", "alerts.yaml")]
     text = "".join(file.read_text() for file in files)
     ours = {metric.name for metric in REGISTRY.collect() if metric.name.startswith("tessera_")}

@@ -11,9 +11,9 @@ from fastapi import FastAPI
 from app.scaffold.documents import FILE, document_parts
 from tests.declarations import CONSTANTS, declared_by_feature, declaring
 
-OPERATION_IDS = ["ANY_BODY", "ENDING", "UNREACHED"]
-ROUTES = ["OPEN", "REFUSED", "SENT"]
-PARAMETERS = ["NOT_OWNED", "OWNED"]
+OPERATION_IDS = ["ANY_BODY_ACCEPTED", "SESSION_ENDING", "NEVER_SUCCEEDING"]
+ROUTES = ["PUBLIC_OPERATIONS", "REFUSED_OPERATIONS", "REQUEST_ARGUMENTS"]
+PARAMETERS = ["UNOWNED_PARAMETERS", "OWNED_PARAMETERS"]
 
 
 @pytest.mark.parametrize("topic", CONSTANTS)

@@ -9,7 +9,7 @@ from pydantic_settings import BaseSettings
 
 from app.discovery import find_features
 from shared.settings import Settings, load_settings
-from tests.copying import ROOT
+from tests.repository_copies import ROOT
 
 EXAMPLES = [
     pytest.param(ROOT / ".env.example", Settings, id="kernel"),

@@ -59,7 +59,7 @@ def test_features_come_behind_what_they_depend_on(write: Write, tmp_path: Path) 
     assert names() == ["gardens", "trees", "apples"]
 
 
-def test_no_features_are_no_error(write: Write) -> None:
+def test_without_feature_folders_there_are_no_features(write: Write) -> None:
     assert names() == []
 
 
@@ -79,13 +79,13 @@ def test_no_features_are_no_error(write: Write) -> None:
         (declaration("pears", "pears"), "features depend on each other: pears → pears"),
     ],
 )
-def test_a_feature_that_will_not_do_is_named(write: Write, code: str, message: str) -> None:
+def test_an_invalid_feature_is_named(write: Write, code: str, message: str) -> None:
     write("apples")
     write("pears", code=code)
     assert refusal().startswith(message)
 
 
-def test_a_circle_is_named(write: Write) -> None:
+def test_a_cycle_of_dependencies_is_named(write: Write) -> None:
     write("apples", "pears")
     write("pears", "plums")
     write("plums", "apples")

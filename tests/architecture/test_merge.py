@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.copying import BIN, copy_repository, run, run_app, run_suite
 from tests.kit import Server
+from tests.repository_copies import BIN, copy_repository, run, run_app, run_suite
 
 pytestmark = pytest.mark.verify
 

@@ -8,7 +8,7 @@ from alembic.script import Script
 
 from app.migrations import ROOT, load_revisions
 from app.scaffold.linting import unsafe_operations
-from tests.copying import copy_repository, run_app
+from tests.repository_copies import copy_repository, run_app
 
 REVISIONS = {script.revision: script for script in load_revisions().walk_revisions()}
 

@@ -12,13 +12,12 @@ import asyncpg
 import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
-from sqlalchemy.engine import make_url
-from sqlalchemy.ext.asyncio import create_async_engine
 from sqlmodel import SQLModel
 
 from app import migrations
 from app.discovery import branches_of, find_features
 from app.migrations import alembic_config, load_revisions, pending, upgrade
+from shared.db.database import new_engine
 from shared.db.tables import table_owners
 from tests.architecture.ownership import creators
 from tests.kit import Server
@@ -169,7 +168,7 @@ def pending_in(url: str, revisions: ScriptDirectory | None = None) -> list[str]:
 
 
 async def _pending(url: str, revisions: ScriptDirectory) -> list[str]:
-    engine = create_async_engine(make_url(url).set(drivername="postgresql+asyncpg"))
+    engine = new_engine(url, {})
     async with engine.connect() as connection:
         found = await connection.run_sync(pending, revisions)
     await engine.dispose()

@@ -12,8 +12,8 @@ from fastapi import FastAPI
 from app.scaffold.formatting import format_code
 from app.scaffold.generating import plan_feature, render
 from app.scaffold.naming import MAX_LENGTH, NameRefused, Names, names_of
-from tests.copying import BIN, ROOT, copy_repository, make, run, run_app
 from tests.kit import Server
+from tests.repository_copies import BIN, ROOT, copy_repository, make, run, run_app
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -114,7 +114,7 @@ def shape(operation: dict[str, Any]) -> dict[str, Any]:
         (" Categories", ("categories", "category", "Category", "/categories", "a category")),
     ],
 )
-def test_a_name_has_all_its_forms(name: str, forms: tuple[str, ...]) -> None:
+def test_a_name_is_converted_to_each_form(name: str, forms: tuple[str, ...]) -> None:
     names = names_of(name)
     assert (names.feature, names.singular, names.cls, names.path, names.a_word) == forms
 

@@ -148,7 +148,7 @@ async def prepare(settings: Settings) -> tuple[str, list[Endpoint]]:
     """Creates an account with items, all embedded; returns its token and the endpoints."""
     app = create_app(settings, run_tasks=False)
     async with app.router.lifespan_context(app), connect(app, timeout=600) as client:
-        await sign_in(client, "bench@example.com")
+        await sign_in(app, client, "bench@example.com")
         demo = [json.loads(line) for line in DEMO.read_text().splitlines()]
         rows = [
             demo[n % len(demo)] | {"external_id": str(n), "price": 1 + n % 500}

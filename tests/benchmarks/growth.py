@@ -85,7 +85,7 @@ async def newcomer(
 ) -> tuple[AsyncClient, str]:
     """Creates an owner with `size` items; returns a client and the id of one item."""
     client = await stack.enter_async_context(connect(app, timeout=600))
-    await sign_in(client, f"owner-of-{size}@example.com")
+    await sign_in(app, client, f"owner-of-{size}@example.com")
     owner = (await client.get("/users/me")).json()["id"]
     await connection.execute(FILL, owner, size, timeout=3600)
     return client, (await client.get("/items?limit=1")).json()["items"][0]["id"]

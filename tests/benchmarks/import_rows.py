@@ -86,8 +86,8 @@ async def measure(settings: Settings, rows: list[Row]) -> tuple[list[float], lis
     async with app.router.lifespan_context(app):
         for _ in range(ROUNDS):
             async with connect(app) as client, connect(app) as other:
-                await sign_in(client, f"{secrets.token_hex(6)}@example.com")
-                await sign_in(other, f"{secrets.token_hex(6)}@example.com")
+                await sign_in(app, client, f"{secrets.token_hex(6)}@example.com")
+                await sign_in(app, other, f"{secrets.token_hex(6)}@example.com")
                 owner_id = UUID((await other.get("/users/me")).json()["id"])
                 imported.append(await seconds(lambda c=client: over_http(c, body, len(rows))))  # type: ignore[misc]  # the default argument binds the client of this round
                 copied.append(await seconds(lambda o=owner_id: bare_copy(url, o, rows)))  # type: ignore[misc]

@@ -71,7 +71,7 @@ async def measure(settings: Settings) -> dict[str, float]:
     app.include_router(layers)
     routes: dict[str, tuple[ASGIApp, str]] = {
         "Starlette alone": (starlette, "/"),
-        "FastAPI alone": (calls.least, "/"),
+        "FastAPI alone": (calls.minimal_app, "/"),
         "middleware, the routers of all slices, the log line": (app, "/layers/nothing"),
         "the token and its scopes": (app, "/layers/principal"),
         "a read session": (app, "/layers/session"),

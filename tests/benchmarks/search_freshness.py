@@ -100,7 +100,7 @@ async def measure(settings: Settings, seconds: int, items: Sequence[dict[str, An
     created: dict[str, float] = {}
     seen: dict[str, float] = {}
     async with app.router.lifespan_context(app), connect(app, timeout=600) as client:
-        await sign_in(client, "bench@example.com")
+        await sign_in(app, client, "bench@example.com")
         await fill(app, client, connection, items)
         watching = asyncio.create_task(watch(connection, created, seen, count))
         await arrive(client, items, count, created)

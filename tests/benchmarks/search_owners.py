@@ -205,7 +205,7 @@ async def measure(
         clients = [connect(app, timeout=60) for _ in sizes]
         entered = [await client.__aenter__() for client in clients]
         for number, client in enumerate(entered):
-            await sign_in(client, f"owner-{number}@example.com")
+            await sign_in(app, client, f"owner-{number}@example.com")
         owners = [UUID((await client.get("/users/me")).json()["id"]) for client in entered]
         print(f"\n{rows:,} rows")
         model = await fill(database, settings.database_url, owners, sizes, vectors)

@@ -189,7 +189,7 @@ async def measure(settings: Settings, collection: Collection) -> None:
     assert settings.database_url
     app = create_app(settings.model_copy(update={"max_body_size": 10**9}), run_tasks=False)
     async with app.router.lifespan_context(app), connect(app, timeout=600) as client:
-        await sign_in(client, "bench@example.com")
+        await sign_in(app, client, "bench@example.com")
         await load(app, client, collection.items)
         queries, judged = collection.queries, collection.judged
         print("\n| nDCG@10 plain / condensed | all | judged@10 | recall@100 | odd | even |")

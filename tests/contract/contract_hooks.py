@@ -20,23 +20,25 @@ from schemathesis.openapi.checks import (
 from tests.declarations import declared, declaring
 
 CONTRACTS = declaring("contract").values()
-BEYOND_SCHEMA = re.compile(
+UNDOCUMENTED_ERRORS = re.compile(
     "|".join(
         (
             "skip and cursor cannot be combined",  # from shared/web/pagination.py
             "was used for a different request",  # from shared/web/idempotency.py
-            *declared("contract", "BEYOND_SCHEMA"),
+            *declared("contract", "UNDOCUMENTED_ERRORS"),
         )
     )
 )
-ANY_BODY = declared("contract", "ANY_BODY")
-ENDING = declared("contract", "ENDING")
-MORE_ACCEPTED = declared("contract", "MORE_ACCEPTED")
-LINES = sorted(set(chain(*(getattr(module, "LINES", ()) for module in CONTRACTS))))
+ANY_BODY_ACCEPTED = declared("contract", "ANY_BODY_ACCEPTED")
+SESSION_ENDING = declared("contract", "SESSION_ENDING")
+UNDOCUMENTED_VALUES = declared("contract", "UNDOCUMENTED_VALUES")
+LINE_MEDIA_TYPES = sorted(
+    set(chain(*(getattr(module, "LINE_MEDIA_TYPES", ()) for module in CONTRACTS)))
+)
 SIGN_INS = [module.sign_in for module in CONTRACTS if hasattr(module, "sign_in")]
 
-if LINES:
-    schemathesis.serializer.alias(LINES, "text/plain")
+if LINE_MEDIA_TYPES:
+    schemathesis.serializer.alias(LINE_MEDIA_TYPES, "text/plain")
 
 
 def _operation_id(case: schemathesis.Case[Any]) -> str:
@@ -57,7 +59,7 @@ def _account(case: schemathesis.Case[Any], _context: schemathesis.AuthContext) -
 
     Operations that end their account or session use another one, new after each success.
     """
-    return f"to be ended, {len(ended)}" if _operation_id(case) in ENDING else "lasting"
+    return f"to be ended, {len(ended)}" if _operation_id(case) in SESSION_ENDING else "lasting"
 
 
 @schemathesis.auth(cache_by_key=_account)
@@ -93,9 +95,11 @@ def filter_failure(
         case RejectedPositiveData() if response.status_code == 422:
             problem = response.json()
             reasons = [error["detail"] for error in problem.get("errors", [problem])]
-            return not all(BEYOND_SCHEMA.search(reason) for reason in reasons)
+            return not all(UNDOCUMENTED_ERRORS.search(reason) for reason in reasons)
         case AcceptedNegativeData():
-            return _operation_id(case) not in ANY_BODY and not _has_more_accepted(case.body)
+            return _operation_id(case) not in ANY_BODY_ACCEPTED and not _has_more_accepted(
+                case.body
+            )
         case AllowHeaderMismatch() | UndefinedStatusCode():
             paths = tuple(case.operation.schema.raw_schema["paths"])
             return _shape(str(case.operation.path)) not in _shared_shapes(paths)
@@ -104,7 +108,8 @@ def filter_failure(
 
 def _has_more_accepted(body: object) -> bool:
     return isinstance(body, dict) and any(
-        re.search(pattern, str(body.get(field, ""))) for field, pattern in MORE_ACCEPTED.items()
+        re.search(pattern, str(body.get(field, "")))
+        for field, pattern in UNDOCUMENTED_VALUES.items()
     )
 
 
@@ -127,7 +132,7 @@ def after_call(
     _context: schemathesis.HookContext, case: schemathesis.Case[Any], response: Response
 ) -> None:
     """Records the status of each response, and the phase of the run."""
-    if _operation_id(case) in ENDING and response.status_code < 400:
+    if _operation_id(case) in SESSION_ENDING and response.status_code < 400:
         ended.append(_operation_id(case))
     phase = case.meta.phase.name.value if case.meta else ""
     with Path(os.environ["CONTRACT_ANSWERS"]).open("a") as answers:

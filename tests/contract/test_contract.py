@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from shared.settings import Settings
-from tests.copying import BIN, ROOT, run_suite
 from tests.declarations import declared
+from tests.repository_copies import BIN, ROOT, run_suite
 
 SEED = "CONTRACT_SEED"
 """The environment variable that repeats a run. Each run prints its seed, by default random."""
@@ -20,7 +20,7 @@ UNICODE_TABLES = ROOT / ".hypothesis"
 """Where Hypothesis stores its Unicode tables, which take a second to create."""
 
 ALWAYS_REFUSED = {401, 403, 405}
-UNREACHED = declared("contract", "UNREACHED")
+NEVER_SUCCEEDING = declared("contract", "NEVER_SUCCEEDING")
 
 
 @pytest.mark.timeout(900)
@@ -57,11 +57,11 @@ def check_contract(address: str, settings: Settings, folder: Path, *options: str
     )
     assert done.returncode == 0, f"{done.stdout}{done.stderr}\n{again}"
     document = httpx.get(f"{address}/openapi.json").json()
-    wrong = unreached(answers, document)
+    wrong = untested_operations(answers, document)
     assert wrong == [], again
 
 
-def unreached(answers: Path, document: dict[str, Any]) -> list[str]:
+def untested_operations(answers: Path, document: dict[str, Any]) -> list[str]:
     """Returns a line for each operation that was not really tested.
 
     That is one whose calls were all refused (401, 403, 405), or one that never succeeded although
@@ -79,6 +79,6 @@ def unreached(answers: Path, document: dict[str, Any]) -> list[str]:
             name = operation["operationId"]
             if not seen[name] - ALWAYS_REFUSED:
                 wrong.append(f"{name} was never let in: {seen[name]}")
-            elif "{" not in path and name not in UNREACHED and min(seen[name]) >= 400:
+            elif "{" not in path and name not in NEVER_SUCCEEDING and min(seen[name]) >= 400:
                 wrong.append(f"{name} never succeeded: {seen[name]}")
     return wrong

@@ -8,8 +8,8 @@ from fastapi import FastAPI
 from httpx import AsyncClient
 
 from shared.problems import MEDIA_TYPE
+from tests.app_helpers import assert_problem
 from tests.contract.test_openapi import operations
-from tests.probing import problem
 
 
 async def test_an_anonymous_request_gets_401_before_its_query_is_validated(
@@ -21,7 +21,7 @@ async def test_an_anonymous_request_gets_401_before_its_query_is_validated(
     for path, operation in paths.items():
         if "security" in operation:
             url = re.sub(r"{\w+}", str(uuid4()), path)
-            problem(await anonymous.get(url, params={"limit": "none"}), 401)
+            assert_problem(await anonymous.get(url, params={"limit": "none"}), 401)
 
 
 async def test_every_error_is_declared_as_a_problem(app: FastAPI) -> None:

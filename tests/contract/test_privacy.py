@@ -20,19 +20,24 @@ MARK = "zyzzyva"  # part of everything that the owner writes
 
 Own = Callable[[AsyncClient, str], Awaitable[str]]
 
-OWNED: dict[str, Own] = declared("privacy", "OWNED")
+OWNED_PARAMETERS: dict[str, Own] = declared("privacy", "OWNED_PARAMETERS")
 """For each path parameter that identifies a resource of an account: how to get one."""
 
-NOT_OWNED: dict[str, str] = declared("privacy", "NOT_OWNED")
+UNOWNED_PARAMETERS: dict[str, str] = declared("privacy", "UNOWNED_PARAMETERS")
 """Path parameters that identify no resource of an account, each with some value."""
 
-OPEN = {"GET /healthz", "GET /readyz", "GET /metrics", *declared("privacy", "OPEN")}
+PUBLIC_OPERATIONS = {
+    "GET /healthz",
+    "GET /readyz",
+    "GET /metrics",
+    *declared("privacy", "PUBLIC_OPERATIONS"),
+}
 """The routes that need no account."""
 
-SENT: dict[str, dict[str, Any]] = declared("privacy", "SENT")
+REQUEST_ARGUMENTS: dict[str, dict[str, Any]] = declared("privacy", "REQUEST_ARGUMENTS")
 """The httpx arguments of requests for which the document has no example."""
 
-REFUSED = declared("privacy", "REFUSED")
+REFUSED_OPERATIONS = declared("privacy", "REFUSED_OPERATIONS")
 """The routes where a stranger's request must fail: forbidden, or showing no account's data."""
 
 HIDDEN = ("/docs", "/openapi.json")
@@ -58,10 +63,10 @@ class Route:
         return [parameter["name"] for parameter in declared if parameter["in"] == "path"]
 
     async def call(self, client: AsyncClient, ids: dict[str, str]) -> Response:
-        """Sends a valid request, built from the example in the document or from `SENT`."""
+        """Sends a valid request: the example of the document, or the `REQUEST_ARGUMENTS`."""
         declared = self.operation.get("parameters", ())
         asked = {"q": MARK} if any(parameter["name"] == "q" for parameter in declared) else {}
-        sent = SENT.get(self.name) or {"json": self._example()}
+        sent = REQUEST_ARGUMENTS.get(self.name) or {"json": self._example()}
         return await client.request(self.method, self.path.format(**ids), params=asked, **sent)
 
     def _example(self) -> Any:
@@ -85,10 +90,10 @@ def names(app: FastAPI) -> set[str]:
     """The path parameters of all routes; fails if these tests have no value for one."""
     found = {name: route.name for route in routes_of(app) for name in route.parameters}
     for name, route in found.items():
-        assert name in OWNED | NOT_OWNED, (
+        assert name in OWNED_PARAMETERS | UNOWNED_PARAMETERS, (
             f"{route} has a parameter {{{name}}} that this test cannot fill: say in"
-            " tests/privacy.py of its feature how an account gets one (OWNED), or"
-            " that it is nobody's (NOT_OWNED)"
+            " tests/privacy.py of its feature how an account gets one (OWNED_PARAMETERS), or"
+            " that it is nobody's (UNOWNED_PARAMETERS)"
         )
     return set(found)
 
@@ -101,9 +106,13 @@ async def owner(sign_up: SignUp) -> AsyncClient:
 @pytest.fixture
 async def ids(app: FastAPI, owner: AsyncClient, names: set[str]) -> dict[str, str]:
     """Values for all path parameters: the owner has a resource of each kind."""
-    owned = {name: await OWNED[name](owner, MARK) for name in sorted(names) if name in OWNED}
+    owned = {
+        name: await OWNED_PARAMETERS[name](owner, MARK)
+        for name in sorted(names)
+        if name in OWNED_PARAMETERS
+    }
     await embed_all(app)
-    return owned | NOT_OWNED
+    return owned | UNOWNED_PARAMETERS
 
 
 async def embed_all(app: FastAPI) -> None:
@@ -124,11 +133,13 @@ def told(response: Response, ids: dict[str, str]) -> tuple[int, str]:
 async def test_the_ids_of_another_are_as_unknown_as_any(
     app: FastAPI, owner: AsyncClient, sign_up: SignUp, ids: dict[str, str]
 ) -> None:
-    unknown = {name: str(uuid4()) if name in OWNED else value for name, value in ids.items()}
+    unknown = {
+        name: str(uuid4()) if name in OWNED_PARAMETERS else value for name, value in ids.items()
+    }
     kept = await what_is_seen(app, owner, ids)
     tried = 0
     for route in routes_of(app):
-        if not set(route.parameters) & set(OWNED):
+        if not set(route.parameters) & set(OWNED_PARAMETERS):
             continue
         stranger = await sign_up()
         response = await route.call(stranger, ids)
@@ -147,7 +158,7 @@ async def what_is_seen(app: FastAPI, owner: AsyncClient, ids: dict[str, str]) ->
     return {
         route.name: told(await route.call(owner, ids), ids)[1]
         for route in routes_of(app)
-        if route.method == "GET" and set(route.parameters) & set(OWNED)
+        if route.method == "GET" and set(route.parameters) & set(OWNED_PARAMETERS)
     }
 
 
@@ -159,10 +170,12 @@ async def test_nothing_of_another_is_listed_found_or_exported(
             continue
         stranger = await sign_up()
         response = await route.call(stranger, {})
-        assert response.is_success != (route.name in REFUSED), f"{route.name}: {response.text}"
+        assert response.is_success != (route.name in REFUSED_OPERATIONS), (
+            f"{route.name}: {response.text}"
+        )
         assert MARK not in response.text + str(response.headers), route.name
         for value in ids.values():
-            assert value not in response.text or value in NOT_OWNED.values(), route.name
+            assert value not in response.text or value in UNOWNED_PARAMETERS.values(), route.name
 
 
 async def test_the_owner_finds_what_strangers_do_not(
@@ -175,30 +188,30 @@ async def test_the_owner_finds_what_strangers_do_not(
         if route.method == "GET" and not route.parameters
     ]
     assert any(MARK in text for text in seen)
-    for name in OWNED.keys() & ids.keys():
+    for name in OWNED_PARAMETERS.keys() & ids.keys():
         assert any(ids[name] in text for text in seen), f"no list shows the owner's {name}"
 
 
 async def test_without_an_account_everything_private_is_closed(
     app: FastAPI, anonymous: AsyncClient, names: set[str]
 ) -> None:
-    unknown = {name: str(uuid4()) for name in names} | NOT_OWNED
+    unknown = {name: str(uuid4()) for name in names} | UNOWNED_PARAMETERS
     for route in routes_of(app):
         if "security" in route.operation:
             response = await route.call(anonymous, unknown)
             assert response.status_code == 401, route.name
             assert response.headers["www-authenticate"].startswith("Bearer"), route.name
         else:
-            assert route.name in OPEN, (
-                f"{route.name} needs no account: have it require a principal, or say in"
-                " tests/privacy.py of the feature that it is OPEN"
+            assert route.name in PUBLIC_OPERATIONS, (
+                f"{route.name} needs no account: have it require a principal, or list it"
+                " in PUBLIC_OPERATIONS in tests/privacy.py of the feature"
             )
 
 
 async def test_who_has_no_account_needs_no_connection(
     app: FastAPI, anonymous: AsyncClient, names: set[str]
 ) -> None:
-    unknown = {name: str(uuid4()) for name in names} | NOT_OWNED
+    unknown = {name: str(uuid4()) for name in names} | UNOWNED_PARAMETERS
     async with AsyncExitStack() as held:
         database = database_of(app)
         for _ in range(app.state.settings.database_pool_size):

@@ -16,8 +16,8 @@ from shared.db import ReadSession
 from shared.problems import Unavailable
 from shared.settings import Settings
 from shared.web import deadlines
+from tests.app_helpers import app_with, assert_problem, count_shed_requests
 from tests.kit import eventually, free_port, is_ready, within
-from tests.probing import app_with, problem, shed
 from tests.serving import ROOT, environment, read_line
 
 SECONDS = 1.0
@@ -121,7 +121,7 @@ async def app(settings: Settings) -> AsyncIterator[FastAPI]:
 
 def unavailable(response: Response) -> str:
     assert response.headers["retry-after"] == "1"
-    return str(problem(response, 503)["detail"])
+    return str(assert_problem(response, 503)["detail"])
 
 
 async def test_an_answer_that_is_late_is_an_answer(anonymous: AsyncClient) -> None:
@@ -133,7 +133,7 @@ async def test_a_request_without_an_answer_is_given_up(anonymous: AsyncClient) -
         assert "within 1 s" in unavailable(await anonymous.get("/probe/asleep"))
 
 
-async def test_an_answer_that_has_begun_may_take_its_time(anonymous: AsyncClient) -> None:
+async def test_a_response_that_has_begun_has_no_deadline(anonymous: AsyncClient) -> None:
     assert (await anonymous.get("/probe/stream")).text == "begun\nended\n"
 
 
@@ -160,10 +160,10 @@ async def test_more_than_can_be_served_is_refused_at_once(
     async with within(30, "two requests that are held"):
         for _ in holders:
             await app.state.held.acquire()
-    before = shed("concurrency")
+    before = count_shed_requests("concurrency")
     refused = await anonymous.get("/items")
     assert "busy" in unavailable(refused)
-    assert shed("concurrency") == before + 1
+    assert count_shed_requests("concurrency") == before + 1
     await eventually(lambda: is_ready(anonymous), "readiness", 30)
     app.state.gate.set()
     async with within(30, "the answers of those that were held"):

@@ -9,8 +9,8 @@ from redis.asyncio import Redis as Connection
 
 from shared import cache as module
 from shared.cache import open_cache
+from tests.app_helpers import capture_log
 from tests.kit import Redis
-from tests.probing import captured_log
 
 
 def failures() -> float:
@@ -18,12 +18,12 @@ def failures() -> float:
 
 
 @pytest.mark.parametrize("fault", ["gone", "frozen", "full"])
-async def test_a_redis_that_fails_is_left_alone_for_a_while(
+async def test_a_failing_redis_is_skipped_for_some_seconds(
     redis: Redis, fault: str, app: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "REDIS_RETRY_SECONDS", 600.0)
     monkeypatch.setattr(module, "REDIS_TIMEOUT_SECONDS", 2.0)  # long enough for a busy machine
-    cache, lines, before = open_cache(redis.url), captured_log(), failures()
+    cache, lines, before = open_cache(redis.url), capture_log(), failures()
     await cache.set("known", b"1", expire=60)
     await inflict(redis, fault)
     await cache.set("new", b"2", expire=60)

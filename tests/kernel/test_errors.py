@@ -13,8 +13,8 @@ from starlette.types import Message
 
 from shared.db import ReadSession
 from shared.settings import Settings
+from tests.app_helpers import app_with, assert_problem, capture_log
 from tests.kit import connect
-from tests.probing import app_with, captured_log, problem
 
 JSON = {"Content-Type": "application/json"}
 SECRET = "the inside"
@@ -55,8 +55,8 @@ async def in_pieces(body: bytes) -> AsyncIterator[bytes]:
 @pytest.mark.parametrize(
     "path", ["/nothing", "/items/", "/nothing/ä b", "/docs/assets/nothing", "/{item_id}", "/{"]
 )
-async def test_nothing_there(anonymous: AsyncClient, path: str) -> None:
-    body = problem(await anonymous.get(path), 404)
+async def test_an_unknown_path_is_404(anonymous: AsyncClient, path: str) -> None:
+    body = assert_problem(await anonymous.get(path), 404)
     assert body["title"] == "Not Found"
     assert body["detail"] == f"There is nothing at {path}"
 
@@ -76,9 +76,9 @@ async def test_a_path_that_does_not_begin_with_a_slash(app: FastAPI) -> None:
     assert statuses[0] == 404
 
 
-async def test_what_a_handler_does_not_find(client: AsyncClient) -> None:
+async def test_a_missing_item_is_404(client: AsyncClient) -> None:
     item_id = uuid4()
-    body = problem(await client.get(f"/items/{item_id}"), 404)
+    body = assert_problem(await client.get(f"/items/{item_id}"), 404)
     assert body["detail"] == f"Item {item_id} not found"
 
 
@@ -95,7 +95,7 @@ async def test_a_method_that_is_not_allowed(
     anonymous: AsyncClient, path: str, allowed: set[str]
 ) -> None:
     response = await anonymous.put(path)
-    assert problem(response, 405)["detail"] == "PUT is not allowed here"
+    assert assert_problem(response, 405)["detail"] == "PUT is not allowed here"
     assert set(response.headers["allow"].split(", ")) == allowed
 
 
@@ -107,7 +107,7 @@ async def test_a_body_that_is_too_large(client: AsyncClient, path: str, declared
     body = b"x" * 1_000_001
     content = body if declared else in_pieces(body)
     response = await client.post(path, content=content, headers={"Content-Type": media_type})
-    assert problem(response, 413)["detail"] == "The body is larger than 1,000,000 bytes"
+    assert assert_problem(response, 413)["detail"] == "The body is larger than 1,000,000 bytes"
     assert response.headers["x-content-type-options"] == "nosniff"
 
 
@@ -127,7 +127,9 @@ async def test_a_body_that_is_not_json(client: AsyncClient, media_type: str | No
     item = b'{"title": "Mug", "price": 1}'
     response = await client.post("/items", content=item, headers=headers)
     sent = media_type or "untyped"
-    assert problem(response, 415)["detail"] == f"The body must be application/json, not {sent}"
+    assert (
+        assert_problem(response, 415)["detail"] == f"The body must be application/json, not {sent}"
+    )
 
 
 BAD_BODIES: list[tuple[bytes, str, str]] = [
@@ -157,14 +159,14 @@ BAD_BODIES: list[tuple[bytes, str, str]] = [
 async def test_a_body_that_is_not_valid(client: AsyncClient, subtests: pytest.Subtests) -> None:
     for body, pointer, detail in BAD_BODIES:
         with subtests.test(body=body, pointer=pointer, detail=detail):
-            found = problem(await client.post("/items", content=body, headers=JSON), 422)
+            found = assert_problem(await client.post("/items", content=body, headers=JSON), 422)
             (error,) = found["errors"]
             assert (error["location"], error["pointer"]) == ("body", pointer)
             assert error["detail"].startswith(detail)
 
 
 async def test_each_field_that_is_not_valid_is_pointed_at(client: AsyncClient) -> None:
-    found = problem(await client.post("/items", json={"title": "", "price": 0}), 422)
+    found = assert_problem(await client.post("/items", json={"title": "", "price": 0}), 422)
     assert found["detail"] == "2 fields are not valid"
     assert [error["pointer"] for error in found["errors"]] == ["/title", "/price"]
 
@@ -181,7 +183,7 @@ BAD_QUERIES: list[str] = [
 async def test_a_query_that_is_not_valid(client: AsyncClient, subtests: pytest.Subtests) -> None:
     for query in BAD_QUERIES:
         with subtests.test(query=query):
-            found = problem(await client.get(f"/items?{query}"), 422)
+            found = assert_problem(await client.get(f"/items?{query}"), 422)
             (error,) = found["errors"]
             assert (error["location"], error["pointer"]) == ("query", f"/{query.partition('=')[0]}")
 
@@ -203,12 +205,12 @@ async def test_a_character_that_postgresql_cannot_hold(anonymous: AsyncClient) -
     assert 400 <= response.status_code < 500, response.text
 
 
-async def test_a_bug_stays_inside_and_the_log_has_it(anonymous: AsyncClient) -> None:
-    lines = captured_log()
+async def test_a_bug_is_logged_and_not_shown_to_the_client(anonymous: AsyncClient) -> None:
+    lines = capture_log()
 
     response = await anonymous.get("/probe/unforeseen")
 
-    body = problem(response, 500)
+    body = assert_problem(response, 500)
     assert body["detail"] == "Internal server error"
     assert "RuntimeError" not in response.text + str(response.headers)
     assert "letters" not in response.text + str(response.headers)
@@ -221,8 +223,8 @@ async def test_a_bug_stays_inside_and_the_log_has_it(anonymous: AsyncClient) -> 
 
 
 async def test_what_a_bug_sends_to_the_database_is_not_logged(anonymous: AsyncClient) -> None:
-    lines = captured_log()
-    problem(await anonymous.get("/probe/bad-statement"), 500)
+    lines = capture_log()
+    assert_problem(await anonymous.get("/probe/bad-statement"), 500)
     assert "invalid input syntax" in lines.getvalue()
     assert SECRET not in lines.getvalue()
 

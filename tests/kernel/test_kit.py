@@ -10,13 +10,18 @@ import sqlalchemy
 import sqlmodel
 import structlog
 import time_machine
-from fastapi import APIRouter
+from fastapi import APIRouter, FastAPI
 from httpx import AsyncClient
 
+from app.main import create_app
 from features.items.schemas import ItemCreate, ItemUpdate
 from features.users.accounts.tables import User
+from shared.auth import Authenticator, Principal
 from shared.db import OrmSession, WriteSession
+from shared.feature import Feature
+from shared.problems import Unauthorized
 from shared.settings import Settings
+from tests.app_helpers import app_with
 from tests.kit import (
     connect,
     eventually,
@@ -26,8 +31,7 @@ from tests.kit import (
     wait_until,
     within,
 )
-from tests.kit.ownership import watched
-from tests.probing import app_with
+from tests.kit.ownership import check_table_writes
 
 
 async def test_each_client_is_another_identity(
@@ -46,6 +50,30 @@ async def test_a_machine_acts_for_the_account_of_client(
     made = await api_key_client.post("/items", json=payload_for(ItemCreate))
     assert (await client.get(made.headers["location"])).status_code == 200
     assert (await other_client.get(made.headers["location"])).status_code == 404
+
+
+async def test_without_a_feature_that_has_accounts_the_clients_say_what_is_missing(
+    settings: Settings,
+) -> None:
+    """The kernel of another product has no such feature, or one that tells the tests nothing."""
+    refusing = Feature(
+        name="probe",
+        router=APIRouter(),
+        authenticator=Authenticator(authenticate=refuse, token_url="/token"),
+    )
+    for features, missing in (
+        ([], "none of the features under test has an authenticator"),
+        ([refusing], "features/probe/tests/accounts.py is missing"),
+    ):
+        app = create_app(settings, features, run_tasks=False)
+        async with app.router.lifespan_context(app), connect(app) as client:
+            assert (await client.get("/healthz")).status_code == 200
+            with pytest.raises(AssertionError, match=missing):
+                await sign_in(app, client, "ada@example.com")
+
+
+async def refuse(_app: FastAPI, _credential: str) -> Principal:
+    raise Unauthorized("Nobody has an account")
 
 
 async def test_a_request_over_its_budget_of_queries_fails(client: AsyncClient) -> None:
@@ -108,8 +136,9 @@ async def test_who_writes_to_a_neighbours_table_is_named(settings: Settings, nam
     probe = APIRouter()
     probe.post("/probe")(code[name])
     async with app_with(settings, probe) as app, connect(app) as client:
-        with pytest.raises(AssertionError, match=r"^items writes to users"), watched(app):  # noqa: PT012
-            await sign_in(client, "ada@example.com")
+        named = pytest.raises(AssertionError, match=r"^items writes to users")
+        with named, check_table_writes(app):
+            await sign_in(app, client, "ada@example.com")
             assert (await client.post("/probe")).status_code == 200, "or what it wrote is undone"
 
 
@@ -130,7 +159,7 @@ async def test_a_body_of_a_change_leaves_out_what_may_be_left_out(client: AsyncC
     assert len({frozenset(changes) for changes in sent}) > 1
 
 
-async def test_what_is_logged_is_caught(events: list[Mapping[str, Any]]) -> None:
+async def test_events_collects_what_is_logged(events: list[Mapping[str, Any]]) -> None:
     structlog.get_logger("kettle").info("fills")
     structlog.get_logger("kettle").warning("boils", litres=2)
     (boils,) = events
@@ -155,7 +184,7 @@ async def test_a_wait_returns_what_it_waited_for() -> None:
     assert wait_until(lambda: "found", "a word") == "found"
 
 
-async def test_a_wait_that_is_in_vain_says_what_did_not_come() -> None:
+async def test_a_wait_that_times_out_says_what_did_not_come() -> None:
     with pytest.raises(AssertionError, match=r"^the answer did not come within 0.05 s$"):
         await eventually(lambda: False, "the answer", 0.05)
     with pytest.raises(AssertionError, match=r"^the answer did not come within 0.05 s$"):

@@ -8,9 +8,9 @@ from time_machine import TimeMachineFixture
 from shared.problems import TooManyRequests
 from shared.web import rate_limits
 from shared.web.rate_limits import Limiter, new_limit
+from tests.app_helpers import capture_log
 from tests.kernel.test_cache import failures
 from tests.kit import Redis
-from tests.probing import captured_log
 
 RETRY_SECONDS = 600.0  # longer than the test takes on any machine
 
@@ -26,7 +26,7 @@ async def test_a_frozen_redis_slows_one_request_and_limits_nothing_away(
     monkeypatch.setattr(rate_limits, "REDIS_TIMEOUT_SECONDS", 2.0)  # long enough for a busy machine
     limiter, limit = Limiter(redis.url, enabled=True), new_limit("probe", "5/minute")
     await limiter.hit(limit, "ada")
-    lines, before = captured_log(), failures()
+    lines, before = capture_log(), failures()
     redis.freeze()
     await limiter.hit(limit, "ada")
     assert failures() == before + 1

@@ -11,8 +11,8 @@ from fastapi import APIRouter, FastAPI
 from httpx import AsyncClient
 
 from shared.settings import Settings
+from tests.app_helpers import app_with
 from tests.kit import PASSWORD, Server, free_port
-from tests.probing import app_with
 from tests.serving import serving
 
 ORIGIN = "https://shop.example.com"

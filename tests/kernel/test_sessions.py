@@ -32,8 +32,8 @@ from shared.db import (
 )
 from shared.problems import Conflict
 from shared.settings import Settings
+from tests.app_helpers import app_with, assert_problem, count_shed_requests
 from tests.kit import Server, SignUp, connect, eventually, free_port, is_ready, within
-from tests.probing import app_with, problem, shed
 from tests.resilience.servers import Proxy
 
 TABLES = """
@@ -268,7 +268,7 @@ async def count(url: str, table: str = "mapped") -> int:
 
 
 def unavailable(response: Response) -> str:
-    detail = str(problem(response, 503)["detail"])
+    detail = str(assert_problem(response, 503)["detail"])
     assert int(response.headers["retry-after"]) > 0
     return detail
 
@@ -279,7 +279,7 @@ async def test_a_commit_that_fails_is_told_by_its_constraint(
 ) -> None:
     assert (await anonymous.post(f"/probe/{kind}/rows/mapped")).status_code == 201
     second = await anonymous.post(f"/probe/{kind}/rows/mapped")
-    assert problem(second, 409)["detail"] == "This row is there already"
+    assert assert_problem(second, 409)["detail"] == "This row is there already"
     assert await count(database_url) == 1
 
 
@@ -289,15 +289,15 @@ async def test_a_commit_that_fails_unforeseen_is_never_a_success(
 ) -> None:
     assert (await anonymous.post(f"/probe/{kind}/rows/unmapped")).status_code == 201
     second = await anonymous.post(f"/probe/{kind}/rows/unmapped")
-    assert problem(second, 500)["detail"] == "Internal server error"
+    assert assert_problem(second, 500)["detail"] == "Internal server error"
     assert await count(database_url, "unmapped") == 1
 
 
-async def test_what_goes_on_after_a_failure_is_no_success(
+async def test_a_handler_that_ignores_a_failed_statement_gets_a_500(
     anonymous: AsyncClient, database_url: str
 ) -> None:
     """PostgreSQL then answers COMMIT with `ROLLBACK`, which is not an error."""
-    problem(await anonymous.post("/probe/write/swallow"), 500)
+    assert_problem(await anonymous.post("/probe/write/swallow"), 500)
     assert await count(database_url) == 0
     assert (await anonymous.post("/probe/write/rows/mapped")).status_code == 201
 
@@ -313,7 +313,7 @@ async def test_two_statements_at_once_are_a_bug_that_is_told(
 async def test_statements_and_the_orm_share_one_transaction(
     anonymous: AsyncClient, database_url: str
 ) -> None:
-    problem(await anonymous.post("/probe/both", params={"failing": "problem"}), 409)
+    assert_problem(await anonymous.post("/probe/both", params={"failing": "problem"}), 409)
     assert await count(database_url) == 0
     response = await anonymous.post("/probe/both")
     assert response.json() == [1, 1, 2], response.text
@@ -324,12 +324,12 @@ async def test_statements_and_the_orm_share_one_transaction(
 async def test_a_handler_does_not_end_the_transaction_itself(
     anonymous: AsyncClient, database_url: str, events: list[Mapping[str, Any]], method: str
 ) -> None:
-    problem(await anonymous.post(f"/probe/ends-itself/{method}"), 500)
+    assert_problem(await anonymous.post(f"/probe/ends-itself/{method}"), 500)
     assert "unhandled_error" in [event["event"] for event in events]
     assert await count(database_url) == 0
 
 
-async def test_nothing_of_the_orm_is_left_on_a_connection(
+async def test_a_connection_returns_to_the_pool_without_orm_state(
     app: FastAPI, anonymous: AsyncClient, database_url: str
 ) -> None:
     """Neither a transaction nor an isolation level, for the next that use the connection."""
@@ -379,7 +379,7 @@ async def test_a_failure_of_any_kind_rolls_back(
 ) -> None:
     path = f"/probe/{kind}/rows/mapped"
     response = await anonymous.post(path, params={"failing": failing})
-    problem(response, FAILURES[failing][1])
+    assert_problem(response, FAILURES[failing][1])
     assert await count(database_url) == 0
     assert (await anonymous.post(path)).status_code == 201
 
@@ -388,7 +388,7 @@ async def test_a_failure_of_any_kind_rolls_back(
 async def test_a_read_session_refuses_to_write(
     anonymous: AsyncClient, database_url: str, path: str
 ) -> None:
-    problem(await anonymous.post(path), 500)
+    assert_problem(await anonymous.post(path), 500)
     assert await count(database_url) == 0
 
 
@@ -444,10 +444,10 @@ async def test_a_pool_that_is_exhausted_refuses(
         asyncio.create_task(anonymous.get(f"/probe/held-{kind}")),
     ]
     await gate.have_entered(2)
-    before = shed("connections")
+    before = count_shed_requests("connections")
     refused = await anonymous.get(f"/probe/held-{kind}")
     assert "busy" in unavailable(refused)
-    assert shed("connections") == before + 1
+    assert count_shed_requests("connections") == before + 1
     await eventually(lambda: is_ready(anonymous), "readiness", 30)
     gate.opened.set()
     async with within(30, "the answers of those that held a connection"):
@@ -461,10 +461,10 @@ async def test_streams_are_refused_before_all_connections_are_theirs(
 ) -> None:
     holder = asyncio.create_task(anonymous.get("/probe/held-stream"))
     await gate.have_entered(1)
-    before = shed("streams")
+    before = count_shed_requests("streams")
     refused = await anonymous.get("/probe/held-stream")
     assert "uploads or downloads" in unavailable(refused)
-    assert shed("streams") == before + 1
+    assert count_shed_requests("streams") == before + 1
     await eventually(lambda: is_ready(anonymous), "readiness", 30)
     gate.opened.set()
     async with within(30, "the answer of the stream"):
@@ -538,7 +538,7 @@ async def test_a_connection_is_not_used_again_once_a_statement_was_given_up(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_copy_to_a_server_that_has_said_goodbye(
+async def test_a_copy_to_a_server_that_has_closed_the_connection(
     settings: Settings, app: FastAPI, database_url: str, kind: str
 ) -> None:
     """The server's final error has arrived, but the connection is not closed yet.
@@ -547,7 +547,7 @@ async def test_a_copy_to_a_server_that_has_said_goodbye(
     """
     url = make_url(database_url)
     assert url.port
-    proxy = Proxy(target=url.port, holds=True)
+    proxy = Proxy(target=url.port, hides_closing=True)
     listener = await proxy.start()
     way = url.set(port=proxy.port).render_as_string(hide_password=False)
     behind = app_with(settings.model_copy(update={"database_url": way}), probe)
@@ -556,13 +556,13 @@ async def test_a_copy_to_a_server_that_has_said_goodbye(
         assert "connection was lost" in unavailable(response)
         assert await count(database_url) == 0
         assert (await client.post(f"/probe/{kind}/rows/mapped")).status_code == 201
-        proxy.hang_up()
+        proxy.reset_connections()
     listener.close()
 
 
 async def test_a_database_that_is_gone(sign_up: SignUp, server: Server, database_url: str) -> None:
     client = await sign_up()
-    name = database_url.rsplit("/", 1)[1]
+    name = make_url(database_url).database
     await execute(server.admin_url, f'DROP DATABASE "{name}" WITH (FORCE)')
     assert (await client.get("/healthz")).status_code == 200
     unavailable(await client.get("/items"))

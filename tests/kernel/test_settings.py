@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from fastapi import APIRouter
 from pydantic_settings import BaseSettings
+from sqlalchemy.engine import make_url
 
 from app.discovery import find_features
 from app.main import create_app
@@ -165,7 +166,8 @@ def test_a_migration_without_its_database_ends_with_one_line(server: Server) -> 
 def test_a_database_url_may_have_what_libpq_knows(
     server: Server, database_url: str, tmp_path: Path, mode: str
 ) -> None:
-    with_mode = f"{database_url}?sslmode={mode}&application_name=mine"
+    options = {"sslmode": mode, "application_name": "mine"}
+    with_mode = make_url(database_url).set(query=options).render_as_string(hide_password=False)
     file = tmp_path / "items.jsonl"
     file.touch()
 

@@ -7,8 +7,8 @@ from fastapi import FastAPI
 
 from shared.problems import Unavailable
 from shared.tasks import Task, run_until_idle, task_runner
+from tests.app_helpers import capture_log
 from tests.kit import eventually, within
-from tests.probing import captured_log
 
 END_THE_LISTENER = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
@@ -32,8 +32,8 @@ async def test_a_task_that_fails_while_it_is_cancelled_stops_all_the_same(app: F
         await begun.wait()
 
 
-async def test_a_database_that_is_away_is_no_error(app: FastAPI) -> None:
-    lines, tried = captured_log(), asyncio.Event()
+async def test_an_unavailable_database_is_logged_as_a_warning(app: FastAPI) -> None:
+    lines, tried = capture_log(), asyncio.Event()
 
     async def find_nothing(_app: FastAPI) -> int:
         tried.set()

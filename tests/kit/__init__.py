@@ -7,11 +7,13 @@ a container if a Docker daemon answers; otherwise the embedded PostgreSQL.
 
 import os
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, nullcontext
 from typing import Any
 
+import asyncpg
 import pytest
+import pytest_asyncio
 from fastapi import FastAPI
 from pydantic import SecretStr
 
@@ -36,10 +38,10 @@ from tests.kit.clients import (
 )
 from tests.kit.commands import SECRET_KEY, Command, command, run_command
 from tests.kit.events import events
-from tests.kit.ownership import watched
+from tests.kit.ownership import check_table_writes
 from tests.kit.queries import QueryCounts, assert_query_budgets, max_queries
 from tests.kit.redis import Redis, free_port, redis
-from tests.kit.servers import Server, drop_database, execute, running_server
+from tests.kit.servers import Server, running_server
 from tests.kit.waiting import eventually, wait_until, within
 
 __all__ = [
@@ -84,6 +86,8 @@ FEATURES = pytest.StashKey[tuple[Feature, ...]]()
 COUNTS = pytest.StashKey[QueryCounts]()
 CLEANUP = pytest.StashKey[ExitStack]()
 
+Execute = Callable[[str], Awaitable[None]]
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--feature", help="Test with this feature and its dependencies alone")
@@ -94,7 +98,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "verify: takes long; runs in `make verify` alone")
     config.addinivalue_line("markers", "long: takes longer still: `make verify args=long`")
-    forget_environment()
+    clear_environment()
     if config.option.query_counts:
         config.stash[COUNTS] = QueryCounts()
     if hasattr(config, "workerinput"):  # a pytest-xdist worker uses the controller's server
@@ -106,7 +110,7 @@ def pytest_configure(config: pytest.Config) -> None:
         )
 
 
-def forget_environment() -> None:
+def clear_environment() -> None:
     """Removes the developer's settings from the environment, so that no test depends on them:
     also those of libpq, of HTTP proxies and of terminals.
 
@@ -181,14 +185,29 @@ def server(pytestconfig: pytest.Config) -> Server:
     return pytestconfig.stash[SERVER]
 
 
-@pytest.fixture
-async def database_url(server: Server) -> AsyncIterator[str]:
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def administer(server: Server) -> AsyncIterator[Execute]:
+    """Returns a function that runs a statement on the server. It keeps its connection, as another
+    for each test takes as long as half a clone."""
+    connection = await asyncpg.connect(server.admin_url)
+
+    async def run(statement: str) -> None:
+        nonlocal connection
+        if connection.is_closed():  # a test may end all connections
+            connection = await asyncpg.connect(server.admin_url)
+        await connection.execute(statement)
+
+    yield run
+    await connection.close()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def database_url(server: Server, administer: Execute) -> AsyncIterator[str]:
     """The URL of this test's own database: migrated, empty, and dropped after the test."""
     name = f"test_{secrets.token_hex(8)}"
-    clone = f'CREATE DATABASE "{name}" TEMPLATE "{server.template}" STRATEGY file_copy'
-    await execute(server.admin_url, clone)
+    await administer(f'CREATE DATABASE "{name}" TEMPLATE "{server.template}" STRATEGY file_copy')
     yield server.url(name)
-    await drop_database(server.admin_url, name)
+    await administer(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
 
 @pytest.fixture
@@ -210,7 +229,7 @@ async def app(settings: Settings, pytestconfig: pytest.Config) -> AsyncIterator[
     middleware = [counts.middleware] if counts else []
     app = application(settings, _features(pytestconfig), middleware)
     routes = list(app.routes)
-    with watched(app), counts.counting() if counts else nullcontext():
+    with check_table_writes(app), counts.counting() if counts else nullcontext():
         async with app.router.lifespan_context(app):
             yield app
     assert app.routes == routes, "tests share the application's routes: make one with `create_app`"

@@ -13,7 +13,7 @@ from tests.kit.ownership import remember_request
 
 DATABASES = ("database_url", "database_direct_url", "database_replica_url")
 
-_made: dict[object, FastAPI] = {}
+_created: dict[object, FastAPI] = {}
 
 
 def application(
@@ -26,18 +26,19 @@ def application(
     routes; `app.state` is new for each test.
     """
     key = _key(settings, features)
-    if key not in _made:
-        _made[key] = create_app(settings, features, run_tasks=False)
+    if key not in _created:
+        _created[key] = create_app(settings, features, run_tasks=False)
         for each in (remember_request, *middleware):
-            _made[key].add_middleware(each)
+            _created[key].add_middleware(each)
     else:
-        prepare(_made[key], settings, features, run_tasks=False)
-        _made[key].dependency_overrides = {}
-        _made[key].openapi_schema = None
-    return _made[key]
+        prepare(_created[key], settings, features, run_tasks=False)
+        _created[key].dependency_overrides = {}
+        _created[key].openapi_schema = None
+    return _created[key]
 
 
 def _key(settings: Settings, features: Sequence[Feature]) -> object:
     given = {name: value for name, value in settings if name not in DATABASES}
-    variables = sorted(os.environ.items())
+    # pytest sets PYTEST_CURRENT_TEST anew for each phase of each test.
+    variables = sorted(pair for pair in os.environ.items() if pair[0] != "PYTEST_CURRENT_TEST")
     return tuple(given.items()), tuple(variables), tuple(feature.name for feature in features)

@@ -14,11 +14,11 @@ from httpx import AsyncClient
 from starlette.types import ASGIApp, Message, Scope
 
 REQUESTS = 10
-least = FastAPI()
+minimal_app = FastAPI()
 
 
-@least.get("/")
-async def nothing() -> Response:
+@minimal_app.get("/")
+async def minimal_route() -> Response:
     """A minimal route, to compare with: the least that FastAPI does for a request."""
     return Response(b'{"id": 1}', media_type="application/json")
 
@@ -29,8 +29,8 @@ async def assert_max_calls(client: AsyncClient, app: FastAPI, url: str, most: fl
     One more dependency or middleware adds about 0.4.
     """
     token = client.headers["Authorization"].removeprefix("Bearer ")
-    taken = await _calls(app, url, token) / await _calls(least, "/", token)
-    assert taken <= most, f"GET {url} takes {taken:.1f} times the calls of FastAPI alone"
+    ratio = await _calls(app, url, token) / await _calls(minimal_app, "/", token)
+    assert ratio <= most, f"GET {url} takes {ratio:.1f} times the calls of FastAPI alone"
 
 
 async def _calls(app: ASGIApp, url: str, token: str) -> int:
@@ -38,12 +38,12 @@ async def _calls(app: ASGIApp, url: str, token: str) -> int:
 
     Initialisation on first use and garbage collection add calls to some of them.
     """
-    found = []
+    calls = []
     for _ in range(REQUESTS):
         with _counted() as counts:
             await get(app, url, token)
-        found.append(counts[0])
-    return min(found)
+        calls.append(counts[0])
+    return min(calls)
 
 
 @contextmanager

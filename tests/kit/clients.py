@@ -1,16 +1,19 @@
 """HTTP clients of the application, each with a different identity."""
 
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol, cast
 
 import pytest
 from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient
 
-from tests.kit.servers import execute
+from shared.feature import Feature
 
+ROOT = Path(__file__).parents[2]
 PASSWORD = "a long enough password"
 
 
@@ -34,45 +37,56 @@ async def is_ready(client: AsyncClient) -> bool:
     return (await client.get("/readyz")).status_code == 200
 
 
+class Accounts(Protocol):
+    """How tests get accounts: `tests/accounts.py` of the feature that has the authenticator.
+
+    Each function returns the request headers of a new credential.
+    """
+
+    async def create_account(
+        self, app: FastAPI, email: str, *, admin: bool = False
+    ) -> dict[str, str]:
+        """Creates an account with the password `PASSWORD`, and a session of it."""
+
+    async def create_api_key(self, app: FastAPI, headers: Mapping[str, str]) -> dict[str, str]:
+        """Creates an API key for the account of these headers, with all scopes of the others."""
+
+
+def accounts_of(app: FastAPI) -> Accounts:
+    """Returns how to create accounts in this application; fails if no feature says that."""
+    features: Sequence[Feature] = app.state.features
+    names = [feature.name for feature in features if feature.authenticator]
+    assert names, "none of the features under test has an authenticator, so there are no accounts"
+    file = f"features/{names[0]}/tests/accounts.py"
+    assert (ROOT / file).exists(), (
+        f"{file} is missing: it has to define what `Accounts` in tests/kit/clients.py declares"
+    )
+    return cast("Accounts", import_module(f"features.{names[0]}.tests.accounts"))
+
+
+async def sign_in(app: FastAPI, client: AsyncClient, email: str) -> None:
+    """Creates an account, and signs the client in to it."""
+    client.headers.update(await accounts_of(app).create_account(app, email))
+
+
+def random_email() -> str:
+    return f"{secrets.token_hex(6)}@example.com"
+
+
 SignUp = Callable[..., Awaitable[AsyncClient]]
 
 
 @pytest.fixture
 async def sign_up(app: FastAPI) -> AsyncIterator[SignUp]:
     """Creates a client that is signed in to a new account: `await sign_up("ada@example.com")`."""
-    async with _clients(app) as new_client:
+    async with AsyncExitStack() as clients:
+
+        async def new_client(email: str | None = None) -> AsyncClient:
+            client = await clients.enter_async_context(connect(app))
+            await sign_in(app, client, email or random_email())
+            return client
+
         yield new_client
-
-
-@asynccontextmanager
-async def _clients(app: FastAPI) -> AsyncIterator[SignUp]:
-    clients: list[AsyncClient] = []
-
-    async def new_client(email: str | None = None) -> AsyncClient:
-        client = AsyncClient(
-            transport=ASGITransport(app, raise_app_exceptions=False), base_url="http://testserver"
-        )
-        clients.append(client)
-        await sign_in(client, email or f"{secrets.token_hex(6)}@example.com")
-        return client
-
-    yield new_client
-    for client in clients:
-        await client.aclose()
-
-
-async def sign_in(client: AsyncClient, email: str) -> None:
-    """Registers an account over HTTP and signs the client in to it."""
-    registered = await client.post("/users", json={"email": email, "password": PASSWORD})
-    assert registered.status_code == 201, registered.text
-    await _grant(client, email)
-
-
-async def _grant(client: AsyncClient, email: str) -> None:
-    form = {"grant_type": "password", "username": email, "password": PASSWORD}
-    granted = await client.post("/auth/token", data=form)
-    assert granted.status_code == 200, granted.text
-    client.headers["Authorization"] = f"Bearer {granted.json()['access_token']}"
 
 
 @pytest.fixture
@@ -88,21 +102,17 @@ async def other_client(sign_up: SignUp) -> AsyncClient:
 
 
 @pytest.fixture
-async def admin(sign_up: SignUp, database_url: str) -> AsyncClient:
+async def admin(app: FastAPI) -> AsyncIterator[AsyncClient]:
     """A client signed in as an administrator."""
-    email = f"{secrets.token_hex(6)}@example.com"
-    client = await sign_up(email)
-    await execute(database_url, "UPDATE users SET role = 'admin' WHERE email = $1", email)
-    await _grant(client, email)
-    return client
+    headers = await accounts_of(app).create_account(app, random_email(), admin=True)
+    async with connect(app, headers=headers) as client:
+        yield client
 
 
 @pytest.fixture
 async def api_key_client(client: AsyncClient, app: FastAPI) -> AsyncIterator[AsyncClient]:
-    """A client with an API key of the account of `client`, with all scopes except `users:*`."""
-    known = {scope for feature in app.state.features for scope in feature.scopes}
-    scopes = sorted(scope for scope in known if not scope.startswith("users:"))
-    made = await client.post("/users/me/api-keys", json={"name": "robot", "scopes": scopes})
-    assert made.status_code == 201, made.text
-    async with connect(app, headers={"X-API-Key": made.json()["key"]}) as robot:
+    """A client with an API key of the account of `client`, with the scopes of all features except
+    the one that has the accounts."""
+    headers = await accounts_of(app).create_api_key(app, client.headers)
+    async with connect(app, headers=headers) as robot:
         yield robot

@@ -16,13 +16,13 @@ def events(app: FastAPI) -> Iterator[list[Mapping[str, Any]]]:
     The level is `warning`, unless a test overrides `settings`.
     """
     assert app, "it sets up the log anew"
-    noted: list[Mapping[str, Any]] = []
+    collected: list[Mapping[str, Any]] = []
 
-    def note(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-        noted.append(dict(event))
+    def collect(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        collected.append(dict(event))
         return event
 
     processors = structlog.get_config()["processors"]
-    structlog.configure(processors=[*processors, note])
-    yield noted
+    structlog.configure(processors=[*processors, collect])
+    yield collected
     structlog.configure(processors=processors)

@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shared.db.tables import table_owners
-from tests.kit.queries import following
+from tests.kit.queries import on_each_statement
 
 WRITTEN = re.compile(
     r"\b(?:INSERT\s+INTO|UPDATE|DELETE\s+FROM|MERGE\s+INTO|COPY|TRUNCATE|(?:ALTER|DROP|LOCK)\s+TABLE"
@@ -35,38 +35,38 @@ def written_tables(sql: str) -> set[str]:
 
 
 @contextmanager
-def watched(app: FastAPI) -> Iterator[None]:
+def check_table_writes(app: FastAPI) -> Iterator[None]:
     """Fails at the end of the block if code in this process wrote to a table it does not own."""
-    breaches: set[str] = set()
+    violations: set[str] = set()
 
-    def look(statement: str) -> None:
+    def check(statement: str) -> None:
         written = written_tables(statement)
         writers = _writers() if written else set()
         owner = table_owners() if writers else {}
         for table in written & owner.keys():
             if owner[table] not in writers:
                 writer = next(iter(writers - {"shared"}), "shared")
-                breaches.add(f"{writer} writes to {table}, which belongs to {owner[table]}")
+                violations.add(f"{writer} writes to {table}, which belongs to {owner[table]}")
 
     middleware: list[object] = [each.cls for each in app.user_middleware]
     if remember_request not in middleware:
         app.add_middleware(remember_request)
-    with following(look):
+    with on_each_statement(check):
         yield
-    assert not breaches, "; ".join(sorted(breaches))
+    assert not violations, "; ".join(sorted(violations))
 
 
 def remember_request(app: ASGIApp) -> ASGIApp:
     """A middleware that stores the current request, for the check of each statement."""
 
-    async def remembering(scope: Scope, receive: Receive, send: Send) -> None:
+    async def with_request(scope: Scope, receive: Receive, send: Send) -> None:
         token = _request.set(scope)
         try:
             await app(scope, receive, send)
         finally:
             _request.reset(token)
 
-    return remembering
+    return with_request
 
 
 def _writers() -> set[str]:

@@ -24,7 +24,7 @@ Endpoint = tuple[str, str]
 
 
 @contextmanager
-def following(record: Callable[[str], None]) -> Iterator[None]:
+def on_each_statement(record: Callable[[str], None]) -> Iterator[None]:
     """Calls `record` with each statement that this process sends within the block."""
     compile_one, compile_many = statements.compile_statement, statements.compile_many
 
@@ -56,7 +56,7 @@ def following(record: Callable[[str], None]) -> Iterator[None]:
 def recorded_queries() -> Iterator[list[str]]:
     """Collects the statements that this process sends within the block."""
     statements: list[str] = []
-    with following(statements.append):
+    with on_each_statement(statements.append):
         yield statements
 
 
@@ -65,7 +65,7 @@ def max_queries(limit: int) -> Iterator[None]:
     """Fails if more than `limit` statements are executed within the block: a query budget.
 
     with max_queries(2):
-        await client.get("/items")
+        await client.get("/orders")
     """
     with recorded_queries() as statements:
         yield
@@ -74,7 +74,7 @@ def max_queries(limit: int) -> Iterator[None]:
 
 
 def budgets(document: Path) -> dict[str, int]:
-    """Reads the budgets from a table in a document, with rows like `| GET /items | 2 |`."""
+    """Reads the budgets from a table in a document, with rows like `| GET /orders | 2 |`."""
     rows = re.findall(r"^\| ([A-Z]+ /\S*) \| (\d+) \|", document.read_text(), re.MULTILINE)
     return {endpoint: int(limit) for endpoint, limit in rows}
 
@@ -114,7 +114,7 @@ class QueryCounts:
         return counting
 
     def counting(self) -> AbstractContextManager[None]:
-        return following(self._record)
+        return on_each_statement(self._record)
 
     @staticmethod
     def _record(statement: str) -> None:

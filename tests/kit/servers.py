@@ -77,7 +77,8 @@ def _embedded(features: Sequence[Feature]) -> Iterator[str]:
     with tempfile.TemporaryDirectory(dir=parent, prefix="tessera-test-") as folder:
         Path(folder).chmod(0o755)
         with embedded_postgres(Path(folder), DISPOSABLE) as server:
-            yield asyncio.run(ensure_database(server, "postgres", extensions_of(features)))
+            url = asyncio.run(ensure_database(server, "postgres", extensions_of(features)))
+            yield f"{url}?sslmode=disable"  # else each connection asks for TLS first
 
 
 async def execute(url: str, statement: str, *arguments: object) -> None:

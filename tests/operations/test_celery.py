@@ -20,11 +20,11 @@ from redis import Redis as Connection
 from shared.problems import Unavailable
 from shared.settings import Settings
 from shared.tasks import Task
-from tests.copying import BIN
+from tests.app_helpers import capture_log, sample, scrape_metrics
 from tests.kit import PASSWORD, Redis, free_port, wait_until
 from tests.kit.servers import execute
 from tests.operations.collecting import Collector
-from tests.probing import captured_log, sample, scraped
+from tests.repository_copies import BIN
 from tests.serving import ROOT, children, environment, serving, stop
 
 pytestmark = pytest.mark.verify
@@ -126,7 +126,7 @@ VALUES (gen_random_uuid(), 'old', '', 200, '{}', '', now() - interval '1 minute'
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("queue", ["inline", "celery"])
-def test_background_work_is_done(
+def test_celery_runs_the_background_tasks(
     variables: dict[str, str],
     queue: str,
     collector: Collector,
@@ -262,12 +262,14 @@ def test_one_port_tells_what_all_processes_of_a_worker_count(
     done = sample("tessera_task_rows_total", task="deliver_mail")
 
     def counting() -> set[int]:
-        labels = [dict(labels) for name, labels in scraped(metrics)]
+        labels = [dict(labels) for name, labels in scrape_metrics(metrics)]
         return {int(found["pid"]) for found in labels if found.get("pool") == "write"}
 
     with celery_worker(variables | {"metrics_port": str(port)}, tmp_path, pool=pool) as worker:
         wait_until_mail_is_sent(client)
-        wait_until(lambda: scraped(metrics).get(done) == 1, "the count of one mail", WITHIN_SECONDS)
+        wait_until(
+            lambda: scrape_metrics(metrics).get(done) == 1, "the count of one mail", WITHIN_SECONDS
+        )
         if pool == "prefork":
             wait_until(
                 lambda: counting() == set(children(worker.pid)),
@@ -283,7 +285,7 @@ def test_one_port_tells_what_all_processes_of_a_worker_count(
             )
         else:
             assert counting() == {worker.pid}
-        assert scraped(metrics)[done] == 1
+        assert scrape_metrics(metrics)[done] == 1
     assert not list(files.glob("tessera-*"))
 
 
@@ -296,7 +298,7 @@ def test_a_batch_that_fails_is_no_error_of_celerys(
     async def unavailable(_app: FastAPI) -> int:
         raise Unavailable("The database cannot be reached")
 
-    lines = captured_log()
+    lines = capture_log()
     app.state.tasks = [Task(name="probe", run=unavailable, every=600)]
     with start_blocking_portal("asyncio") as portal:
         monkeypatch.setattr(worker.process, "app", app, raising=False)

@@ -151,7 +151,7 @@ def a_deploy_fails_no_request(stack: Stack, address: str) -> None:
     async def deploy() -> Load:
         async with under_load(address) as load:
             await asyncio.to_thread(stack.run, "make", "deploy")
-            await load.goes_on()
+            await load.wait_for_writes()
         return load
 
     load = asyncio.run(deploy())

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.copying import ROOT, copy_repository, run_app
 from tests.kit import Server
+from tests.repository_copies import ROOT, copy_repository, run_app
 
 pytestmark = pytest.mark.verify
 
@@ -21,7 +21,7 @@ def doctor(folder: Path, database: str, code: Path = ROOT, **variables: str) -> 
     return done.stdout, done.returncode
 
 
-def test_a_sound_installation_is_shown(database_url: str, tmp_path: Path) -> None:
+def test_a_working_installation_is_shown(database_url: str, tmp_path: Path) -> None:
     said, status = doctor(tmp_path, database_url, COLUMNS="80")
     assert status == 0, said
     assert "wrong" not in said
@@ -35,14 +35,14 @@ def test_a_database_that_is_behind_is_named(server: Server, tmp_path: Path) -> N
     assert "wrong migrations: pending: " in said
 
 
-def test_what_does_not_answer_is_named(tmp_path: Path) -> None:
+def test_a_service_that_does_not_answer_is_named(tmp_path: Path) -> None:
     said, status = doctor(tmp_path, NOWHERE, APP_REDIS_URL="redis://127.0.0.1:1")
     assert status == 1
     assert "wrong database: cannot be reached: " in said
     assert "wrong Redis: does not answer" in said
 
 
-def test_the_primary_and_the_replica_are_each_looked_at(database_url: str, tmp_path: Path) -> None:
+def test_the_primary_and_the_replica_are_both_checked(database_url: str, tmp_path: Path) -> None:
     said, status = doctor(tmp_path, NOWHERE, APP_DATABASE_REPLICA_URL=database_url)
     assert status == 1
     assert "wrong database: cannot be reached: " in said

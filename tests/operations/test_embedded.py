@@ -159,7 +159,7 @@ def test_the_server_ends_with_its_last_user(
     wait_until_nothing_is_left(folder)
 
 
-def test_who_leaves_last_waits_for_the_end_of_the_server(folder: Path) -> None:
+def test_the_last_user_waits_until_the_server_has_stopped(folder: Path) -> None:
     with embedded_postgres(folder, DISPOSABLE):
         joiner, _ = use_in_another_process(folder)
     pid = postmaster(folder)
@@ -175,7 +175,7 @@ def test_of_many_starters_on_an_empty_folder_one_makes_the_server(folder: Path) 
         end(process, signal.SIGTERM)
 
 
-def test_who_comes_while_another_leaves_is_served(folder: Path) -> None:
+def test_a_user_that_starts_while_another_stops_is_served(folder: Path) -> None:
     for process in [spawn(COMES_AND_GOES, folder) for _ in range(3)]:
         process.communicate(timeout=100)
         assert process.returncode == 0

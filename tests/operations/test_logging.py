@@ -13,7 +13,7 @@ import structlog
 
 from app.ops.logging import REDACTED, configure_logging
 from shared.settings import Settings
-from tests.probing import captured_log
+from tests.app_helpers import capture_log
 
 ours = structlog.get_logger("kettle")
 theirs = logging.getLogger("kettle")
@@ -22,7 +22,7 @@ theirs = logging.getLogger("kettle")
 @pytest.fixture(params=["json", "console"])
 def lines(request: pytest.FixtureRequest) -> io.StringIO:
     configure_logging(Settings(env="test", log_format=request.param))
-    return captured_log()
+    return capture_log()
 
 
 @pytest.mark.parametrize("lines", ["json"], indirect=True)
@@ -61,7 +61,7 @@ def test_the_latest_settings_hold_for_a_logger_that_was_used_before(lines: io.St
     ours.info("fills")
     assert "fills" in lines.getvalue()
     configure_logging(Settings(env="test", log_level="warning"))
-    lines = captured_log()
+    lines = capture_log()
     ours.info("fills")
     assert lines.getvalue() == ""
 
@@ -71,7 +71,7 @@ class Unspeakable:
         raise RuntimeError("a bug")
 
 
-def test_nobody_fails_for_want_of_a_line(
+def test_a_log_that_cannot_be_written_raises_nothing(
     lines: io.StringIO, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ours.warning("boils", kettle=Unspeakable())
@@ -94,7 +94,7 @@ class Pieces(io.StringIO):
 
 @pytest.mark.parametrize("lines", ["json"], indirect=True)
 def test_lines_of_threads_stay_whole(lines: io.StringIO) -> None:
-    lines, count = captured_log(Pieces()), 200
+    lines, count = capture_log(Pieces()), 200
 
     def boil(log: Any) -> None:
         for _ in range(count):

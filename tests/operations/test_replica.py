@@ -10,6 +10,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from fastapi import FastAPI
 from httpx import AsyncClient
 
 from app.embedded import EmbeddedServer, embedded_postgres, ensure_database
@@ -18,8 +19,8 @@ from app.main import create_app
 from app.migrations import upgrade
 from shared import cache
 from shared.settings import Settings
+from tests.app_helpers import capture_log
 from tests.kit import Redis, connect, eventually, free_port, sign_in, within
-from tests.probing import captured_log
 from tests.resilience.servers import Proxy
 
 pytestmark = pytest.mark.verify
@@ -91,12 +92,13 @@ async def caught_up(primary_url: str, replica: "asyncpg.Connection[asyncpg.Recor
     )
 
 
-async def client_of(settings: Settings, stack: AsyncExitStack) -> AsyncClient:
-    """Returns a client of a new application with its own pools and in-memory state, like a separate
-    process."""
+async def start_app(settings: Settings, stack: AsyncExitStack) -> tuple[FastAPI, AsyncClient]:
+    """Starts an application with its own pools and in-memory state, like a separate process.
+
+    Returns it with a client."""
     app = create_app(settings, run_tasks=False)
     await stack.enter_async_context(app.router.lifespan_context(app))
-    return await stack.enter_async_context(connect(app))
+    return app, await stack.enter_async_context(connect(app))
 
 
 async def until_status(client: AsyncClient, path: str, status: int) -> None:
@@ -120,8 +122,8 @@ async def test_what_a_client_wrote_it_reads_although_the_replica_lags(
     if shared:
         settings = settings.model_copy(update={"redis_url": redis.url})
     async with AsyncExitStack() as stack:
-        here, there = [await client_of(settings, stack) for _ in range(2)]
-        await sign_in(here, f"{shared}@example.com")
+        (app, here), (_, there) = [await start_app(settings, stack) for _ in range(2)]
+        await sign_in(app, here, f"{shared}@example.com")
         there.headers["Authorization"] = here.headers["Authorization"]
         await caught_up(database_url, replica)
         await replica.execute("SELECT pg_wal_replay_pause()")
@@ -149,9 +151,9 @@ async def test_the_primary_reads_while_the_replica_is_away(
     settings = settings.model_copy(update={"database_replica_url": way})
     async with AsyncExitStack() as stack:
         stack.callback(listener.close)
-        here, there = [await client_of(settings, stack) for _ in range(2)]
-        log = captured_log()
-        await sign_in(here, "away@example.com")
+        (app, here), (_, there) = [await start_app(settings, stack) for _ in range(2)]
+        log = capture_log()
+        await sign_in(app, here, "away@example.com")
         there.headers["Authorization"] = here.headers["Authorization"]
         await caught_up(database_url, replica)
         await replica.execute("SELECT pg_wal_replay_pause()")
@@ -160,7 +162,7 @@ async def test_the_primary_reads_while_the_replica_is_away(
         await until_status(there, item, 404)  # from the lagging replica
 
         proxy.target = free_port()
-        proxy.hang_up()
+        proxy.reset_connections()
         await until_status(there, item, 200)
         paths = [item, "/items", "/items/export", "/search?q=kettle&mode=lexical", "/readyz"] * 4
         async with within(60, "the answer of each request"):
@@ -171,4 +173,4 @@ async def test_the_primary_reads_while_the_replica_is_away(
 
         proxy.target = servers[1].port
         await until_status(there, item, 404)
-        proxy.hang_up()
+        proxy.reset_connections()

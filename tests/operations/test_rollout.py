@@ -15,8 +15,8 @@ from app.main import create_app
 from app.migrations import upgrade
 from app.scaffold.generating import plan_feature
 from shared.settings import Settings
-from tests.copying import copy_repository
 from tests.kit import PASSWORD, free_port
+from tests.repository_copies import copy_repository
 from tests.serving import serving
 
 pytestmark = pytest.mark.verify

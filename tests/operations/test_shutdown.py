@@ -70,7 +70,7 @@ def wait_for(served: Served, path: str, expected: int) -> None:
 
 @pytest.mark.timeout(240)  # each worker takes as long to start as one process
 @pytest.mark.parametrize("workers", [1, 2])
-def test_while_load_balancers_look_elsewhere_requests_are_answered(
+def test_requests_are_answered_until_load_balancers_have_noticed(
     settings: Settings, tmp_path: Path, port: int, workers: int
 ) -> None:
     started = variables(settings, shutdown_delay="5")
@@ -83,9 +83,7 @@ def test_while_load_balancers_look_elsewhere_requests_are_answered(
         assert served.process.wait(WITHIN_SECONDS) == 0
 
 
-def test_a_connection_that_was_accepted_is_heard(
-    settings: Settings, tmp_path: Path, port: int
-) -> None:
+def test_an_accepted_connection_is_served(settings: Settings, tmp_path: Path, port: int) -> None:
     with (
         serving(tmp_path, port, variables(settings)) as served,
         socket.create_connection(("127.0.0.1", port), timeout=30) as connection,
@@ -96,7 +94,7 @@ def test_a_connection_that_was_accepted_is_heard(
         assert connection.recv(4096).startswith(b"HTTP/1.1 503")
 
 
-def test_a_connection_that_waits_to_be_accepted_is_heard(port: int) -> None:
+def test_a_connection_in_the_listen_backlog_is_served(port: int) -> None:
     command = [sys.executable, "-c", BUSY, str(port)]
     with subprocess.Popen(
         command, cwd=ROOT, env=environment({}), stdout=subprocess.PIPE
@@ -109,7 +107,7 @@ def test_a_connection_that_waits_to_be_accepted_is_heard(port: int) -> None:
 
 
 @pytest.mark.timeout(240)  # each worker takes as long to start as one process
-def test_several_workers_that_stop_hear_everybody_out(
+def test_several_workers_finish_their_requests_when_they_stop(
     settings: Settings, tmp_path: Path, port: int
 ) -> None:
     with serving(tmp_path, port, variables(settings), workers=2) as served:
@@ -117,7 +115,7 @@ def test_several_workers_that_stop_hear_everybody_out(
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_start_that_fails_is_no_success(settings: Settings, port: int, workers: int) -> None:
+def test_a_failed_start_exits_with_an_error(settings: Settings, port: int, workers: int) -> None:
     command = ["app", "serve", f"--port={port}", f"--workers={workers}"]
     broken = variables(settings, embedding_model_path="/nowhere")
     ended = subprocess.run(

@@ -22,9 +22,9 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from app.main import create_app
 from shared.settings import Settings
+from tests.app_helpers import Sample, parse_metrics, sample, scrape_metrics
 from tests.kit import PASSWORD, connect, free_port, wait_until
 from tests.operations.collecting import Collector
-from tests.probing import Sample, parsed, sample, scraped
 from tests.serving import ROOT, environment, read_line, serving, stop
 
 SECRET = "correct-horse-battery"
@@ -205,7 +205,7 @@ async def numbers(client: AsyncClient) -> dict[Sample, float]:
     """Returns the samples of /metrics by name and labels."""
     answer = await client.get("/metrics")
     assert answer.status_code == 200, answer.text
-    return parsed(answer.text)
+    return parse_metrics(answer.text)
 
 
 async def test_requests_are_counted_by_the_template_of_their_route(client: AsyncClient) -> None:
@@ -223,7 +223,7 @@ async def test_requests_are_counted_by_the_template_of_their_route(client: Async
     assert not [name for name, labels in after if "nowhere" in str(labels)]
 
 
-async def test_what_waits_is_shown(client: AsyncClient) -> None:
+async def test_metrics_show_the_waiting_rows(client: AsyncClient) -> None:
     await client.post("/items", json={"title": "Mug", "price": 1})
     shown = await numbers(client)
     assert shown[sample("tessera_backlog_rows", task="deliver_mail", state="waiting")] == 1
@@ -255,19 +255,19 @@ def test_each_of_several_workers_answers_for_all(settings: Settings, tmp_path: P
         metrics = f"{served.address}/metrics"
 
         def pids() -> set[str]:
-            labels = [dict(labels) for name, labels in scraped(metrics)]
+            labels = [dict(labels) for name, labels in scrape_metrics(metrics)]
             return {found["pid"] for found in labels if found.get("pool") == "write"}
 
         wait_until(lambda: len(pids()) == 2, "the numbers of both workers", 60)
         for _ in range(20):
             httpx.get(f"{served.address}/nowhere", timeout=30)
-        wait_until(lambda: scraped(metrics).get(lost) == 20, "the count of the last request")
-        assert {scraped(metrics)[lost] for _ in range(10)} == {20}
+        wait_until(lambda: scrape_metrics(metrics).get(lost) == 20, "the count of the last request")
+        assert {scrape_metrics(metrics)[lost] for _ in range(10)} == {20}
 
         killed = pids().pop()
         os.kill(int(killed), signal.SIGKILL)
         wait_until(lambda: killed not in pids(), "numbers without the killed worker", 60)
-        assert scraped(metrics)[lost] == 20
+        assert scrape_metrics(metrics)[lost] == 20
 
 
 @pytest.mark.verify
@@ -289,7 +289,7 @@ def test_a_worker_without_http_has_metrics(settings: Settings, tmp_path: Path) -
 
         def worked() -> list[float]:
             with suppress(httpx.TransportError):
-                return [count for name, count in scraped(url).items() if name == rows]
+                return [count for name, count in scrape_metrics(url).items() if name == rows]
             return []
 
         assert wait_until(worked, "the count of a batch", 60)

@@ -73,7 +73,7 @@ async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack
         proxy, redis = Proxy(), Redis()
         listener = await proxy.start()
         cleanup.callback(listener.close)
-        cleanup.callback(proxy.hang_up)
+        cleanup.callback(proxy.reset_connections)
         redis.start()
         cleanup.callback(redis.kill)
         endpoint = await cleanup.enter_async_context(running_endpoint())
@@ -111,7 +111,7 @@ def report(pytestconfig: pytest.Config) -> Report:
 
     def add(fault: str, load: Load) -> None:
         total = load.answers.total()
-        recovery = f"{load.recovery:.1f} s" if load.healed else "none needed"
+        recovery = f"{load.recovery:.1f} s" if load.fault_ended_at else "none needed"
         pytestconfig.stash.setdefault(TABLE, []).append(
             f"| {fault} | {total / load.seconds:.0f}/s | {load.failed} of {total} "
             f"| {recovery} | 0 |"

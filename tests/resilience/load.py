@@ -20,7 +20,7 @@ PAUSE_SECONDS = 0.02
 CLIENT_TIMEOUT_SECONDS = 15.0
 WITHIN_SECONDS = 60.0
 
-STORED = """
+SELECT_STORED_ITEMS = """
 SELECT item.title, embedding.item_id IS NOT NULL AND queued.item_id IS NULL AS indexed
 FROM items AS item JOIN users ON users.id = item.owner_id
 LEFT JOIN search_documents AS document ON document.item_id = item.id
@@ -51,7 +51,7 @@ class Load:
     latencies: list[float] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
     seconds: float = 0
-    healed: float = 0
+    fault_ended_at: float = 0
     recovery: float = 0
 
     @property
@@ -66,14 +66,14 @@ class Load:
             granted = await client.post("/auth/token", data=form)
         self.headers["Authorization"] = f"Bearer {granted.json()['access_token']}"
 
-    def heal(self) -> None:
+    def end_fault(self) -> None:
         """Marks the end of the fault.
 
         `recovery` is the time in seconds from here to the next acknowledged write.
         """
-        self.healed, self.recovery = time.monotonic(), 0
+        self.fault_ended_at, self.recovery = time.monotonic(), 0
 
-    async def goes_on(self, writes: int = 30) -> None:
+    async def wait_for_writes(self, writes: int = 30) -> None:
         """Waits until so many more writes have been acknowledged."""
         goal = len(self.acknowledged) + writes
         await eventually(
@@ -82,7 +82,7 @@ class Load:
             WITHIN_SECONDS,
         )
 
-    async def fails(self) -> None:
+    async def wait_for_failure(self) -> None:
         """Waits until a request of the clients fails."""
         before = self.failed
         await eventually(
@@ -112,8 +112,8 @@ class Load:
             turn += 1
             await asyncio.sleep(0.1)
         self.acknowledged.append(titles)
-        if self.healed and not self.recovery:
-            self.recovery = time.monotonic() - self.healed
+        if self.fault_ended_at and not self.recovery:
+            self.recovery = time.monotonic() - self.fault_ended_at
 
     async def _post(self, client: httpx.AsyncClient, turn: int, titles: tuple[str, ...]) -> bool:
         body = json.dumps({"title": titles[0], "price": 5})
@@ -170,7 +170,7 @@ async def under_load(*addresses: str, clients: int = CLIENTS) -> AsyncIterator[L
     load.started = time.monotonic()
     running = [asyncio.create_task(load.run(number)) for number in range(clients)]
     try:
-        await load.goes_on()
+        await load.wait_for_writes()
         yield load
         for task in running:
             assert not task.done(), task.exception()
@@ -206,7 +206,7 @@ async def _once_indexed(email: str, database_url: str) -> list[asyncpg.Record]:
 
     async def all_indexed() -> bool:
         nonlocal rows
-        rows = await connection.fetch(STORED, email)
+        rows = await connection.fetch(SELECT_STORED_ITEMS, email)
         return all(row["indexed"] for row in rows)
 
     try:

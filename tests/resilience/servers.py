@@ -56,12 +56,12 @@ def postgres_folder() -> Iterator[Path]:
 class Proxy:
     """A fixed address in front of a server that moves, like a load balancer or a DNS name.
 
-    With `holds`, it does not tell one side that the other has closed the connection.
+    With `hides_closing`, it does not tell one side that the other has closed the connection.
     """
 
     port: int = 0
     target: int = 0
-    holds: bool = False
+    hides_closing: bool = False
     _streams: set[asyncio.StreamWriter] = field(default_factory=set)
     _to_server: set[asyncio.StreamWriter] = field(default_factory=set)
     _silent: set[asyncio.StreamWriter] = field(default_factory=set)
@@ -89,18 +89,18 @@ class Proxy:
                 if sink not in self._silent:
                     sink.write(data)
                     await sink.drain()
-        if not self.holds and sink not in self._silent:
+        if not self.hides_closing and sink not in self._silent:
             sink.close()
         self._streams.discard(sink)
         self._silent.discard(sink)
 
-    def fall_silent(self) -> None:
+    def drop_server_connections(self) -> None:
         """Ends the connections to the server; those to the clients stay open and silent."""
         self._silent |= self._streams
         for back in self._to_server:
             back.transport.abort()
 
-    def hang_up(self) -> None:
+    def reset_connections(self) -> None:
         """Resets all connections."""
         for stream in self._streams:
             stream.transport.abort()

@@ -51,8 +51,8 @@ async def test_half_open_and_slow_connections_do_not_stop_the_others(
             for connection in held[::3]:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
                 connection.close()
-            load.heal()
-            await load.goes_on()
+            load.end_fault()
+            await load.wait_for_writes()
     finally:
         for connection in held:
             connection.close()
@@ -66,8 +66,8 @@ async def test_an_aborted_import_leaves_nothing(stack: Stack, report: Report) ->
     async with under_load(stack.address) as load:
         for _ in range(10):
             await _abort_import(stack.address, load, marker)
-        load.heal()
-        await load.goes_on()
+        load.end_fault()
+        await load.wait_for_writes()
     await audit(load, stack.database_url)
     assert load.failed == 0, load.answers
     connection = await asyncpg.connect(stack.database_url)
@@ -106,8 +106,8 @@ async def test_a_body_of_a_gigabyte_is_refused_and_never_held(stack: Stack, repo
             with suppress(httpx.WriteError):  # the server closed while we were still sending
                 answer = await client.post("/items", content=gigabyte())
                 assert answer.status_code == 413
-        load.heal()
-        await load.goes_on()
+        load.end_fault()
+        await load.wait_for_writes()
     await audit(load, stack.database_url)
     assert load.failed == 0, load.answers
     assert _peak_memory(stack.apis[0]) - before < GIGABYTE // 5
@@ -130,10 +130,10 @@ async def test_overload_is_shed_and_recovered_from(stack: Stack, report: Report)
         retry_after = await _at_a_rate(load, rate)
         grown = (_peak_memory(api) - before) / 1_000_000
         served = len(load.acknowledged)
-        load.heal()
+        load.end_fault()
         wire = Wire(load)
         await eventually(wire.write, "a write after the overload", RECOVERY_SECONDS)
-        load.recovery = time.monotonic() - load.healed
+        load.recovery = time.monotonic() - load.fault_ended_at
     finally:
         kill(api)
     await audit(load, stack.database_url)

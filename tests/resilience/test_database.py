@@ -33,8 +33,8 @@ async def test_a_killed_postgresql_loses_no_acknowledged_write(
         stack.postgres.signal(signal.SIGKILL)
         stack.postgres_runs.close()
         await stack.start_postgres()
-        load.heal()
-        await load.goes_on()
+        load.end_fault()
+        await load.wait_for_writes()
     await audit(load, stack.database_url)
     report("PostgreSQL killed and started again", load)
 
@@ -46,8 +46,8 @@ async def test_a_postgresql_that_was_frozen_is_used_again(stack: Stack, report: 
             await asyncio.sleep(FROZEN_SECONDS)  # the duration of the fault
         finally:
             stack.postgres.signal(signal.SIGCONT)
-        load.heal()
-        await load.goes_on()
+        load.end_fault()
+        await load.wait_for_writes()
     await audit(load, stack.database_url)
     report(f"PostgreSQL frozen for {FROZEN_SECONDS:.0f} s", load)
 
@@ -74,13 +74,13 @@ async def test_a_postgresql_that_vanishes_without_a_word_is_given_up(
     api = await stack.start_api(database_url=url, request_timeout="2")
     try:
         async with under_load(api.address) as load:
-            way.fall_silent()
-            load.heal()
-            await load.fails()
-            await load.goes_on()
+            way.drop_server_connections()
+            load.end_fault()
+            await load.wait_for_failure()
+            await load.wait_for_writes()
     finally:
         kill(api)
-        way.hang_up()
+        way.reset_connections()
         listener.close()
     await audit(load, stack.database_url)
     report("PostgreSQL vanished, with requests given up after 2 s", load)
@@ -100,12 +100,12 @@ async def test_postgresql_without_a_free_connection_is_an_outage_that_ends(
                 )
                 async with within(30, "a PostgreSQL without a free connection"):
                     await _take_all(stack.database_url, taken)
-            await load.fails()
+            await load.wait_for_failure()
         finally:
             for connection in taken:
                 connection.terminate()
-        load.heal()
-        await load.goes_on()
+        load.end_fault()
+        await load.wait_for_writes()
     await audit(load, stack.database_url)
     report("PostgreSQL out of connections", load)
 
@@ -122,11 +122,11 @@ async def test_a_failover_to_another_address_is_followed(stack: Stack, report: R
     async with under_load(stack.address) as load:
         stack.postgres.signal(signal.SIGKILL)
         stack.postgres_runs.close()
-        await load.fails()
+        await load.wait_for_failure()
         await stack.start_postgres()
-        stack.proxy.hang_up()
-        load.heal()
-        await load.goes_on()
+        stack.proxy.reset_connections()
+        load.end_fault()
+        await load.wait_for_writes()
     await audit(load, stack.database_url)
     report("PostgreSQL fails over to another address", load)
 
@@ -144,10 +144,10 @@ async def test_a_full_disk_is_an_outage_that_ends(
                 while True:
                     file.write(bytes(8192))
                     file.flush()
-            await load.fails()
+            await load.wait_for_failure()
             filler.unlink()
-            load.heal()
-            await load.goes_on()
+            load.end_fault()
+            await load.wait_for_writes()
         await audit(load, stack.database_url)
     finally:
         await connection.execute("ALTER TABLE items SET TABLESPACE pg_default")

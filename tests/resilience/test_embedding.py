@@ -20,15 +20,15 @@ async def test_a_failing_embedding_endpoint_degrades_search_and_nothing_else(
     async with under_load(stack.address) as load:
         stack.endpoint.fault = fault
         try:
-            await load.goes_on()
+            await load.wait_for_writes()
             if fault != "slow":
                 await eventually(
                     lambda: load.degraded > 0, "a search without the model", WITHIN_SECONDS
                 )
         finally:
             stack.endpoint.fault = None
-        load.heal()
-        await load.goes_on()
+        load.end_fault()
+        await load.wait_for_writes()
     await audit(load, stack.database_url)
     assert load.failed == 0, load.answers
     report(f"Embedding endpoint: {fault}", load)

@@ -29,10 +29,10 @@ async def test_two_of_three_killed_replicas_lose_no_acknowledged_write(
         async with under_load(*(api.address for api in (*stack.apis, *others))) as load:
             for killed in (stack.apis[0], others[0]):
                 kill(killed)
-            await load.goes_on()  # the remaining replica serves the load
+            await load.wait_for_writes()  # the remaining replica serves the load
             stack.apis[0] = await stack.start_api(int(stack.address.rsplit(":", 1)[1]))
-            load.heal()
-            await load.goes_on()
+            load.end_fault()
+            await load.wait_for_writes()
     finally:
         for api in others:
             kill(api)
@@ -48,8 +48,8 @@ async def test_workers_killed_in_mid_batch_leave_every_item_indexed(
         async with under_load(stack.address) as load:
             for _ in range(KILLS):
                 await _killed_in_mid_batch(stack)
-            load.heal()
-            await load.goes_on()
+            load.end_fault()
+            await load.wait_for_writes()
     finally:
         stack.endpoint.fault = None
     await audit(load, stack.database_url)
@@ -77,25 +77,25 @@ async def _killed_in_mid_batch(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("fault", ["killed", "frozen", "flushed"])
-async def test_redis_is_not_missed(stack: Stack, report: Report, fault: str) -> None:
+async def test_a_fault_of_redis_fails_no_request(stack: Stack, report: Report, fault: str) -> None:
     async with under_load(stack.address) as load:
         match fault:
             case "killed":
                 stack.redis.kill()
-                await load.goes_on()
+                await load.wait_for_writes()
                 stack.redis.start()
             case "frozen":
                 stack.redis.freeze()
                 try:
                     await asyncio.sleep(FROZEN_SECONDS)  # the duration of the fault
-                    await load.goes_on()
+                    await load.wait_for_writes()
                 finally:
                     stack.redis.thaw()
             case "flushed":
                 async with Redis.from_url(stack.redis.url) as client:
                     await client.flushall()
-        load.heal()
-        await load.goes_on()
+        load.end_fault()
+        await load.wait_for_writes()
     await audit(load, stack.database_url)
     assert load.failed == 0, load.answers
     report(f"Redis {fault}", load)

@@ -16,9 +16,9 @@ async def item(client: AsyncClient, mark: str) -> str:
     return str((await client.post("/items", json=new)).json()["id"])
 
 
-OWNED = {"item_id": item}
+OWNED_PARAMETERS = {"item_id": item}
 
-SENT = {
+REQUEST_ARGUMENTS = {
     "POST /items/import": {
         "content": b'{"title": "Mug", "price": 1}',
         "headers": {"Content-Type": "application/jsonl"},

@@ -1,7 +1,7 @@
 """Constraints of the search tables that no request can violate, for
 tests/architecture/test_constraints.py."""
 
-UNREACHABLE = {
+NEVER_VIOLATED = {
     "uq_search_models_provider_name_dimension": "written with ON CONFLICT, and by tasks alone",
     "uq_search_models_active": "written by tasks alone",
     "fk_search_embeddings_item_id": "written by tasks alone",

@@ -1,4 +1,6 @@
 """Request bodies for search, for tests/contract/test_privacy.py."""
 
-SENT = {"POST /search/vector": {"json": {"vector": [1.0] * 384}}}  # the model's dimension
+REQUEST_ARGUMENTS = {
+    "POST /search/vector": {"json": {"vector": [1.0] * 384}}
+}  # the model's dimension
 """Arguments of httpx's `request` for operations without an example in the OpenAPI document."""

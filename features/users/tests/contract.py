@@ -8,7 +8,7 @@ import httpx
 
 _PASSWORD = secrets.token_urlsafe(16)
 
-BEYOND_SCHEMA = {
+UNDOCUMENTED_ERRORS = {
     "Should be one of": "the scopes are those of the account's role",
     "Should be in the future": "a schema knows no clock",
     "one of the most common passwords": "there are 30,000 of them",
@@ -16,12 +16,12 @@ BEYOND_SCHEMA = {
 }
 """Errors that a body may cause although it is valid in the document, each with the reason."""
 
-MORE_ACCEPTED = {
+UNDOCUMENTED_VALUES = {
     "email": r"[^!-~]|<|--",  # other scripts, a name, spaces around it, Punycode
 }
 """Fields that accept more than the document says, each with a pattern of the extra values."""
 
-ENDING = {
+SESSION_ENDING = {
     "passwords_change": "ends the other sessions",
     "sessions_delete_all": "ends the session",
     "sessions_logout": "ends the session",
@@ -29,7 +29,7 @@ ENDING = {
 }
 """Operations that end the account or session that calls them, so each uses a separate one."""
 
-UNREACHED = {
+NEVER_SUCCEEDING = {
     "auth_token": "needs a password or a token of an account",
     "passwords_change": "needs the password of the account",
     "passwords_reset": "needs a token from a mail",

@@ -21,13 +21,13 @@ async def api_key(client: AsyncClient, mark: str) -> str:
     return str((await client.post("/users/me/api-keys", json=key)).json()["id"])
 
 
-OWNED = {"user_id": user, "session_id": session, "key_id": api_key}
+OWNED_PARAMETERS = {"user_id": user, "session_id": session, "key_id": api_key}
 
-NOT_OWNED = {"provider": "nobody", "identity_id": str(uuid4())}
+UNOWNED_PARAMETERS = {"provider": "nobody", "identity_id": str(uuid4())}
 """Path parameters, with any value, that do not name an object of an account, or name one that
 only a provider can create (which has separate tests)."""
 
-OPEN = {
+PUBLIC_OPERATIONS = {
     "POST /users",
     "POST /auth/token",
     "POST /auth/email/verify",
@@ -39,7 +39,7 @@ OPEN = {
 }
 """Operations that need no account, because they create one or sign in."""
 
-REFUSED = {
+REFUSED_OPERATIONS = {
     "GET /users",  # for administrators
     "PUT /users/me/password",
     "POST /auth/token",

@@ -6,7 +6,7 @@ import pytest
 from fastapi import FastAPI
 from httpx import AsyncClient
 
-from features.users.tests.races import Race, holding
+from features.users.tests.races import Race, open_transaction
 from shared.db import database_of
 
 
@@ -26,8 +26,8 @@ async def test_whoever_is_deleted_meanwhile_is_not_found(
     path: str,
     body: dict[str, object] | None,
 ) -> None:
-    async with holding(database_url, "DELETE FROM users"):
-        await race.begin(client.request(method, path, json=body))
+    async with open_transaction(database_url, "DELETE FROM users"):
+        await race.start(client.request(method, path, json=body))
     [response] = await race.answers()
     assert response.status_code == 401, response.text
     assert response.json()["detail"] == "User not found"

@@ -4,7 +4,7 @@ import pytest
 from httpx import AsyncClient
 
 from features.users.tests.conftest import EMAIL, Execute, MailedToken, Tokens, status_with
-from features.users.tests.races import LOCK_USER, Race, holding
+from features.users.tests.races import LOCK_USER, Race, open_transaction
 
 KEY = {"name": "mine", "scopes": ["users:self"]}
 LOCK_EVENTS = "LOCK TABLE account_events IN SHARE MODE"
@@ -20,9 +20,9 @@ async def test_who_squats_an_address_makes_no_key_while_its_owner_resets(
 ) -> None:
     await anonymous.post("/auth/password/forgot", json={"email": EMAIL})
     reset = {"token": await mailed_token(EMAIL, "reset"), "new_password": "a long new password"}
-    async with holding(database_url, LOCK_USER):
-        await race.begin(anonymous.post("/auth/password/reset", json=reset))
-        await race.begin(anonymous.post("/users/me/api-keys", json=KEY, headers=signed_in.header))
+    async with open_transaction(database_url, LOCK_USER):
+        await race.start(anonymous.post("/auth/password/reset", json=reset))
+        await race.start(anonymous.post("/users/me/api-keys", json=KEY, headers=signed_in.header))
     assert await race.statuses() == [204, 401]
     assert await execute("SELECT 1 FROM api_keys") == []
 
@@ -39,8 +39,8 @@ async def test_a_logout_and_the_end_of_its_account_do_not_wait_for_each_other(
     """The logout has deleted its session, and waits to insert its event."""
     me = (await anonymous.get("/users/me", headers=signed_in.header)).json()
     body = {"is_active": False} if method == "PATCH" else None
-    async with holding(database_url, LOCK_EVENTS):
-        await race.begin(anonymous.post("/auth/logout", headers=signed_in.header))
-        await race.begin(admin.request(method, f"/users/{me['id']}", json=body))
+    async with open_transaction(database_url, LOCK_EVENTS):
+        await race.start(anonymous.post("/auth/logout", headers=signed_in.header))
+        await race.start(admin.request(method, f"/users/{me['id']}", json=body))
     assert max(await race.statuses()) < 300
     assert await status_with(anonymous, signed_in.header) == 401

@@ -35,7 +35,7 @@ from features.users.tests.conftest import (
     status_with,
     tokens_of,
 )
-from features.users.tests.races import LOCK_USER, Race, holding
+from features.users.tests.races import LOCK_USER, Race, open_transaction
 from features.users.tests.test_attacks_on_tokens import decode_token, encode_segment
 from shared.settings import ConfigurationError, Settings, load_feature_settings
 from tests.kit import SECRET_KEY, connect, free_port
@@ -430,8 +430,8 @@ async def test_a_deactivation_under_way_is_waited_for(
 ) -> None:
     tokens_of(await sign_in(anonymous, provider))
     back = await provider.sign_in(await begin(anonymous), "ada", **ADA)
-    async with holding(database_url, "UPDATE users SET is_active = false"):
-        await race.begin(anonymous.get(back))
+    async with open_transaction(database_url, "UPDATE users SET is_active = false"):
+        await race.start(anonymous.get(back))
     assert await race.statuses() == [403]
 
 
@@ -440,8 +440,8 @@ async def test_an_identity_that_is_being_unlinked_opens_no_session(
 ) -> None:
     tokens_of(await sign_in(anonymous, provider))
     back = await provider.sign_in(await begin(anonymous), "ada", **ADA)
-    async with holding(database_url, LOCK_USER, "DELETE FROM identities"):
-        await race.begin(anonymous.get(back))
+    async with open_transaction(database_url, LOCK_USER, "DELETE FROM identities"):
+        await race.start(anonymous.get(back))
     assert await race.statuses() == [409]
 
 
@@ -453,8 +453,8 @@ async def test_no_identity_is_linked_from_a_session_that_is_ending(
     database_url: str,
 ) -> None:
     back = await provider.sign_in(await begin_link(anonymous, signed_in), "ada", **ADA)
-    async with holding(database_url, LOCK_USER, "DELETE FROM sessions"):
-        await race.begin(anonymous.get(back))
+    async with open_transaction(database_url, LOCK_USER, "DELETE FROM sessions"):
+        await race.start(anonymous.get(back))
     assert await race.statuses() == [401]
 
 

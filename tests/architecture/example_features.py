@@ -238,12 +238,12 @@ NOTES = {
             return str((await client.post("/notes", json={"title": mark})).json()["id"])
 
 
-        OWNED = {"note_id": note}
+        OWNED_PARAMETERS = {"note_id": note}
     ''',
     "features/notes/tests/constraints.py": '''
         """Constraints that no request can violate, for tests/architecture/test_constraints.py."""
 
-        UNREACHABLE = {"ck_notes_title_not_empty": "the schemas refuse such a title"}
+        NEVER_VIOLATED = {"ck_notes_title_not_empty": "the schemas refuse such a title"}
         """Each with the reason."""
     ''',
     "features/notes/tests/test_notes.py": '''

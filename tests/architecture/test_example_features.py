@@ -11,14 +11,14 @@ from textwrap import dedent
 
 import pytest
 
-from tests.architecture.handwritten import NOTES, PROBES
-from tests.copying import BIN, copy_repository, make, run_app, run_suite
+from tests.architecture.example_features import NOTES, PROBES
 from tests.kit import Server
 from tests.kit.servers import drop_database, execute
+from tests.repository_copies import BIN, copy_repository, make, run_app, run_suite
 
 pytestmark = [pytest.mark.verify, pytest.mark.timeout(1200)]
 
-OF_ALL = (
+TESTS_OF_ALL_FEATURES = (
     "tests/architecture/test_constraints.py",
     "tests/architecture/test_declarations.py",
     "tests/architecture/test_features.py",
@@ -34,8 +34,8 @@ FOLDERS = ("features/notes", "features/probes", "migrations/notes")
 
 @pytest.fixture(scope="module")
 def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the repository with both handwritten features."""
-    folder = tmp_path_factory.mktemp("handwritten")
+    """A copy of the repository with both example features."""
+    folder = tmp_path_factory.mktemp("examples")
     copy_repository(folder)
     before = files_elsewhere(folder)
     write(folder, NOTES | PROBES)
@@ -82,12 +82,12 @@ def suite_of_notes(folder: Path, server: Server) -> CompletedProcess[str]:
 
 
 def test_the_tests_of_all_features_pass(code: Path, server: Server) -> None:
-    done = pytest_in(code, server, *OF_ALL)
+    done = pytest_in(code, server, *TESTS_OF_ALL_FEATURES)
     assert done.returncode == 0, done.stdout
 
 
 def test_their_layout_is_that_of_a_feature(code: Path, server: Server) -> None:
-    done = pytest_in(code, server, "tests/architecture/test_layout.py")
+    done = pytest_in(code, server, "tests/architecture/test_feature_deletion.py")
     assert done.returncode == 0, done.stdout
 
 
@@ -159,18 +159,18 @@ def changed(path: Path, old: str, new: str) -> Iterator[None]:
         ),
         pytest.param(
             "features/notes/tests/privacy.py",
-            "OWNED = ",
-            "OWND = ",
+            "OWNED_PARAMETERS = ",
+            "OWND_PARAMETERS = ",
             "tests/contract/test_privacy.py",
             "GET /notes/{note_id} has a parameter {note_id} that this test cannot fill",
             id="a parameter that cannot be filled",
         ),
         pytest.param(
             "features/notes/tests/privacy.py",
-            "OWNED = ",
-            "OWND = ",
+            "OWNED_PARAMETERS = ",
+            "OWND_PARAMETERS = ",
             "tests/architecture/test_declarations.py",
-            "no test reads these of features/notes/tests/privacy.py: {'OWND'}",
+            "no test reads these of features/notes/tests/privacy.py: {'OWND_PARAMETERS'}",
             id="a constant that no test reads",
         ),
         pytest.param(

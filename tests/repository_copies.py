@@ -9,14 +9,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
-LEFT_BEHIND = shutil.ignore_patterns(
+NOT_COPIED = shutil.ignore_patterns(
     *(".*_cache", ".data", ".env", ".git", ".hypothesis", ".venv", "__pycache__", "bench-results")
 )
 
 
 def copy_repository(target: Path, *caches: str) -> None:
     """Copies the repository without local files and caches, except for the named caches."""
-    shutil.copytree(ROOT, target, ignore=LEFT_BEHIND, dirs_exist_ok=True)
+    shutil.copytree(ROOT, target, ignore=NOT_COPIED, dirs_exist_ok=True)
     for cache in caches:
         if (ROOT / cache).exists():
             shutil.copytree(ROOT / cache, target / cache)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from app.discovery import find_features
-from tests.copying import BIN, ROOT, copy_repository, run_suite
 from tests.kit.servers import docker_answers
+from tests.repository_copies import BIN, ROOT, copy_repository, run_suite
 
 pytestmark = [pytest.mark.verify, pytest.mark.timeout(900)]
 
@@ -23,7 +23,9 @@ POISON = ROOT / "tests" / "poisoned.env"
 @pytest.mark.parametrize("others", ["beside the others", "without the others"])
 @pytest.mark.parametrize("server", ["embedded PostgreSQL", "container"])
 @pytest.mark.parametrize("feature", FEATURES)
-def test_a_feature_is_green_alone(feature: str, server: str, others: str, tmp_path: Path) -> None:
+def test_the_suite_of_a_feature_passes_alone(
+    feature: str, server: str, others: str, tmp_path: Path
+) -> None:
     if server == "container" and not docker_answers():
         pytest.skip("no Docker daemon answers")
     copy_repository(tmp_path)

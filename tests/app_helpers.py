@@ -32,7 +32,7 @@ async def app_with(
         yield app
 
 
-def problem(response: Response, status: int) -> dict[str, Any]:
+def assert_problem(response: Response, status: int) -> dict[str, Any]:
     """Checks that the response is a complete problem document (RFC 9457), and returns it."""
     assert response.status_code == status, response.text
     assert type(response.status_code) is int, "an HTTPStatus is logged by its name"
@@ -52,7 +52,7 @@ def problem(response: Response, status: int) -> dict[str, Any]:
     return body
 
 
-def captured_log(lines: io.StringIO | None = None) -> io.StringIO:
+def capture_log(lines: io.StringIO | None = None) -> io.StringIO:
     """Redirects the log to a buffer, and returns the buffer."""
     lines = lines or io.StringIO()
     for handler in logging.getLogger().handlers:
@@ -69,7 +69,7 @@ def sample(name: str, /, **labels: str) -> Sample:
     return name, frozenset(labels.items())
 
 
-def parsed(text: str) -> dict[Sample, float]:
+def parse_metrics(text: str) -> dict[Sample, float]:
     return {
         sample(found.name, **found.labels): found.value
         for family in text_string_to_metric_families(text)
@@ -77,10 +77,10 @@ def parsed(text: str) -> dict[Sample, float]:
     }
 
 
-def shed(reason: str) -> float:
+def count_shed_requests(reason: str) -> float:
     """Returns how many requests this process has shed for this reason."""
     return REGISTRY.get_sample_value("tessera_requests_shed_total", {"reason": reason}) or 0
 
 
-def scraped(url: str) -> dict[Sample, float]:
-    return parsed(httpx.get(url, timeout=30).raise_for_status().text)
+def scrape_metrics(url: str) -> dict[Sample, float]:
+    return parse_metrics(httpx.get(url, timeout=30).raise_for_status().text)
