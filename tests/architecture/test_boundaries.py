@@ -200,7 +200,7 @@ def test_features_are_told_apart_where_their_names_are_alike(copy: Path) -> None
 
 class Line(Timestamped, table=True):
     __tablename__ = "lines_{len(file)}"
-    id: UUID = Field(default_factory=new_id, primary_key=True)
+    id: UUID = Field(default_factory=uuid7, primary_key=True)
 """)
     for feature in ("items", "invoices"):
         path = root / f"features/{feature}/lines.py"
