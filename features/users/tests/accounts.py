@@ -19,7 +19,7 @@ from features.users.client_info import ClientInfo
 from features.users.sessions.handlers import open_session
 from features.users.state import state_of
 from shared.auth import Principal
-from tests.kit import PASSWORD
+from tests.kit import PASSWORD, eventually
 
 CLIENT = ClientInfo("127.0.0.1", f"python-httpx/{httpx.__version__}")
 
@@ -34,6 +34,8 @@ async def create_account(app: FastAPI, email: str, *, admin: bool = False) -> di
         user = await get_user(session, created.id)
         user.role = Role.ADMIN if admin else user.role
         grant = await open_session(session, user.id, user.role, CLIENT, lifetime)
+    # A request before this process has polled for the first time needs one more query.
+    await eventually(lambda: state.revocation_list.fresh, "the first poll of the revocation list")
     principal = Principal(grant.user_id, state.permissions.of(grant.role), grant.session_id)
     return {"Authorization": f"Bearer {await state.keyring.sign(principal)}"}
 
