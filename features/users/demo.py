@@ -13,7 +13,7 @@ DEMO_PASSWORD = "demo-password"
 HINT = f"""Demo account: {DEMO_EMAIL} with the password {DEMO_PASSWORD}
 
 Try it:
-TOKEN=$(curl -s {{address}}/auth/token -d grant_type=password -d username={DEMO_EMAIL} \\
+TOKEN=$(curl -s {{address}}/auth/token -d grant_type=password -d username={DEMO_EMAIL} \
 -d password={DEMO_PASSWORD} | sed 's/.*"access_token":"\\([^"]*\\)".*/\\1/')"""
 
 

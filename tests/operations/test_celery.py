@@ -68,7 +68,7 @@ def celery_worker(
     how = ["--concurrency", str(processes), "--pool", pool]
     with (folder / "celery.log").open("ab") as log:
         process = subprocess.Popen(
-            [BIN / "celery", "-A", "app.worker", "worker", *how],
+            [BIN / "celery", "-A", "app.celery.worker", "worker", *how],
             cwd=ROOT,
             env=environment(variables),
             stdout=log,

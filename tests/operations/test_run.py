@@ -66,12 +66,12 @@ def wait_until_gone(clone: Path) -> None:
     wait_until(lambda: not postgres_of(clone), "the end of PostgreSQL", GONE_TIMEOUT_SECONDS)
 
 
-def test_the_printed_line_works_when_pasted(clone: Path) -> None:
+def test_the_printed_lines_work_when_pasted(clone: Path) -> None:
     with run(clone) as served:
         lines = served.output.read_text().splitlines()
         assert any(served.address in line for line in lines)
-        (line,) = [line.strip() for line in lines if "curl" in line]
-        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
+        pasted = "\n".join(line for line in lines if "curl" in line)
+        done = subprocess.run(["bash", "-c", pasted], capture_output=True, text=True, timeout=60)
     assert '"items":[{"id":' in done.stdout, done.stdout + done.stderr
     assert done.stdout.count('"title"') == 3
 

@@ -26,6 +26,7 @@ import asyncio, signal, sys, time
 from types import SimpleNamespace
 from fastapi import FastAPI
 from app.server import listen, serve
+from shared.state import AppState
 
 async def keep_busy():
     while True:
@@ -38,6 +39,7 @@ def ready():
 
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 app = FastAPI()
+app.state = AppState()
 app.state.settings = SimpleNamespace(shutdown_delay=0)
 serve(app, listen("127.0.0.1", int(sys.argv[1])), ready)
 """
