@@ -16,7 +16,7 @@ from tests.repository_copies import BIN, copy_repository, make, run_app, run_sui
 pytestmark = [pytest.mark.verify, pytest.mark.timeout(900)]
 
 TABLES, SCHEMAS = "features/items/tables.py", "features/items/schemas.py"
-COLOUR = "Annotated[Text, Field(max_length=50)]"
+COLOUR = "Annotated[DatabaseText, Field(max_length=50)]"
 EDITS = {
     "Item": (TABLES, "description: str | None = None", "colour: str | None = None"),
     "ItemCreate": (

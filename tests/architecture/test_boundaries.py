@@ -137,7 +137,7 @@ def test_each_reach_for_a_neighbours_table_is_caught(copy: Path) -> None:
         "features/search/query/statement.py writes to items, which belongs to items",
         "features/search/tasks.py writes to items, which belongs to items",
         "features/items/content_negotiation.py reads search_words, which belongs to search",
-        "features/items/formats.py writes to outgoing_mail, which belongs to users",
+        "features/items/content_negotiation.py writes to outgoing_mail, which belongs to users",
         "migrations/items/0001_items.py writes to users, which belongs to users",
         "migrations/users/0001_users.py writes to items, which belongs to items",
     ):

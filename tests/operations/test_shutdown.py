@@ -154,7 +154,7 @@ def test_sighup_replaces_workers_however_slowly_they_start(
                 return said.count("Terminated child process") >= 2
 
             wait_until(replaced, "the end of both workers that are replaced", 120)
-            assert status(served, "/readyz") == 200
+            wait_for(served, "/readyz", 200)
 
 
 def stop_while_clients_connect(port: int, process: subprocess.Popen[bytes]) -> None:
