@@ -40,8 +40,8 @@ class ProblemDetails(BaseModel):
     type: str = Field(default="about:blank", examples=["about:blank"])
     title: str = Field(examples=["Not Found"])
     status: int = Field(examples=[404])
-    detail: str = Field(examples=["Order 0197… not found"])
-    instance: str = Field(examples=["/orders/0197…"], description="The path of the request")
+    detail: str = Field(examples=["Thing 0197… not found"])
+    instance: str = Field(examples=["/things/0197…"], description="The path of the request")
     request_id: str = Field(examples=["5f0c2f6e9d7b4c1f8a3e"], description="Also in `X-Request-ID`")
     errors: list[FieldError] | None = Field(default=None, description="One entry a field, on 422")
 

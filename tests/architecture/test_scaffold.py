@@ -49,7 +49,10 @@ def test_its_api_has_the_shape_of_that_of_items(orders: Path) -> None:
     renamed = json.loads(generated)
     assert renamed.keys() == items.keys() - BULK
     for name, operation in renamed.items():
-        assert shape(operation) == shape(items[name]), name
+        expected = shape(items[name])
+        if name == "items_update":
+            del expected["responses"]["409"]  # of external_id
+        assert shape(operation) == expected, name
 
 
 def test_its_code_is_that_of_items() -> None:
