@@ -31,7 +31,7 @@ from shared.settings import (
     load_feature_settings,
     load_settings,
 )
-from shared.state import AppState, state_of
+from shared.state import AppState, add_resource, state_of
 from shared.tasks import Dispatcher, Task, run_until_idle, task_runner
 from shared.web.idempotency import Replay, delete_expired_keys, replay
 from shared.web.pagination import new_paginator
@@ -145,8 +145,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await stack.enter_async_context(metrics.pool_sampler(state.database))
         for feature in state.features:
             if feature.lifespan:
-                resource = await stack.enter_async_context(feature.lifespan(app))
-                state.resources[type(resource)] = resource
+                add_resource(app, await stack.enter_async_context(feature.lifespan(app)))
         if state.runs_tasks:
             dispatcher = _dispatcher(state.settings)
             await stack.enter_async_context(task_runner(app, state.tasks, dispatcher))

@@ -126,16 +126,16 @@ def _declare_problems(operation: dict[str, Any]) -> None:
         wanted |= set(WITH_SECURITY)
     if "requestBody" in operation:
         wanted |= set(WITH_BODY)
-    if any(parameter["in"] == "path" for parameter in parameters):
-        wanted.add(404)
     names = {parameter["name"].lower() for parameter in parameters}
-    for name in names:
-        wanted |= set(WITH_PARAMETER.get(name, ()))
+    implied = {status for name in names for status in WITH_PARAMETER.get(name, ())}
+    if any(parameter["in"] == "path" for parameter in parameters):
+        implied.add(404)
+    wanted |= {status for status in implied if str(status) not in declared}
     for status in wanted:
         problem = {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}
         declared[str(status)] = {"description": title(status), "content": {MEDIA_TYPE: problem}}
     if names & {"if-match", "if-none-match"} and "200" in declared:
-        declared["200"]["headers"] = ETAG_HEADER
+        declared["200"].setdefault("headers", {}).update(ETAG_HEADER)
     if "if-none-match" in names:
         declared["304"] = {"description": title(304), "headers": ETAG_HEADER}
     operation["responses"] = dict(sorted(declared.items()))

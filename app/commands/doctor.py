@@ -4,7 +4,7 @@ import asyncio
 import platform
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 import typer
@@ -19,6 +19,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from app.commands.database import running_database
+from app.discovery import extensions_of
 from app.main import create_app
 from app.migrations import load_revisions, pending
 from app.routing import endpoints
@@ -29,11 +30,12 @@ from shared.db.errors import CONNECT_ERRORS
 from shared.db.tables import table_owners
 from shared.feature import Feature
 from shared.settings import Settings, load_settings
+from shared.state import add_resource
 
 TIMEOUT_SECONDS = 3.0
 OLDEST_POSTGRES = 17
 
-PGVECTOR = text("SELECT extversion FROM pg_extension WHERE extname = 'vector'")
+EXTENSIONS = text("SELECT extname, extversion FROM pg_extension")
 
 commands = typer.Typer()
 
@@ -44,7 +46,7 @@ class Finding:
 
     subject: str
     state: str
-    well: bool = True
+    ok: bool = True
 
 
 @commands.command()
@@ -58,9 +60,9 @@ def doctor() -> None:
         with running_database(settings) as ready:
             findings = asyncio.run(_examine(create_app(ready, run_tasks=False), ready))
     for finding in findings:
-        mark = "[green]ok[/]   " if finding.well else "[red]wrong[/]"
+        mark = "[green]ok[/]   " if finding.ok else "[red]wrong[/]"
         console.print(f"{mark} {finding.subject}: {finding.state}", highlight=False, soft_wrap=True)
-    raise typer.Exit(not all(finding.well for finding in findings))
+    raise typer.Exit(not all(finding.ok for finding in findings))
 
 
 def slices(features: Sequence[Feature]) -> Table:
@@ -112,9 +114,10 @@ async def _examine(app: FastAPI, settings: Settings) -> list[Finding]:
     servers = {"": settings.database_url, " of the replica": settings.database_replica_url}
     try:
         for of, url in servers.items():
-            findings += await _server(of, url, revisions) if url else []
-        if all(finding.well for finding in findings):
-            findings += [await _start(app, feature) for feature in app.state.features]
+            findings += await _server(of, url, app.state.features, revisions) if url else []
+        if all(finding.ok for finding in findings):
+            async with AsyncExitStack() as stack:
+                findings += [await _start(app, stack, feature) for feature in app.state.features]
     finally:
         await database.dispose()
     return findings
@@ -126,22 +129,24 @@ def _branch(revisions: ScriptDirectory, feature: Feature) -> Finding | None:
     if len(heads) == 1 or (not heads and feature.name not in table_owners().values()):
         return None
     state = f"{len(heads)} heads, {', '.join(heads)}; let one follow the other" if heads else "none"
-    return Finding(f"migrations of {feature.name}", state, well=False)
+    return Finding(f"migrations of {feature.name}", state, ok=False)
 
 
-async def _server(of: str, url: str, revisions: ScriptDirectory) -> list[Finding]:
+async def _server(
+    of: str, url: str, features: Sequence[Feature], revisions: ScriptDirectory
+) -> list[Finding]:
     engine = new_engine(
         url, {"timeout": TIMEOUT_SECONDS, "statement_cache_size": 0}, UNNAMED_STATEMENTS
     )
     try:
         async with engine.connect() as connection:
             version = (await connection.execute(text("SHOW server_version"))).scalar_one()
-            vector = (await connection.execute(PGVECTOR)).scalar_one_or_none()
+            installed = dict(map(tuple, await connection.execute(EXTENSIONS)))
             behind = await connection.run_sync(pending, revisions)
     except CONNECT_ERRORS as error:
-        return [Finding(f"database{of}", f"cannot be reached: {error}", well=False)]
+        return [Finding(f"database{of}", f"cannot be reached: {error}", ok=False)]
     except DBAPIError as error:
-        return [Finding(f"database{of}", f"cannot be read: {error.orig}", well=False)]
+        return [Finding(f"database{of}", f"cannot be read: {error.orig}", ok=False)]
     finally:
         await engine.dispose()
     recent = int(version.split(".")[0]) >= OLDEST_POSTGRES
@@ -150,18 +155,22 @@ async def _server(of: str, url: str, revisions: ScriptDirectory) -> list[Finding
     waits = f"pending: {', '.join(behind)}" if behind else "done"
     return [
         Finding(f"database{of}", f"PostgreSQL {version}{wanted}", recent),
-        Finding(f"pgvector{of}", vector or missing, vector is not None),
+        *(
+            Finding(f"extension {name}{of}", installed.get(name, missing), name in installed)
+            for name in extensions_of(features)
+        ),
         Finding(f"migrations{of}", waits, not behind),
     ]
 
 
-async def _start(app: FastAPI, feature: Feature) -> Finding:
-    """Checks that a feature can open its resources, such as a model."""
+async def _start(app: FastAPI, stack: AsyncExitStack, feature: Feature) -> Finding:
+    """Checks that a feature can open its resources, such as a model, beside those before it."""
     try:
-        async with feature.lifespan(app) if feature.lifespan else nullcontext():
-            return Finding(feature.name, "starts")
+        if feature.lifespan:
+            add_resource(app, await stack.enter_async_context(feature.lifespan(app)))
+        return Finding(feature.name, "starts")
     except Exception as error:  # of any kind: it is the finding
-        return Finding(feature.name, f"does not start: {type(error).__name__}: {error}", well=False)
+        return Finding(feature.name, f"does not start: {type(error).__name__}: {error}", ok=False)
 
 
 async def _redis(settings: Settings) -> list[Finding]:
@@ -174,4 +183,4 @@ async def _redis(settings: Settings) -> list[Finding]:
         async with client:
             return [Finding("Redis", str((await client.info("server"))["redis_version"]))]
     except RedisError as error:
-        return [Finding("Redis", f"does not answer: {error}", well=False)]
+        return [Finding("Redis", f"does not answer: {error}", ok=False)]

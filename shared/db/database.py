@@ -74,6 +74,7 @@ class Database:
             pool = _read_pool(settings.database_replica_url, settings)
             self.replica = Replica(pool, self.primary, writers)
         self.download_slots = asyncio.Semaphore(max(1, size // 2))
+        self._committing: set[Connection] = set()
         self._begin = "; ".join(filter(None, ("BEGIN", _timeouts(settings)[1])))
 
     def read(self, request: Request | None = None) -> ReadSession:
@@ -90,17 +91,19 @@ class Database:
         """
         with self._translate_connect_errors():
             pooled = await self.engine.raw_connection()
-        try:
-            async with transaction(self.engine, pooled, self._begin) as session:
-                yield session
-        finally:
-            pooled.close()
+        async with transaction(self.engine, self._begin, pooled, self._committing) as session:
+            yield session
 
     @asynccontextmanager
     async def orm_transaction(self) -> AsyncIterator[AsyncSession]:
         """Opens a transaction in the ORM's view; flush, never commit. Raises as `transaction`."""
         async with self.transaction() as session:
             yield session.orm
+
+    async def record_writer(self, request: Request) -> None:
+        """Lets the client of a request read from the primary for a while (read-your-writes)."""
+        if self.replica:
+            await self.replica.writers.add(request)
 
     @asynccontextmanager
     async def snapshot(self, request: Request | None = None) -> AsyncIterator[SnapshotSession]:
@@ -154,6 +157,8 @@ class Database:
 
     async def dispose(self) -> None:
         """Closes all connections; does not wait for a server that does not answer."""
+        for connection in self._committing:
+            connection.terminate()  # to cancel the COMMIT would change what it means
         for pool in self._read_pools.values():
             await pool.close()
         for engine in (self.engine, self.probe):

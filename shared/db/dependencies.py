@@ -23,8 +23,7 @@ async def _write_session(request: Request) -> AsyncIterator[sessions.WriteSessio
     database = database_of(request.app)
     async with database.transaction() as session:
         yield session
-    if database.replica:
-        await database.replica.writers.add(request)
+    await database.record_writer(request)
 
 
 async def _snapshot_session(request: Request) -> AsyncIterator[sessions.SnapshotSession]:

@@ -174,9 +174,12 @@ class _OrmView(AsyncSession):
 
 @asynccontextmanager
 async def transaction(
-    engine: AsyncEngine, pooled: PoolProxiedConnection, begin: str
+    engine: AsyncEngine, begin: str, pooled: PoolProxiedConnection, committing: set[Connection]
 ) -> AsyncIterator[WriteSession]:
     """Begins a transaction with `begin`; commits it at the end, or rolls it back on any error.
+
+    Returns the connection to the pool. A connection whose COMMIT the caller has given up is in
+    `committing` until the COMMIT ends, and keeps its place in the pool until then.
 
     Raises:
         Unavailable: the connection is lost.
@@ -200,35 +203,39 @@ async def transaction(
         except BaseException:
             await _roll_back(driver)
             raise
-        await _commit(driver, pooled)
+        await _commit(driver, pooled, committing)
     except CONNECTION_LOST_ERRORS as error:
         if driver.is_closed():
             raise Unavailable(CONNECTION_LOST) from error
         raise
     finally:
         session._close_orm()
+        if driver not in committing:
+            pooled.close()
 
 
-async def _commit(connection: Connection, pooled: PoolProxiedConnection) -> None:
-    """Commits. A cancelled caller leaves the COMMIT running, on a connection that nobody else gets.
+async def _commit(
+    connection: Connection, pooled: PoolProxiedConnection, committing: set[Connection]
+) -> None:
+    """Commits. A caller that is cancelled meanwhile leaves the COMMIT running: PostgreSQL makes one
+    that waits for a synchronous standby a local one when it is cancelled."""
+    commit = asyncio.ensure_future(connection.execute("COMMIT"))
 
-    PostgreSQL makes a COMMIT that waits for a synchronous standby a local one when it is cancelled.
-    """
-    committing = asyncio.ensure_future(connection.execute("COMMIT"))
+    def discard(done: "asyncio.Future[str]") -> None:
+        if not done.cancelled():
+            done.exception()
+        connection.terminate()
+        committing.discard(connection)
+        pooled.close()
+
     try:
-        tag = await asyncio.shield(committing)
+        tag = await asyncio.shield(commit)
     except asyncio.CancelledError:
-        pooled.detach()
-        committing.add_done_callback(lambda done: _end(connection, done))
+        committing.add(connection)
+        commit.add_done_callback(discard)
         raise
     if tag != "COMMIT":  # it rolls back without an error where a failed statement was suppressed
         raise RuntimeError("A statement had failed: nothing was committed")
-
-
-def _end(connection: Connection, committing: "asyncio.Future[str]") -> None:
-    if not committing.cancelled():
-        committing.exception()
-    connection.terminate()
 
 
 async def _roll_back(connection: Connection) -> None:

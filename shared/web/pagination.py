@@ -88,11 +88,13 @@ class CursorPosition:
 @dataclass(frozen=True, eq=False)
 class ListQuery:
     """The statement behind a list: a SELECT of the visible rows with their id and sort columns,
-    and a condition for each filter of the query, by field name.
+    and a condition for each filter of the query, by field name. `name` is signed into the cursors
+    of the list: change it, and clients cannot continue.
 
     Values are bind parameters, so each statement is built once, not in each request.
     """
 
+    name: str
     rows: Select[Any]
     filters: Mapping[str, ColumnElement[bool]]
 
@@ -154,7 +156,7 @@ class Paginator:
         Raises:
             BadRequest: the cursor is malformed or was changed, or belongs to another query.
         """
-        after, total = self._read(query, parameters), None
+        after, total = self._read(listed, query, parameters), None
         given = {name: getattr(query, name) for name in listed.filters}
         filters = frozenset(name for name, value in given.items() if value is not None)
         values = given | parameters | {SKIP: query.skip, ROWS: query.limit + 1}
@@ -173,10 +175,12 @@ class Paginator:
             "total": total,
             "page": None if is_next else query.skip // query.limit + 1,
             "page_size": query.limit,
-            "next_cursor": self._write(last, query, parameters) if last else None,
+            "next_cursor": self._write(last, listed, query, parameters) if last else None,
         }
 
-    def _read(self, query: PageQuery, parameters: Mapping[str, Any]) -> CursorPosition | None:
+    def _read(
+        self, listed: ListQuery, query: PageQuery, parameters: Mapping[str, Any]
+    ) -> CursorPosition | None:
         if query.cursor is None:
             return None
         try:
@@ -184,20 +188,26 @@ class Paginator:
         except ValueError:
             raise BadRequest("The cursor is not valid") from None
         signature, last = cursor[:SIGNATURE_BYTES], cursor[SIGNATURE_BYTES:]
-        if not compare_digest(signature, self._sign(last, query, parameters)):
+        if not compare_digest(signature, self._sign(last, listed, query, parameters)):
             raise BadRequest("The cursor is not valid, or not for this order and these filters")
         last_id, _, value = last.decode().partition(" ")
         return CursorPosition(value, last_id)
 
     def _write(
-        self, position: CursorPosition, query: PageQuery, parameters: Mapping[str, Any]
+        self,
+        position: CursorPosition,
+        listed: ListQuery,
+        query: PageQuery,
+        parameters: Mapping[str, Any],
     ) -> str:
         last = f"{position.id} {position.value}".encode()
-        return urlsafe_b64encode(self._sign(last, query, parameters) + last).decode()
+        return urlsafe_b64encode(self._sign(last, listed, query, parameters) + last).decode()
 
-    def _sign(self, last: bytes, query: PageQuery, parameters: Mapping[str, Any]) -> bytes:
+    def _sign(
+        self, last: bytes, listed: ListQuery, query: PageQuery, parameters: Mapping[str, Any]
+    ) -> bytes:
         same = query.model_dump(exclude={"cursor", "skip", "limit", "total"})
-        signed = orjson.dumps([type(query).__qualname__, parameters, same], default=str) + last
+        signed = orjson.dumps([listed.name, parameters, same], default=str) + last
         return blake2b(signed, key=self.key, digest_size=SIGNATURE_BYTES).digest()
 
 

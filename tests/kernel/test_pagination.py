@@ -20,7 +20,9 @@ ORDERS = Table(
     *(Column(name, Integer) for name in NAMES),
 )
 FILTERED = ("rows", "last_value", "last_id")
-LISTING = ListQuery(select(ORDERS), {name: ORDERS.c[name] == bindparam(name) for name in FILTERED})
+LISTING = ListQuery(
+    "orders", select(ORDERS), {name: ORDERS.c[name] == bindparam(name) for name in FILTERED}
+)
 
 PAGES = Paginator(b"key")
 
@@ -87,15 +89,13 @@ async def test_a_cursor_goes_on_beside_such_filters(
 async def test_a_cursor_of_one_list_is_not_for_another_or_for_other_parameters(
     database: Database,
 ) -> None:
-    class ReturnQuery(OrderQuery):
-        """The query of another list, with the same fields."""
-
-    mine = ListQuery(select(ORDERS).where(ORDERS.c.id > bindparam("above")), {})
+    rows = select(ORDERS).where(ORDERS.c.id > bindparam("above"))
+    mine, returns = ListQuery("orders", rows, {}), ListQuery("returns", rows, {})
     page = await PAGES.fetch(database.read(), mine, OrderQuery(limit=1), above=0)
     cursor = page["next_cursor"]
     again = await PAGES.fetch(database.read(), mine, OrderQuery(limit=1, cursor=cursor), above=0)
     assert [row["id"] for row in again["items"]] == [2]
     with pytest.raises(BadRequest):
-        await PAGES.fetch(database.read(), mine, ReturnQuery(limit=1, cursor=cursor), above=0)
+        await PAGES.fetch(database.read(), returns, OrderQuery(limit=1, cursor=cursor), above=0)
     with pytest.raises(BadRequest):
         await PAGES.fetch(database.read(), mine, OrderQuery(limit=1, cursor=cursor), above=1)

@@ -25,7 +25,13 @@ def test_a_working_installation_is_shown(database_url: str, tmp_path: Path) -> N
     said, status = doctor(tmp_path, database_url, COLUMNS="80")
     assert status == 0, said
     assert "wrong" not in said
-    for shown in ("items", "users", "/items/{item_id}  GET", "items_0001", "ok    pgvector: "):
+    for shown in (
+        "items",
+        "users",
+        "/items/{item_id}  GET",
+        "items_0001",
+        "ok    extension vector: ",
+    ):
         assert shown in said
 
 

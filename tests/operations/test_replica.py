@@ -128,11 +128,15 @@ async def test_what_a_client_wrote_it_reads_although_the_replica_lags(
         await caught_up(database_url, replica)
         await replica.execute("SELECT pg_wal_replay_pause()")
 
-        created = await here.post("/items", json={"title": "Kettle", "price": 20})
+        kettle, key = {"title": "Kettle", "price": 20}, {"Idempotency-Key": "once"}
+        created = await here.post("/items", json=kettle, headers=key)
         item = created.headers["location"]
         assert (await here.get(item)).json()["title"] == "Kettle"
         assert (await here.get("/items/export")).text.count("Kettle") == 1
         assert (await there.get(item)).status_code == elsewhere
+        repeated = await there.post("/items", json=kettle, headers=key)
+        assert repeated.headers["idempotency-replayed"] == "true"
+        assert (await there.get(item)).status_code == 200
 
         await replica.execute("SELECT pg_wal_replay_resume()")
         await caught_up(database_url, replica)
@@ -157,7 +161,8 @@ async def test_the_primary_reads_while_the_replica_is_away(
         there.headers["Authorization"] = here.headers["Authorization"]
         await caught_up(database_url, replica)
         await replica.execute("SELECT pg_wal_replay_pause()")
-        created = await here.post("/items", json={"title": "Kettle", "price": 20})
+        kettle, key = {"title": "Kettle", "price": 20}, {"Idempotency-Key": "once"}
+        created = await here.post("/items", json=kettle, headers=key)
         item = created.headers["location"]
         await until_status(there, item, 404)  # from the lagging replica
 

@@ -12,6 +12,7 @@ from shared.db import ReadSession
 from shared.web.pagination import ListQuery, Pages
 
 LIST_ITEMS = ListQuery(
+    "items",
     SELECT_ITEMS,
     {
         "q": func.strpos(func.lower(ITEMS.c.title), func.lower(bindparam("q"))) > 0,

@@ -25,6 +25,7 @@ from shared.web.pagination import ListQuery, Pages
 
 LOWER_Q = func.lower(bindparam("q"))
 USER_LIST = ListQuery(
+    "users",
     SELECT_USERS,
     {
         "q": (func.strpos(User.email, LOWER_Q) > 0)

@@ -20,6 +20,7 @@ SELECT_EVENTS = select(
     *(case((IS_OWN, getattr(Event, name))).label(name) for name in CLIENT_COLUMNS),
 )
 EVENT_LIST = ListQuery(
+    "events",
     SELECT_EVENTS.where(col(Event.user_id) == bindparam("user_id")),
     {"kind": col(Event.kind) == bindparam("kind")},
 )
