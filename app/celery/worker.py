@@ -63,18 +63,18 @@ class WorkerProcess:
         self._opened.close()
 
 
-def drain_by_name(name: str, trace: Mapping[str, str]) -> None:
+def run_by_name(name: str, trace: Mapping[str, str]) -> None:
     """Processes one batch of the named task, and sends a message for the next batch.
 
     Does nothing for a task that this version does not know. `trace` is the trace context of the
     sender, which this batch continues.
     """
     for task in process.app.state.tasks:
-        if task.name == name and _drain_batch(task, extract(trace)):
+        if task.name == name and _run_batch(task, extract(trace)):
             send_message(task)
 
 
-def _drain_batch(task: Task, context: Context) -> int:
+def _run_batch(task: Task, context: Context) -> int:
     try:
         with tracer.start_as_current_span(
             f"receive {task.name}", context=context, kind=SpanKind.CONSUMER
@@ -100,7 +100,7 @@ def set_up_logging(**_: object) -> None:
 
 
 process = WorkerProcess()
-celery.task(drain_by_name, name="drain")
+celery.task(run_by_name, name="drain")
 setup_logging.connect(set_up_logging)
 worker_init.connect(show_metrics)
 worker_process_init.connect(process.start, weak=False)

@@ -303,7 +303,7 @@ def test_a_batch_that_fails_is_no_error_of_celerys(
     with start_blocking_portal("asyncio") as portal:
         monkeypatch.setattr(worker.process, "app", app, raising=False)
         monkeypatch.setattr(worker.process, "portal", portal, raising=False)
-        worker.drain_by_name("probe", {})
+        worker.run_by_name("probe", {})
     assert "task_postponed" in lines.getvalue()
     assert "Traceback" not in lines.getvalue()
 

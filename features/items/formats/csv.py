@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 
 from pydantic import ValidationError
 
-from features.items.formats.records import TOO_LONG
+from features.items.formats.records import RECORD_TOO_LONG
 from features.items.formats.rows import Accepted, Rejected
 from features.items.schemas import CsvImportRow, ItemPublic
 from shared.problems import Unprocessable
@@ -43,7 +43,7 @@ def _parse_cells(record: bytes | None) -> list[str]:
         ValueError: the record is too long, or not CSV in UTF-8.
     """
     if record is None:
-        raise ValueError(TOO_LONG)
+        raise ValueError(RECORD_TOO_LONG)
     try:
         return next(csv.reader([record.decode().removesuffix("\r")], strict=True))
     except (UnicodeDecodeError, csv.Error) as error:

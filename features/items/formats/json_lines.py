@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from pydantic import ValidationError
 
-from features.items.formats.records import TOO_LONG
+from features.items.formats.records import RECORD_TOO_LONG
 from features.items.formats.rows import Accepted, Rejected
 from features.items.schemas import ImportRow, ItemPublic
 
@@ -12,7 +12,7 @@ from features.items.schemas import ImportRow, ItemPublic
 def parse_json_line(line: int, record: bytes | None) -> Accepted | Rejected:
     """Validates a record; None stands for one that is too long."""
     if record is None:
-        return Rejected(line, TOO_LONG)
+        return Rejected(line, RECORD_TOO_LONG)
     try:
         return Accepted(line, ImportRow.model_validate_json(record))
     except ValidationError as error:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 MAX_RECORD_BYTES = 1_000_000
-TOO_LONG = f"The row is longer than {MAX_RECORD_BYTES:,} bytes"
+RECORD_TOO_LONG = f"The row is longer than {MAX_RECORD_BYTES:,} bytes"
 OPENING_QUOTE = re.compile(rb'(?:^|,)"')
 THROUGH_CLOSING_QUOTE = re.compile(rb'(?:[^"]+|"")*+"')  # a doubled quote is text
 

@@ -11,7 +11,7 @@ import pytest
 
 from features.items.formats import Format, parse_rows, records
 from features.items.formats.gzip import gunzip
-from features.items.formats.records import TOO_LONG
+from features.items.formats.records import RECORD_TOO_LONG
 from features.items.formats.rows import Accepted, Rejected
 
 
@@ -98,6 +98,6 @@ async def test_an_unclosed_quote_ends_after_the_longest_row(
 ) -> None:
     monkeypatch.setattr(records, "MAX_RECORD_BYTES", 50_000)
     found = await parse(b'title,price\n"open' + b"\n" * 50_100 + b"Mug,1\n", Format.CSV)
-    assert found[0] == Rejected(2, TOO_LONG)
+    assert found[0] == Rejected(2, RECORD_TOO_LONG)
     assert isinstance(found[1], Accepted)
     assert found[1].line == 50_102
