@@ -141,6 +141,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state.revisions = load_revisions(branches_of(state.features))
     async with AsyncExitStack() as stack:
         stack.push_async_callback(state.database.dispose)
+        stack.callback(state.resources.clear)
         await stack.enter_async_context(export_traces())
         await stack.enter_async_context(metrics.pool_sampler(state.database))
         for feature in state.features:
