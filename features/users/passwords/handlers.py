@@ -72,19 +72,19 @@ async def request_password_reset(session: AsyncSession, email: str, client: Clie
 
 async def mail_reset_tokens(session: AsyncSession, outbox: Outbox) -> int:
     """Mails reset tokens for a batch of requests, and returns the number of requests."""
-    waiting = (
+    select_waiting = (
         select(ResetRequest)
         .order_by(col(ResetRequest.id))
         .limit(RESET_BATCH_SIZE)
         .with_for_update(skip_locked=True)
     )
-    requests = (await session.exec(waiting)).all()
+    requests = (await session.exec(select_waiting)).all()
     for request in requests:
         await session.delete(request)
-        account = select(User).where(User.email == request.email, col(User.is_active))
-        if user := (await session.exec(account)).one_or_none():
-            bound_to = fingerprint(user.password_hash)
-            await outbox.add_password_reset(session, user.id, user.email, bound_to)
+        select_user = select(User).where(User.email == request.email, col(User.is_active))
+        if user := (await session.exec(select_user)).one_or_none():
+            password_fingerprint = fingerprint(user.password_hash)
+            await outbox.add_password_reset(session, user.id, user.email, password_fingerprint)
             client = ClientInfo(request.address, request.user_agent)
             await record(session, EventKind.PASSWORD_RESET_REQUESTED, user.id, client)
     return len(requests)
@@ -106,11 +106,15 @@ async def reset_password(
     Raises:
         BadRequest: the token is not valid, has expired, or was used.
     """
-    user_id, bound_to = mail_tokens.read_reset(token)
+    user_id, password_fingerprint = mail_tokens.read_reset(token)
     new_hash = await hasher.hash(new)
     async with database.orm_transaction() as session:
         user = await find_user(session, user_id, lock=True)
-        if user is None or not user.is_active or fingerprint(user.password_hash) != bound_to:
+        if (
+            user is None
+            or not user.is_active
+            or fingerprint(user.password_hash) != password_fingerprint
+        ):
             raise BadRequest("This reset token is not valid, or no longer")
         await claim_account(session, user, new_hash)
         await record(session, EventKind.PASSWORD_RESET, user_id, client)
