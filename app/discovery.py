@@ -7,7 +7,9 @@ from graphlib import CycleError, TopologicalSorter
 
 import features
 from app.migrations import has_revisions
+from shared.db import Database
 from shared.feature import Feature, FeatureError
+from shared.settings import Settings
 
 
 def find_features(only: str | None = None) -> tuple[Feature, ...]:
@@ -53,6 +55,13 @@ def branches_of(found: Sequence[Feature]) -> list[str]:
 def extensions_of(found: Sequence[Feature]) -> dict[str, str]:
     """Returns the extensions of PostgreSQL that these features need, each with its statement."""
     return {name: probe for feature in found for name, probe in feature.extensions.items()}
+
+
+def new_database(settings: Settings, found: Sequence[Feature]) -> Database:
+    """Returns the database of the settings, with the subscriptions of these features."""
+    assert settings.database_url
+    subscriptions = [each for feature in found for each in feature.subscriptions]
+    return Database(settings.database_url, settings, subscriptions)
 
 
 def _load(name: str) -> Feature:

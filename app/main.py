@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from app.discovery import branches_of, find_features
+from app.discovery import branches_of, find_features, new_database
 from app.middleware import (
     LoadSheddingMiddleware,
     RequestMiddleware,
@@ -23,7 +23,6 @@ from app.ops.logging import configure_logging
 from app.ops.sentry import configure_sentry
 from app.ops.tracing import export_traces, tracing
 from app.routing import skip_routers, validate_queries_at_once
-from shared.db import Database
 from shared.feature import Feature
 from shared.settings import (
     ConfigurationError,
@@ -137,7 +136,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         raise ConfigurationError(
             "APP_DATABASE_URL is not set; `python -m app serve` can do without"
         )
-    state.database = Database(state.settings.database_url, state.settings)
+    state.database = new_database(state.settings, state.features)
     state.revisions = load_revisions(branches_of(state.features))
     async with AsyncExitStack() as stack:
         stack.push_async_callback(state.database.dispose)

@@ -21,7 +21,7 @@ from shared.db import Database
 from shared.db.errors import database_cause
 from shared.feature import FeatureError
 from shared.problems import Problem
-from shared.settings import ConfigurationError, Settings
+from shared.settings import ConfigurationError
 
 Answer = TypeVar("Answer")
 BUGS = (DataError, IntegrityConstraintViolationError, PostgresSyntaxError, UndefinedColumnError)
@@ -60,14 +60,12 @@ def run_with_database(
     `python -m app` puts into `context.obj` how the database is found.
     """
 
-    async def main(settings: Settings, url: str) -> Answer:
-        database = Database(url, settings)
+    async def main(database: Database) -> Answer:
         try:
             return await work(database)
         finally:
             await database.dispose()
 
-    running_database: Callable[[], AbstractContextManager[Settings]] = context.obj
-    with exit_on_user_error(), running_database() as settings:
-        assert settings.database_url
-        return asyncio.run(main(settings, settings.database_url))
+    database_of_command: Callable[[], AbstractContextManager[Database]] = context.obj
+    with exit_on_user_error(), database_of_command() as database:
+        return asyncio.run(main(database))

@@ -9,6 +9,7 @@ from fastapi import APIRouter, FastAPI
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from shared.auth import Authenticator
+from shared.db.changes import Subscription
 from shared.problems import Problem
 from shared.settings import FeatureSettings
 from shared.tasks import Task
@@ -42,6 +43,7 @@ class Feature:
         lifespan: opens what it holds for the process at start, yields it, and closes it at the end;
             `resource` is how a route gets it.
         tasks: its background tasks.
+        subscriptions: what it does when rows of other features have changed.
         commands: its commands of `python -m app`.
         demo: its demo rows.
         extensions: the extensions of PostgreSQL that it needs, each with a statement that uses it.
@@ -56,6 +58,7 @@ class Feature:
     settings: type[FeatureSettings] | None = None
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[object]] | None = None
     tasks: Sequence[Task] = ()
+    subscriptions: Sequence[Subscription] = ()
     commands: typer.Typer | None = None
     demo: Demo | None = None
     extensions: Mapping[str, str] = field(default_factory=dict)

@@ -12,7 +12,7 @@ cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 @cli.callback()
 def main(context: typer.Context) -> None:
     """Users, items and hybrid semantic search on one PostgreSQL."""
-    context.obj = database.running_database
+    context.obj = context.obj or database.database_of_command
 
 
 def _add_feature_commands() -> None:

@@ -1,14 +1,23 @@
 """The database that commands use: the one that is set, else the embedded PostgreSQL."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from app.discovery import extensions_of, find_features
+from app.discovery import extensions_of, find_features, new_database
 from app.embedded import embedded_postgres, ensure_database
+from shared.db import Database
+from shared.feature import Feature
 from shared.settings import DATA, Settings, load_settings
 
 DATABASE = "tessera"
+
+
+@contextmanager
+def database_of_command(found: Sequence[Feature] | None = None) -> Iterator[Database]:
+    """Yields the database of a command, with the subscriptions of all features, or of these."""
+    with running_database() as settings:
+        yield new_database(settings, find_features() if found is None else found)
 
 
 @contextmanager

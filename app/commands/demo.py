@@ -2,15 +2,14 @@
 
 from collections.abc import Sequence
 
-from shared.db import Database
+from app.discovery import new_database
 from shared.feature import Feature
 from shared.settings import Settings
 
 
 async def load_demo(settings: Settings, features: Sequence[Feature]) -> None:
     """Adds each feature's demo rows in one transaction; stops at a feature that has rows."""
-    assert settings.database_url
-    database = Database(settings.database_url, settings)
+    database = new_database(settings, features)
     try:
         async with database.orm_transaction() as session:
             for feature in features:

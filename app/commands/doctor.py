@@ -19,12 +19,11 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from app.commands.database import running_database
-from app.discovery import extensions_of
+from app.discovery import extensions_of, new_database
 from app.main import create_app
 from app.migrations import load_revisions, pending
 from app.routing import endpoints
 from shared.cli import exit_on_user_error
-from shared.db import Database
 from shared.db.database import UNNAMED_STATEMENTS, new_engine
 from shared.db.errors import CONNECT_ERRORS
 from shared.db.tables import table_owners
@@ -107,7 +106,7 @@ def _settings(feature: Feature) -> list[str]:
 
 async def _examine(app: FastAPI, settings: Settings) -> list[Finding]:
     assert settings.database_url
-    app.state.database = database = Database(settings.database_url, settings)
+    app.state.database = database = new_database(settings, app.state.features)
     app.state.revisions = revisions = load_revisions()
     findings = [Finding("Python", platform.python_version()), *await _redis(settings)]
     findings += filter(None, (_branch(revisions, feature) for feature in app.state.features))

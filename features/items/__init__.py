@@ -1,15 +1,29 @@
 """A private catalogue: items that only their owner can see."""
 
+from features.items.changes import item_changes
 from features.items.commands import commands
 from features.items.demo import demo
+from features.items.handlers import create_item, delete_all_items, update_item
 from features.items.router import router
-from features.items.schemas import ItemFilters, ItemPublic
+from features.items.schemas import ItemCreate, ItemFilters, ItemPublic, ItemUpdate
 from features.items.tables import Item
 from features.items.uploads import lifespan
+from features.users import account_changes
+from shared.db.changes import Subscription
 from shared.feature import Feature
 from shared.problems import Conflict, Unauthorized
 
-__all__ = ["Item", "ItemFilters", "ItemPublic", "feature"]
+__all__ = [
+    "Item",
+    "ItemCreate",
+    "ItemFilters",
+    "ItemPublic",
+    "ItemUpdate",
+    "create_item",
+    "feature",
+    "item_changes",
+    "update_item",
+]
 
 feature = Feature(
     name="items",
@@ -24,6 +38,7 @@ feature = Feature(
         "fk_items_owner_id": Unauthorized("User not found"),
     },
     lifespan=lifespan,
+    subscriptions=(Subscription(account_changes, delete_all_items),),
     commands=commands,
     demo=demo,
 )

@@ -31,27 +31,33 @@ SELECT i.title || E'\\n' || coalesce(i.description, '') AS text,
     m.id AS model_id, CAST(CAST(e.embedding AS vector) AS real[]) AS embedding
 FROM items AS i
 LEFT JOIN search_models AS m ON m.active
-LEFT JOIN search_embeddings AS e ON e.item_id = i.id AND e.model_id = m.id
+LEFT JOIN search_embeddings AS e
+    ON e.owner_id = :owner AND e.item_id = i.id AND e.model_id = m.id
 WHERE i.id = :item AND i.owner_id = :owner
 """)
 
 SELECT_INDEX_STATUS = text("""
-SELECT model.name, model.dimension, embeddings.indexed,
-    CASE WHEN model.id IS NULL THEN documents.count ELSE queue.pending END AS pending,
-    queue.parked, queue.parked_items
-FROM (SELECT count(*) FROM search_documents WHERE owner_id = :owner) AS documents
-LEFT JOIN search_models AS model ON model.active
-LEFT JOIN LATERAL (
-    SELECT count(*) AS indexed FROM search_embeddings AS e
-    WHERE e.owner_id = :owner AND e.model_id = model.id AND NOT EXISTS (
-        SELECT FROM search_queue AS q WHERE q.item_id = e.item_id AND q.model_id = model.id)
-) AS embeddings ON true
-LEFT JOIN LATERAL (
-    SELECT count(*) FILTER (WHERE NOT parked) AS pending, count(*) FILTER (WHERE parked) AS parked,
-        (array_agg(jsonb_build_object('item_id', item_id, 'attempts', attempts, 'error', error)
-            ORDER BY next_attempt_at) FILTER (WHERE parked))[1 : 10] AS parked_items
-    FROM search_queue WHERE owner_id = :owner AND model_id = model.id
-) AS queue ON true
+SELECT model.name, model.dimension, counted.*
+FROM (SELECT) AS one LEFT JOIN search_models AS model ON model.active
+CROSS JOIN LATERAL (
+    SELECT count(*) FILTER (WHERE embedded) AS indexed,
+        count(*) FILTER (WHERE NOT embedded AND NOT parked) AS pending,
+        count(*) FILTER (WHERE NOT embedded AND parked) AS parked,
+        (array_agg(failure ORDER BY next_attempt_at)
+            FILTER (WHERE NOT embedded AND parked))[1 : 10] AS parked_items
+    FROM (
+        SELECT coalesce(e.text_hash = d.text_hash, false) AS embedded,
+            coalesce(q.parked, false) AS parked, q.next_attempt_at,
+            jsonb_build_object('item_id', d.item_id, 'attempts', q.attempts, 'error', q.error)
+                AS failure
+        FROM search_documents AS d
+        LEFT JOIN search_embeddings AS e
+            ON e.owner_id = :owner AND e.item_id = d.item_id AND e.model_id = model.id
+        LEFT JOIN search_queue AS q
+            ON q.owner_id = :owner AND q.item_id = d.item_id AND q.model_id = model.id
+        WHERE d.owner_id = :owner
+    ) AS documents
+) AS counted
 """)
 
 

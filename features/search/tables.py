@@ -1,7 +1,7 @@
 """The tables of the search index.
 
-Triggers on `items` (see migrations/search) and background tasks write them; `statements` reads
-them.
+What is written when items change stands in indexing/documents.py; background tasks write the rest.
+The owner is first in every key.
 """
 
 from datetime import datetime
@@ -9,7 +9,6 @@ from uuid import UUID
 
 from pgvector.sqlalchemy import HALFVEC, SPARSEVEC
 from sqlalchemy import (
-    ARRAY,
     BigInteger,
     Column,
     ForeignKeyConstraint,
@@ -47,21 +46,27 @@ class SearchModel(SQLModel, table=True):
 class SearchDocument(SQLModel, table=True):
     """The words of an item: searches match `terms`; `weights` is the document's part of BM25.
 
-    `length` is the number of words, with those of the title counted twice; `average_length` is the
-    average of the owner's documents when the weights were computed.
+    `length` is the number of words, with those of the title counted twice. The weights were
+    computed with the owner's `average_length`, and BM25's constants of `weights_version`.
     """
 
     __tablename__ = "search_documents"
     __table_args__ = (
         Index("ix_search_documents_terms", "terms", postgresql_using="gin"),
-        Index("ix_search_documents_owner_id", "owner_id", "average_length"),
+        Index(
+            "ix_search_documents_weights",
+            "owner_id",
+            "weights_version",
+            "average_length",
+        ),
     )
 
+    owner_id: UUID = Field(primary_key=True)
     item_id: UUID = Field(primary_key=True)
-    owner_id: UUID
     terms: str = Field(sa_type=TSVECTOR)
     length: int
     average_length: float = Field(sa_type=REAL)
+    weights_version: int = Field(sa_type=SmallInteger)
     weights: str = Field(sa_column=Column(SPARSEVEC(TERM_DIMENSIONS), nullable=False))
     text_hash: bytes
 
@@ -72,14 +77,18 @@ class SearchEmbedding(SQLModel, table=True):
 
     __tablename__ = "search_embeddings"
     __table_args__ = (
-        ForeignKeyConstraint(["item_id"], ["search_documents.item_id"], ondelete="CASCADE"),
+        ForeignKeyConstraint(
+            ["owner_id", "item_id"],
+            ["search_documents.owner_id", "search_documents.item_id"],
+            ondelete="CASCADE",
+        ),
         ForeignKeyConstraint(["model_id"], ["search_models.id"]),
         Index("ix_search_embeddings_owner_id", "owner_id", "model_id"),
     )
 
+    owner_id: UUID = Field(primary_key=True)
     item_id: UUID = Field(primary_key=True)
     model_id: int = Field(primary_key=True)
-    owner_id: UUID
     text_hash: bytes
     embedding: str = Field(sa_column=Column(HALFVEC(), nullable=False))
 
@@ -99,39 +108,44 @@ class SearchQueueEntry(SQLModel, table=True):
         Index("ix_search_queue_owner_id", "owner_id", "model_id"),
     )
 
+    owner_id: UUID = Field(primary_key=True)
     item_id: UUID = Field(primary_key=True)
     model_id: int = Field(primary_key=True)
-    owner_id: UUID
     attempts: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     next_attempt_at: datetime = Field(sa_column_kwargs={"server_default": func.clock_timestamp()})
     parked: bool = Field(default=False, sa_column_kwargs={"server_default": "false"})
     error: str | None = Field(default=None, sa_type=Text)
 
 
-class SearchChange(SQLModel, table=True):
-    """Terms that a write added (`sign` 1) or removed (-1), not yet added to the statistics."""
+class SearchPendingItem(SQLModel, table=True):
+    """An item that has changed since its words were counted.
 
-    __tablename__ = "search_changes"
+    `counted` has the words that the statistics count for it now; NULL if they count none.
+    """
 
-    id: int | None = Field(
-        default=None, sa_column=Column(BigInteger, Identity(always=True), primary_key=True)
-    )
-    owner_id: UUID
-    item_id: UUID
-    sign: int = Field(sa_type=SmallInteger)
-    length: int
-    lexemes: list[str] = Field(sa_column=Column(ARRAY(Text), nullable=False))
+    __tablename__ = "search_pending"
+
+    owner_id: UUID = Field(primary_key=True)
+    item_id: UUID = Field(primary_key=True)
+    counted: str | None = Field(default=None, sa_type=TSVECTOR)
 
 
 class SearchOwner(SQLModel, table=True):
-    """The number of an owner's documents, and the sum of their lengths."""
+    """The number of an owner's documents, and the sum of their lengths.
+
+    An owner is stale while some of the weights are to be computed again.
+    """
 
     __tablename__ = "search_owners"
-    __table_args__ = (Index("ix_search_owners_stale", "owner_id", postgresql_where=text("stale")),)
+    __table_args__ = (
+        Index("ix_search_owners_stale", "owner_id", postgresql_where=text("stale")),
+        Index("ix_search_owners_weights_version", "weights_version"),
+    )
 
     owner_id: UUID = Field(primary_key=True)
     documents: int
     length: int = Field(sa_type=BigInteger)
+    weights_version: int = Field(sa_type=SmallInteger)
     stale: bool = Field(default=False, sa_column_kwargs={"server_default": "false"})
 
 

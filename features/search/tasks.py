@@ -1,15 +1,15 @@
-"""The background tasks of search. A write to an item wakes them with NOTIFY."""
+"""The background tasks of search. A write to an item wakes them."""
 
 from fastapi import FastAPI
 from sqlalchemy import text
 
-from features.search.indexing import embed_due, update_statistics
+from features.search.indexing import SEARCH_CHANNEL, embed_due, update_statistics
 from features.search.runtime import runtime_of
 from shared.db import database_of
 from shared.tasks import Task
 
-SEARCH_CHANNEL = "search"
-SWEEP_SECONDS = 5.0
+POLL_SECONDS = 5.0
+SWEEP_SECONDS = 3_600.0
 SELECT_BACKLOG = text("""
 SELECT count(*) FILTER (WHERE NOT parked), count(*) FILTER (WHERE parked),
     greatest(0, extract(epoch FROM
@@ -28,12 +28,12 @@ async def _embed(app: FastAPI) -> int:
 
 
 statistics_task = Task(
-    name="search_statistics", run=_update_statistics, every=SWEEP_SECONDS, channel=SEARCH_CHANNEL
+    name="search_statistics", run=_update_statistics, every=POLL_SECONDS, channel=SEARCH_CHANNEL
 )
 embedding_task = Task(
     name="search_embeddings",
     run=_embed,
-    every=SWEEP_SECONDS,
+    every=POLL_SECONDS,
     channel=SEARCH_CHANNEL,
     backlog=SELECT_BACKLOG,
 )

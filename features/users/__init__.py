@@ -1,5 +1,6 @@
 """Accounts, authentication and permissions."""
 
+from features.users.accounts.changes import account_changes
 from features.users.accounts.handlers import find_user_id
 from features.users.authentication import authenticate
 from features.users.commands import commands
@@ -14,7 +15,7 @@ from shared.auth import Authenticator
 from shared.feature import Feature
 from shared.problems import Conflict, Unauthorized
 
-__all__ = ["DEMO_EMAIL", "feature", "find_user_id"]
+__all__ = ["DEMO_EMAIL", "account_changes", "feature", "find_user_id"]
 
 feature = Feature(
     name="users",

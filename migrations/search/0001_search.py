@@ -298,12 +298,16 @@ CREATE TRIGGER search_items_truncated AFTER TRUNCATE ON items
 """
 
 
+def statements(script: str) -> list[str]:
+    return re.split(r"\n(?=CREATE |SELECT )", script)[1:]
+
+
 def upgrade() -> None:
     op.execute("SET LOCAL lock_timeout = '5s'")
     for extension in ("vector", "pg_trgm", "unaccent"):
         op.execute(f"CREATE EXTENSION IF NOT EXISTS {extension}")
     for script in (TABLES, LANGUAGE, WEIGHTS, TRIGGERS):
-        for statement in re.split(r"\n(?=CREATE |SELECT )", script)[1:]:  # one at a time
+        for statement in statements(script):  # one at a time
             op.execute(statement)
 
 

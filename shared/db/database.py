@@ -5,7 +5,7 @@ sets its own timeouts, and each statement of a read session runs in a read-only 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import Any
@@ -21,7 +21,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from shared.db.changes import Subscription, subscribers_by_topic
 from shared.db.errors import CONNECT_ERRORS, UNREACHABLE
+from shared.db.notifications import Notifier
 from shared.db.pool import (
     CLOSE_TIMEOUT_SECONDS,
     CONNECT_TIMEOUT_SECONDS,
@@ -62,7 +64,9 @@ class Database:
     streams last long, and leave the other connections to other requests.
     """
 
-    def __init__(self, url: str, settings: Settings) -> None:
+    def __init__(
+        self, url: str, settings: Settings, subscriptions: Sequence[Subscription] = ()
+    ) -> None:
         size, self._wait_seconds = settings.database_pool_size, settings.database_pool_timeout
         self.direct_url = settings.database_direct_url or url
         self.engine = _new_engine(url, settings, size)
@@ -75,6 +79,8 @@ class Database:
             self.replica = Replica(pool, self.primary, writers)
         self.download_slots = asyncio.Semaphore(max(1, size // 2))
         self._committing: set[Connection] = set()
+        self._subscribers = subscribers_by_topic(subscriptions)
+        self._notifier = Notifier(ReadSession(self.primary.connection))
         self._begin = "; ".join(filter(None, ("BEGIN", _timeouts(settings)[1])))
 
     def read(self, request: Request | None = None) -> ReadSession:
@@ -91,8 +97,11 @@ class Database:
         """
         with self._translate_connect_errors():
             pooled = await self.engine.raw_connection()
-        async with transaction(self.engine, self._begin, pooled, self._committing) as session:
+        async with transaction(
+            self.engine, self._begin, pooled, self._committing, self._subscribers
+        ) as session:
             yield session
+        self._notifier.notify(session.notified)
 
     @asynccontextmanager
     async def orm_transaction(self) -> AsyncIterator[AsyncSession]:
@@ -157,6 +166,7 @@ class Database:
 
     async def dispose(self) -> None:
         """Closes all connections; does not wait for a server that does not answer."""
+        await self._notifier.close()
         for connection in self._committing:
             connection.terminate()  # to cancel the COMMIT would change what it means
         for pool in self._read_pools.values():

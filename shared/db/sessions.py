@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.pool import PoolProxiedConnection
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from shared.db.changes import Subscribers
 from shared.db.errors import CONNECTION_LOST, CONNECTION_LOST_ERRORS
 from shared.db.pool import CANCEL_TIMEOUT_SECONDS, Connection, Row
 from shared.db.statements import compile_many, compile_statement
@@ -99,13 +100,24 @@ class WriteSession(ReadSession):
     """One transaction, in which each statement sees the changes before it.
 
     `orm` is SQLAlchemy's view of the same transaction: a request may use both. What the ORM has
-    pending is flushed before each statement.
+    pending is flushed before each statement. `subscribers` run when a change is published.
     """
 
-    def __init__(self, connection: Connection, open_orm: Callable[[], AsyncSession]) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        open_orm: Callable[[], AsyncSession],
+        subscribers: Subscribers,
+    ) -> None:
         super().__init__(lambda: nullcontext(connection))
         self._connection, self._open_orm = connection, open_orm
         self._orm: AsyncSession | None = None
+        self.subscribers = subscribers
+        self.notified: set[str] = set()
+
+    def notify(self, channel: str) -> None:
+        """Wakes the background tasks that listen on a channel, once this has been committed."""
+        self.notified.add(channel)
 
     @property
     def orm(self) -> AsyncSession:
@@ -174,7 +186,11 @@ class _OrmView(AsyncSession):
 
 @asynccontextmanager
 async def transaction(
-    engine: AsyncEngine, begin: str, pooled: PoolProxiedConnection, committing: set[Connection]
+    engine: AsyncEngine,
+    begin: str,
+    pooled: PoolProxiedConnection,
+    committing: set[Connection],
+    subscribers: Subscribers,
 ) -> AsyncIterator[WriteSession]:
     """Begins a transaction with `begin`; commits it at the end, or rolls it back on any error.
 
@@ -194,7 +210,7 @@ async def transaction(
         return _OrmView(AsyncConnection(engine, connection), expire_on_commit=False)
 
     driver: Any = pooled.driver_connection
-    session = WriteSession(driver, open_orm)
+    session = WriteSession(driver, open_orm, subscribers)
     try:
         try:
             await driver.execute(begin)

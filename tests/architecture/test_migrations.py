@@ -91,7 +91,10 @@ def test_the_branches_that_are_named_are_migrated_and_no_others(url: str, branch
     upgrade(url, needed_by(branch))
     created = set(query(url, OBJECTS))
     for table, creator in creators().items():
-        assert (f"r {table}" in created) == (creator in needed_by(branch)), table
+        if creator not in needed_by(branch):
+            assert f"r {table}" not in created, table
+    for table in table_owners():  # a later revision may have dropped others
+        assert (f"r {table}" in created) == (creators()[table] in needed_by(branch)), table
 
 
 def test_everything_goes_up_and_down_and_up_again(url: str) -> None:

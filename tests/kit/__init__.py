@@ -18,10 +18,8 @@ import pytest_asyncio
 from fastapi import FastAPI
 from pydantic import SecretStr
 
-from app.discovery import find_features
-from shared.feature import Feature
 from shared.settings import Settings
-from tests.kit.applications import application
+from tests.kit.applications import application, features_under_test
 from tests.kit.bodies import payload_for
 from tests.kit.calls import assert_max_calls
 from tests.kit.clients import (
@@ -83,7 +81,6 @@ OTHER_SETTINGS = ("HOST", "PORT", "WEB_CONCURRENCY", "FORCE_COLOR", "NO_COLOR", 
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 SERVER_URL = "APP_TEST_DATABASE_URL"
 SERVER = pytest.StashKey[Server]()
-FEATURES = pytest.StashKey[tuple[Feature, ...]]()
 COUNTS = pytest.StashKey[QueryCounts]()
 CLEANUP = pytest.StashKey[ExitStack]()
 
@@ -107,7 +104,7 @@ def pytest_configure(config: pytest.Config) -> None:
     elif not config.option.collectonly:
         config.stash[CLEANUP] = ExitStack()
         config.stash[SERVER] = config.stash[CLEANUP].enter_context(
-            running_server(_features(config))
+            running_server(features_under_test(config))
         )
 
 
@@ -179,13 +176,6 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"database: {config.stash[SERVER].name}" if SERVER in config.stash else "database: none"
 
 
-def _features(config: pytest.Config) -> tuple[Feature, ...]:
-    """Returns the features under test: all, or that of `--feature` with its dependencies."""
-    if FEATURES not in config.stash:
-        config.stash[FEATURES] = find_features(config.getoption("--feature"))
-    return config.stash[FEATURES]
-
-
 @pytest.fixture(scope="session")
 def server(pytestconfig: pytest.Config) -> Server:
     """The PostgreSQL server under test."""
@@ -234,7 +224,7 @@ async def app(settings: Settings, pytestconfig: pytest.Config) -> AsyncIterator[
     """The running application. Its background tasks run only when a test calls `drain`."""
     counts = pytestconfig.stash.get(COUNTS, None)
     middleware = [counts.middleware] if counts else []
-    app = application(settings, _features(pytestconfig), middleware)
+    app = application(settings, features_under_test(pytestconfig), middleware)
     routes = list(app.routes)
     with check_table_writes(app), counts.counting() if counts else nullcontext():
         async with app.router.lifespan_context(app):

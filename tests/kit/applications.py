@@ -4,8 +4,10 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 from fastapi import FastAPI
 
+from app.discovery import find_features
 from app.main import create_app, prepare
 from shared.feature import Feature
 from shared.settings import Settings
@@ -13,7 +15,16 @@ from tests.kit.ownership import remember_request
 
 DATABASES = ("database_url", "database_direct_url", "database_replica_url")
 
+FEATURES = pytest.StashKey[tuple[Feature, ...]]()
+
 _created: dict[object, FastAPI] = {}
+
+
+def features_under_test(config: pytest.Config) -> tuple[Feature, ...]:
+    """Returns the features under test: all, or that of `--feature` with its dependencies."""
+    if FEATURES not in config.stash:
+        config.stash[FEATURES] = find_features(config.getoption("--feature"))
+    return config.stash[FEATURES]
 
 
 def application(

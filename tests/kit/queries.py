@@ -1,7 +1,7 @@
 """Counts the statements that a request sends to the database: query budgets, and a report.
 
-Counts the statements of SQLAlchemy and those sent directly by asyncpg, but not BEGIN, COMMIT and
-COPY.
+Counts the statements of SQLAlchemy and those sent directly by asyncpg, but not BEGIN, COMMIT, COPY
+and NOTIFY, nor those of features that subscribe to what the request changes.
 """
 
 import re
@@ -18,34 +18,50 @@ from sqlalchemy import Engine, event
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shared.db import sessions, statements
+from shared.db.changes import Topic
 
 Endpoint = tuple[str, str]
 """The HTTP method and the path of a route."""
+
+_publishing: ContextVar[bool] = ContextVar("whether subscribers run", default=False)
 
 
 @contextmanager
 def on_each_statement(record: Callable[[str], None]) -> Iterator[None]:
     """Calls `record` with each statement that this process sends within the block."""
     compile_one, compile_many = statements.compile_statement, statements.compile_many
+    publish = Topic._publish
+
+    def sent(statement: str) -> None:
+        if "pg_notify" not in statement and not _publishing.get():
+            record(statement)
 
     def executed(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        record(statement)
+        sent(statement)
 
     def sent_one(*given: Any) -> tuple[str, list[Any]]:
         sql, arguments = compile_one(*given)
-        record(sql)
+        sent(sql)
         return sql, arguments
 
     def sent_many(*given: Any) -> tuple[str, list[list[Any]]]:
         sql, arguments = compile_many(*given)
-        record(sql)
+        sent(sql)
         return sql, arguments
+
+    async def publishing(*given: Any) -> None:
+        token = _publishing.set(True)
+        try:
+            await publish(*given)
+        finally:
+            _publishing.reset(token)
 
     event.listen(Engine, "before_cursor_execute", executed)
     try:
         with (
             patch.object(sessions, "compile_statement", sent_one),
             patch.object(sessions, "compile_many", sent_many),
+            patch.object(Topic, "_publish", publishing),
         ):
             yield
     finally:

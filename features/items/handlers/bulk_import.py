@@ -3,6 +3,7 @@
 The statements are built from the fields of `ImportRow`, each of which is a column of `items`.
 """
 
+from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any
 from uuid import UUID
@@ -11,6 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateTable
 
+from features.items.changes import item_changes
 from features.items.formats.rows import Accepted, Rejected, RowBatches
 from features.items.schemas import ImportReport, ImportRow, RowError
 from features.items.tables import ITEMS
@@ -20,6 +22,7 @@ from shared.db.statements import DIALECT
 from shared.db.tables import uuid7
 
 MAX_ERRORS = 1_000
+IDS_PER_CHANGE = 1_000
 FIELDS = tuple(ImportRow.model_fields)
 REPLACED_FIELDS = tuple(name for name in FIELDS if name != "external_id")
 
@@ -32,6 +35,8 @@ STAGED_ITEMS = sa.Table(
     postgresql_on_commit="DROP",
 )
 
+# Of a row that ON CONFLICT has updated, xmax is this transaction.
+IS_NEW: sa.ColumnElement[bool] = sa.literal_column("xmax = 0", sa.Boolean).label("is_new")
 SET_TIMEOUTS = sa.text("""
 SELECT set_config('statement_timeout', '10min', true), set_config('lock_timeout', '5min', true)
 """)
@@ -99,15 +104,24 @@ def _upsert_changes(compared: sa.CTE) -> sa.CTE:
     )
     insert = postgresql.insert(ITEMS).from_select(["id", "owner_id", *FIELDS], changes)
     replaced = {name: insert.excluded[name] for name in REPLACED_FIELDS}
-    return insert.on_conflict_do_update(
+    upsert = insert.on_conflict_do_update(
         index_elements=[ITEMS.c.owner_id, ITEMS.c.external_id],
-        set_={**replaced, "updated_at": sa.func.clock_timestamp()},
-    ).cte("upserted")
+        set_={**replaced, "updated_at": sa.func.statement_timestamp()},
+    )
+    return upsert.returning(ITEMS.c.id, IS_NEW).cte("upserted")
+
+
+def _upserted(condition: sa.ColumnElement[bool]) -> sa.ScalarSelect[Any]:
+    return sa.select(sa.func.array_agg(UPSERTED_ITEMS.c.id)).where(condition).scalar_subquery()
 
 
 COMPARED_ROWS = _compare_rows()
 COUNT_CHANGES = _count_changes(COMPARED_ROWS)
-UPSERT_AND_COUNT_CHANGES = COUNT_CHANGES.add_cte(_upsert_changes(COMPARED_ROWS))
+UPSERTED_ITEMS = _upsert_changes(COMPARED_ROWS)
+UPSERT_CHANGES = COUNT_CHANGES.add_columns(
+    _upserted(UPSERTED_ITEMS.c.is_new).label("created_ids"),
+    _upserted(~UPSERTED_ITEMS.c.is_new).label("updated_ids"),
+)
 
 
 async def import_items(
@@ -123,9 +137,20 @@ async def import_items(
     await session.execute(ANALYZE_STAGED_ITEMS)
     # Two imports that change the same items in different orders would deadlock.
     await session.execute(LOCK_IMPORTS, {"key": advisory_lock("items.import", owner_id)})
-    statement = COUNT_CHANGES if dry_run else UPSERT_AND_COUNT_CHANGES
-    [counts] = await session.fetch(statement, {"owner_id": owner_id})
-    return report.model_copy(update=dict(counts))
+    [found] = await session.fetch(
+        COUNT_CHANGES if dry_run else UPSERT_CHANGES, {"owner_id": owner_id}
+    )
+    if not dry_run:
+        for ids in _in_batches(found.created_ids or ()):
+            await item_changes.created(session, owner_id, ids)
+        for ids in _in_batches(found.updated_ids or ()):
+            await item_changes.updated(session, owner_id, ids)
+    counts = {name: found[name] for name in ("created", "updated", "unchanged")}
+    return report.model_copy(update=counts)
+
+
+def _in_batches(ids: Sequence[UUID]) -> list[Sequence[UUID]]:
+    return [ids[n : n + IDS_PER_CHANGE] for n in range(0, len(ids), IDS_PER_CHANGE)]
 
 
 async def _stage_rows(session: WriteSession, batches: RowBatches) -> ImportReport:

@@ -4,9 +4,11 @@ from uuid import UUID
 
 from sqlalchemy import bindparam, delete, insert, select, update
 
+from features.items.changes import item_changes
 from features.items.schemas import ItemCreate, ItemPublic, ItemUpdate
 from features.items.tables import ITEMS
 from shared.db import ReadSession, WriteSession
+from shared.db.changes import Change
 from shared.db.tables import columns, uuid7
 from shared.problems import NotFound
 from shared.web.conditional import check_if_match
@@ -19,6 +21,7 @@ LOCK_ITEM = SELECT_ITEM.with_for_update()
 INSERT_ITEM = insert(ITEMS).returning(*PUBLIC_COLUMNS)
 UPDATE_ITEM = update(ITEMS).where(IS_THIS_ITEM).returning(*PUBLIC_COLUMNS)
 DELETE_ITEM = delete(ITEMS).where(IS_THIS_ITEM)
+DELETE_ALL_ITEMS = delete(ITEMS).where(ITEMS.c.owner_id == bindparam("owner_id"))
 
 
 async def create_item(session: WriteSession, owner_id: UUID, new: ItemCreate) -> ItemPublic:
@@ -28,6 +31,7 @@ async def create_item(session: WriteSession, owner_id: UUID, new: ItemCreate) ->
     """
     values = {"id": uuid7(), "owner_id": owner_id, **new.model_dump()}
     [item] = await session.fetch_as(ItemPublic, INSERT_ITEM, values)
+    await item_changes.created(session, owner_id, [item.id])
     return item
 
 
@@ -64,6 +68,7 @@ async def update_item(
     if given := changes.model_dump(exclude_unset=True):
         values = {"item_id": item_id, **given}
         [item] = await session.fetch_as(ItemPublic, UPDATE_ITEM, values)
+        await item_changes.updated(session, owner_id, [item_id])
     return item
 
 
@@ -79,3 +84,9 @@ async def delete_item(
     item = await get_item(session, owner_id, item_id, lock=True)
     check_if_match(if_match, item.updated_at)
     await session.execute(DELETE_ITEM, {"item_id": item_id})
+    await item_changes.deleted(session, owner_id, [item_id])
+
+
+async def delete_all_items(session: WriteSession, deleted: Change) -> None:
+    """Deletes the items of an account that is being deleted."""
+    await session.execute(DELETE_ALL_ITEMS, {"owner_id": deleted.owner_id})

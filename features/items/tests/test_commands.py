@@ -7,27 +7,18 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import Result
 
-from tests.kit import SignUp, run_command
+from tests.kit import Command, SignUp
 
 ROOT = Path(__file__).parents[3]
 ROWS = [
     {"id": "A", "title": "Mug", "price": 19.99, "description": None},
     {"id": "B", "title": "Plate", "price": 5.0, "description": 'Blue, "deep"'},
 ]
-
-
-@pytest.fixture
-def run_app(database_url: str) -> Callable[..., Result]:
-    """Runs `python -m app` with these arguments, in this process."""
-    return partial(run_command, APP_DATABASE_URL=database_url)
 
 
 @pytest.fixture
@@ -68,35 +59,36 @@ def read_file(file: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", ["jsonl", "ndjson", "csv", "jsonl.gz", "ndjson.gz", "csv.gz"])
-def test_what_is_imported_can_be_exported(
-    run_app: Callable[..., Result], email: str, tmp_path: Path, name: str
+async def test_what_is_imported_can_be_exported(
+    command: Command, email: str, tmp_path: Path, name: str
 ) -> None:
-    imported = run_app("import", write_file(tmp_path / f"in.{name}"), "--owner", email.upper())
+    imported = await command(
+        "import", write_file(tmp_path / f"in.{name}"), "--owner", email.upper()
+    )
     assert imported.stdout == "2 created, 0 updated, 0 unchanged, 0 rejected\n", imported.stderr
-    exported = run_app("export", tmp_path / f"out.{name}", "--owner", email)
+    exported = await command("export", tmp_path / f"out.{name}", "--owner", email)
     assert exported.stdout == "2 exported\n", exported.stderr
     assert read_file(tmp_path / f"out.{name}") == ROWS
-    again = run_app("import", tmp_path / f"out.{name}", "--owner", email)
+    again = await command("import", tmp_path / f"out.{name}", "--owner", email)
     assert again.stdout == "0 created, 0 updated, 2 unchanged, 0 rejected\n", again.stderr
 
 
-def test_a_dry_run_prints_bad_rows_and_changes_nothing(
-    run_app: Callable[..., Result], email: str, tmp_path: Path
+async def test_a_dry_run_prints_bad_rows_and_changes_nothing(
+    command: Command, email: str, tmp_path: Path
 ) -> None:
     file = write_file(tmp_path / "a.jsonl")
     file.write_text('{"title": "", "price": 1}\n' + file.read_text())
-    done = run_app("import", file, "--owner", email, "--dry-run")
+    done = await command("import", file, "--owner", email, "--dry-run")
     assert done.stdout == "2 created, 0 updated, 0 unchanged, 1 rejected\n"
     assert f"{file}:1: title: String should have at least 1 character" in done.stderr
-    assert run_app("export", tmp_path / "b.jsonl", "--owner", email).stdout == "0 exported\n"
+    exported = await command("export", tmp_path / "b.jsonl", "--owner", email)
+    assert exported.stdout == "0 exported\n"
 
 
-def test_every_bad_row_is_printed(
-    run_app: Callable[..., Result], email: str, tmp_path: Path
-) -> None:
+async def test_every_bad_row_is_printed(command: Command, email: str, tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text("{}\n" * 1_500)
-    done = run_app("import", file, "--owner", email)
+    done = await command("import", file, "--owner", email)
     assert done.stdout == "0 created, 0 updated, 0 unchanged, 1500 rejected\n"
     printed = [line for line in done.stderr.splitlines() if line.startswith(f"{file}:")]
     reason = "title: Field required; price: Field required"
@@ -104,7 +96,7 @@ def test_every_bad_row_is_printed(
 
 
 @pytest.mark.parametrize(
-    ("command", "name", "owner", "message"),
+    ("action", "name", "owner", "message"),
     [
         ("import", "a.jsonl", "nobody@example.com", "There is no account nobody@example.com"),
         ("export", "b.jsonl", "nobody@example.com", "There is no account nobody@example.com"),
@@ -115,11 +107,11 @@ def test_every_bad_row_is_printed(
         ("export", "missing/b.jsonl", "ada@example.com", "missing/b.jsonl"),
     ],
 )
-def test_an_error_is_printed_in_one_line(
-    run_app: Callable[..., Result],
+async def test_an_error_is_printed_in_one_line(
+    command: Command,
     email: str,
     tmp_path: Path,
-    command: str,
+    action: str,
     name: str,
     owner: str,
     message: str,
@@ -128,7 +120,7 @@ def test_an_error_is_printed_in_one_line(
     cut = write_file(tmp_path / "cut.jsonl.gz")
     cut.write_bytes(cut.read_bytes()[:-9])
     write_file(tmp_path / "a.jsonl")
-    done = run_app(command, tmp_path / name, "--owner", owner)
+    done = await command(action, tmp_path / name, "--owner", owner)
     assert done.exit_code == 1
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert message in line

@@ -1,21 +1,32 @@
-"""Indexes the words of existing items: after a change of language, and on the first start.
+"""Writes the words of items, in the transaction that changes an item; and of existing items.
 
-The triggers on `items` only index rows that are written.
+Each statement binds the owner. A writer marks the item in `search_pending`, for the statistics and
+the embeddings: it is one row for each item, and writers of different items never wait for each
+other. While the mark is locked by a writer, the statistics skip the item: they would count the old
+words, delete the mark, and miss the new.
 """
 
 import asyncio
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, TypeAlias
 from uuid import UUID
 
 from asyncpg import LockNotAvailableError
 from sqlalchemy import TextClause, text
 
+from features.search.query.ranking import BM25_B, BM25_K1, WEIGHTS_VERSION
 from shared.db import Database, WriteSession
+from shared.db.changes import Change, ChangeKind
 from shared.db.locks import advisory_lock
 from shared.problems import Unavailable
 
+SEARCH_CHANNEL = "search"
 ITEMS_PER_BATCH = 500
 WAIT_ATTEMPTS, WAIT_SECONDS = 1_200, 0.1
-LOWEST_ID = UUID(int=0)
+Position: TypeAlias = Mapping[str, Any]
+FIRST: Position = {"created_at": datetime.min.replace(tzinfo=UTC), "id": UUID(int=0)}
+WEIGHTS = {"k1": BM25_K1, "b": BM25_B, "version": WEIGHTS_VERSION}
 
 # Serialises changes of the language and of the models.
 LOCK_MODELS = text(f"SELECT pg_advisory_xact_lock({advisory_lock('search.models')})")
@@ -32,46 +43,128 @@ HAS_OPEN_WRITERS = text(
     "SELECT EXISTS (SELECT FROM pg_locks WHERE virtualtransaction = ANY (:writers))"
 )
 
-# Locks each item before it reads it, so that it does not overwrite the index entry of a concurrent
-# write with an older version. NOWAIT: a batch that meets a locked item fails, releases all of its
-# locks and is tried again, so that it cannot deadlock with a writer.
-INDEX_BATCH = """
-WITH locked AS MATERIALIZED (
-    SELECT i.id FROM items AS i WHERE i.id > :after AND {condition}
-    ORDER BY i.id LIMIT :batch FOR NO KEY UPDATE NOWAIT
-)
-SELECT ids[cardinality(ids)], search_index(ids)
-FROM (SELECT array_agg(id ORDER BY id) AS ids FROM locked) AS batch WHERE ids IS NOT NULL
-"""
-INDEX_ALL_ITEMS = text(INDEX_BATCH.format(condition="true"))
-INDEX_MISSING_ITEMS = text(
-    INDEX_BATCH.format(
-        condition="NOT EXISTS (SELECT FROM search_documents AS d WHERE d.item_id = i.id)"
-    )
-)
-
 SELECT_LANGUAGE = text("SELECT obj_description('search'::regconfig::oid, 'pg_ts_config')")
 SET_LANGUAGE = text("SELECT search_set_language(CAST(:language AS regconfig), :complete)")
-WAIT_FOR_STATISTICS = text(f"SELECT pg_advisory_xact_lock({advisory_lock('search.statistics')})")
 DELETE_WORDS = text("DELETE FROM search_words")
 
+INDEX = """
+WITH changed AS MATERIALIZED (
+    SELECT i.id, search_lexemes(i.title, i.description) AS terms,
+        search_text_hash(i.title, i.description) AS text_hash, d.terms AS counted
+    FROM items AS i
+    LEFT JOIN search_documents AS d ON d.owner_id = :owner AND d.item_id = i.id
+    WHERE i.owner_id = :owner AND i.id = ANY (CAST(:ids AS uuid[])) AND {condition}
+), marked AS (
+    INSERT INTO search_pending AS p (owner_id, item_id, counted)
+    SELECT :owner, id, counted FROM changed
+    ON CONFLICT (owner_id, item_id) DO UPDATE SET counted = p.counted
+), measured AS MATERIALIZED (
+    SELECT *, search_length(terms) AS length FROM changed
+), averaged AS (
+    SELECT *, greatest(1, coalesce(
+        (SELECT o.length::real / nullif(o.documents, 0) FROM search_owners AS o
+            WHERE o.owner_id = :owner),
+        avg(length) OVER ()
+    ))::real AS average_length
+    FROM measured
+)
+INSERT INTO search_documents
+    (owner_id, item_id, terms, length, average_length, weights_version, weights, text_hash)
+SELECT :owner, id, terms || array_to_tsvector(ARRAY[search_owner_term(:owner)]), length,
+    average_length, CAST(:version AS smallint),
+    search_weights(terms, length, average_length, :k1, :b), text_hash
+FROM averaged
+ON CONFLICT (owner_id, item_id) DO UPDATE
+    SET (terms, length, average_length, weights_version, weights, text_hash)
+        = (excluded.terms, excluded.length, excluded.average_length, excluded.weights_version,
+           excluded.weights, excluded.text_hash)
+"""
+INDEX_CHANGED = text(
+    INDEX.format(condition="d.text_hash IS DISTINCT FROM search_text_hash(i.title, i.description)")
+)
+INDEX_ALL = text(INDEX.format(condition="true"))
 
-async def wait_for_open_writers(database: Database) -> None:
-    """Waits until every transaction that is writing to `items` now has ended.
+FORGET = """
+WITH marked AS (
+    INSERT INTO search_pending AS p (owner_id, item_id, counted)
+    SELECT owner_id, item_id, terms FROM search_documents
+    WHERE owner_id = :owner AND item_id = ANY (CAST(:ids AS uuid[]))
+    ON CONFLICT (owner_id, item_id) DO UPDATE SET counted = p.counted
+)
+DELETE FROM search_documents
+WHERE owner_id = :owner AND item_id = ANY (CAST(:ids AS uuid[]))
+"""
+FORGET_ITEMS = text(FORGET)
+# An item is locked before it is read, so that its index entry is not overwritten with an older
+# version. NOWAIT: a batch that meets a locked item fails, releases all of its locks and is tried
+# again, so that it cannot deadlock with a writer.
+LOCK_ITEMS = text("""
+SELECT id, created_at FROM items
+WHERE owner_id = :owner AND (created_at, id) > (:created_at, :id)
+ORDER BY created_at, id LIMIT :batch FOR NO KEY UPDATE NOWAIT
+""")
+# Skips from owner to owner in the index, instead of reading all rows.
+OWNERS_OF = """
+    SELECT owner_id FROM (
+        WITH RECURSIVE owners AS (
+            (SELECT owner_id FROM {table} ORDER BY owner_id LIMIT 1)
+            UNION ALL
+            SELECT (SELECT t.owner_id FROM {table} AS t WHERE t.owner_id > owners.owner_id
+                ORDER BY t.owner_id LIMIT 1)
+            FROM owners WHERE owners.owner_id IS NOT NULL
+        ) SELECT owner_id FROM owners WHERE owner_id IS NOT NULL
+    ) AS {table}
+"""
+SELECT_OWNERS = text(
+    f"{OWNERS_OF.format(table='items')} UNION {OWNERS_OF.format(table='search_documents')}"
+)
+SELECT_ORPHANS = text("""
+SELECT d.item_id FROM search_documents AS d
+WHERE d.owner_id = :owner AND NOT EXISTS (
+    SELECT FROM items AS i WHERE i.owner_id = :owner AND i.id = d.item_id)
+LIMIT :batch
+""")
+DELETE_OWNER = [
+    text(f"DELETE FROM search_{table} WHERE owner_id = :owner")  # noqa: S608  # constants
+    for table in ("pending", "queue", "documents", "words", "terms", "owners")
+]
 
-    Every later write to `items` sees what was committed before this call.
+
+async def index_change(session: WriteSession, change: Change) -> None:
+    """Indexes items that have changed, in the transaction that has changed them."""
+    if change.kind is ChangeKind.DELETED:
+        await forget_items(session, change.owner_id, change.ids)
+    else:
+        await index_items(session, change.owner_id, change.ids)
+
+
+async def index_items(session: WriteSession, owner_id: UUID, ids: Sequence[UUID]) -> None:
+    """Indexes those items whose text differs from what is indexed."""
+    await session.execute(INDEX_CHANGED, _values(owner_id, ids))
+    session.notify(SEARCH_CHANNEL)
+
+
+async def forget_items(session: WriteSession, owner_id: UUID, ids: Sequence[UUID]) -> None:
+    await session.execute(FORGET_ITEMS, {"owner": owner_id, "ids": ids})
+    session.notify(SEARCH_CHANNEL)
+
+
+async def forget_account(session: WriteSession, change: Change) -> None:
+    """Deletes all that is known of an account that is being deleted."""
+    for statement in DELETE_OWNER:
+        await session.execute(statement, {"owner": change.owner_id})
+
+
+async def sweep(database: Database) -> int:
+    """Brings the index into step with the items, whoever has changed them.
+
+    Returns:
+        How many documents were written or deleted.
 
     Raises:
-        Unavailable: a transaction is still open after two minutes.
+        Unavailable: an item has been locked by a transaction for more than two minutes.
     """
-    async with database.transaction() as session:
-        writers = await session.fetch_value(SELECT_OPEN_WRITERS)
-    for _ in range(WAIT_ATTEMPTS):
-        async with database.transaction() as session:
-            if not await session.fetch_value(HAS_OPEN_WRITERS, {"writers": writers}):
-                return
-        await asyncio.sleep(WAIT_SECONDS)
-    raise _writer_still_open()
+    return await _index_all(database, INDEX_CHANGED)
 
 
 async def change_language(database: Database, language: str) -> None:
@@ -91,49 +184,75 @@ async def change_language(database: Database, language: str) -> None:
     await wait_for_open_writers(database)
     async with database.transaction() as session:
         await session.execute(DISABLE_TIMEOUTS)
-        await session.execute(
-            WAIT_FOR_STATISTICS
-        )  # a running update may insert words of the old language
         await session.execute(DELETE_WORDS)
-    await _index(database, INDEX_ALL_ITEMS)
+    await _index_all(database, INDEX_ALL)
     async with database.transaction() as session:
         await _set_language(session, language, complete=True)
 
 
-async def index_missing(database: Database) -> None:
-    """Indexes the items that were written before the triggers existed.
+async def wait_for_open_writers(database: Database) -> None:
+    """Waits until every transaction that is writing to `items` now has ended.
+
+    Every later write to `items` sees what was committed before this call.
 
     Raises:
-        Unavailable: a transaction has been writing to `items` for more than two minutes.
+        Unavailable: a transaction is still open after two minutes.
     """
-    await _index(database, INDEX_MISSING_ITEMS)
+    writers = await database.read().fetch_value(SELECT_OPEN_WRITERS)
+    for _ in range(WAIT_ATTEMPTS):
+        if not await database.read().fetch_value(HAS_OPEN_WRITERS, {"writers": writers}):
+            return
+        await asyncio.sleep(WAIT_SECONDS)
+    raise _writer_still_open()
 
 
 async def _set_language(session: WriteSession, language: str, *, complete: bool) -> None:
     await session.execute(SET_LANGUAGE, {"language": language, "complete": complete})
 
 
-async def _index(database: Database, statement: TextClause) -> None:
-    after: UUID | None = LOWEST_ID
-    while after:
-        after = await _index_batch(database, statement, after)
+async def _index_all(database: Database, statement: TextClause) -> int:
+    async with database.transaction() as session:
+        owners = [row.owner_id for row in await session.fetch(SELECT_OWNERS)]
+    return sum([await _index_owner(database, statement, owner_id) for owner_id in owners])
 
 
-async def _index_batch(database: Database, statement: TextClause, after: UUID) -> UUID | None:
-    """Indexes a batch of items; retries while another transaction has one of them locked.
+async def _index_owner(database: Database, statement: TextClause, owner_id: UUID) -> int:
+    done = 0
+    position: Position | None = FIRST
+    while position:
+        written, position = await _index_batch(database, statement, owner_id, position)
+        done += written
+    async with database.transaction() as session:
+        while rows := await session.fetch(
+            SELECT_ORPHANS, {"owner": owner_id, "batch": ITEMS_PER_BATCH}
+        ):
+            await forget_items(session, owner_id, [row.item_id for row in rows])
+            done += len(rows)
+    return done
+
+
+async def _index_batch(
+    database: Database, statement: TextClause, owner_id: UUID, position: Position
+) -> tuple[int, Position | None]:
+    """Indexes a batch of items after a position; retries while another transaction has one locked.
 
     Returns:
-        The id of the last item of the batch; None if no item is left.
+        How many were indexed, and the position of the last; None if no item is left.
 
     Raises:
         Unavailable: an item is still locked after two minutes.
     """
-    batch = {"after": after, "batch": ITEMS_PER_BATCH}
+    batch = {"owner": owner_id, "batch": ITEMS_PER_BATCH, **position}
     for _ in range(WAIT_ATTEMPTS):
         try:
             async with database.transaction() as session:
-                last: UUID | None = await session.fetch_value(statement, batch)
-                return last
+                rows = await session.fetch(LOCK_ITEMS, batch)
+                if not rows:
+                    return 0, None
+                done = await session.execute(statement, _values(owner_id, [row.id for row in rows]))
+                if done:
+                    session.notify(SEARCH_CHANNEL)
+                return done, dict(rows[-1])
         except LockNotAvailableError:
             pass
         await asyncio.sleep(WAIT_SECONDS)
@@ -145,3 +264,7 @@ def _writer_still_open() -> Unavailable:
     return Unavailable(
         f"A transaction has been writing to items for {seconds} s; try again when it has ended"
     )
+
+
+def _values(owner_id: UUID, ids: Sequence[UUID]) -> dict[str, Any]:
+    return {"owner": owner_id, "ids": ids, **WEIGHTS}

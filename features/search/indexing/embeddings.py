@@ -1,6 +1,7 @@
 """Processes the queue of items to embed, in batches; any number of processes can share it."""
 
 from collections.abc import Sequence
+from typing import Any
 from uuid import UUID
 
 import structlog
@@ -27,11 +28,12 @@ MAX_EMBEDDING_ATTEMPTS = 5
 # The rows stay locked until the vectors are stored. If the process dies, PostgreSQL releases the
 # locks, and another process can claim the rows at once.
 CLAIM_ENTRIES = text("""
-SELECT q.item_id, q.attempts, d.text_hash, i.title || E'\\n' || coalesce(i.description, '') AS text
+SELECT q.owner_id, q.item_id, q.attempts, d.text_hash,
+    i.title || E'\\n' || coalesce(i.description, '') AS text
 FROM search_queue AS q
-LEFT JOIN search_documents AS d ON d.item_id = q.item_id
-LEFT JOIN items AS i ON i.id = q.item_id
-WHERE q.model_id = :model AND NOT q.parked AND q.next_attempt_at <= clock_timestamp()
+LEFT JOIN search_documents AS d ON d.owner_id = q.owner_id AND d.item_id = q.item_id
+LEFT JOIN items AS i ON i.owner_id = q.owner_id AND i.id = q.item_id
+WHERE q.model_id = :model AND NOT q.parked AND q.next_attempt_at <= statement_timestamp()
 AND (q.attempts > 0) = :again
 AND (CAST(:among AS uuid[]) IS NULL OR q.item_id = ANY (CAST(:among AS uuid[])))
 ORDER BY q.next_attempt_at LIMIT :batch
@@ -41,37 +43,42 @@ FOR UPDATE OF q SKIP LOCKED
 # A document that changed while it was embedded, or is locked by a writer, stays in the queue.
 STORE_EMBEDDINGS = text("""
 WITH embedded AS (
-    SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:hashes AS bytea[]), CAST(:vectors AS text[]))
-        AS e (item_id, text_hash, vector)
+    SELECT * FROM unnest(CAST(:owners AS uuid[]), CAST(:ids AS uuid[]), CAST(:hashes AS bytea[]),
+        CAST(:vectors AS text[])) AS e (owner_id, item_id, text_hash, vector)
 ), unchanged AS (
-    SELECT d.item_id, d.owner_id, d.text_hash, e.vector
-    FROM embedded AS e JOIN search_documents AS d USING (item_id, text_hash)
+    SELECT d.owner_id, d.item_id, d.text_hash, e.vector
+    FROM embedded AS e JOIN search_documents AS d USING (owner_id, item_id, text_hash)
     FOR SHARE OF d SKIP LOCKED
 ), stored AS (
-    INSERT INTO search_embeddings (item_id, model_id, owner_id, text_hash, embedding)
-    SELECT item_id, :model, owner_id, text_hash, CAST(vector AS halfvec) FROM unchanged
-    ON CONFLICT (item_id, model_id) DO UPDATE SET (owner_id, text_hash, embedding)
-        = (excluded.owner_id, excluded.text_hash, excluded.embedding)
+    INSERT INTO search_embeddings (owner_id, item_id, model_id, text_hash, embedding)
+    SELECT owner_id, item_id, :model, text_hash, CAST(vector AS halfvec) FROM unchanged
+    ON CONFLICT (owner_id, item_id, model_id) DO UPDATE
+        SET (text_hash, embedding) = (excluded.text_hash, excluded.embedding)
 ), done AS (
     DELETE FROM search_queue AS q USING unchanged
-    WHERE q.item_id = unchanged.item_id AND q.model_id = :model
+    WHERE q.owner_id = unchanged.owner_id AND q.item_id = unchanged.item_id
+    AND q.model_id = :model
 )
 SELECT count(*) FROM unchanged
 """)
-DELETE_ENTRIES = text("DELETE FROM search_queue WHERE item_id = ANY (:ids) AND model_id = :model")
+DELETE_ENTRIES = text("""
+DELETE FROM search_queue AS q
+USING unnest(CAST(:owners AS uuid[]), CAST(:ids AS uuid[])) AS gone (owner_id, item_id)
+WHERE q.owner_id = gone.owner_id AND q.item_id = gone.item_id AND q.model_id = :model
+""")
 
 # Exponential backoff: retries after 2, 4, 8 and 16 seconds, then parks the row until its item
 # changes. A document that has changed meanwhile, or is locked by a writer, is not rescheduled,
 # because it was its old text that failed.
 SCHEDULE_RETRY = text("""
 WITH unchanged AS (
-    SELECT item_id FROM search_documents WHERE item_id = :id AND text_hash = :hash
+    SELECT FROM search_documents WHERE owner_id = :owner AND item_id = :id AND text_hash = :hash
     FOR SHARE SKIP LOCKED
 )
 UPDATE search_queue AS q SET attempts = attempts + 1, error = :error,
     parked = attempts + 1 >= :max_attempts,
-    next_attempt_at = clock_timestamp() + make_interval(secs => 2 ^ (attempts + 1))
-FROM unchanged WHERE q.item_id = unchanged.item_id AND q.model_id = :model
+    next_attempt_at = statement_timestamp() + make_interval(secs => 2 ^ (attempts + 1))
+FROM unchanged WHERE q.owner_id = :owner AND q.item_id = :id AND q.model_id = :model
 """)
 
 
@@ -125,10 +132,10 @@ async def _embed(
     """
     async with database.transaction() as session:
         due = await _claim(session, registered, among)
-        gone = [row.item_id for row in due if row.text_hash is None]
+        gone = [row for row in due if row.text_hash is None]
         rows = [row for row in due if row.text_hash is not None]
         if gone:
-            await session.execute(DELETE_ENTRIES, {"ids": gone, "model": registered.id})
+            await session.execute(DELETE_ENTRIES, _keys(registered, gone))
         if not rows:
             return len(gone)
         try:
@@ -172,8 +179,7 @@ async def _store(
     vectors: Sequence[Vector],
 ) -> int:
     embedded = {
-        "model": registered.id,
-        "ids": [row.item_id for row in rows],
+        **_keys(registered, rows),
         "hashes": [row.text_hash for row in rows],
         "vectors": [to_pgvector(vector) for vector in vectors],
     }
@@ -181,10 +187,19 @@ async def _store(
     return stored
 
 
+def _keys(registered: RegisteredModel, rows: Sequence[Row]) -> dict[str, Any]:
+    return {
+        "model": registered.id,
+        "owners": [row.owner_id for row in rows],
+        "ids": [row.item_id for row in rows],
+    }
+
+
 async def _schedule_retry(
     session: WriteSession, registered: RegisteredModel, row: Row, error: str
 ) -> int:
     failed = {
+        "owner": row.owner_id,
         "id": row.item_id,
         "hash": row.text_hash,
         "model": registered.id,

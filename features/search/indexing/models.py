@@ -9,8 +9,7 @@ from features.search.indexing.documents import (
     DISABLE_TIMEOUTS,
     LOCK_MODELS,
     change_language,
-    index_missing,
-    wait_for_open_writers,
+    sweep,
 )
 from shared.db import Database, ReadSession
 
@@ -25,7 +24,8 @@ INSERT INTO search_queue (item_id, model_id, owner_id)
 SELECT d.item_id, :model, d.owner_id FROM search_documents AS d
 WHERE NOT EXISTS (
     SELECT FROM search_embeddings AS e
-    WHERE e.item_id = d.item_id AND e.model_id = :model AND e.text_hash = d.text_hash)
+    WHERE e.owner_id = d.owner_id AND e.item_id = d.item_id AND e.model_id = :model
+    AND e.text_hash = d.text_hash)
 ON CONFLICT DO NOTHING
 """)
 UNPARK_ENTRIES = text("""
@@ -64,8 +64,8 @@ async def active_model(session: ReadSession) -> RegisteredModel | None:
 async def prepare(database: Database, model: EmbeddingModel, language: str) -> None:
     """Prepares the index on the first start: indexes the existing items and activates `model`.
 
-    Does nothing if a model is already active. Triggers index concurrent writes, so one pass over
-    the items is enough. An interrupted run starts again, and skips the items it has indexed.
+    Does nothing if a model is already active. Writers index their own items, so one pass over the
+    others is enough. An interrupted run starts again, and skips the items it has indexed.
 
     Raises:
         Unavailable: a transaction has been writing to `items` for more than two minutes.
@@ -74,7 +74,7 @@ async def prepare(database: Database, model: EmbeddingModel, language: str) -> N
         if await session.fetch_value(HAS_ACTIVE_MODEL):
             return
     await change_language(database, language)
-    await index_missing(database)
+    await sweep(database)
     registered = await add_model(database, model)
     async with database.transaction() as session:
         await session.execute(LOCK_MODELS)
@@ -88,18 +88,12 @@ async def prepare(database: Database, model: EmbeddingModel, language: str) -> N
 async def add_model(database: Database, model: EmbeddingModel) -> RegisteredModel:
     """Registers a model, and queues every document that has no embedding of it yet.
 
-    From then on the triggers queue changed items for this model too. Rows that were parked are
-    tried again.
-
-    Raises:
-        Unavailable: a transaction has been writing to `items` for more than two minutes.
+    From then on changed items are queued for this model too: the statistics task, which queues
+    them, reads the models each time. Rows that were parked are tried again.
     """
     async with database.transaction() as session:
         await session.execute(LOCK_MODELS)
         [row] = await session.fetch(INSERT_MODEL, vars(model))
-    await wait_for_open_writers(
-        database
-    )  # earlier writes, still open, did not queue for this model
     async with database.transaction() as session:
         await session.execute(DISABLE_TIMEOUTS)
         for statement in (ENQUEUE_DOCUMENTS, UNPARK_ENTRIES):

@@ -13,7 +13,7 @@ from features.search.indexing.documents import (
     DISABLE_TIMEOUTS,
     LOCK_MODELS,
     change_language,
-    wait_for_open_writers,
+    sweep,
 )
 from features.search.indexing.embeddings import embed_batch
 from features.search.indexing.models import (
@@ -62,6 +62,7 @@ async def reindex(
     """
     await prepare(database, embedder.model, language)
     await change_language(database, language)
+    await sweep(database)
     registered = await add_model(database, embedder.model)
     async for waiting in _embed_all(database, embedder, registered):
         yield "embedding", waiting
@@ -122,12 +123,6 @@ async def _delete_other_models(database: Database, registered: RegisteredModel) 
         await session.execute(DISABLE_TIMEOUTS)
         for statement in DELETE_OTHER_MODELS:
             await session.execute(statement, {"model": registered.id})
-    await wait_for_open_writers(
-        database
-    )  # earlier writes, still open, may have queued for old models
-    async with database.transaction() as session:
-        await session.execute(DISABLE_TIMEOUTS)
-        await session.execute(DELETE_OTHER_QUEUES, {"model": registered.id})
 
 
 @asynccontextmanager

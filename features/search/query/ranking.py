@@ -1,10 +1,9 @@
 """The constants of the ranking."""
 
-BM25_K1 = 1.2
-BM25_B = 0.75
+WEIGHTS_VERSION, BM25_K1, BM25_B = 1, 1.2, 0.75
 """BM25's parameters: how soon further repetitions of a word stop counting, and how much the length
-of a document counts. `sql/bm25.sql` has the same numbers, and documents store weights computed with
-them: README.md says how to change them."""
+of a document counts. Documents store weights computed with them: with a higher version, the
+statistics task computes all weights again."""
 
 MAX_TERM_WEIGHT = BM25_K1 + 1
 """What a word's weight in a document, times its inverse document frequency, approaches at most."""

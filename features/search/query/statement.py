@@ -189,8 +189,10 @@ SCORE_HITS = {
         e.embedding <=> CAST(:vector AS halfvec) AS distance
     FROM lexical AS l FULL JOIN nearest AS n USING (item_id)
     CROSS JOIN query
-    JOIN search_documents AS d USING (item_id)
-    LEFT JOIN (SELECT * FROM search_embeddings WHERE model_id = :model) AS e USING (item_id)
+    JOIN (SELECT * FROM search_documents WHERE owner_id = :owner) AS d USING (item_id)
+    LEFT JOIN (
+        SELECT * FROM search_embeddings WHERE owner_id = :owner AND model_id = :model
+    ) AS e USING (item_id)
 ), scored AS MATERIALIZED (
     SELECT *, :lexical_weight * lexical / greatest(1, max(lexical) OVER ())
         + (1 - :lexical_weight)

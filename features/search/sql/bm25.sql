@@ -1,4 +1,4 @@
--- BM25 (Robertson & Zaragoza 2009), k1 = 1.2, b = 0.75 (query/ranking.py), the title counted twice.
+-- BM25 (Robertson & Zaragoza 2009) with k1 and b of query/ranking.py, the title counted twice.
 -- What depends on the document alone is stored as a sparse vector, a dimension for each term; the
 -- query's vector holds the inverse document frequencies, and the score is their inner product.
 
@@ -27,12 +27,13 @@ LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE RETURN (
     ) AS listed
 );
 
-CREATE FUNCTION search_weights(terms tsvector, length integer, average_length real)
-RETURNS sparsevec LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE RETURN (
-    SELECT search_vector(
+CREATE FUNCTION search_weights(
+    terms tsvector, length integer, average_length real, k1 float8, b float8
+) RETURNS sparsevec LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE RETURN (
+    SELECT coalesce(search_vector(
         array_agg(search_dimension(lexeme)),
-        array_agg((2.2 * tf / (tf + 1.2 * (0.25 + 0.75 * length / average_length)))::real)
-    )
+        array_agg(((k1 + 1) * tf / (tf + k1 * (1 - b + b * length / average_length)))::real)
+    ), '{}/268435456')
     FROM (
         SELECT lexeme, search_frequency(positions, weights) AS tf
         FROM unnest(terms) WHERE positions IS NOT NULL

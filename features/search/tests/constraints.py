@@ -4,7 +4,7 @@ tests/architecture/test_constraints.py."""
 NEVER_VIOLATED = {
     "uq_search_models_provider_name_dimension": "written with ON CONFLICT, and by tasks alone",
     "uq_search_models_active": "written by tasks alone",
-    "fk_search_embeddings_item_id": "written by tasks alone",
+    "fk_search_embeddings_owner_id_item_id": "written by tasks alone",
     "fk_search_embeddings_model_id": "written by tasks alone",
 }
 """Constraint names, each with the reason."""

@@ -4,9 +4,11 @@ Each process is killed twice, or ten times with `make verify args=long`.
 """
 
 import asyncio
+import json
 import os
 import random
 import sys
+from collections.abc import Iterable
 
 import pytest
 from httpx import AsyncClient
@@ -24,12 +26,7 @@ __all__ = ["database", "endpoint", "timeouts"]
 
 KILLS = 10 if LONG else 2
 MAX_ANSWERS = 4  # batches of 64: fewer than are queued
-INSERT_ITEMS = """
-INSERT INTO items (id, owner_id, title, price)
-SELECT gen_random_uuid(), owner_id, 'Kettle ' || n, 1
-FROM (SELECT owner_id FROM items LIMIT 1) AS items, generate_series(1, 320) AS n
-"""
-UPDATE_ITEMS = "UPDATE items SET title = title || ' again' WHERE random() < 0.2"
+IS_WAITING = "SELECT EXISTS (SELECT FROM search_queue) OR EXISTS (SELECT FROM search_pending)"
 IS_IDLE = """
 SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()
 AND pid <> pg_backend_pid() AND xact_start IS NOT NULL)
@@ -49,15 +46,24 @@ async def test_killed_processes_leave_every_item_indexed_once(
     await add(client, "Copper kettle")
     await index()
     for _ in range(KILLS):
-        await database.execute(INSERT_ITEMS)
-        await database.execute(UPDATE_ITEMS)
+        await change_items(client, "Kettle", range(320))
+        await change_items(client, "Teapot", random.sample(range(320), 64))
         await kill_in_mid_indexing(endpoint, command, database_url)
         await eventually(
             lambda: database.fetchval(IS_IDLE), "the end of the process's transactions", 60
         )
-        assert await database.fetchval("SELECT count(*) FROM search_queue") > 0
+        assert await database.fetchval(IS_WAITING)
     await index()
     assert await database.fetchval(IS_CONSISTENT)
+
+
+async def change_items(client: AsyncClient, name: str, numbers: Iterable[int]) -> None:
+    rows = [
+        {"external_id": str(n), "title": f"{name} {random.random()}", "price": 1} for n in numbers
+    ]
+    headers = {"Content-Type": "application/jsonl"}
+    lines = "\n".join(map(json.dumps, rows))
+    assert (await client.post("/items/import", content=lines, headers=headers)).is_success
 
 
 async def kill_in_mid_indexing(endpoint: Endpoint, command: str, database_url: str) -> None:

@@ -8,11 +8,14 @@ import pytest
 from fastapi import FastAPI
 from httpx import AsyncClient
 
+from features.search.indexing import sweep
 from features.search.runtime import runtime_of
 from features.search.tasks import embedding_task
-from features.search.tests.conftest import Index
+from features.search.tests.conftest import Index, Write, add_item
 from features.search.tests.test_search import find, titles
+from shared.db import database_of
 from shared.tasks import run_until_idle
+from tests.kit import within
 
 Database = asyncpg.Connection
 
@@ -26,7 +29,7 @@ SELECT
         OR d.owner_id <> i.owner_id OR e.owner_id <> i.owner_id
         OR e.text_hash IS DISTINCT FROM d.text_hash)
     AND (SELECT count(*) FROM items) = (SELECT count(*) FROM search_embeddings)
-    AND NOT EXISTS (SELECT FROM search_queue) AND NOT EXISTS (SELECT FROM search_changes)
+    AND NOT EXISTS (SELECT FROM search_queue) AND NOT EXISTS (SELECT FROM search_pending)
 """
 SELECT_WRONG_STATISTICS = """
 SELECT owner_id::text, lexeme, count(*) AS documents
@@ -49,30 +52,39 @@ async def add(client: AsyncClient, *items: str) -> list[dict[str, Any]]:
     ]
 
 
-async def test_raw_sql_is_followed(client: AsyncClient, index: Index, database: Database) -> None:
+async def test_a_sweep_finds_what_was_changed_past_the_service(
+    app: FastAPI, client: AsyncClient, index: Index, database: Database
+) -> None:
     await add(client, "Copper kettle")
     await index()
     await database.execute(
         "INSERT INTO items (id, owner_id, title, price) "
         "SELECT gen_random_uuid(), owner_id, 'Kettle ' || n, 1 FROM items, generate_series(1, 50) n"
     )
+    assert await sweep(database_of(app)) == 50
     await database.execute("UPDATE items SET title = 'Iron pan' WHERE title = 'Kettle 7'")
     await database.execute("UPDATE items SET price = 2 WHERE title = 'Kettle 8'")
     await database.execute("DELETE FROM items WHERE title = 'Kettle 9'")
     await database.execute("UPDATE items SET id = gen_random_uuid() WHERE title = 'Kettle 10'")
+    assert await sweep(database_of(app)) == 4
     assert (await find(client, "kettle", mode="lexical"))["total"] == 49
     assert titles(await find(client, "pan", mode="lexical")) == ["Iron pan"]
     await index()
     assert await database.fetchval(IS_CONSISTENT)
     assert await database.fetch(SELECT_WRONG_STATISTICS) == []
     await database.execute("TRUNCATE items CASCADE")
+    assert await sweep(database_of(app)) == 50
     assert (await find(client, "kettle", mode="lexical"))["total"] == 0
     await index()
     assert await database.fetchval(IS_CONSISTENT)
 
 
 async def test_an_item_that_changes_hands_takes_its_index_along(
-    client: AsyncClient, other_client: AsyncClient, index: Index, database: Database
+    app: FastAPI,
+    client: AsyncClient,
+    other_client: AsyncClient,
+    index: Index,
+    database: Database,
 ) -> None:
     (item,) = await add(client, "Copper kettle")
     (theirs,) = await add(other_client, "Iron pan")
@@ -82,6 +94,7 @@ async def test_an_item_that_changes_hands_takes_its_index_along(
         theirs["id"],
         item["id"],
     )
+    assert await sweep(database_of(app)) == 2
     await index()
     assert await database.fetchval(IS_CONSISTENT)
     for mode in ("lexical", "semantic", "hybrid"):
@@ -129,7 +142,7 @@ async def test_words_and_statistics_go_with_the_items(
     assert await database.fetchval("SELECT documents FROM search_owners") == 1
     await client.delete("/users/me")
     await index()
-    for table in ("documents", "embeddings", "queue", "changes", "terms", "words", "owners"):
+    for table in ("documents", "embeddings", "queue", "pending", "terms", "words", "owners"):
         assert await database.fetchval(f"SELECT count(*) FROM search_{table}") == 0, table
 
 
@@ -193,20 +206,13 @@ async def test_a_change_during_embedding_is_not_lost(
 
 
 async def test_writers_of_one_owner_do_not_wait_for_each_other(
-    client: AsyncClient, database: Database, database_url: str
+    client: AsyncClient, write: Write
 ) -> None:
     await add(client, "Copper kettle")
-    insert = (
-        "INSERT INTO items (id, owner_id, title, price) "
-        "SELECT gen_random_uuid(), owner_id, 'Copper kettle', 1 FROM items LIMIT 1"
-    )
-    transaction = database.transaction()
-    await transaction.start()
-    await database.execute(insert)
-    second = await asyncpg.connect(database_url, server_settings={"lock_timeout": "2s"})
-    await second.execute(insert)  # while the first transaction is still open
-    await transaction.commit()
-    await second.close()
+    async with write() as (session, owner_id):
+        await add_item(session, owner_id, "Copper kettle")
+        async with within(2, "a write while another is open"):
+            await add(client, "Copper kettle")
     assert (await find(client, "kettle", mode="lexical"))["total"] == 3
 
 

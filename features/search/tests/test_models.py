@@ -2,10 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 import stamina
@@ -14,13 +16,15 @@ from httpx import AsyncClient, Response
 from pydantic import ValidationError
 from time_machine import TimeMachineFixture
 
+from features.items import ItemUpdate, update_item
 from features.search.embedding import EmbeddingUnavailable, WrongDimension
 from features.search.embedding.embedders import Embedders
 from features.search.embedding.remote import retry_after
+from features.search.indexing import sweep
 from features.search.runtime import check_model
 from features.search.settings import SearchSettings
 from features.search.tasks import embedding_task, statistics_task
-from features.search.tests.conftest import Index
+from features.search.tests.conftest import Index, Write
 from features.search.tests.fake_endpoint import Endpoint, running_endpoint
 from features.search.tests.test_indexing import (
     IS_CONSISTENT,
@@ -269,6 +273,7 @@ async def test_while_the_model_serves_nobody_what_waits_is_left_alone(
 )
 async def test_a_poisoned_text_is_parked_and_blocks_nothing(
     endpoint: Endpoint,
+    app: FastAPI,
     client: AsyncClient,
     index: Index,
     database: Database,
@@ -282,6 +287,7 @@ async def test_a_poisoned_text_is_parked_and_blocks_nothing(
         "SELECT gen_random_uuid(), owner_id, 'Pot ' || n, 1 "
         "FROM (SELECT owner_id FROM items LIMIT 1) AS items, generate_series(1, 80) AS n"
     )
+    await sweep(database_of(app))
     with stamina.set_testing(True, attempts=1):
         await index()
         assert await database.fetchval("SELECT array_agg(item_id::text) FROM search_queue") == [
@@ -324,12 +330,13 @@ async def test_many_workers_share_the_queue(
         "SELECT gen_random_uuid(), owner_id, 'Pot ' || n, 1 "
         "FROM items, generate_series(1, 256) AS n"
     )
+    await sweep(database_of(app))
+    await asyncio.gather(*(run_until_idle(app, statistics_task) for _ in range(4)))
     all_at_work = asyncio.Barrier(4)
     endpoint.meanwhile = all_at_work.wait  # answers only when all four have a batch
     async with within(60, "the end of four workers"):
         done = await asyncio.gather(*(run_until_idle(app, embedding_task) for _ in range(4)))
         assert done == [64] * 4
-        await asyncio.gather(*(run_until_idle(app, statistics_task) for _ in range(4)))
     assert await database.fetchval(IS_CONSISTENT)
     assert await database.fetch(SELECT_WRONG_STATISTICS) == []
 
@@ -340,26 +347,27 @@ async def test_a_corrected_text_waits_for_no_embedder_and_is_not_parked_for_the_
     client: AsyncClient,
     index: Index,
     database: Database,
+    write: Write,
     committed: bool,
 ) -> None:
     endpoint.poison = "arsenic"
-    await add(client, "Jar of arsenic")
+    (jar,) = await add(client, "Jar of arsenic")
     await index()
     await database.execute("UPDATE search_queue SET attempts = 4, next_attempt_at = now()")
-    await database.execute("SET lock_timeout = '1s'")
-    transaction = database.transaction()
+    open_write = AsyncExitStack()
 
     async def correct() -> None:
         endpoint.meanwhile = None
-        await transaction.start()
-        await database.execute("UPDATE items SET title = 'Jar of sugar'")
+        async with within(2, "a write while the item is embedded"):
+            session, owner_id = await open_write.enter_async_context(write())
+            sugar = ItemUpdate(title="Jar of sugar")
+            await update_item(session, owner_id, UUID(jar["id"]), sugar)
         if committed:
-            await transaction.commit()
+            await open_write.aclose()
 
     endpoint.meanwhile = correct
     await index()
-    if not committed:
-        await transaction.commit()
+    await open_write.aclose()
     assert (await client.get("/search/status")).json()["parked"] == 0
     await index()
     assert await database.fetchval(IS_CONSISTENT)

@@ -2,7 +2,9 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -10,11 +12,12 @@ from fastapi import FastAPI
 from httpx import AsyncClient
 from sqlalchemy import TextClause
 
+from features.items import ItemUpdate, update_item
 from features.search.embedding import Embedder, Embedders
 from features.search.indexing import documents, embed_due, embeddings, reindex
 from features.search.runtime import runtime_of
 from features.search.settings import SearchSettings
-from features.search.tests.conftest import Index
+from features.search.tests.conftest import Index, Write, add_item
 from features.search.tests.fake_endpoint import Endpoint
 from features.search.tests.test_indexing import (
     IS_CONSISTENT,
@@ -81,7 +84,7 @@ async def test_a_new_model_takes_over_without_a_gap(
     client: AsyncClient,
     index: Index,
     database: Database,
-    writer: Database,
+    write: Write,
 ) -> None:
     await add(client, *(f"Kettle {n}" for n in range(72)))
     await embed_locally(app)
@@ -97,28 +100,16 @@ async def test_a_new_model_takes_over_without_a_gap(
     ] == "all-MiniLM-L6-v2"
     await add(client, "Teapot")
 
-    transaction = writer.transaction()
-
-    async def go_on() -> list[int]:
-        steps = []
-        async for step, waiting in reindex(database_of(app), embedder, "english"):
-            steps.append(waiting)
-            if step == "building the vector index":
-                await transaction.start()
-                await writer.execute(INSERT_ITEM, "Copper mug")
-        return steps
-
     before = runtime_of(app).active
-    going_on = asyncio.create_task(go_on())
-
-    async def switched() -> bool:
-        assert not going_on.done(), "the reindex did not wait for the writer"
-        return bool(await database.fetchval("SELECT count(*) = 1 FROM search_models"))
-
-    await eventually(switched, "the switch of all but this writer", 60)
-    await transaction.commit()
-    async with within(60, "the end of the reindex"):
-        assert max(await going_on) < 10  # it resumed where it was interrupted
+    async with AsyncExitStack() as open_write:
+        steps = []
+        async for doing, waiting in reindex(database_of(app), embedder, "english"):
+            steps.append(waiting)
+            if doing == "building the vector index":
+                session, owner_id = await open_write.enter_async_context(write())
+                await add_item(session, owner_id, "Copper mug")
+        assert max(steps) < 10  # it resumed where it was interrupted
+        assert await database.fetchval("SELECT count(*) FROM search_models") == 1
     answer = await find(client, "teapot", mode="semantic", explain=True)
     assert answer["explanation"]["model"] == "words"
     assert titles(answer)[0] == "Teapot"
@@ -147,14 +138,14 @@ async def test_a_reindex_fails_while_a_writer_does_not_end_and_can_be_run_again(
     await embed_locally(app)
     transaction = writer.transaction()
     await transaction.start()
-    await writer.execute(INSERT_ITEM, "Iron pan")  # before the new model exists
+    await writer.execute(INSERT_ITEM, "Iron pan")
     with monkeypatch.context() as impatient:
         impatient.setattr(documents, "WAIT_ATTEMPTS", 2)
         with pytest.raises(Unavailable, match="try again when it has ended"):
-            await run_reindex(app, "english")
+            await run_reindex(app, "german")
     assert (await client.get("/search/status")).json()["model"] == "all-MiniLM-L6-v2"
     await transaction.commit()
-    await run_reindex(app, "english")
+    await run_reindex(app, "german")
     assert (await client.get("/search/status")).json()["indexed"] == 2
     await index()
     assert await database.fetchval(IS_CONSISTENT)
@@ -174,9 +165,10 @@ async def test_a_first_start_that_was_cut_off_is_made_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     await add(client, "Copper kettle")
+    await writer.execute(INSERT_ITEM, "Iron pan")
     transaction = writer.transaction()
     await transaction.start()
-    await writer.execute(INSERT_ITEM, "Iron pan")
+    await writer.execute("UPDATE items SET price = 2")
     with monkeypatch.context() as impatient:
         impatient.setattr(documents, "WAIT_ATTEMPTS", 2)
         with pytest.raises(Unavailable):
@@ -187,18 +179,16 @@ async def test_a_first_start_that_was_cut_off_is_made_again(
 
 
 async def test_a_change_of_language_indexes_everything_again(
-    app: FastAPI, client: AsyncClient, index: Index, database: Database, writer: Database
+    app: FastAPI, client: AsyncClient, index: Index, database: Database, write: Write
 ) -> None:
     await add(client, "Die Häuser am See", "The houses by the lake")
     await index()
     assert "Die Häuser am See" not in titles(await find(client, "Hauses ", mode="lexical"))
-    transaction = writer.transaction()
-    await transaction.start()
-    await writer.execute(INSERT_ITEM, "Zwei Häuser")  # indexed in the old language
-    with recorded_queries() as sent:
-        reindexing = asyncio.create_task(run_reindex(app, "german"))
-        await wait_until_sent_twice(documents.HAS_OPEN_WRITERS, sent, reindexing)
-    await transaction.commit()
+    async with write() as (session, owner_id):
+        await add_item(session, owner_id, "Zwei Häuser")  # indexed in the old language
+        with recorded_queries() as sent:
+            reindexing = asyncio.create_task(run_reindex(app, "german"))
+            await wait_until_sent_twice(documents.HAS_OPEN_WRITERS, sent, reindexing)
     async with within(60, "the end of the reindex"):
         await reindexing
     await index()
@@ -226,25 +216,25 @@ async def test_what_is_written_while_all_is_indexed_again_is_not_overwritten(
     client: AsyncClient,
     index: Index,
     database: Database,
-    writer: Database,
+    write: Write,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    await add(client, "Copper kettle", "Iron pan")
+    (_, pan) = await add(client, "Copper kettle", "Iron pan")
     await index()
-    transaction = writer.transaction()
+    open_write = AsyncExitStack()
     wait_for_open_writers = documents.wait_for_open_writers
 
     async def wait_and_write(*arguments: Any) -> None:
         monkeypatch.undo()
         await wait_for_open_writers(*arguments)
-        await transaction.start()
-        await writer.execute("UPDATE items SET title = 'Tin cup' WHERE title = 'Iron pan'")
+        session, owner_id = await open_write.enter_async_context(write())
+        await update_item(session, owner_id, UUID(pan["id"]), ItemUpdate(title="Tin cup"))
 
     monkeypatch.setattr(documents, "wait_for_open_writers", wait_and_write)
     with recorded_queries() as sent:
         reindexing = asyncio.create_task(run_reindex(app, "german"))
-        await wait_until_sent_twice(documents.INDEX_ALL_ITEMS, sent, reindexing)
-    await transaction.commit()
+        await wait_until_sent_twice(documents.LOCK_ITEMS, sent, reindexing)
+    await open_write.aclose()
     async with within(60, "the end of the reindex"):
         await reindexing
     await index()

@@ -26,22 +26,30 @@ SQL = Path(__file__).parents[1] / "sql"
 
 CHANGES = {
     "one more": "CREATE FUNCTION search_more() RETURNS int LANGUAGE sql RETURN 1",
-    "one less": "DROP FUNCTION search_items_truncated() CASCADE",
+    "one less": "DROP FUNCTION search_nearest",
     "one character": """
         DO $do$ BEGIN
             EXECUTE replace(
-                pg_get_functiondef('search_index'::regproc), 'attempts > 0', 'attempts > 1');
+                pg_get_functiondef('search_nearest'::regproc), '10 * wanted', '11 * wanted');
         END $do$
     """,
-    "a trigger": "DROP TRIGGER search_items_truncated ON items",
+    "a trigger": """
+        CREATE TRIGGER search_more BEFORE UPDATE ON search_owners
+        FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()
+    """,
     "a dictionary": "SELECT search_set_language('german', true)",
 }
+
+NEW_TRIGGER = """
+CREATE TRIGGER search_owners_changed BEFORE UPDATE ON search_owners
+FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger();
+"""
 
 
 async def test_the_database_has_what_the_files_define(database_url: str) -> None:
     found, defined = await compare_definitions(database_url, "search")
     assert found == defined
-    assert len([name for name in defined if " search" in name]) == 22
+    assert len([name for name in defined if " search" in name]) == 12
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
@@ -52,11 +60,15 @@ async def test_a_difference_is_found(change: str, database: Database, database_u
 
 
 async def test_documents_are_weighed_with_the_constants_of_the_ranking(database: Database) -> None:
-    weight = await database.fetchval("""
-        SELECT -(search_weights(terms, length => 9, average_length => 4)
+    weight = await database.fetchval(
+        """
+        SELECT -(search_weights(terms, length => 9, average_length => 4, k1 => $1, b => $2)
             <#> search_vector(ARRAY[search_dimension('mug')], ARRAY[1]::real[]))
         FROM to_tsvector('search', 'mug mug mug') AS terms
-    """)
+    """,
+        BM25_K1,
+        BM25_B,
+    )
     saturation = BM25_K1 * (1 - BM25_B + BM25_B * 9 / 4)
     assert weight == pytest.approx((BM25_K1 + 1) * 3 / (3 + saturation), rel=1e-5)
 
@@ -79,10 +91,10 @@ async def test_a_changed_file_becomes_a_revision(
     with pytest.raises(NothingToRevise):
         await revise()
     before, _ = await found_and_defined()
-    change(folder / "bm25.sql", "2.2 * tf", "2.5 * tf")
-    change(folder / "triggers.sql", "RETURN NULL", "RAISE NOTICE '\\ % \n :one', 1; RETURN NULL")
-    change(folder / "index_documents.sql", "NOTIFY search;", "\n\tNOTIFY search;\n")
-    change(folder / "triggers.sql", "search_items_truncated AFTER", "search_items_emptied AFTER")
+    change(folder / "bm25.sql", "(k1 + 1) * tf", "(k1 + 2) * tf")
+    change(folder / "nearest.sql", "BEGIN", "BEGIN\n\tRAISE NOTICE '\\ % \n :one', 1;\n")
+    with (folder / "documents.sql").open("a") as file:
+        file.write(NEW_TRIGGER)
     revision = await revise()
     assert unsafe_operations(revision) == []
     ruff = (

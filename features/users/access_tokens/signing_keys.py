@@ -29,7 +29,7 @@ from features.users.access_tokens.jwt import (
 from features.users.access_tokens.revocation_list import ACCESS_CHANNEL
 from features.users.access_tokens.tables import SigningKey
 from shared.auth import Principal
-from shared.db import Database
+from shared.db import Database, write_session_of
 from shared.db.locks import advisory_lock
 from shared.problems import Unavailable
 
@@ -135,7 +135,7 @@ async def add_key(session: AsyncSession, encryption: Fernet, active_at: datetime
     )
     session.add(row)
     await session.flush()
-    await session.exec(select(func.pg_notify(ACCESS_CHANNEL, "")))
+    write_session_of(session).notify(ACCESS_CHANNEL)
     return row.id
 
 

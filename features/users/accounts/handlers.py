@@ -7,6 +7,7 @@ from sqlalchemy import bindparam
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from features.users.accounts.changes import account_changes
 from features.users.accounts.email_addresses import normalize_email
 from features.users.accounts.schemas import UserCreate, UserPublic, UserUpdate
 from features.users.accounts.tables import Role, User
@@ -17,7 +18,7 @@ from features.users.mail.outbox import Outbox
 from features.users.mail.tokens import MailTokens
 from features.users.passwords.hashing import PasswordHasher
 from features.users.sessions.handlers import revoke_sessions
-from shared.db import Database, ReadSession
+from shared.db import Database, ReadSession, write_session_of
 from shared.problems import BadRequest, Conflict, Unauthorized
 
 SELECT_USERS = sqlalchemy.select(*(getattr(User, name) for name in UserPublic.model_fields))
@@ -131,7 +132,7 @@ async def update_user(session: AsyncSession, user_id: UUID, changes: UserUpdate)
 async def delete_user(
     session: AsyncSession, user_id: UUID, actor_id: UUID, client: ClientInfo
 ) -> None:
-    """Deletes the account and, by cascading foreign keys, everything it owns.
+    """Deletes the account, and everything it owns: other features subscribe to its deletion.
 
     One event stays: the id, who deleted it, and the address if that was an administrator.
 
@@ -142,6 +143,7 @@ async def delete_user(
     await require_another_admin(session, user_id)
     user = await get_user(session, user_id, lock=True)
     await revoke_sessions(session, user_id)
+    await account_changes.deleted(write_session_of(session), user_id, [user_id])
     await session.delete(user)
     recorded = client if actor_id != user_id else ClientInfo("", "")
     await record(session, EventKind.DELETED, None, recorded, str(user_id), actor_id=actor_id)

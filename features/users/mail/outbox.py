@@ -8,8 +8,6 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 from cryptography.fernet import Fernet
-from sqlalchemy import func
-from sqlmodel import select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from features.users.mail.tables import OutgoingMail
@@ -22,6 +20,7 @@ from features.users.mail.templates import (
 from features.users.mail.tokens import MailTokens
 from features.users.settings import UsersSettings
 from shared.crypto import cipher
+from shared.db import write_session_of
 
 MAIL_CHANNEL = "outgoing_mail"
 
@@ -61,4 +60,4 @@ class Outbox:
             next_attempt_at=datetime.now(UTC),
         )
         session.add(mail)
-        await session.exec(select(func.pg_notify(MAIL_CHANNEL, "")))
+        write_session_of(session).notify(MAIL_CHANNEL)

@@ -2,7 +2,7 @@
 
 from uuid import UUID
 
-from sqlalchemy import delete, func
+from sqlalchemy import delete
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -18,7 +18,7 @@ from features.users.passwords.hashing import PasswordHasher, fingerprint
 from features.users.passwords.tables import ResetRequest
 from features.users.sessions.handlers import revoke_sessions
 from features.users.single_sign_on.tables import Identity
-from shared.db import Database
+from shared.db import Database, write_session_of
 from shared.problems import BadRequest, Conflict, Forbidden
 
 RESET_CHANNEL = "reset_requests"
@@ -67,7 +67,7 @@ async def request_password_reset(session: AsyncSession, email: str, client: Clie
     `mail_reset_tokens` looks the account up later, so that the response time reveals nothing.
     """
     session.add(ResetRequest(email=email, address=client.address, user_agent=client.user_agent))
-    await session.exec(select(func.pg_notify(RESET_CHANNEL, "")))
+    write_session_of(session).notify(RESET_CHANNEL)
 
 
 async def mail_reset_tokens(session: AsyncSession, outbox: Outbox) -> int:
