@@ -37,6 +37,7 @@ from shared.web.pagination import new_paginator
 from shared.web.problem_details import install_error_handlers
 from shared.web.rate_limits import Limiter
 
+DUE_CHECK_SECONDS = 30.0  # a periodic task starts at most this late
 VERSION = "0.1.0"
 EXPOSED_HEADERS = (
     "ETag",
@@ -161,5 +162,9 @@ def _dispatcher(settings: Settings) -> Dispatcher:
 
 
 def tasks_of(features: Sequence[Feature]) -> list[Task]:
-    """Returns the tasks of the kernel and of the features."""
-    return [delete_expired_keys, *chain(*(feature.tasks for feature in features))]
+    """Returns the tasks of the kernel and of the features, the periodic ones among them."""
+    periodic = [
+        Task(name=each.name, run=each.run_if_due, every=min(each.every, DUE_CHECK_SECONDS))
+        for each in chain(*(feature.periodic_tasks for feature in features))
+    ]
+    return [delete_expired_keys, *chain(*(feature.tasks for feature in features)), *periodic]

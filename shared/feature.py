@@ -12,7 +12,7 @@ from shared.auth import Authenticator
 from shared.db.changes import Subscription
 from shared.problems import Problem
 from shared.settings import FeatureSettings
-from shared.tasks import Task
+from shared.tasks import PeriodicTask, Task
 
 
 class FeatureError(RuntimeError):
@@ -42,7 +42,8 @@ class Feature:
         settings: its settings class, read once, at start; `settings_of` returns the values.
         lifespan: opens what it holds for the process at start, yields it, and closes it at the end;
             `resource` is how a route gets it.
-        tasks: its background tasks.
+        tasks: its background tasks, which process rows.
+        periodic_tasks: its background tasks that run once in a period.
         subscriptions: what it does when rows of other features have changed.
         commands: its commands of `python -m app`.
         demo: its demo rows.
@@ -58,6 +59,7 @@ class Feature:
     settings: type[FeatureSettings] | None = None
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[object]] | None = None
     tasks: Sequence[Task] = ()
+    periodic_tasks: Sequence[PeriodicTask] = ()
     subscriptions: Sequence[Subscription] = ()
     commands: typer.Typer | None = None
     demo: Demo | None = None

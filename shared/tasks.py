@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
@@ -18,7 +19,8 @@ from asyncpg import Connection
 from fastapi import FastAPI
 from opentelemetry import trace
 from prometheus_client import Counter, Histogram
-from sqlalchemy import Executable
+from sqlalchemy import Executable, text
+from sqlmodel import Field, SQLModel
 
 from shared.db import database_of
 from shared.db.errors import CONNECT_ERRORS
@@ -41,6 +43,12 @@ SECONDS = Histogram(
 FAILURES = Counter(
     "tessera_task_failures_total", "Batches of a background task that failed", ("task",)
 )
+RECORD_START = text("""
+INSERT INTO periodic_tasks AS last (name, started_at) VALUES (:name, clock_timestamp())
+ON CONFLICT (name) DO UPDATE SET started_at = excluded.started_at
+WHERE last.started_at <= excluded.started_at - CAST(:period AS interval)
+RETURNING name
+""")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +66,35 @@ class Task:
     every: float
     channel: str | None = None
     backlog: Executable | None = None
+
+
+class PeriodicTaskStart(SQLModel, table=True):
+    """When a periodic task last started, by the clock of PostgreSQL."""
+
+    __tablename__ = "periodic_tasks"
+    name: str = Field(primary_key=True)
+    started_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeriodicTask:
+    """Work that all processes together start once in `every` seconds, the first time at once.
+
+    Periods in which no process ran are not made up for, and a run that fails or is cut off, after
+    BATCH_SECONDS or by a stop, waits for the next period."""
+
+    name: str
+    run: Callable[[FastAPI], Awaitable[None]]
+    every: float
+
+    async def run_if_due(self, app: FastAPI) -> int:
+        """Runs it unless a process has started it in this period; returns the number of runs."""
+        period = {"name": self.name, "period": timedelta(seconds=self.every)}
+        async with database_of(app).transaction() as session:
+            if not await session.fetch(RECORD_START, period):
+                return 0
+        await self.run(app)
+        return 1
 
 
 Dispatcher = Callable[[FastAPI, Task], Awaitable[object]]

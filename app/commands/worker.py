@@ -14,6 +14,7 @@ from app.main import create_app
 from app.ops.health import heartbeat
 from app.ops.metrics import serve_metrics
 from shared.cli import exit_on_user_error
+from shared.settings import ConfigurationError
 from shared.tasks import Task, run_until_idle, task_runner
 
 commands = typer.Typer()
@@ -33,6 +34,28 @@ def worker(
             serve_metrics(settings.metrics_port)
         own = [heartbeat(heartbeat_file)] if heartbeat_file else []
         asyncio.run(_run_until_stopped(create_app(settings), own))
+
+
+@commands.command("run-task")
+def run_task(
+    name: Annotated[str, typer.Argument(help="The task's name, such as delete_dead_letters")],
+) -> None:
+    """Run a background task once, now: a periodic one whether or not it is due."""
+    with exit_on_user_error(), running_database() as settings:
+        asyncio.run(_run_once(create_app(settings, run_tasks=False), name))
+
+
+async def _run_once(app: FastAPI, name: str) -> None:
+    periodic = {each.name: each for f in app.state.features for each in f.periodic_tasks}
+    tasks = {task.name: task for task in app.state.tasks}
+    if name not in tasks:
+        names = ", ".join(sorted(tasks))
+        raise ConfigurationError(f"there is no task {name!r}; there are {names}")
+    async with app.router.lifespan_context(app):
+        if name in periodic:
+            await periodic[name].run(app)
+        else:
+            await run_until_idle(app, tasks[name])
 
 
 async def _run_until_stopped(app: FastAPI, own: list[Task]) -> None:

@@ -36,7 +36,8 @@ feature = Feature(
     },
     settings=UsersSettings,
     lifespan=lifespan,
-    tasks=(deliver_mail, delete_dead_letters, send_password_resets, purge_expired_sessions),
+    tasks=(deliver_mail, send_password_resets, purge_expired_sessions),
+    periodic_tasks=(delete_dead_letters,),
     commands=commands,
     demo=demo,
 )

@@ -22,7 +22,7 @@ from features.users.mail.tables import OutgoingMail
 from features.users.settings import UsersSettings
 from shared.db import database_of
 from shared.state import settings_of
-from shared.tasks import Task
+from shared.tasks import PeriodicTask, Task
 
 SEND_TIMEOUT_SECONDS = 20.0
 FIRST_RETRY = timedelta(seconds=15)  # doubles with each attempt
@@ -107,14 +107,13 @@ def _schedule_retry(mail: OutgoingMail, error: Exception) -> None:
         log.warning("mail_retry_scheduled", mail_id=str(mail.id), error=mail.error)
 
 
-async def _delete_dead_letters(app: FastAPI) -> int:
+async def _delete_dead_letters(app: FastAPI) -> None:
     """Deletes dead letters after 30 days: their tokens have expired, but they hold addresses."""
     before = round((datetime.now(UTC) - DEAD_LETTER_LIFETIME).timestamp() * 1_000)
     oldest = UUID(int=before << 80)  # a UUIDv7 begins with its time in ms (RFC 9562, section 5.7)
     dead_letters = delete(OutgoingMail).where(col(OutgoingMail.next_attempt_at).is_(None))
     async with database_of(app).orm_transaction() as session:
         await session.exec(dead_letters.where(col(OutgoingMail.id) < oldest))
-    return 0
 
 
 BACKLOG = text("""
@@ -126,4 +125,4 @@ FROM outgoing_mail
 deliver_mail = Task(
     name="deliver_mail", run=_deliver, every=5, channel=MAIL_CHANNEL, backlog=BACKLOG
 )
-delete_dead_letters = Task(name="delete_dead_letters", run=_delete_dead_letters, every=3600)
+delete_dead_letters = PeriodicTask(name="delete_dead_letters", run=_delete_dead_letters, every=3600)
