@@ -95,12 +95,8 @@ def _exact(app: FastAPI) -> dict[str, Any]:
         ref_template="#/components/schemas/{model}",
     )
     schemas.update(definitions["$defs"])
-    schemes = components["securitySchemes"]
-    schemes[api_key.scheme_name] = jsonable_encoder(api_key.model, exclude_none=True)
-    flow = schemes[bearer.scheme_name]["flows"]["password"]
-    if app.state.authenticator:
-        flow["tokenUrl"] = flow["refreshUrl"] = app.state.authenticator.token_url
-    flow["scopes"] = {k: v for feature in app.state.features for k, v in feature.scopes.items()}
+    if schemes := components.get("securitySchemes"):  # none if no route needs a principal
+        _complete_security_schemes(app, schemes)
     for path in document["paths"].values():
         for operation in path.values():
             _declare_problems(operation)
@@ -109,6 +105,15 @@ def _exact(app: FastAPI) -> dict[str, Any]:
             for parameter in operation.get("parameters", []):
                 parameter["schema"] = _without_null(parameter["schema"])
     return document
+
+
+def _complete_security_schemes(app: FastAPI, schemes: dict[str, Any]) -> None:
+    """Adds the scheme of API keys, and the token endpoint and scopes of the features."""
+    schemes[api_key.scheme_name] = jsonable_encoder(api_key.model, exclude_none=True)
+    flow = schemes[bearer.scheme_name]["flows"]["password"]
+    if app.state.authenticator:
+        flow["tokenUrl"] = flow["refreshUrl"] = app.state.authenticator.token_url
+    flow["scopes"] = {k: v for feature in app.state.features for k, v in feature.scopes.items()}
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:

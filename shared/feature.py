@@ -34,7 +34,7 @@ class Feature:
 
     Attributes:
         name: the name of its folder, of its migration branch, and of the tag of its routes.
-        router: its routes.
+        router: its routes, if it has any.
         depends_on: the features whose tables or exports it uses.
         scopes: its permissions, each with a sentence for the documentation.
         constraints: the problem to answer with when a constraint is violated, by constraint name.
@@ -51,7 +51,7 @@ class Feature:
     """
 
     name: str
-    router: APIRouter
+    router: APIRouter = field(default_factory=APIRouter)
     depends_on: Sequence[str] = ()
     scopes: Mapping[str, str] = field(default_factory=dict)
     constraints: Mapping[str, Problem] = field(default_factory=dict)

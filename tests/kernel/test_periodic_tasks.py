@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 from sqlalchemy import text
 
 from app.main import tasks_of
@@ -58,7 +58,7 @@ async def test_a_feature_s_periodic_task_runs_once_and_its_failure_is_logged(app
         raise RuntimeError("a bug")
 
     probe = PeriodicTask(name="probe", run=fail, every=3600)
-    feature = Feature(name="probes", router=APIRouter(), periodic_tasks=(probe,))
+    feature = Feature(name="probes", periodic_tasks=(probe,))
     tasks = [task for task in tasks_of([feature]) if task.name == "probe"]
     async with task_runner(app, tasks, run_until_idle), task_runner(app, tasks, run_until_idle):
         await eventually(lambda: "task_failed" in lines.getvalue(), "the line of the failure")

@@ -298,3 +298,10 @@ async def test_fastapi_reads_what_is_no_plain_query_model(
             3,
         ]
         assert left == [Tags, Tags]
+
+
+async def test_a_feature_may_have_no_routes(settings: Settings) -> None:
+    app = create_app(settings, [*features(), Feature(name="jobs")], run_tasks=False)
+    async with connect(app) as client:
+        assert (await client.get("/openapi.json")).status_code == 200
+        assert (await client.get("/jobs")).status_code == 404
