@@ -11,10 +11,12 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from app.discovery import branches_of, find_features, new_database
 from app.middleware import (
+    AccessLogMiddleware,
+    DeadlineMiddleware,
     LoadSheddingMiddleware,
-    RequestMiddleware,
+    RequestIdMiddleware,
+    SecurityHeadersMiddleware,
     ServerErrorMiddleware,
-    TimeoutMiddleware,
 )
 from app.migrations import load_revisions
 from app.openapi import mount_docs, operation_id
@@ -81,7 +83,7 @@ def create_app(
     prepare(app, settings, features, run_tasks=run_tasks)
     install_error_handlers(app)
     app.add_exception_handler(Replay, replay)
-    app.add_middleware(TimeoutMiddleware, seconds=settings.request_timeout)
+    app.add_middleware(DeadlineMiddleware, seconds=settings.request_timeout)
     app.add_middleware(LoadSheddingMiddleware, concurrency=settings.max_concurrency)
     app.add_middleware(ServerErrorMiddleware)
     if settings.cors_origins:
@@ -92,7 +94,8 @@ def create_app(
             allow_headers=["*"],
             expose_headers=EXPOSED_HEADERS,
         )
-    app.add_middleware(RequestMiddleware)
+    for outer in (SecurityHeadersMiddleware, AccessLogMiddleware, RequestIdMiddleware):
+        app.add_middleware(outer)
     if settings.trusted_proxies:
         app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=list(settings.trusted_proxies))
     for router in (*(feature.router for feature in features), health.router, metrics.router):

@@ -92,7 +92,7 @@ def configure_logging(settings: Settings) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(level),
     )
     logging.basicConfig(handlers=[handler], level=level, force=True)
-    logging.getLogger("uvicorn.access").disabled = True  # `RequestMiddleware` logs each request
+    logging.getLogger("uvicorn.access").disabled = True  # `AccessLogMiddleware` logs each request
     for chatty in ("alembic", "httpx"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 

@@ -1,4 +1,4 @@
-"""The deadline of a request, which streams extend (`TimeoutMiddleware` in app/middleware.py)."""
+"""Extends the deadline of a request while it streams (app/middleware/deadline.py sets it)."""
 
 import asyncio
 

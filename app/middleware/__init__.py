@@ -1,0 +1,17 @@
+"""ASGI middleware: what happens around every request, a file for each (app/main.py orders them)."""
+
+from app.middleware.access_log import AccessLogMiddleware
+from app.middleware.deadline import DeadlineMiddleware
+from app.middleware.load_shedding import LoadSheddingMiddleware
+from app.middleware.request_id import RequestIdMiddleware
+from app.middleware.security_headers import SecurityHeadersMiddleware
+from app.middleware.server_errors import ServerErrorMiddleware
+
+__all__ = [
+    "AccessLogMiddleware",
+    "DeadlineMiddleware",
+    "LoadSheddingMiddleware",
+    "RequestIdMiddleware",
+    "SecurityHeadersMiddleware",
+    "ServerErrorMiddleware",
+]

@@ -1,0 +1,53 @@
+"""The time that a request has for its response."""
+
+import asyncio
+
+import structlog
+from fastapi import Request
+from prometheus_client import Counter
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.ops.tracing import PROBES
+from shared.problems import Unavailable
+from shared.web.deadlines import extend_deadline
+from shared.web.problem_details import problem
+
+TIMED_OUT = Counter("tessera_requests_expired_total", "Requests given up at their deadline")
+
+log = structlog.get_logger("request")
+
+
+class DeadlineMiddleware:
+    """Answers 503 to a request that has no response after `seconds`. A stream has no deadline as
+    long as bytes flow: each chunk extends it. Probes are exempt."""
+
+    def __init__(self, app: ASGIApp, seconds: float) -> None:
+        self.app, self.seconds = app, seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in PROBES:
+            await self.app(scope, receive, send)
+            return
+        begun, started = False, asyncio.get_running_loop().time()
+
+        async def send_and_extend(message: Message) -> None:
+            nonlocal begun
+            if not begun or message.get("more_body"):  # the last chunk needs no more time
+                extend_deadline(deadline)
+            begun = True
+            await send(message)
+
+        try:
+            async with asyncio.timeout(self.seconds) as deadline:
+                scope.setdefault("state", {})["deadline"] = deadline
+                await self.app(scope, receive, send_and_extend)
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            TIMED_OUT.inc()
+            log.warning("deadline_passed", begun=begun)
+            if begun:
+                raise
+            allowed = round((deadline.when() or started) - started, 1)
+            late = Unavailable(f"There was no answer within {allowed:g} s; please try again")
+            await problem(Request(scope), late)(scope, receive, send)
