@@ -25,6 +25,7 @@ from app.ops.logging import configure_logging
 from app.ops.sentry import configure_sentry
 from app.ops.tracing import export_traces, tracing
 from app.routing import skip_routers, validate_queries_at_once
+from app.task_runner import Dispatcher, run_until_idle, task_runner
 from shared.feature import Feature
 from shared.settings import (
     ConfigurationError,
@@ -33,7 +34,7 @@ from shared.settings import (
     load_settings,
 )
 from shared.state import AppState, add_resource, state_of
-from shared.tasks import Dispatcher, Task, run_until_idle, task_runner
+from shared.tasks import Task
 from shared.web.idempotency import Replay, delete_expired_keys, replay
 from shared.web.pagination import new_paginator
 from shared.web.problem_details import install_error_handlers

@@ -24,8 +24,9 @@ from redis.retry import Retry
 
 from app.discovery import find_features
 from app.main import tasks_of
+from app.task_runner import tracer
 from shared.settings import Settings, load_settings
-from shared.tasks import Task, tracer
+from shared.tasks import Task
 
 PAUSE_SECONDS = 0.2  # between two messages of a process for one task, at least
 REDIS_TIMEOUT_SECONDS = 1.0

@@ -13,9 +13,10 @@ from app.commands.database import running_database
 from app.main import create_app
 from app.ops.health import heartbeat
 from app.ops.metrics import serve_metrics
+from app.task_runner import run_until_idle, task_runner
 from shared.cli import exit_on_user_error
 from shared.settings import ConfigurationError
-from shared.tasks import Task, run_until_idle, task_runner
+from shared.tasks import Task
 
 commands = typer.Typer()
 log = structlog.get_logger(__name__)

@@ -253,7 +253,7 @@ NOTES = {
         from httpx import AsyncClient
 
         from features.notes.tasks import old_notes
-        from shared.tasks import run_until_idle
+        from tests.kit import run_until_idle
         from tests.kit.servers import execute
 
 

@@ -26,8 +26,8 @@ from urllib.parse import urlencode
 import httpx
 
 from app.main import create_app
+from app.task_runner import run_until_idle
 from shared.settings import Settings
-from shared.tasks import run_until_idle
 from tests.benchmarks.common import ROOT, migrated_database, save
 from tests.kit import PASSWORD, connect, sign_in
 

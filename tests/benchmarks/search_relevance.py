@@ -26,10 +26,11 @@ from fastapi import FastAPI
 from httpx import AsyncClient
 
 from app.main import create_app
+from app.task_runner import run_until_idle
 from features.search.query import ranking
 from features.search.tests.measures import Judgements, misspell, quality
 from shared.settings import Settings
-from shared.tasks import Task, run_until_idle
+from shared.tasks import Task
 from tests.benchmarks.common import DATA, migrated_database
 from tests.kit import PASSWORD, connect, sign_in
 

@@ -11,8 +11,8 @@ from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 from httpx import AsyncClient, Response
 
+from app.task_runner import run_until_idle
 from shared.db import database_of
-from shared.tasks import run_until_idle
 from tests.declarations import declared
 from tests.kit import SignUp
 

@@ -7,9 +7,10 @@ from fastapi import FastAPI
 from sqlalchemy import text
 
 from app.main import tasks_of
+from app.task_runner import run_until_idle, task_runner
 from shared.db import database_of
 from shared.feature import Feature
-from shared.tasks import PeriodicTask, run_until_idle, task_runner
+from shared.tasks import PeriodicTask
 from tests.app_helpers import capture_log
 from tests.kit import eventually
 

@@ -5,8 +5,9 @@ import asyncio
 import asyncpg
 from fastapi import FastAPI
 
+from app.task_runner import run_until_idle, task_runner
 from shared.problems import Unavailable
-from shared.tasks import Task, run_until_idle, task_runner
+from shared.tasks import Task
 from tests.app_helpers import capture_log
 from tests.kit import eventually, within
 

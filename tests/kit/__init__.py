@@ -18,6 +18,7 @@ import pytest_asyncio
 from fastapi import FastAPI
 from pydantic import SecretStr
 
+from app.task_runner import run_until_idle
 from shared.settings import Settings
 from tests.kit.applications import application, features_under_test
 from tests.kit.bodies import payload_for
@@ -67,6 +68,7 @@ __all__ = [
     "payload_for",
     "redis",
     "run_command",
+    "run_until_idle",
     "sign_in",
     "sign_up",
     "wait_until",

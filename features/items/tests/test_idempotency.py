@@ -8,9 +8,8 @@ from fastapi import FastAPI
 from httpx import AsyncClient, Response
 
 from shared.settings import Settings
-from shared.tasks import run_until_idle
 from shared.web.idempotency import delete_expired_keys
-from tests.kit import eventually, within
+from tests.kit import eventually, run_until_idle, within
 
 KEY = {"Idempotency-Key": "8e03978e-40d5-43e8-bc93-6894a57f9324"}
 COPY_KEYS = """

@@ -13,7 +13,7 @@ from features.items import ItemCreate, ItemPublic, create_item
 from features.search.tasks import embedding_task, statistics_task
 from shared.db import database_of
 from shared.db.sessions import WriteSession
-from shared.tasks import run_until_idle
+from tests.kit import run_until_idle
 
 Index = Callable[[], Awaitable[None]]
 

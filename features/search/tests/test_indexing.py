@@ -14,8 +14,7 @@ from features.search.tasks import embedding_task
 from features.search.tests.conftest import Index, Write, add_item
 from features.search.tests.test_search import find, titles
 from shared.db import database_of
-from shared.tasks import run_until_idle
-from tests.kit import within
+from tests.kit import run_until_idle, within
 
 Database = asyncpg.Connection
 

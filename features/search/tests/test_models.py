@@ -37,8 +37,7 @@ from features.search.tests.test_search import find, titles
 from shared.cache import open_cache
 from shared.db import database_of
 from shared.settings import ConfigurationError
-from shared.tasks import run_until_idle
-from tests.kit import eventually, within
+from tests.kit import eventually, run_until_idle, within
 
 __all__ = ["database"]
 

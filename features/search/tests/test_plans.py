@@ -20,7 +20,7 @@ from features.search.schemas import Mode
 from features.search.tasks import statistics_task
 from shared.db import database_of
 from shared.db.statements import compile_statement
-from shared.tasks import run_until_idle
+from tests.kit import run_until_idle
 
 ITEMS, DIMENSION, WANTED = 2_000, 16, 10
 MODEL = EmbeddingModel("openai", "words", DIMENSION)

@@ -17,8 +17,7 @@ from features.users.mail.outbox import body_encryption
 from features.users.passwords.tasks import send_password_resets
 from features.users.tests.races import Race
 from shared.settings import Settings
-from shared.tasks import run_until_idle
-from tests.kit import PASSWORD, SECRET_KEY, connect, eventually
+from tests.kit import PASSWORD, SECRET_KEY, connect, eventually, run_until_idle
 
 EMAIL = "ada@example.com"
 MAILED_TOKEN = re.compile(r"^[\w.-]{60,}$", re.MULTILINE)

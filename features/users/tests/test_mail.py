@@ -21,8 +21,7 @@ from features.users.settings import UsersSettings
 from features.users.tests.conftest import EMAIL, Execute, by_password, register, tokens_of
 from shared.settings import ConfigurationError, Settings, load_feature_settings
 from shared.state import settings_of
-from shared.tasks import run_until_idle
-from tests.kit import PASSWORD, SECRET_KEY, free_port
+from tests.kit import PASSWORD, SECRET_KEY, free_port, run_until_idle
 
 FRONT = "https://app.example.com"
 

@@ -24,8 +24,7 @@ from features.users.tests.conftest import (
     tokens_of,
 )
 from shared.db import database_of
-from shared.tasks import run_until_idle
-from tests.kit import PASSWORD
+from tests.kit import PASSWORD, run_until_idle
 
 NEW = "another long enough password"
 

@@ -5,7 +5,7 @@ from fastapi import FastAPI
 from httpx import AsyncClient
 
 from features.users.sessions import tasks
-from shared.tasks import run_until_idle
+from tests.kit import run_until_idle
 from tests.kit.servers import execute
 
 EXPIRE = """

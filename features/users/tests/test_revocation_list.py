@@ -25,8 +25,7 @@ from features.users.tests.conftest import (
     tokens_of,
 )
 from shared.settings import Settings
-from shared.tasks import run_until_idle
-from tests.kit import PASSWORD, eventually
+from tests.kit import PASSWORD, eventually, run_until_idle
 from tests.kit.queries import recorded_queries
 
 WITHIN_SECONDS = 1.0

@@ -1,0 +1,141 @@
+"""Runs the background tasks of all features, in an API process or in a worker."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import structlog
+from asyncpg import Connection
+from fastapi import FastAPI
+from opentelemetry import trace
+from prometheus_client import Counter, Histogram
+
+from shared.db import database_of
+from shared.db.errors import CONNECT_ERRORS
+from shared.problems import Unavailable
+from shared.tasks import BATCH_SECONDS, Task
+
+log = structlog.get_logger(__name__)
+tracer = trace.get_tracer("tessera")
+
+RECONNECT_SECONDS = 1.0
+PING_SECONDS = 30.0
+PING_TIMEOUT_SECONDS = 5.0
+ROWS = Counter("tessera_task_rows_total", "Rows that a background task has done", ("task",))
+SECONDS = Histogram(
+    "tessera_task_batch_seconds",
+    "How long a batch of a background task took that found something to do",
+    ("task",),
+    buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300),
+)
+FAILURES = Counter(
+    "tessera_task_failures_total", "Batches of a background task that failed", ("task",)
+)
+Dispatcher = Callable[[FastAPI, Task], Awaitable[object]]
+"""Called when a task is due: `run_until_idle` does the work here, a queue passes it on."""
+
+
+@asynccontextmanager
+async def task_runner(
+    app: FastAPI, tasks: Sequence[Task], dispatch: Dispatcher
+) -> AsyncIterator[None]:
+    """Runs the tasks until the block ends; a batch in progress is cancelled and rolled back."""
+    wake = {task.name: asyncio.Event() for task in tasks}
+    workers = [asyncio.create_task(_work(app, task, dispatch, wake[task.name])) for task in tasks]
+    workers.append(asyncio.create_task(_listen(app, tasks, wake)))
+    try:
+        yield
+    finally:
+        for worker in workers:
+            worker.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+
+
+async def run_until_idle(app: FastAPI, task: Task) -> int:
+    """Runs one task until no rows are left, and returns how many it processed."""
+    total = 0
+    while done := await run_batch(app, task):
+        total += done
+    return total
+
+
+async def run_batch(app: FastAPI, task: Task) -> int:
+    """Processes one batch, and returns the number of rows."""
+    started = time.perf_counter()
+    with tracer.start_as_current_span(f"task {task.name}"):
+        async with asyncio.timeout(BATCH_SECONDS):
+            done = await task.run(app)
+    if done:
+        ROWS.labels(task.name).inc(done)
+        SECONDS.labels(task.name).observe(time.perf_counter() - started)
+    return done
+
+
+def report_failure(task: Task, error: Exception) -> None:
+    """Counts and logs a failed batch. An unavailable dependency is logged as a warning."""
+    FAILURES.labels(task.name).inc()
+    if isinstance(error, Unavailable):
+        log.warning("task_postponed", task=task.name, reason=error.detail)
+    else:
+        log.error("task_failed", task=task.name, exc_info=error)
+
+
+async def _work(app: FastAPI, task: Task, dispatch: Dispatcher, wake: asyncio.Event) -> None:
+    while True:
+        wake.clear()
+        try:
+            await dispatch(app, task)
+        except Exception as error:
+            report_failure(task, error)
+            if _cancelled():
+                return
+            await asyncio.sleep(RECONNECT_SECONDS)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(task.every):
+                await wake.wait()
+
+
+def _cancelled() -> bool:
+    """Returns whether this asyncio task was cancelled, even if another exception hid that."""
+    current = asyncio.current_task()
+    return current is not None and current.cancelling() > 0
+
+
+async def _listen(app: FastAPI, tasks: Sequence[Task], wake: dict[str, asyncio.Event]) -> None:
+    """Sets a task's event on each NOTIFY, and the events of all tasks after each connect."""
+    channels: dict[str, list[asyncio.Event]] = {}
+    for task in tasks:
+        if task.channel:
+            channels.setdefault(task.channel, []).append(wake[task.name])
+
+    def on_notify(_connection: Any, _pid: int, channel: str, _payload: object) -> None:
+        for event in channels[channel]:
+            event.set()
+
+    while channels:
+        with suppress(*CONNECT_ERRORS):
+            async with database_of(app).direct() as connection:
+                for channel in channels:
+                    await connection.add_listener(channel, on_notify)
+                for event in wake.values():
+                    event.set()
+                await _lost(connection)
+        await asyncio.sleep(RECONNECT_SECONDS)
+
+
+async def _lost(connection: "Connection[Any]") -> None:
+    """Returns when the connection is closed.
+
+    Raises:
+        TimeoutError: the server no longer answers.
+    """
+    closed = asyncio.Event()
+    connection.add_termination_listener(lambda _: closed.set())
+    while not closed.is_set():
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PING_SECONDS):
+                await closed.wait()
+        if not closed.is_set():
+            await connection.execute("SELECT 1", timeout=PING_TIMEOUT_SECONDS)
