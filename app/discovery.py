@@ -8,6 +8,7 @@ from graphlib import CycleError, TopologicalSorter
 import features
 from app.migrations import has_revisions
 from shared.db import Database
+from shared.db.changes import Subscription
 from shared.feature import Feature, FeatureError
 from shared.settings import Settings
 
@@ -57,11 +58,15 @@ def extensions_of(found: Sequence[Feature]) -> dict[str, str]:
     return {name: probe for feature in found for name, probe in feature.extensions.items()}
 
 
+def subscriptions_of(found: Sequence[Feature]) -> list[Subscription]:
+    """Returns what these features do when rows of others have changed."""
+    return [each for feature in found for each in feature.subscriptions]
+
+
 def new_database(settings: Settings, found: Sequence[Feature]) -> Database:
     """Returns the database of the settings, with the subscriptions of these features."""
     assert settings.database_url
-    subscriptions = [each for feature in found for each in feature.subscriptions]
-    return Database(settings.database_url, settings, subscriptions)
+    return Database(settings.database_url, settings, subscriptions_of(found))
 
 
 def _load(name: str) -> Feature:

@@ -10,7 +10,7 @@ import typer
 from fastapi import FastAPI
 
 from app.commands.database import running_database
-from app.main import create_app
+from app.main import create_app, periodic_tasks_of
 from app.ops.health import heartbeat
 from app.ops.metrics import serve_metrics
 from app.task_runner import run_until_idle, task_runner
@@ -47,7 +47,7 @@ def run_task(
 
 
 async def _run_once(app: FastAPI, name: str) -> None:
-    periodic = {each.name: each for f in app.state.features for each in f.periodic_tasks}
+    periodic = {each.name: each for each in periodic_tasks_of(app.state.features)}
     tasks = {task.name: task for task in app.state.tasks}
     if name not in tasks:
         names = ", ".join(sorted(tasks))

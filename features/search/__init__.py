@@ -7,7 +7,7 @@ from features.search.router import router
 from features.search.runtime import lifespan
 from features.search.settings import SearchSettings
 from features.search.tables import SearchDocument, SearchEmbedding
-from features.search.tasks import embedding_task, statistics_task
+from features.search.tasks import embedding_task, statistics_task, sweep_task
 from features.users import account_changes
 from shared.db.changes import Subscription
 from shared.feature import Feature
@@ -22,6 +22,7 @@ feature = Feature(
     settings=SearchSettings,
     lifespan=lifespan,
     tasks=(statistics_task, embedding_task),
+    periodic_tasks=(sweep_task,),
     subscriptions=(
         Subscription(item_changes, index_change),
         Subscription(account_changes, forget_account),

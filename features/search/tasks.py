@@ -1,12 +1,13 @@
 """The background tasks of search. A write to an item wakes them."""
 
+import structlog
 from fastapi import FastAPI
 from sqlalchemy import text
 
-from features.search.indexing import SEARCH_CHANNEL, embed_due, update_statistics
+from features.search.indexing import SEARCH_CHANNEL, embed_due, sweep, update_statistics
 from features.search.runtime import runtime_of
 from shared.db import database_of
-from shared.tasks import Task
+from shared.tasks import PeriodicTask, Task
 
 POLL_SECONDS = 5.0
 SWEEP_SECONDS = 3_600.0
@@ -17,6 +18,8 @@ SELECT count(*) FILTER (WHERE NOT parked), count(*) FILTER (WHERE parked),
 FROM search_queue
 """)
 
+log = structlog.get_logger(__name__)
+
 
 async def _update_statistics(app: FastAPI) -> int:
     return await update_statistics(database_of(app))
@@ -25,6 +28,11 @@ async def _update_statistics(app: FastAPI) -> int:
 async def _embed(app: FastAPI) -> int:
     runtime = runtime_of(app)
     return await embed_due(database_of(app), runtime.embedders, runtime.language)
+
+
+async def _sweep(app: FastAPI) -> None:
+    if done := await sweep(database_of(app)):
+        log.warning("index_repaired", documents=done)
 
 
 statistics_task = Task(
@@ -37,3 +45,5 @@ embedding_task = Task(
     channel=SEARCH_CHANNEL,
     backlog=SELECT_BACKLOG,
 )
+# For items that somebody has changed past this application: by psql, or with a restore.
+sweep_task = PeriodicTask(name="search_sweep", run=_sweep, every=SWEEP_SECONDS)

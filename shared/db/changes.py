@@ -1,8 +1,7 @@
 """Changes of rows, which a feature publishes in the handler that makes them.
 
 A publisher names no subscriber, and pays for none where there is none. A subscriber names the
-topic, which it imports from the publisher, and runs in the publisher's transaction: what it writes
-is committed with the change, or not at all.
+topic, which it imports from the publisher.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -66,14 +65,15 @@ class Topic:
 
 @dataclass(frozen=True)
 class Subscription:
-    """What a feature does, in the same transaction, when rows of a topic have changed."""
+    """What a feature does when rows of a topic have changed.
+
+    `run` has the publisher's transaction: its writes are committed with the change, or nothing is.
+    With a name for the `outbox`, it runs after the commit, in a transaction of its own, and is
+    tried again when it fails (app/outbox.py): what it writes there is written once, what it does
+    elsewhere is done at least once, and the changes of an owner come in order. The name stays the
+    same for ever: changes wait under it.
+    """
 
     topic: Topic
     run: Subscriber
-
-
-def subscribers_by_topic(subscriptions: Sequence[Subscription]) -> Subscribers:
-    found: dict[str, list[Subscriber]] = {}
-    for subscription in subscriptions:
-        found.setdefault(subscription.topic.name, []).append(subscription.run)
-    return found
+    outbox: str | None = None

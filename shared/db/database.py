@@ -21,9 +21,10 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from shared.db.changes import Subscription, subscribers_by_topic
+from shared.db.changes import Subscriber, Subscribers, Subscription
 from shared.db.errors import CONNECT_ERRORS, UNREACHABLE
 from shared.db.notifications import Notifier
+from shared.db.outbox import outbox_subscriber
 from shared.db.pool import (
     CLOSE_TIMEOUT_SECONDS,
     CONNECT_TIMEOUT_SECONDS,
@@ -79,7 +80,7 @@ class Database:
             self.replica = Replica(pool, self.primary, writers)
         self.download_slots = asyncio.Semaphore(max(1, size // 2))
         self._committing: set[Connection] = set()
-        self._subscribers = subscribers_by_topic(subscriptions)
+        self._subscribers = _subscribers(subscriptions)
         self._notifier = Notifier(ReadSession(self.primary.connection))
         self._begin = "; ".join(filter(None, ("BEGIN", _timeouts(settings)[1])))
 
@@ -199,6 +200,18 @@ class Database:
             raise overloaded("connections") from error
         except (*CONNECT_ERRORS, self.engine.dialect.loaded_dbapi.Error) as error:
             raise Unavailable(UNREACHABLE) from error
+
+
+def _subscribers(subscriptions: Sequence[Subscription]) -> Subscribers:
+    """Returns what runs in the publisher's transaction, by topic; for those that run after the
+    commit, that is one write into the outbox."""
+    found: dict[str, list[Subscriber]] = {each.topic.name: [] for each in subscriptions}
+    for topic, subscribers in found.items():
+        own = [each for each in subscriptions if each.topic.name == topic]
+        subscribers += [each.run for each in own if each.outbox is None]
+        if names := sorted(each.outbox for each in own if each.outbox):
+            subscribers.append(outbox_subscriber(names))
+    return found
 
 
 def _read_pool(url: str, settings: Settings) -> ReadPool:

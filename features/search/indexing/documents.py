@@ -7,7 +7,7 @@ words, delete the mark, and miss the new.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
 from uuid import UUID
@@ -24,7 +24,7 @@ from shared.problems import Unavailable
 SEARCH_CHANNEL = "search"
 ITEMS_PER_BATCH = 500
 WAIT_ATTEMPTS, WAIT_SECONDS = 1_200, 0.1
-Position: TypeAlias = Mapping[str, Any]
+Position: TypeAlias = dict[str, Any]
 FIRST: Position = {"created_at": datetime.min.replace(tzinfo=UTC), "id": UUID(int=0)}
 WEIGHTS = {"k1": BM25_K1, "b": BM25_B, "version": WEIGHTS_VERSION}
 
@@ -95,13 +95,23 @@ DELETE FROM search_documents
 WHERE owner_id = :owner AND item_id = ANY (CAST(:ids AS uuid[]))
 """
 FORGET_ITEMS = text(FORGET)
+SELECT_ITEMS = text("""
+WITH page AS MATERIALIZED (
+    SELECT id, created_at, title, description FROM items
+    WHERE owner_id = :owner AND (created_at, id) > (:created_at, :id)
+    ORDER BY created_at, id LIMIT :batch
+)
+SELECT page.id, page.created_at,
+    d.text_hash IS DISTINCT FROM search_text_hash(page.title, page.description) AS changed
+FROM page LEFT JOIN search_documents AS d ON d.owner_id = :owner AND d.item_id = page.id
+ORDER BY page.created_at, page.id
+""")
 # An item is locked before it is read, so that its index entry is not overwritten with an older
 # version. NOWAIT: a batch that meets a locked item fails, releases all of its locks and is tried
 # again, so that it cannot deadlock with a writer.
 LOCK_ITEMS = text("""
-SELECT id, created_at FROM items
-WHERE owner_id = :owner AND (created_at, id) > (:created_at, :id)
-ORDER BY created_at, id LIMIT :batch FOR NO KEY UPDATE NOWAIT
+SELECT id FROM items WHERE owner_id = :owner AND id = ANY (CAST(:ids AS uuid[]))
+FOR NO KEY UPDATE NOWAIT
 """)
 # Skips from owner to owner in the index, instead of reading all rows.
 OWNERS_OF = """
@@ -157,6 +167,8 @@ async def forget_account(session: WriteSession, change: Change) -> None:
 
 async def sweep(database: Database) -> int:
     """Brings the index into step with the items, whoever has changed them.
+
+    It reads all items without locks, and locks those whose text is not what is indexed.
 
     Returns:
         How many documents were written or deleted.
@@ -217,42 +229,35 @@ async def _index_all(database: Database, statement: TextClause) -> int:
 
 
 async def _index_owner(database: Database, statement: TextClause, owner_id: UUID) -> int:
-    done = 0
-    position: Position | None = FIRST
-    while position:
-        written, position = await _index_batch(database, statement, owner_id, position)
-        done += written
+    done, after = 0, FIRST
+    of = {"owner": owner_id, "batch": ITEMS_PER_BATCH}
+    while rows := await database.read().fetch(SELECT_ITEMS, of | after):
+        ids = [row.id for row in rows if row.changed or statement is INDEX_ALL]
+        done += await _index_locked(database, statement, owner_id, ids)
+        after = {"created_at": rows[-1].created_at, "id": rows[-1].id}
     async with database.transaction() as session:
-        while rows := await session.fetch(
-            SELECT_ORPHANS, {"owner": owner_id, "batch": ITEMS_PER_BATCH}
-        ):
-            await forget_items(session, owner_id, [row.item_id for row in rows])
-            done += len(rows)
+        while orphans := await session.fetch(SELECT_ORPHANS, of):
+            await forget_items(session, owner_id, [row.item_id for row in orphans])
+            done += len(orphans)
     return done
 
 
-async def _index_batch(
-    database: Database, statement: TextClause, owner_id: UUID, position: Position
-) -> tuple[int, Position | None]:
-    """Indexes a batch of items after a position; retries while another transaction has one locked.
-
-    Returns:
-        How many were indexed, and the position of the last; None if no item is left.
+async def _index_locked(
+    database: Database, statement: TextClause, owner_id: UUID, ids: Sequence[UUID]
+) -> int:
+    """Indexes items, once no other transaction has one of them locked; returns how many it did.
 
     Raises:
         Unavailable: an item is still locked after two minutes.
     """
-    batch = {"owner": owner_id, "batch": ITEMS_PER_BATCH, **position}
+    if not ids:
+        return 0
     for _ in range(WAIT_ATTEMPTS):
         try:
             async with database.transaction() as session:
-                rows = await session.fetch(LOCK_ITEMS, batch)
-                if not rows:
-                    return 0, None
-                done = await session.execute(statement, _values(owner_id, [row.id for row in rows]))
-                if done:
-                    session.notify(SEARCH_CHANNEL)
-                return done, dict(rows[-1])
+                await session.fetch(LOCK_ITEMS, {"owner": owner_id, "ids": ids})
+                session.notify(SEARCH_CHANNEL)
+                return await session.execute(statement, _values(owner_id, ids))
         except LockNotAvailableError:
             pass
         await asyncio.sleep(WAIT_SECONDS)

@@ -1,0 +1,170 @@
+"""Delivers the changes of the outbox to their subscribers.
+
+Each subscriber has a task, and processes the changes of an owner in order, each in a transaction
+that also takes the subscriber off the change: what it writes, it writes once. A change that fails
+is tried again, and the owner's later ones wait for it, until it is parked (a dead letter).
+"""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from functools import partial
+from uuid import UUID
+
+import structlog
+from fastapi import FastAPI
+from sqlalchemy import text
+
+from shared.db import Database, database_of
+from shared.db.changes import Change, ChangeKind, Subscription
+from shared.db.locks import advisory_lock
+from shared.db.outbox import OUTBOX_CHANNEL
+from shared.tasks import PeriodicTask, Task
+
+POLL_SECONDS = 5.0
+CHANGE_SECONDS = 30.0  # for one change; then it has failed
+FIRST_RETRY = timedelta(seconds=1)  # doubles with each attempt
+MAX_ATTEMPTS = 12  # over about an hour
+UNKNOWN_LIFETIME = timedelta(days=1)  # longer than old and new releases run side by side
+PARKED_LIFETIME = timedelta(days=30)
+
+# A part of the waiting changes is enough: the task runs until none is left.
+SELECT_OWNERS = text("""
+SELECT DISTINCT owner_id FROM (
+    SELECT c.owner_id FROM outbox_changes AS c
+    WHERE c.waiting @> ARRAY[CAST(:name AS text)] AND NOT EXISTS (
+        SELECT FROM outbox_failures AS f WHERE f.owner_id = c.owner_id AND f.subscriber = :name
+        AND (f.next_attempt_at > clock_timestamp()
+            OR f.change_id = c.id AND f.next_attempt_at IS NULL)
+    ) LIMIT 1000
+) AS changes LIMIT 100
+""")
+TRY_LOCK = text("SELECT pg_try_advisory_xact_lock(CAST(:key AS bigint))")
+SELECT_CHANGE = text("""
+SELECT c.id, c.topic, c.kind, c.ids, coalesce(f.attempts, 0) AS attempts,
+    coalesce(f.next_attempt_at <= clock_timestamp(), true) AS due
+FROM outbox_changes AS c
+LEFT JOIN outbox_failures AS f
+    ON f.owner_id = c.owner_id AND f.change_id = c.id AND f.subscriber = :name
+WHERE c.owner_id = :owner AND c.waiting @> ARRAY[CAST(:name AS text)]
+    AND (f.attempts IS NULL OR f.next_attempt_at IS NOT NULL)
+ORDER BY c.id LIMIT 1
+""")
+# Two statements: subscribers that end at the same time wait here for each other, and the last one
+# deletes the row.
+STOP_WAITING = text("""
+UPDATE outbox_changes SET waiting = array_remove(waiting, CAST(:name AS text))
+WHERE owner_id = :owner AND id = :id RETURNING cardinality(waiting)
+""")
+DELETE_CHANGE = text("DELETE FROM outbox_changes WHERE owner_id = :owner AND id = :id")
+RECORD_FAILURE = text("""
+INSERT INTO outbox_failures AS f
+    (owner_id, change_id, subscriber, attempts, next_attempt_at, error)
+SELECT owner_id, id, :name, 1, clock_timestamp() + CAST(:pause AS interval), :error
+FROM outbox_changes WHERE owner_id = :owner AND id = :id
+ON CONFLICT (owner_id, change_id, subscriber) DO UPDATE SET attempts = f.attempts + 1,
+    next_attempt_at = excluded.next_attempt_at, error = excluded.error
+""")
+DELETE_UNKNOWN = text("""
+DELETE FROM outbox_changes WHERE created_at < clock_timestamp() - CAST(:lifetime AS interval)
+AND NOT waiting && CAST(:names AS text[])
+""")
+DELETE_PARKED = text("""
+DELETE FROM outbox_changes AS c
+WHERE created_at < clock_timestamp() - CAST(:lifetime AS interval)
+AND cardinality(waiting) = (SELECT count(*) FROM outbox_failures AS f
+    WHERE f.owner_id = c.owner_id AND f.change_id = c.id AND f.next_attempt_at IS NULL)
+""")
+SELECT_BACKLOG = """
+SELECT count(*) - count(f.attempts), count(f.attempts),
+    greatest(0, extract(epoch FROM
+        clock_timestamp() - min(created_at) FILTER (WHERE f.attempts IS NULL)))
+FROM outbox_changes AS c
+LEFT JOIN outbox_failures AS f ON f.owner_id = c.owner_id AND f.change_id = c.id
+    AND f.subscriber = :name AND f.next_attempt_at IS NULL
+WHERE c.waiting @> ARRAY[CAST(:name AS text)]
+"""
+
+log = structlog.get_logger(__name__)
+
+
+def outbox_tasks(subscriptions: Iterable[Subscription]) -> list[Task]:
+    """Returns a task for each subscription that runs after the commit."""
+    return [
+        Task(
+            name=f"outbox_{each.outbox}",
+            run=partial(_deliver_all, subscription=each),
+            every=POLL_SECONDS,
+            channel=OUTBOX_CHANNEL,
+            backlog=text(SELECT_BACKLOG).bindparams(name=each.outbox),
+        )
+        for each in subscriptions
+        if each.outbox
+    ]
+
+
+def delete_old_changes(subscriptions: Iterable[Subscription]) -> PeriodicTask:
+    """Returns the task that deletes changes which only removed subscribers wait for, after a day,
+    and parked ones, after 30 days."""
+    names = [each.outbox for each in subscriptions if each.outbox]
+    return PeriodicTask(
+        name="delete_old_changes", run=partial(_delete_old, names=names), every=3600
+    )
+
+
+async def _deliver_all(app: FastAPI, subscription: Subscription) -> int:
+    database, name = database_of(app), subscription.outbox
+    owners = [row.owner_id for row in await database.read().fetch(SELECT_OWNERS, {"name": name})]
+    return sum([await _deliver_to(database, subscription, owner_id) for owner_id in owners])
+
+
+async def _deliver_to(database: Database, subscription: Subscription, owner_id: UUID) -> int:
+    """Delivers the due changes of an owner, unless another process does; returns their number."""
+    done = 0
+    while await _deliver_next(database, subscription, owner_id):
+        done += 1
+    return done
+
+
+async def _deliver_next(database: Database, subscription: Subscription, owner_id: UUID) -> bool:
+    """Delivers the next change of an owner; returns whether there was one, and it succeeded."""
+    name = str(subscription.outbox)
+    of = {"owner": owner_id, "name": name}
+    attempted = None
+    try:
+        async with database.transaction() as session, asyncio.timeout(CHANGE_SECONDS):
+            if not await session.fetch_value(
+                TRY_LOCK, {"key": advisory_lock("app.outbox", name, owner_id)}
+            ):
+                return False
+            row = await session.fetch_one(SELECT_CHANGE, of)
+            if row is None or not row.due:
+                return False
+            attempted = row
+            change = Change(row.topic, ChangeKind(row.kind), owner_id, row.ids)
+            await subscription.run(session, change)
+            if not await session.fetch_value(STOP_WAITING, of | {"id": row.id}):
+                await session.execute(DELETE_CHANGE, of | {"id": row.id})
+            return True
+    except Exception as error:  # of any kind: the changes of other owners must not wait for this
+        if attempted is None:
+            raise
+        await _record_failure(database, of | {"id": attempted.id}, attempted.attempts + 1, error)
+        return False
+
+
+async def _record_failure(
+    database: Database, of: dict[str, object], attempts: int, error: Exception
+) -> None:
+    parked = attempts >= MAX_ATTEMPTS
+    pause = None if parked else FIRST_RETRY * 2 ** (attempts - 1)
+    async with database.transaction() as session:
+        await session.execute(RECORD_FAILURE, of | {"pause": pause, "error": repr(error)[:1_000]})
+    event = "change_parked" if parked else "change_retry_scheduled"
+    log.error(event, subscriber=of["name"], change_id=of["id"], attempts=attempts, exc_info=error)
+
+
+async def _delete_old(app: FastAPI, names: Sequence[str]) -> None:
+    async with database_of(app).transaction() as session:
+        await session.execute(DELETE_UNKNOWN, {"names": names, "lifetime": UNKNOWN_LIFETIME})
+        await session.execute(DELETE_PARKED, {"lifetime": PARKED_LIFETIME})
