@@ -1,10 +1,11 @@
 """A minimal server with the same answers: Starlette, an asyncpg pool, orjson; verifies the token.
+A write indexes the item by the statement of the application itself.
 
 Started by `tests.benchmarks.endpoints`.
 """
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from typing import Any
@@ -22,6 +23,7 @@ from starlette.routing import Route
 
 from features.search.embedding import to_pgvector
 from features.search.embedding.local import LocalEmbedder
+from features.search.indexing.documents import INDEX_CHANGED, WEIGHTS
 from features.search.query.highlighting import HEADLINE_MARKERS, REPLACED_CHARACTERS, REPLACEMENTS
 from features.search.query.parsing import parse_query
 from features.search.query.ranking import CANDIDATES
@@ -85,6 +87,12 @@ def answer(body: Any, status: int = 200, headers: Mapping[str, str] | None = Non
     return Response(content, status, headers, media_type="application/json")
 
 
+async def index(connection: Any, owner_id: UUID, ids: Sequence[UUID]) -> None:
+    """Does the same index work as the application."""
+    sql, arguments = compile_statement(INDEX_CHANGED, {"owner": owner_id, "ids": ids, **WEIGHTS})
+    await connection.execute(sql, *arguments)
+
+
 async def token(request: Request) -> Response:
     form = await request.form()
     user = await pool.fetchrow(PASSWORD_HASH, form["username"])
@@ -122,7 +130,8 @@ async def create(request: Request, principal: Principal) -> Response:
         row = await connection.fetchrow(
             CREATE, uuid7(), principal.user_id, body["title"], Decimal(str(body["price"]))
         )
-    assert row
+        assert row
+        await index(connection, principal.user_id, [row["id"]])
     headers = {"ETag": tag(row), "Location": f"/items/{row['id']}"}
     return answer(shown(row), 201, headers)
 
@@ -143,7 +152,8 @@ async def update(request: Request, principal: Principal) -> Response:
         await connection.fetchrow(LOCK, item_id, principal.user_id)
         price = Decimal(str(body["price"]))
         row = await connection.fetchrow(UPDATE, item_id, principal.user_id, price)
-    assert row
+        assert row
+        await index(connection, principal.user_id, [item_id])
     return answer(shown(row), headers={"ETag": tag(row)})
 
 

@@ -20,7 +20,7 @@ from fastapi import FastAPI
 from httpx import AsyncClient
 
 from app.main import create_app
-from features.search.indexing import update_statistics
+from features.search.indexing import sweep, update_statistics
 from shared.db import database_of
 from shared.settings import Settings
 from tests.benchmarks.common import migrated_database, save
@@ -75,6 +75,7 @@ async def ask(client: AsyncClient, endpoint: str, item: str) -> float:
 
 
 async def settle(app: FastAPI, connection: Connection) -> None:
+    await sweep(database_of(app))  # the rows were inserted past the application
     while await update_statistics(database_of(app)):
         pass
     await connection.execute("VACUUM ANALYZE", timeout=3600)

@@ -54,9 +54,10 @@ SELECT id, owner_id, title, description, 5 FROM filling
 """,
     "search_documents": """
 INSERT INTO {side}.search_documents
+    (item_id, owner_id, terms, length, average_length, weights_version, weights, text_hash)
 SELECT id, owner_id,
     search_lexemes(title, description) || array_to_tsvector(ARRAY[owner_id::text]),
-    8, 8, '{{}}/268435456', '' FROM filling
+    8, 8, 1, '{{}}/268435456', '' FROM filling
 """,
     "search_embeddings": """
 INSERT INTO {side}.search_embeddings (item_id, model_id, owner_id, text_hash, embedding)

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from app.main import create_app
 from features.search.embedding import Embedders, normalize, to_pgvector
 from features.search.indexing import update_statistics
+from features.search.indexing.documents import index_items
 from features.search.indexing.models import add_model, hnsw_index, prepare
 from features.search.settings import SearchSettings
 from shared.cache import open_cache
@@ -117,6 +118,10 @@ async def fill(
             *zip(*items, strict=True),
             prices,
         )
+        for owner in set(part.tolist()):
+            ids = [item[0] for item in items if item[1] == owners[owner]]
+            async with database.transaction() as session:
+                await index_items(session, owners[owner], ids)
         written += time.perf_counter() - began
         noise = random.normal(size=(len(part), vectors.shape[1])) * NOISE / vectors.shape[1] ** 0.5
         await connection.execute(
@@ -128,12 +133,12 @@ async def fill(
             [to_pgvector(normalize(vector)) for vector in vectors[chosen] + noise],
             known.id,
         )
-        await connection.execute("TRUNCATE search_queue")
-    print(f"insert with triggers: {len(order) / written:,.0f} items/s")
+    print(f"insert and index: {len(order) / written:,.0f} items/s")
     began = time.perf_counter()
     while await update_statistics(database):
         pass
     print(f"term statistics: {len(order) / (time.perf_counter() - began):,.0f} items/s")
+    await connection.execute("TRUNCATE search_queue")  # all items are embedded already
     await connection.execute("SET maintenance_work_mem = '1GB'")
     began = time.perf_counter()
     await connection.execute(f"CREATE INDEX {hnsw_index(known.id, model)}")
