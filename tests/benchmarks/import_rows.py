@@ -20,7 +20,7 @@ import asyncpg
 from httpx import AsyncClient
 
 from app.main import create_app
-from features.items.handlers.bulk_import import IDS_PER_CHANGE
+from shared.db.changes import IDS_PER_CHANGE
 from shared.db.tables import uuid7
 from shared.settings import Settings
 from tests.benchmarks.bare import index

@@ -39,6 +39,7 @@ from tests.kit.clients import (
 from tests.kit.commands import SECRET_KEY, Command, command, run_command
 from tests.kit.events import events
 from tests.kit.ownership import check_table_writes
+from tests.kit.publishing import check_published
 from tests.kit.queries import QueryCounts, assert_query_budgets, max_queries
 from tests.kit.redis import Redis, free_port, redis
 from tests.kit.servers import Server, running_server
@@ -228,7 +229,7 @@ async def app(settings: Settings, pytestconfig: pytest.Config) -> AsyncIterator[
     middleware = [counts.middleware] if counts else []
     app = application(settings, features_under_test(pytestconfig), middleware)
     routes = list(app.routes)
-    with check_table_writes(app), counts.counting() if counts else nullcontext():
+    with check_table_writes(app), check_published(), counts.counting() if counts else nullcontext():
         async with app.router.lifespan_context(app):
             yield app
     assert app.routes == routes, "tests share the application's routes: make one with `create_app`"

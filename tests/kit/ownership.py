@@ -41,11 +41,11 @@ def check_table_writes(app: FastAPI) -> Iterator[None]:
 
     def check(statement: str) -> None:
         written = written_tables(statement)
-        writers = _writers() if written else set()
-        owner = table_owners() if writers else {}
+        found = writers() if written else set()
+        owner = table_owners() if found else {}
         for table in written & owner.keys():
-            if owner[table] not in writers:
-                writer = next(iter(writers - {"shared"}), "shared")
+            if owner[table] not in found:
+                writer = next(iter(found - {"shared"}), "shared")
                 violations.add(f"{writer} writes to {table}, which belongs to {owner[table]}")
 
     middleware: list[object] = [each.cls for each in app.user_middleware]
@@ -69,21 +69,21 @@ def remember_request(app: ASGIApp) -> ASGIApp:
     return with_request
 
 
-def _writers() -> set[str]:
+def writers() -> set[str]:
     """Returns the writing feature, and `shared` if the kernel runs the statement for it.
 
     Returns an empty set if neither the stack nor the route leads to a feature.
     """
-    writers: set[str] = set()
+    found: set[str] = set()
     for frame in _stack():
         package, *module = frame.f_globals.get("__name__", "").split(".")
         if package == "features" and "tests" not in module:
-            return {*writers, module[0]}
+            return {*found, module[0]}
         if package == "shared":
-            writers.add("shared")
+            found.add("shared")
     route = (_request.get() or {}).get("route")
     owner = route.endpoint.__module__.split(".") if route else []
-    return {*writers, owner[1]} if owner[:1] == ["features"] else set()
+    return {*found, owner[1]} if owner[:1] == ["features"] else set()
 
 
 def _stack() -> Iterator[FrameType]:

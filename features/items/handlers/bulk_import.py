@@ -3,7 +3,6 @@
 The statements are built from the fields of `ImportRow`, each of which is a column of `items`.
 """
 
-from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any
 from uuid import UUID
@@ -22,7 +21,6 @@ from shared.db.statements import DIALECT
 from shared.db.tables import uuid7
 
 MAX_ERRORS = 1_000
-IDS_PER_CHANGE = 1_000
 FIELDS = tuple(ImportRow.model_fields)
 REPLACED_FIELDS = tuple(name for name in FIELDS if name != "external_id")
 
@@ -141,16 +139,10 @@ async def import_items(
         COUNT_CHANGES if dry_run else UPSERT_CHANGES, {"owner_id": owner_id}
     )
     if not dry_run:
-        for ids in _in_batches(found.created_ids or ()):
-            await item_changes.created(session, owner_id, ids)
-        for ids in _in_batches(found.updated_ids or ()):
-            await item_changes.updated(session, owner_id, ids)
+        await item_changes.created(session, owner_id, found.created_ids or ())
+        await item_changes.updated(session, owner_id, found.updated_ids or ())
     counts = {name: found[name] for name in ("created", "updated", "unchanged")}
     return report.model_copy(update=counts)
-
-
-def _in_batches(ids: Sequence[UUID]) -> list[Sequence[UUID]]:
-    return [ids[n : n + IDS_PER_CHANGE] for n in range(0, len(ids), IDS_PER_CHANGE)]
 
 
 async def _stage_rows(session: WriteSession, batches: RowBatches) -> ImportReport:
