@@ -10,7 +10,7 @@ from shared.db import database_of
 from shared.tasks import PeriodicTask, Task
 
 POLL_SECONDS = 5.0
-SWEEP_SECONDS = 3_600.0
+SWEEP_SECONDS = 86_400.0
 SELECT_BACKLOG = text("""
 SELECT count(*) FILTER (WHERE NOT parked), count(*) FILTER (WHERE parked),
     greatest(0, extract(epoch FROM

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from httpx import AsyncClient
 
 from features.search.indexing import sweep
+from features.search.indexing.documents import WEIGHTS
 from features.search.runtime import runtime_of
 from features.search.tasks import embedding_task
 from features.search.tests.conftest import Index, Write, add_item
@@ -160,6 +161,24 @@ async def test_weights_follow_the_average_length(
         "AND search_owners.length::real / documents * 1.2"
     )
     assert off == 0
+    assert await database.fetchval("SELECT count(*) FROM search_owners WHERE stale") == 0
+
+
+async def test_weights_follow_the_constants_of_the_ranking(
+    client: AsyncClient, index: Index, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await add(client, "Tin cup", "Cup cup cup")
+    await index()
+    weights = "SELECT weights::text FROM search_documents ORDER BY item_id"
+    before = await database.fetch(weights)
+    monkeypatch.setitem(WEIGHTS, "k1", 5.0)
+    await index()
+    assert await database.fetch(weights) == before  # the version says which they are
+    monkeypatch.setitem(WEIGHTS, "version", 2)
+    await index()
+    after = await database.fetch(weights)
+    assert all(old != new for old, new in zip(before, after, strict=True))
+    assert await database.fetchval("SELECT min(weights_version) FROM search_documents") == 2
     assert await database.fetchval("SELECT count(*) FROM search_owners WHERE stale") == 0
 
 
