@@ -21,7 +21,7 @@ from app.middleware import (
 )
 from app.migrations import load_revisions
 from app.openapi import mount_docs, operation_id
-from app.ops import health, metrics
+from app.ops import health, metrics_endpoint
 from app.ops.logging import configure_logging
 from app.ops.sentry import configure_sentry
 from app.ops.tracing import export_traces, tracing
@@ -101,7 +101,11 @@ def create_app(
         app.add_middleware(outer)
     if settings.trusted_proxies:
         app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=list(settings.trusted_proxies))
-    for router in (*(feature.router for feature in features), health.router, metrics.router):
+    for router in (
+        *(feature.router for feature in features),
+        health.router,
+        metrics_endpoint.router,
+    ):
         app.include_router(router, max_body_size=settings.max_body_size)
     mount_docs(app)
     skip_routers(app)
@@ -149,7 +153,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         stack.push_async_callback(state.database.dispose)
         stack.callback(state.resources.clear)
         await stack.enter_async_context(export_traces())
-        await stack.enter_async_context(metrics.pool_sampler(state.database))
+        await stack.enter_async_context(metrics_endpoint.pool_sampler(state.database))
         for feature in state.features:
             if feature.lifespan:
                 add_resource(app, await stack.enter_async_context(feature.lifespan(app)))

@@ -10,10 +10,10 @@ import structlog
 from asyncpg import Connection
 from fastapi import FastAPI
 from opentelemetry import trace
-from prometheus_client import Counter, Histogram
 
 from shared.db import database_of
 from shared.db.errors import CONNECT_ERRORS
+from shared.metrics import TASK_FAILURES, TASK_ROWS, TASK_SECONDS
 from shared.problems import Unavailable
 from shared.tasks import BATCH_SECONDS, Task
 
@@ -23,16 +23,6 @@ tracer = trace.get_tracer("tessera")
 RECONNECT_SECONDS = 1.0
 PING_SECONDS = 30.0
 PING_TIMEOUT_SECONDS = 5.0
-ROWS = Counter("tessera_task_rows_total", "Rows that a background task has done", ("task",))
-SECONDS = Histogram(
-    "tessera_task_batch_seconds",
-    "How long a batch of a background task took that found something to do",
-    ("task",),
-    buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300),
-)
-FAILURES = Counter(
-    "tessera_task_failures_total", "Batches of a background task that failed", ("task",)
-)
 Dispatcher = Callable[[FastAPI, Task], Awaitable[object]]
 """Called when a task is due: `run_until_idle` does the work here, a queue passes it on."""
 
@@ -68,14 +58,14 @@ async def run_batch(app: FastAPI, task: Task) -> int:
         async with asyncio.timeout(BATCH_SECONDS):
             done = await task.run(app)
     if done:
-        ROWS.labels(task.name).inc(done)
-        SECONDS.labels(task.name).observe(time.perf_counter() - started)
+        TASK_ROWS.labels(task.name).inc(done)
+        TASK_SECONDS.labels(task.name).observe(time.perf_counter() - started)
     return done
 
 
 def report_failure(task: Task, error: Exception) -> None:
     """Counts and logs a failed batch. An unavailable dependency is logged as a warning."""
-    FAILURES.labels(task.name).inc()
+    TASK_FAILURES.labels(task.name).inc()
     if isinstance(error, Unavailable):
         log.warning("task_postponed", task=task.name, reason=error.detail)
     else:

@@ -8,14 +8,13 @@ from typing import Any
 import structlog
 from cashews import Cache
 from cashews.exceptions import CacheBackendInteractionError
-from prometheus_client import Counter
 
 from shared.circuit_breaker import CircuitBreaker
+from shared.metrics import REDIS_FAILURES
 
 MAX_ENTRIES = 10_000  # of the cache in this process
 REDIS_TIMEOUT_SECONDS = 0.25
 REDIS_RETRY_SECONDS = 5.0
-REDIS_FAILURES = Counter("tessera_redis_failures_total", "Commands that Redis did not carry out")
 
 log = structlog.get_logger(__name__)
 

@@ -7,19 +7,15 @@ from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, ClassVar
 
-from prometheus_client import Counter
 from pydantic import BaseModel, Field
 
+from shared.metrics import REQUESTS_SHED
 from shared.types import NO_NUL
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = "1"
 
 SERVICE_BUSY = "The service is busy; please try again"
-
-SHED = Counter(
-    "tessera_requests_shed_total", "Requests refused as too much was under way", ("reason",)
-)
 
 
 class FieldError(BaseModel):
@@ -108,7 +104,7 @@ class Unavailable(Problem):
 
 def overloaded(reason: str, detail: str = SERVICE_BUSY) -> Unavailable:
     """Load shedding: counts a refused request under `reason`, and returns the 503 to raise."""
-    SHED.labels(reason).inc()
+    REQUESTS_SHED.labels(reason).inc()
     return Unavailable(detail)
 
 

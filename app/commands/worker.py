@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from app.commands.database import running_database
 from app.main import create_app, periodic_tasks_of
 from app.ops.health import heartbeat
-from app.ops.metrics import serve_metrics
+from app.ops.metrics_endpoint import serve_metrics
 from app.task_runner import run_until_idle, task_runner
 from shared.cli import exit_on_user_error
 from shared.settings import ConfigurationError

@@ -3,17 +3,12 @@
 import time
 
 import structlog
-from prometheus_client import Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.ops.tracing import PROBES
+from shared.metrics import REQUEST_SECONDS
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-REQUESTS = Histogram(
-    "http_request_duration_seconds",
-    "Requests by the template of their route, and how long each took",
-    ("method", "route", "status"),
-)
 CLIENT_CLOSED_REQUEST = 499  # only in the log, as in nginx: the client left first
 
 log = structlog.get_logger("request")
@@ -50,7 +45,7 @@ def _count_request(scope: Scope, status: int, seconds: float) -> None:
     """Counts a request. Unknown methods and paths share a label, as their number is unlimited."""
     method = scope["method"] if scope["method"] in METHODS else "other"
     route = getattr(scope.get("route"), "path_format", "none")
-    REQUESTS.labels(method, route, status).observe(seconds)
+    REQUEST_SECONDS.labels(method, route, status).observe(seconds)
 
 
 def _log_request(scope: Scope, status: int, seconds: float) -> None:

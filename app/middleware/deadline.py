@@ -4,15 +4,13 @@ import asyncio
 
 import structlog
 from fastapi import Request
-from prometheus_client import Counter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.ops.tracing import PROBES
+from shared.metrics import REQUESTS_EXPIRED
 from shared.problems import Unavailable
 from shared.web.deadlines import extend_deadline
 from shared.web.problem_details import problem
-
-TIMED_OUT = Counter("tessera_requests_expired_total", "Requests given up at their deadline")
 
 log = structlog.get_logger("request")
 
@@ -44,7 +42,7 @@ class DeadlineMiddleware:
         except TimeoutError:
             if not deadline.expired():
                 raise
-            TIMED_OUT.inc()
+            REQUESTS_EXPIRED.inc()
             log.warning("deadline_passed", begun=begun)
             if begun:
                 raise

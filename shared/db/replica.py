@@ -8,17 +8,14 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import structlog
 from asyncpg import PostgresError
 from fastapi import Request
-from prometheus_client import Counter
 
 from shared.cache import open_cache
 from shared.circuit_breaker import CircuitBreaker
 from shared.db.errors import Unreachable
 from shared.db.pool import Connection, ReadPool
+from shared.metrics import REPLICA_FALLBACKS
 
 RETRY_SECONDS = 5.0
-FALLBACKS = Counter(
-    "tessera_replica_fallbacks_total", "Reads that went to the primary as the replica was away"
-)
 
 log = structlog.get_logger(__name__)
 
@@ -55,7 +52,7 @@ class Replica:
                 if self._circuit.record_success():
                     log.info("replica_back")
                 return connection
-        FALLBACKS.inc()
+        REPLICA_FALLBACKS.inc()
         return None
 
 

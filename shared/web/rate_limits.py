@@ -15,13 +15,11 @@ from limits import RateLimitItem, parse
 from limits.aio.storage import MemoryStorage, RedisStorage, Storage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from limits.errors import StorageError
-from prometheus_client import Counter
 
-from shared.cache import REDIS_FAILURES, REDIS_RETRY_SECONDS, REDIS_TIMEOUT_SECONDS
+from shared.cache import REDIS_RETRY_SECONDS, REDIS_TIMEOUT_SECONDS
 from shared.circuit_breaker import CircuitBreaker
+from shared.metrics import RATE_LIMITED, REDIS_FAILURES
 from shared.problems import TooManyRequests
-
-RATE_LIMITED = Counter("tessera_rate_limited_total", "Requests refused by a limit", ("limit",))
 
 log = structlog.get_logger(__name__)
 

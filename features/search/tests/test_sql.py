@@ -91,7 +91,7 @@ async def test_a_changed_file_becomes_a_revision(
     with pytest.raises(NothingToRevise):
         await revise()
     before, _ = await found_and_defined()
-    change(folder / "bm25.sql", "(k1 + 1) * tf", "(k1 + 2) * tf")
+    change(folder / "term_weights.sql", "(k1 + 1) * tf", "(k1 + 2) * tf")
     change(folder / "nearest.sql", "BEGIN", "BEGIN\n\tRAISE NOTICE '\\ % \n :one', 1;\n")
     with (folder / "documents.sql").open("a") as file:
         file.write(NEW_TRIGGER)

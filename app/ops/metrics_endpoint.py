@@ -1,7 +1,7 @@
 """Prometheus metrics, at `/metrics`: those of this process, or of all processes that serve one
 port, and the backlogs of the background tasks, which are in PostgreSQL.
 
-Counters are declared with prometheus-client in the modules that count.
+Their names are in shared/metrics.py, those of a feature in the feature.
 """
 
 import asyncio
@@ -20,7 +20,6 @@ from prometheus_client import (
     CONTENT_TYPE_LATEST,
     REGISTRY,
     CollectorRegistry,
-    Gauge,
     Metric,
     generate_latest,
     start_http_server,
@@ -28,6 +27,7 @@ from prometheus_client import (
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from shared.db import Database
+from shared.metrics import BACKLOG_AGE, BACKLOG_ROWS, CONNECTIONS, CONNECTIONS_MAX
 from shared.problems import Unavailable
 from shared.settings import ConfigurationError
 from shared.state import state_of
@@ -36,30 +36,6 @@ from shared.tasks import Task
 BACKLOG_SECONDS = 5.0  # at most one query in this time, however often we are scraped
 BACKLOG_TIMEOUT_SECONDS = 1.0
 POOLS_SECONDS = 5.0
-CONNECTIONS = Gauge(
-    "tessera_database_connections",
-    "Connections to PostgreSQL in use",
-    ("pool",),
-    multiprocess_mode="liveall",
-)
-CONNECTIONS_MAX = Gauge(
-    "tessera_database_connections_max",
-    "Connections that a pool may open",
-    ("pool",),
-    multiprocess_mode="liveall",
-)
-BACKLOG_ROWS = Gauge(
-    "tessera_backlog_rows",
-    "Rows that wait for a background task",
-    ("task", "state"),
-    multiprocess_mode="mostrecent",
-)
-BACKLOG_AGE = Gauge(
-    "tessera_backlog_age_seconds",
-    "For how long the oldest of them has been due",
-    ("task",),
-    multiprocess_mode="mostrecent",
-)
 
 log = structlog.get_logger(__name__)
 router = APIRouter(tags=["health"])
