@@ -9,6 +9,8 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
+from migrations.operations import DEFAULT_WAIT_SECONDS
+
 ROOT = Path(__file__).resolve().parents[1] / "migrations"
 
 
@@ -26,12 +28,18 @@ def alembic_config(url: str = "", branches: Iterable[str] = ()) -> Config:
     return config
 
 
-def upgrade(url: str, branches: Iterable[str] = ()) -> None:
+def upgrade(
+    url: str, branches: Iterable[str] = (), *, wait_seconds: float = DEFAULT_WAIT_SECONDS
+) -> None:
     """Migrates the named branches and ignores all others, or migrates everything.
 
-    Concurrent runs are safe. Blocks: call it in a thread where an event loop runs.
+    Concurrent runs are safe. Blocks: call it in a thread where an event loop runs. What blocks
+    nobody else, such as CREATE INDEX CONCURRENTLY, waits for another transaction for at most
+    `wait_seconds`.
     """
-    command.upgrade(alembic_config(url, branches), "heads")
+    config = alembic_config(url, branches)
+    config.attributes["wait_seconds"] = wait_seconds
+    command.upgrade(config, "heads")
 
 
 def has_revisions(branch: str) -> bool:

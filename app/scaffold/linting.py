@@ -1,6 +1,7 @@
 """Finds revisions whose SQL would lock, rewrite or break a table in use, with squawk."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,18 @@ IGNORED = (
     "prefer-identity",
     "prefer-robust-stmts",
 )
+HELP = {
+    rule: f"Call {function} of migrations/operations.py, in a revision of its own."
+    for rule, function in (
+        ("require-concurrent-index-creation", "create_index_concurrently"),
+        ("require-concurrent-index-deletion", "drop_index_concurrently"),
+    )
+}
+"""What to do instead, where it is not what squawk says."""
+CONCURRENTLY_BY_HAND = (
+    "concurrently-by-hand: It times out behind a long transaction, and leaves an invalid index."
+    " Call create_index_concurrently or drop_index_concurrently of migrations/operations.py."
+)
 
 
 def unsafe_operations(script: Script) -> list[str]:
@@ -42,12 +55,16 @@ def unsafe_operations(script: Script) -> list[str]:
         text=True,
         check=False,
     )
-    lines = sql.splitlines()
-    return [
-        f"{Path(script.path).name}: {lines[found['line']]}\n  {found['rule_name']}:"
-        f" {found['message']} {found.get('help') or ''}".rstrip()
+    path, lines = Path(script.path), sql.splitlines()
+    unsafe = [
+        f"{path.name}: {lines[found['line']]}\n  {found['rule_name']}: {found['message']}"
+        f" {HELP.get(found['rule_name'], found.get('help')) or ''}".rstrip()
         for found in json.loads(done.stdout)
     ]
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        if re.search(r"\bCONCURRENTLY\b|postgresql_concurrently", line):
+            unsafe.append(f"{path.name}:{number}: {line.strip()}\n  {CONCURRENTLY_BY_HAND}")
+    return unsafe
 
 
 def sql_of(script: Script, direction: Literal["upgrade", "downgrade"]) -> str:
