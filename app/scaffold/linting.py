@@ -13,6 +13,8 @@ from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from alembic.script import Script
 
+from shared.feature import FeatureError
+
 OLDEST_POSTGRES = "17.0"
 # Rules of style, not of safety, or solved elsewhere: revisions set lock_timeout themselves, and
 # need no statement timeout, as a change of a large table may take long.
@@ -68,10 +70,21 @@ def unsafe_operations(script: Script) -> list[str]:
 
 
 def sql_of(script: Script, direction: Literal["upgrade", "downgrade"]) -> str:
-    """Returns the SQL of a revision, without a database."""
+    """Returns the SQL of a revision, without a database.
+
+    Raises:
+        FeatureError: the revision asks the database for something.
+    """
     buffer = StringIO()
     options = {"as_sql": True, "output_buffer": buffer, "transactional_ddl": True}
     context = MigrationContext.configure(dialect_name="postgresql", opts=options)
     with context.begin_transaction(), Operations.context(context):
-        getattr(script.module, direction)()
+        try:
+            getattr(script.module, direction)()
+        except Exception as error:
+            raise FeatureError(
+                f"{script.path}: {direction}() is read without a database, and fails: {error!r}."
+                " To update rows, call backfill of migrations/operations.py; for the rest, see"
+                " op.get_context().as_sql."
+            ) from error
     return buffer.getvalue()

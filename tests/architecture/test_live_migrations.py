@@ -171,3 +171,67 @@ async def test_what_follows_an_index_in_its_revision_has_the_lock_timeout_of_rev
     await asyncio.to_thread(migrations.upgrade, url)
     timeout = await connection.fetchval("SELECT obj_description('notes'::regclass)")
     assert timeout == f"{LOCK_TIMEOUT_SECONDS:.0f}s"
+
+
+BACKFILL = """backfill("notes", "body = 'new'", where="body = 'old'", batch=700)"""
+OLD_NOTES = "SELECT count(*) FROM notes WHERE body = 'old'"
+
+
+@pytest.mark.parametrize("batch", [1_000, 5_000, 7_000, 999])
+async def test_a_backfill_updates_each_row(
+    url: str, root: Path, connection: Connection, batch: int
+) -> None:
+    await connection.execute("UPDATE notes SET body = 'none' WHERE id % 10 = 0")
+    add_revision(root, BACKFILL.replace("700", str(batch)))
+    await asyncio.to_thread(migrations.upgrade, url)
+    counts = dict(await connection.fetch("SELECT body, count(*) FROM notes GROUP BY body"))
+    assert counts == {"new": 4_500, "none": 500}
+
+
+async def test_a_backfill_commits_each_batch_and_waits_for_a_locked_row(
+    url: str, root: Path, connection: Connection
+) -> None:
+    """The rows of a batch that waits are not locked meanwhile."""
+    add_revision(root, BACKFILL)
+
+    async def has_begun() -> bool:
+        return bool(await connection.fetchval(OLD_NOTES) < 5_000)
+
+    holder: Connection = await asyncpg.connect(url)
+    async with holder.transaction():
+        await holder.execute("UPDATE notes SET body = 'mine' WHERE (owner, id) = (3, 2152)")
+        run = asyncio.create_task(asyncio.to_thread(migrations.upgrade, url))
+        await eventually(has_begun, "the first batches")
+        tried_again = MIGRATORS + "AND query LIKE 'UPDATE notes%' AND state = 'idle'"
+        await eventually(lambda: connection.fetchval(tried_again), "a batch that gives up")
+        assert not run.done()
+        await holder.execute("UPDATE notes SET body = 'mine' WHERE (owner, id) = (3, 2145)")
+    await run
+    await holder.close()
+    counts = dict(await connection.fetch("SELECT body, count(*) FROM notes GROUP BY body"))
+    assert counts == {"new": 4_998, "mine": 2}
+
+
+async def test_a_backfill_that_has_failed_continues(
+    url: str, root: Path, connection: Connection
+) -> None:
+    add_revision(root, BACKFILL)
+    async with connection.transaction():
+        await connection.execute("SELECT FROM notes WHERE (owner, id) = (5, 4660) FOR UPDATE")
+        with pytest.raises(DBAPIError, match="lock timeout"):
+            await asyncio.to_thread(migrations.upgrade, url, wait_seconds=0.1)
+        remaining = await connection.fetchval(OLD_NOTES)
+    assert 0 < remaining < 5_000
+    with capture_logs() as logs:
+        await asyncio.to_thread(migrations.upgrade, url)
+    assert await connection.fetchval(OLD_NOTES) == 0
+    assert [log["rows"] for log in logs if log["event"] == "backfilled"] == [remaining]
+
+
+async def test_a_backfill_of_a_table_without_a_primary_key_is_refused(
+    url: str, root: Path, connection: Connection
+) -> None:
+    await connection.execute("CREATE TABLE loose (body text)")
+    add_revision(root, BACKFILL.replace("notes", "loose"))
+    with pytest.raises(ValueError, match="primary key, and 'loose' has none"):
+        await asyncio.to_thread(migrations.upgrade, url)
