@@ -12,6 +12,7 @@ from sqlalchemy import Connection, NullPool, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import SQLModel
 
+import shared.db.tables  # noqa: F401  # the naming convention, whatever else is imported
 from app.discovery import find_features
 from migrations.operations import DEFAULT_WAIT_SECONDS
 from shared.db.database import new_engine
@@ -42,6 +43,7 @@ def migrate(connection: Connection) -> None:
         target_metadata=SQLModel.metadata,
         compare_type=True,
         compare_server_default=True,
+        autogenerate_plugins=("alembic.autogenerate.*", "alembic.ext.checkconstraint_byname"),
         transaction_per_migration=True,
         wait_seconds=context.config.attributes.get("wait_seconds", DEFAULT_WAIT_SECONDS),
         **context.config.attributes.get("autogenerate", {}),

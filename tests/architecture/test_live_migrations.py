@@ -1,22 +1,20 @@
 """Revisions change tables in use: many processes migrate at once, while others read and write."""
 
 import asyncio
-import secrets
 import textwrap
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import asyncpg
 import pytest
-import pytest_asyncio
-from sqlalchemy.exc import DBAPIError
 from structlog.testing import capture_logs
 
 from app import migrations
+from app.migrations import MigrationError
 from tests.architecture.migrators import processes, upgrade_from
-from tests.kit import Server, eventually, within
+from tests.kit import eventually, within
 
 CREATE_NOTES = """
 op.execute("CREATE TABLE notes (owner int, id int, body text, PRIMARY KEY (owner, id))")
@@ -34,13 +32,9 @@ LOCK_TIMEOUT_SECONDS = 5.0
 Connection: TypeAlias = "asyncpg.Connection[Any]"
 
 
-@pytest_asyncio.fixture(loop_scope="session")
-async def url(server: Server, administer: Callable[[str], Awaitable[None]]) -> AsyncIterator[str]:
-    """The URL of an empty database."""
-    name = f"test_{secrets.token_hex(8)}"
-    await administer(f'CREATE DATABASE "{name}"')
-    yield server.url(name)
-    await administer(f'DROP DATABASE "{name}" WITH (FORCE)')
+@pytest.fixture
+def url(empty_database: str) -> str:
+    return empty_database
 
 
 @pytest.fixture
@@ -132,7 +126,7 @@ async def test_an_index_waits_only_as_long_as_migrate_is_told(
 ) -> None:
     add_revision(root, CREATE_INDEX)
     async with old_transaction(url):
-        with pytest.raises(DBAPIError, match="lock timeout"):
+        with pytest.raises(MigrationError, match="lock timeout"):
             await asyncio.to_thread(migrations.upgrade, url, wait_seconds=0.1)
     assert await connection.fetchval(INDEX_IS_VALID) is False
     await asyncio.to_thread(migrations.upgrade, url)  # builds it again
@@ -218,7 +212,7 @@ async def test_a_backfill_that_has_failed_continues(
     add_revision(root, BACKFILL)
     async with connection.transaction():
         await connection.execute("SELECT FROM notes WHERE (owner, id) = (5, 4660) FOR UPDATE")
-        with pytest.raises(DBAPIError, match="lock timeout"):
+        with pytest.raises(MigrationError, match="lock timeout"):
             await asyncio.to_thread(migrations.upgrade, url, wait_seconds=0.1)
         remaining = await connection.fetchval(OLD_NOTES)
     assert 0 < remaining < 5_000
@@ -233,5 +227,7 @@ async def test_a_backfill_of_a_table_without_a_primary_key_is_refused(
 ) -> None:
     await connection.execute("CREATE TABLE loose (body text)")
     add_revision(root, BACKFILL.replace("notes", "loose"))
-    with pytest.raises(ValueError, match="primary key, and 'loose' has none"):
+    with pytest.raises(
+        MigrationError, match=r"py:7: ValueError: .* primary key, and 'loose' has none"
+    ):
         await asyncio.to_thread(migrations.upgrade, url)
