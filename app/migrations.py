@@ -2,14 +2,24 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from traceback import extract_tb
 
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+
+from migrations.operations import DEFAULT_WAIT_SECONDS
+from shared.db.errors import database_cause
+from shared.feature import FeatureError
 
 ROOT = Path(__file__).resolve().parents[1] / "migrations"
+
+
+class MigrationError(FeatureError):
+    """A revision fails. The message has its file and line, and the reason."""
 
 
 def alembic_config(url: str = "", branches: Iterable[str] = ()) -> Config:
@@ -26,12 +36,40 @@ def alembic_config(url: str = "", branches: Iterable[str] = ()) -> Config:
     return config
 
 
-def upgrade(url: str, branches: Iterable[str] = ()) -> None:
+def upgrade(
+    url: str, branches: Iterable[str] = (), *, wait_seconds: float = DEFAULT_WAIT_SECONDS
+) -> None:
     """Migrates the named branches and ignores all others, or migrates everything.
 
-    Concurrent runs are safe. Blocks: call it in a thread where an event loop runs.
+    Concurrent runs are safe. Blocks: call it in a thread where an event loop runs. What blocks
+    nobody else, such as CREATE INDEX CONCURRENTLY, waits for another transaction for at most
+    `wait_seconds`.
+
+    Raises:
+        MigrationError: a revision fails. Those before it are committed.
     """
-    command.upgrade(alembic_config(url, branches), "heads")
+    config = alembic_config(url, branches)
+    config.attributes["wait_seconds"] = wait_seconds
+    try:
+        command.upgrade(config, "heads")
+    except Exception as error:
+        if place := _place_in_revision(error):
+            raise MigrationError(f"{place}: {_reason(error)}") from error
+        raise
+
+
+def _place_in_revision(error: Exception) -> str | None:
+    """Returns the file and line of the revision that raised the error, if one did."""
+    for frame in reversed(extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if path.parent.parent == ROOT and path.suffix == ".py":
+            return f"{path.relative_to(ROOT.parent)}:{frame.lineno}"
+    return None
+
+
+def _reason(error: Exception) -> str:
+    cause = database_cause(error) if isinstance(error, DBAPIError) else error
+    return f"{type(cause).__name__}: {cause}"
 
 
 def has_revisions(branch: str) -> bool:
@@ -44,6 +82,13 @@ def load_revisions(branches: Iterable[str] = ()) -> ScriptDirectory:
     revisions = ScriptDirectory.from_config(alembic_config(branches=branches))
     revisions.get_heads()
     return revisions
+
+
+def head_of(revisions: ScriptDirectory, branch: str) -> str:
+    """Returns the last revision of a branch."""
+    script = revisions.get_revision(f"{branch}@head")
+    assert script, f"the branch {branch!r} has no revisions"
+    return script.revision
 
 
 def pending(connection: Connection, revisions: ScriptDirectory) -> list[str]:

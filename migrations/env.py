@@ -1,16 +1,37 @@
 """Runs migrations with asyncpg, one process at a time."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
 
+import asyncpg
+import structlog
 from alembic import context
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, NullPool, text
+from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import SQLModel
 
+import shared.db.tables  # noqa: F401  # the naming convention, whatever else is imported
 from app.discovery import find_features
+from migrations.operations import DEFAULT_WAIT_SECONDS
 from shared.db.database import new_engine
 from shared.db.locks import advisory_lock
 
-ONE_MIGRATOR = text(f"SELECT pg_advisory_lock({advisory_lock('shared.migrations')})")
+POLL_SECONDS = 0.5
+ONE_MIGRATOR = text(f"SELECT pg_try_advisory_lock({advisory_lock('shared.migrations')})")
+SELECT_PID = text("SELECT pg_backend_pid()")
+SELECT_BLOCKERS = """
+SELECT pid, application_name, state, extract(epoch FROM now() - xact_start)::int AS seconds
+FROM unnest(pg_blocking_pids($1)) AS pid LEFT JOIN pg_stat_activity USING (pid) ORDER BY pid
+"""
+SESSION = {
+    "application_name": "tessera migrate",
+    # SET LOCAL of a revision ends with its transaction, and an autocommit block begins another.
+    "lock_timeout": "5s",
+}
+
+log = structlog.get_logger("migrations")
 
 if "autogenerate" in context.config.attributes:
     find_features()  # imports the models, which are compared with the database
@@ -22,21 +43,68 @@ def migrate(connection: Connection) -> None:
         target_metadata=SQLModel.metadata,
         compare_type=True,
         compare_server_default=True,
+        autogenerate_plugins=("alembic.autogenerate.*", "alembic.ext.checkconstraint_byname"),
         transaction_per_migration=True,
+        wait_seconds=context.config.attributes.get("wait_seconds", DEFAULT_WAIT_SECONDS),
         **context.config.attributes.get("autogenerate", {}),
     )
     with context.begin_transaction():
         context.run_migrations()
 
 
-async def run() -> None:
-    engine = new_engine(context.config.attributes["url"], {})
+async def run(url: str) -> None:
+    engine = new_engine(url, {"server_settings": SESSION}, poolclass=NullPool)
     async with engine.connect() as connection:
-        await connection.execute(ONE_MIGRATOR)
-        await connection.commit()  # a session-level lock outlives the transaction
-        await connection.run_sync(migrate)
+        await lock(connection)
+        pid = (await connection.execute(SELECT_PID)).scalar_one()
         await connection.commit()
-    await engine.dispose()
+        async with blockers_logged(url, pid):
+            await connection.run_sync(migrate)
+            await connection.commit()
 
 
-asyncio.run(run())
+async def lock(connection: AsyncConnection) -> None:
+    """Waits until no other process migrates, and takes the lock of the session.
+
+    Waits outside any transaction: a statement that waits for the lock has a snapshot, and
+    CREATE INDEX CONCURRENTLY of the process that migrates would wait for that.
+    """
+    waited = False
+    while not (await connection.execute(ONE_MIGRATOR)).scalar():
+        await connection.commit()
+        if not waited:
+            log.info("waiting_for_other_migration")
+        waited = True
+        await asyncio.sleep(POLL_SECONDS)
+    await connection.commit()  # a session-level lock outlives the transaction
+
+
+@asynccontextmanager
+async def blockers_logged(url: str, pid: int) -> AsyncIterator[None]:
+    """Logs, during the block, which sessions the one with this `pid` waits for."""
+    task = asyncio.create_task(log_blockers(url, pid))
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError, OSError, asyncpg.PostgresError):
+            await task
+
+
+async def log_blockers(url: str, pid: int) -> None:
+    await asyncio.sleep(POLL_SECONDS)  # most migrations have ended by then
+    connection: asyncpg.Connection[Any] = await asyncpg.connect(url, server_settings=SESSION)
+    logged: set[int] = set()
+    try:
+        while True:
+            blockers = await connection.fetch(SELECT_BLOCKERS, pid)
+            for blocker in blockers:
+                if blocker["pid"] not in logged:
+                    log.warning("migration_waits", **dict(blocker))
+            logged = {blocker["pid"] for blocker in blockers}
+            await asyncio.sleep(POLL_SECONDS)
+    finally:
+        connection.terminate()
+
+
+asyncio.run(run(context.config.attributes["url"]))

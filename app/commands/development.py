@@ -73,7 +73,8 @@ def migration(
 @commands.command("lint-migrations")
 def lint_migrations() -> None:
     """Report what is unsafe on a live table in any revision; exit status 1 if there is any."""
-    _refuse_unsafe(load_revisions().walk_revisions())
+    with exit_on_user_error():
+        _refuse_unsafe(load_revisions().walk_revisions())
 
 
 def _refuse_unsafe(scripts: Iterable[Script]) -> None:

@@ -9,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from sqlmodel import SQLModel
 from starlette.routing import Match
 
+from app.migrations import head_of, load_revisions
 from app.scaffold.formatting import format_code
 from app.scaffold.naming import FORBIDDEN, NameRefused, Names, names_of
 
@@ -50,7 +51,8 @@ def render(names: Names) -> Iterator[tuple[Path, str]]:
     templates = Environment(  # noqa: S701  # it renders Python, which needs no HTML escaping
         loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, keep_trailing_newline=True
     )
-    values = {key: getattr(names, key) for key in ("cls", "words", "word", "a_word", "path")}
+    values = {"users_head": head_of(load_revisions(), "users")}
+    values |= {key: getattr(names, key) for key in ("cls", "words", "word", "a_word", "path")}
     for name in templates.list_templates(extensions=["jinja"]):
         path = Path(name.replace("__feature__", names.feature).removesuffix(".jinja"))
         text = templates.get_template(name)

@@ -14,13 +14,16 @@ import asyncpg
 from alembic import command
 from alembic.autogenerate import renderers
 from alembic.autogenerate.api import AutogenContext
+from alembic.migration import MigrationContext
 from alembic.operations.ops import ExecuteSQLOp
 from alembic.script import Script
+from sqlalchemy import Enum
 from sqlalchemy.engine import make_url
 from sqlmodel import AutoString, UTCDateTime
 
 from app.discovery import branches_of, find_features
-from app.migrations import ROOT, alembic_config
+from app.migrations import ROOT, alembic_config, has_revisions, head_of, load_revisions
+from app.scaffold.comparing import compare_models
 from app.scaffold.definitions import compare_definitions
 from app.scaffold.formatting import format_code
 from shared.db.tables import table_owners
@@ -68,12 +71,27 @@ def write_revision(server_url: str, feature: str, message: str) -> Script:
             version_path=str(folder),
             head="base" if is_first else f"{feature}@head",
             branch_label=feature if is_first else None,
-            depends_on=others or "shared" if is_first else None,  # type: ignore[arg-type]  # a list is allowed
+            depends_on=_missing_heads(feature, others),  # type: ignore[arg-type]  # a list is allowed
         )
     if not isinstance(script, Script):
         raise NothingToRevise(f"the tables of {feature!r} are as its migrations make them")
     format_code([Path(script.path)])
     return script
+
+
+def _missing_heads(feature: str, dependencies: list[str]) -> list[str]:
+    """Returns the heads of the dependencies that the branch of the feature does not reach yet.
+
+    So the branch alone can be migrated, although a dependency was declared later, or has changed.
+    """
+    revisions = load_revisions()
+    reached: set[str] = set()
+    if has_revisions(feature):
+        reached = {each.revision for each in revisions.get_all_current((f"{feature}@head",))}
+    elif feature != "shared":
+        dependencies = dependencies or ["shared"]
+    heads = [head_of(revisions, name) for name in dependencies]
+    return [head for head in heads if head not in reached]
 
 
 def _hooks(feature: str, before: dict[str, str], after: dict[str, str]) -> dict[str, Any]:
@@ -83,10 +101,14 @@ def _hooks(feature: str, before: dict[str, str], after: dict[str, str]) -> dict[
     def include(_object: Any, name: str | None, kind: str, *_: Any) -> bool:
         return kind != "table" or name in own
 
-    def complete(_context: Any, _revision: Any, directives: list[Any]) -> None:
+    def complete(context: MigrationContext, _revision: Any, directives: list[Any]) -> None:
         revision = directives[0]
-        revision.upgrade_ops.ops += _replace(before, after)
-        revision.downgrade_ops.ops[:0] = _replace(after, before)
+        assert context.connection
+        changes = compare_models(context.connection, own)
+        revision.upgrade_ops.ops[:0] = changes.before_upgrade
+        revision.upgrade_ops.ops += _replace(before, after) + changes.after_upgrade
+        revision.downgrade_ops.ops[:0] = changes.before_downgrade + _replace(after, before)
+        revision.downgrade_ops.ops += changes.after_downgrade
         if revision.upgrade_ops.is_empty():
             directives.clear()
 
@@ -123,6 +145,10 @@ def _render_type(kind: str, item: Any, context: AutogenContext) -> str | bool:
     if kind == "type" and isinstance(item, UTCDateTime):
         context.imports.add("import sqlmodel")
         return "sqlmodel.UTCDateTime()"
+    if kind == "type" and isinstance(item, Enum) and item.native_enum:  # made by CREATE TYPE
+        context.imports.add("from sqlalchemy.dialects import postgresql")
+        values = ", ".join(map(repr, item.enums))
+        return f"postgresql.ENUM({values}, name={item.name!r}, create_type=False)"
     return False
 
 

@@ -12,17 +12,17 @@ from typing import Any
 
 import asyncpg
 import structlog
-from asyncpg import connect
+from asyncpg import PostgresError, connect
 from fastapi import FastAPI, Request
 from sqlalchemy import event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from shared.db.changes import Subscriber, Subscribers, Subscription
-from shared.db.errors import CONNECT_ERRORS, UNREACHABLE
+from shared.db.errors import CONNECT_ERRORS, UNREACHABLE, has_stale_plan
 from shared.db.notifications import Notifier
 from shared.db.outbox import outbox_subscriber
 from shared.db.pool import (
@@ -71,6 +71,8 @@ class Database:
         size, self._wait_seconds = settings.database_pool_size, settings.database_pool_timeout
         self.direct_url = settings.database_direct_url or url
         self.engine = _new_engine(url, settings, size)
+        event.listen(self.engine.sync_engine, "checkout", self._refuse_stale)
+        self._generation = 0
         self.probe = _new_engine(url, settings, 1)
         self.primary = _read_pool(url, settings)
         self.replica: Replica | None = None
@@ -98,10 +100,11 @@ class Database:
         """
         with self._translate_connect_errors():
             pooled = await self.engine.raw_connection()
-        async with transaction(
-            self.engine, self._begin, pooled, self._committing, self._subscribers
-        ) as session:
-            yield session
+        with self._forget_stale_plans():
+            async with transaction(
+                self.engine, self._begin, pooled, self._committing, self._subscribers
+            ) as session:
+                yield session
         self._notifier.notify(session.notified)
 
     @asynccontextmanager
@@ -122,8 +125,9 @@ class Database:
         Raises:
             Unavailable: no connection can be made, or none becomes free in time.
         """
-        async with self._connection(request, snapshot=True) as connection:
-            yield SnapshotSession(connection)
+        with self._forget_stale_plans():
+            async with self._connection(request, snapshot=True) as connection:
+                yield SnapshotSession(connection)
 
     @asynccontextmanager
     async def direct(self) -> AsyncIterator["asyncpg.Connection[Any]"]:
@@ -185,6 +189,23 @@ class Database:
         if self.replica is None:
             return self.primary.connection(snapshot=snapshot)
         return self.replica.connection(request, snapshot=snapshot)
+
+    @contextmanager
+    def _forget_stale_plans(self) -> Iterator[None]:
+        """Replaces all connections if one has a stale plan, as each would fail once."""
+        generation = self._generation
+        try:
+            yield
+        except (PostgresError, DBAPIError) as error:
+            if has_stale_plan(error) and generation == self._generation:
+                self._generation += 1
+                for pool in self._read_pools.values():
+                    pool.replace_connections()
+            raise
+
+    def _refuse_stale(self, _connection: Any, record: Any, _proxy: Any) -> None:
+        if record.info.setdefault("generation", self._generation) != self._generation:
+            raise DisconnectionError  # SQLAlchemy connects anew
 
     @contextmanager
     def _translate_connect_errors(self) -> Iterator[None]:

@@ -1,6 +1,11 @@
 """The errors of PostgreSQL and of its connections, and the problems that they are to a client."""
 
-from asyncpg import InterfaceError, InternalClientError, PostgresError
+from asyncpg import (
+    InterfaceError,
+    InternalClientError,
+    InvalidCachedStatementError,
+    PostgresError,
+)
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
 
 from shared.problems import Problem, Unavailable, Unprocessable
@@ -26,6 +31,12 @@ def database_cause(error: DBAPIError | PostgresError) -> BaseException | None:
     return error
 
 
+def has_stale_plan(error: DBAPIError | PostgresError) -> bool:
+    """Returns whether a migration has changed the columns of a statement since its connection
+    prepared it. asyncpg prepares it again itself, but not in a transaction."""
+    return isinstance(database_cause(error), InvalidCachedStatementError)
+
+
 def database_problem(error: DBAPIError | PostgresError) -> Problem | None:
     """Translates a database error into a problem; returns None for a bug in our code.
 
@@ -36,6 +47,8 @@ def database_problem(error: DBAPIError | PostgresError) -> Problem | None:
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return Unavailable(CONNECTION_LOST)
     cause = database_cause(error)
+    if has_stale_plan(error):
+        return Unavailable("The database has just been migrated; please try again")
     if isinstance(cause, OSError):
         return Unavailable(UNREACHABLE)
     state = cause.sqlstate if isinstance(cause, PostgresError) else None

@@ -63,6 +63,7 @@ class ReadPool:
         self.in_use = 0
         self._slots = asyncio.Semaphore(size)
         self._idle: list[Connection] = []
+        self._generation = 0
         self._open = True
         pooler: dict[str, Any] = {"statement_cache_size": 0} if timeouts else {}
         self._connect = partial(
@@ -86,7 +87,7 @@ class ReadPool:
         try:
             connection = await self._idle_or_new()
             self.in_use += 1
-            reusable = True
+            reusable, generation = True, self._generation
             try:
                 if snapshot or self.timeouts:
                     async with self._transaction(connection, snapshot=snapshot):
@@ -103,7 +104,7 @@ class ReadPool:
                 raise
             finally:
                 self.in_use -= 1
-                if reusable and self._open:
+                if reusable and self._open and generation == self._generation:
                     self._idle.append(connection)
                 else:
                     await _close(connection, CANCEL_TIMEOUT_SECONDS)
@@ -133,6 +134,12 @@ class ReadPool:
             if self.timeouts:
                 await connection.execute(self.timeouts)
             yield
+
+    def replace_connections(self) -> None:
+        """Closes all idle connections now, and those in use when they are returned."""
+        self._generation += 1
+        while self._idle:
+            self._idle.pop().terminate()
 
     async def close(self) -> None:
         """Closes all idle connections; one in use is closed when it is returned."""

@@ -1,9 +1,7 @@
 """Any feature that no other feature depends on can be deleted, and the rest still works."""
 
-import secrets
 import shutil
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
@@ -14,7 +12,6 @@ from app.discovery import find_features
 from app.migrations import alembic_config, has_revisions, load_revisions, upgrade
 from shared.db.tables import table_owners
 from tests.kit import Server, free_port
-from tests.kit.servers import drop_database, execute
 from tests.repository_copies import BIN, ROOT, copy_repository, run, run_app, run_suite
 from tests.serving import serving
 
@@ -52,14 +49,6 @@ def test_a_feature_has_tests_and_a_branch_for_its_tables(feature: str) -> None:
         f"{feature} has tables and no migrations/{feature}, or the other way about"
     )
     assert (feature in labels) == has_tables, f"migrations/{feature} is no branch"
-
-
-@pytest.fixture
-async def empty_database(server: Server) -> AsyncIterator[str]:
-    name = f"test_{secrets.token_hex(8)}"
-    await execute(server.admin_url, f'CREATE DATABASE "{name}"')
-    yield server.url(name)
-    await drop_database(server.admin_url, name)
 
 
 @pytest.mark.verify

@@ -7,7 +7,8 @@ import pytest
 from alembic.script import Script
 
 from app.migrations import ROOT, load_revisions
-from app.scaffold.linting import unsafe_operations
+from app.scaffold.linting import sql_of, unsafe_operations
+from shared.feature import FeatureError
 from tests.repository_copies import copy_repository, run_app
 
 REVISIONS = {script.revision: script for script in load_revisions().walk_revisions()}
@@ -64,13 +65,60 @@ def test_what_is_accepted_in_the_revision_is_passed_over(tmp_path: Path) -> None
     assert unsafe_operations(revision(tmp_path, drop, '("ban-drop-column",)')) == []
 
 
-def test_the_safe_way_to_add_an_index_is_passed_over(tmp_path: Path) -> None:
-    safe = (
+@pytest.mark.parametrize(
+    "operation",
+    [
+        'create_index_concurrently("ix", "items", ["title"])',
+        'drop_index_concurrently("ix", "items")',
+    ],
+)
+def test_the_safe_ways_to_change_an_index_are_passed_over(tmp_path: Path, operation: str) -> None:
+    safe = f"    from migrations import operations\n    operations.{operation}"
+    assert unsafe_operations(revision(tmp_path, safe)) == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "change", "function"),
+    [
+        ("creation", 'op.create_index("ix", "items", ["title"])', "create_index_concurrently"),
+        ("deletion", 'op.drop_index("ix")', "drop_index_concurrently"),
+    ],
+)
+def test_an_index_that_would_lock_is_refused_with_what_to_call_instead(
+    tmp_path: Path, rule: str, change: str, function: str
+) -> None:
+    (found,) = unsafe_operations(revision(tmp_path, f"    {change}"))
+    assert f"require-concurrent-index-{rule}" in found
+    assert f"Call {function} of migrations/operations.py" in found
+
+
+def test_a_backfill_is_read_as_one_update(tmp_path: Path) -> None:
+    call = 'backfill("items", "title = \'a:b\'", where="title = \'10 %\'")'
+    script = revision(tmp_path, f"    from migrations import operations\n    operations.{call}")
+    assert "UPDATE items SET title = 'a:b' WHERE title = '10 %';" in sql_of(script, "upgrade")
+
+
+@pytest.mark.parametrize(
+    "loop",
+    [
+        'while op.get_bind().execute(sa.text("UPDATE items SET title = title")).rowcount: pass',
+        'while op.execute("UPDATE items SET title = title").rowcount: pass',
+    ],
+)
+def test_a_revision_that_needs_a_database_to_be_read_is_named(tmp_path: Path, loop: str) -> None:
+    with pytest.raises(FeatureError, match=r"0001_change.py: upgrade\(\) .* call backfill of"):
+        unsafe_operations(revision(tmp_path, f"    {loop}"))
+
+
+def test_an_index_that_is_built_concurrently_by_hand_is_refused(tmp_path: Path) -> None:
+    by_hand = (
         "    with op.get_context().autocommit_block():\n"
         "        op.execute(\"SET lock_timeout = '5s'\")\n"
         '        op.create_index("ix", "items", ["title"], postgresql_concurrently=True)'
     )
-    assert unsafe_operations(revision(tmp_path, safe)) == []
+    (found,) = unsafe_operations(revision(tmp_path, by_hand))
+    assert found.startswith("0001_change.py:10: op.create_index(")
+    assert "\n  concurrently-by-hand: " in found
 
 
 @pytest.mark.verify

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
+import pytest
 from sqlalchemy.engine import make_url
 
 from app.discovery import branches_of, extensions_of
 from app.embedded import DISPOSABLE, embedded_postgres, ensure_database
-from app.migrations import upgrade
+from app.migrations import MigrationError, upgrade
 from shared.feature import Feature
 
 IMAGE = "pgvector/pgvector:pg17"
@@ -34,7 +35,11 @@ class Server:
 
 @contextmanager
 def running_server(features: Sequence[Feature]) -> Iterator[Server]:
-    """Finds or starts a server, creates the template database, and drops it after the block."""
+    """Finds or starts a server, creates the template database, and drops it after the block.
+
+    Raises:
+        UsageError: a migration fails.
+    """
     with ExitStack() as stack:
         if url := os.environ.get("APP_TEST_DATABASE_URL"):
             name = "APP_TEST_DATABASE_URL"
@@ -45,7 +50,10 @@ def running_server(features: Sequence[Feature]) -> Iterator[Server]:
         server = Server(name, url, f"template_{secrets.token_hex(6)}")
         asyncio.run(execute(url, f'CREATE DATABASE "{server.template}"'))
         stack.callback(lambda: asyncio.run(drop_database(url, server.template)))
-        upgrade(server.url(server.template), branches_of(features))
+        try:
+            upgrade(server.url(server.template), branches_of(features))
+        except MigrationError as error:  # pytest prints a UsageError as one line, and ends
+            raise pytest.UsageError(f"the tests need a migrated database: {error}") from None
         yield server
 
 

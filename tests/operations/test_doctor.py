@@ -29,7 +29,7 @@ def test_a_working_installation_is_shown(database_url: str, tmp_path: Path) -> N
         "items",
         "users",
         "/items/{item_id}  GET",
-        "items_0001",
+        "items_0002",
         "ok    extension vector: ",
     ):
         assert shown in said
@@ -64,7 +64,7 @@ def test_branches_that_fork_or_are_missing_are_named(database_url: str, tmp_path
     shutil.rmtree(tmp_path / "migrations/search")
     for fork in ("left", "right"):
         (tmp_path / f"migrations/items/9999_{fork}.py").write_text(
-            f"revision, down_revision = 'items_{fork}', 'items_0001'\n"
+            f"revision, down_revision = 'items_{fork}', 'items_0002'\n"
             "branch_labels = depends_on = None\n"
         )
     said, status = doctor(tmp_path, database_url, tmp_path)

@@ -1,0 +1,177 @@
+"""`make migration` writes revisions that run as they are: up, down, and with their branch alone."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from shutil import copytree
+
+import pytest
+
+from tests.kit import Server
+from tests.repository_copies import copy_repository, run, run_app, run_suite
+
+pytestmark = [pytest.mark.verify, pytest.mark.timeout(300)]
+
+UP_DOWN_UP = """
+import sys
+from alembic import command
+from app.migrations import alembic_config
+config = alembic_config(sys.argv[1])
+for run, target in (
+    (command.upgrade, "orders@head"), (command.downgrade, "orders@-1"),
+    (command.upgrade, "orders@head"), (command.downgrade, "orders@base"),
+    (command.upgrade, "orders@head"),
+):
+    run(config, target)
+"""
+Change = Callable[[str, str], None]
+Revise = Callable[[], str]
+
+
+@pytest.fixture(scope="module")
+def orders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the repository with a new feature `orders`."""
+    folder = tmp_path_factory.mktemp("orders")
+    copy_repository(folder)
+    done = run_app(folder, "new-feature", "orders")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def code(orders: Path, tmp_path: Path) -> Path:
+    return copytree(orders, tmp_path / "code")
+
+
+@pytest.fixture
+def tables(code: Path) -> Change:
+    """Replaces text in the tables of orders."""
+
+    def change(old: str, new: str) -> None:
+        path = code / "features/orders/tables.py"
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new, 1))
+
+    return change
+
+
+@pytest.fixture
+def revise(code: Path, server: Server, empty_database: str) -> Revise:
+    """Writes a revision, runs its branch up and down, and returns its text."""
+
+    def write() -> str:
+        written = set(code.glob("migrations/orders/*.py"))
+        done = run_app(code, "migration", "orders", "change", database=server.admin_url)
+        assert "Traceback" not in done.stderr, done.stderr
+        (path,) = set(code.glob("migrations/orders/*.py")) - written
+        done = run(code, sys.executable, "-c", UP_DOWN_UP, empty_database)
+        assert done.returncode == 0, path.read_text() + done.stderr
+        again = run_app(code, "migration", "orders", "again", database=server.admin_url)
+        assert again.stderr == "error: the tables of 'orders' are as its migrations make them\n"
+        return path.read_text()
+
+    return write
+
+
+def test_a_first_revision_depends_on_the_heads_it_was_written_against(code: Path) -> None:
+    text = (code / "migrations/orders/0001_orders.py").read_text()
+    assert 'depends_on = ("users_0002",)' in text
+
+
+def test_a_later_revision_depends_on_a_feature_that_was_declared_since(
+    code: Path, tables: Change, revise: Revise
+) -> None:
+    declared = code / "features/orders/__init__.py"
+    declared.write_text(declared.read_text().replace('("users",)', '("users", "items")'))
+    tables(
+        "    title: str\n", '    title: str\n    item_id: UUID = Field(foreign_key="items.id")\n'
+    )
+    assert 'depends_on = "items_0002"' in revise()
+    tables("    title: str\n", "    title: str\n    size: int | None = None\n")
+    assert "depends_on = None" in revise()
+
+
+ENUM = "class Colour(StrEnum):\n    RED = 'r'\n    BLUE = \"b'\"\n\n\nclass Order("
+
+
+def test_an_enum_type_is_created_extended_and_dropped(
+    code: Path, tables: Change, revise: Revise, server: Server
+) -> None:
+    tables("from uuid", "from enum import StrEnum\nfrom uuid")
+    tables("class Order(", ENUM)
+    tables("    title: str\n", "    title: str\n    colour: Colour | None = None\n")
+    assert "CREATE TYPE colour AS ENUM ('RED', 'BLUE')" in revise()
+    tables("    RED = 'r'\n", "    GREEN = 'g'\n    RED = 'r'\n    PINK = 'p'\n")
+    text = revise()
+    assert "ADD VALUE IF NOT EXISTS 'GREEN' BEFORE 'RED'" in text
+    assert "ADD VALUE IF NOT EXISTS 'PINK' AFTER 'RED'" in text
+    tables("    RED = 'r'\n", "")
+    done = run_app(code, "migration", "orders", "lose red", database=server.admin_url)
+    assert "enum type colour has lost or moved values: from GREEN, RED, PINK, BLUE" in done.stderr
+    tables("    colour: Colour | None = None\n", "")
+    assert "DROP TYPE colour" in revise()
+
+
+def test_a_table_with_an_enum_type_can_be_created_and_dropped(
+    tables: Change, revise: Revise
+) -> None:
+    tables("from uuid", "from enum import StrEnum\nfrom uuid")
+    tables("class Order(", ENUM)
+    tables(
+        "ORDERS = table_of",
+        'class Parcel(Timestamped, table=True):\n    __tablename__ = "parcels"\n'
+        "    id: UUID = Field(default_factory=uuid7, primary_key=True)\n    colour: Colour\n\n\n"
+        "ORDERS = table_of",
+    )
+    text = revise()
+    assert text.count("CREATE TYPE colour") == 1
+    assert text.count("create_type=False") == 1
+
+
+def test_a_check_is_added_changed_and_dropped(tables: Change, revise: Revise) -> None:
+    tables("from sqlalchemy import Index", "from sqlalchemy import CheckConstraint, Index")
+    tables(
+        "__table_args__ = (",
+        '__table_args__ = (\n        CheckConstraint("size > 0", name="size"),',
+    )
+    tables("    title: str\n", "    title: str\n    size: int | None = None\n")
+    assert "create_check_constraint" in revise()
+    tables('"size > 0"', "\"size > 10 AND title <> ':no'\"")
+    text = revise()
+    assert text.index("drop_constraint(") < text.index("create_check_constraint(")
+    tables('"size > 10 AND', '"size > width AND')
+    tables("    title: str\n", "    title: str\n    width: int | None = None\n")
+    text = revise()
+    assert text.index("add_column(") < text.index("create_check_constraint(")
+    tables('        CheckConstraint("size > width AND title <> \':no\'", name="size"),\n', "")
+    assert "drop_constraint(" in revise()
+
+
+def test_a_migration_that_fails_ends_the_tests_with_one_message(
+    code: Path, server: Server, empty_database: str
+) -> None:
+    path = code / "migrations/orders/0001_orders.py"
+    path.write_text(
+        path.read_text()
+        .replace('op.drop_table("orders")', "pass")
+        .replace("def downgrade", "    op.execute('DROP TABLE nothing')\n\n\ndef downgrade")
+    )
+    for arguments in ([], ["-n", "2"]):
+        done = run_suite(
+            code,
+            sys.executable,
+            "-m",
+            "pytest",
+            "features/orders",
+            *arguments,
+            database=server.admin_url,
+        )
+        said = done.stdout + done.stderr
+        assert done.returncode == pytest.ExitCode.USAGE_ERROR
+        assert "migrations/orders/0001_orders.py:" in said
+        assert 'UndefinedTableError: table "nothing" does not exist' in said
+        assert "Traceback" not in said
+        assert len(said.splitlines()) < 5, said
+    migrated = run_app(code, "migrate", database=empty_database)
+    assert "UndefinedTableError" in migrated.stderr
+    assert "Traceback" not in migrated.stderr
