@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from alembic.script import Script
 
+from app import removal
 from app.commands.database import running_database
 from app.discovery import find_features
 from app.main import create_app
@@ -14,9 +15,16 @@ from app.migrations import load_revisions
 from app.scaffold.affected import affected_by, changed_files
 from app.scaffold.documents import write_parts
 from shared.cli import exit_on_user_error
-from shared.settings import Settings, load_settings
+from shared.settings import ConfigurationError, Settings, load_settings
 
 commands = typer.Typer()
+
+AFTER_REMOVAL = """
+In production:
+1. Deploy the code without it. The database keeps the tables, and each process says so at its start.
+2. When no process of an older release is left, drop the tables with the code of the last release
+   that has it (here {commit}):
+     python -m app drop-feature {name}"""
 
 
 @commands.command("new-feature")
@@ -36,6 +44,19 @@ def new_feature(
     for path in files:
         typer.echo(path)
     typer.echo(f"Now: make test feature={feature}")
+
+
+@commands.command("remove-feature")
+def remove_feature(
+    name: Annotated[str, typer.Argument(help="A feature that no other depends on")],
+) -> None:
+    """Remove a feature: its tables from the development database, and its folders."""
+    with exit_on_user_error(), running_database() as settings:
+        if settings.env == "prod":
+            raise ConfigurationError("this deletes code; in production run `drop-feature`")
+        done = removal.remove_feature(settings, name)
+    typer.echo("\n".join(done))
+    typer.echo(AFTER_REMOVAL.format(name=name, commit=removal.last_commit() or "no commit yet"))
 
 
 @commands.command("keep-openapi")
