@@ -22,6 +22,11 @@ from shared.feature import Feature, FeatureError
 from shared.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
+IN_PRODUCTION = """
+In production, first deploy the code without it: the database keeps the tables, and each process
+says so at its start. When no process of an older release is left, drop them with the code of the
+last release that has it ({commit}):
+  python -m app drop-feature {name}"""
 
 
 def drop_tables(url: str, name: str) -> bool:
@@ -32,7 +37,7 @@ def drop_tables(url: str, name: str) -> bool:
             or revisions of it that this code does not have. Nothing has been dropped.
     """
     schema = asyncio.run(_read_schema(url))
-    refuse_if_needed(name, [other for other in _dependents(name) if other in schema.branches])
+    _refuse_if_needed(name, [other for other in _dependents(name) if other in schema.branches])
     if newer := [revision for revision in schema.unknown if branch_of(revision) == name]:
         raise FeatureError(
             f"the database has {', '.join(newer)}, which this code does not have: use the last "
@@ -43,29 +48,30 @@ def drop_tables(url: str, name: str) -> bool:
     return name in schema.branches
 
 
-def remove_feature(settings: Settings, name: str) -> list[str]:
+def remove(settings: Settings, name: str) -> list[str]:
     """Drops a feature's tables, deletes its folders and corrects the stored API documents.
 
     Work in these folders that is not committed goes to `git stash`.
 
     Returns:
-        What it has done, a line for each.
+        What it has done, a line for each, and what is left to do.
 
     Raises:
         FeatureError: there is no such feature, or another depends on it, or its tables cannot be
             dropped. No file has been deleted.
     """
     features = find_features()
-    refuse_if_needed(name, _dependents(name))
+    _refuse_if_needed(name, _dependents(name))
     assert settings.database_url
     dropped = drop_tables(settings.database_direct_url or settings.database_url, name)
     done = [f"dropped the tables of {name}"] if dropped else []
     folders = [f for f in (f"features/{name}", f"migrations/{name}") if (ROOT / f).exists()]
     done += _stash(folders)
     for folder in folders:
-        shutil.rmtree(ROOT / folder, ignore_errors=True)  # the stash may have taken it already
+        if (ROOT / folder).exists():  # the stash takes a folder that was never committed
+            shutil.rmtree(ROOT / folder)
         done.append(f"deleted {folder}")
-    return done + _correct_documents(settings, features, name)
+    return done + _correct_documents(settings, features, name) + _left_for_production(name)
 
 
 def _dependents(name: str) -> list[str]:
@@ -75,10 +81,10 @@ def _dependents(name: str) -> list[str]:
     return sorted({*declared, *dependents_of(name, load_revisions())})
 
 
-def refuse_if_needed(name: str, dependents: Sequence[str]) -> None:
+def _refuse_if_needed(name: str, dependents: Sequence[str]) -> None:
     if dependents:
         depend = "depends" if len(dependents) == 1 else "depend"
-        raise FeatureError(f"{', '.join(dependents)} {depend} on {name!r}")
+        raise FeatureError(f"{name!r} is needed: {', '.join(dependents)} {depend} on it")
 
 
 async def _read_schema(url: str) -> SchemaState:
@@ -103,9 +109,13 @@ def _stash(folders: Sequence[str]) -> list[str]:
     return ["moved what was not committed to `git stash`"]
 
 
-def last_commit() -> str | None:
-    """Returns the commit that is checked out, which still has the feature."""
-    return (_git("rev-parse", "--short", "HEAD") or "").strip() or None
+def _left_for_production(name: str) -> list[str]:
+    """Returns what is to be done there, or nothing if the feature has never been committed."""
+    commit = _git("rev-parse", "--short", "HEAD")
+    if commit and _git("cat-file", "-e", f"HEAD:features/{name}") is None:
+        return []
+    last = f"commit {commit.strip()} has it" if commit else "this copy is in no git repository"
+    return [IN_PRODUCTION.format(name=name, commit=last)]
 
 
 def _git(*arguments: str) -> str | None:

@@ -7,24 +7,17 @@ from typing import Annotated
 import typer
 from alembic.script import Script
 
-from app import removal
 from app.commands.database import running_database
 from app.discovery import find_features
 from app.main import create_app
 from app.migrations import load_revisions
+from app.removal import remove
 from app.scaffold.affected import affected_by, changed_files
 from app.scaffold.documents import write_parts
 from shared.cli import exit_on_user_error
 from shared.settings import ConfigurationError, Settings, load_settings
 
 commands = typer.Typer()
-
-AFTER_REMOVAL = """
-In production:
-1. Deploy the code without it. The database keeps the tables, and each process says so at its start.
-2. When no process of an older release is left, drop the tables with the code of the last release
-   that has it (here {commit}):
-     python -m app drop-feature {name}"""
 
 
 @commands.command("new-feature")
@@ -54,9 +47,8 @@ def remove_feature(
     with exit_on_user_error(), running_database() as settings:
         if settings.env == "prod":
             raise ConfigurationError("this deletes code; in production run `drop-feature`")
-        done = removal.remove_feature(settings, name)
-    typer.echo("\n".join(done))
-    typer.echo(AFTER_REMOVAL.format(name=name, commit=removal.last_commit() or "no commit yet"))
+        for line in remove(settings, name):
+            typer.echo(line)
 
 
 @commands.command("keep-openapi")

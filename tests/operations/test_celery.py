@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from shared.problems import Unavailable
 from shared.settings import Settings
 from shared.tasks import Task
-from tests.app_helpers import capture_log, sample, scrape_metrics
+from tests.app_helpers import INSERT_EXPIRED_KEY, capture_log, sample, scrape_metrics
 from tests.kit import Redis, free_port, wait_until
 from tests.kit.servers import execute
 from tests.operations.celery_workers import (
@@ -53,12 +53,6 @@ def test_inline_imports_nothing_of_celery() -> None:
     assert said.stdout.strip() == b""
 
 
-EXPIRED = """
-INSERT INTO idempotency_keys (user_id, key, fingerprint, status, headers, body, expires_at)
-VALUES (gen_random_uuid(), 'old', '', 200, '{}', '', now() - interval '1 minute')
-"""
-
-
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("queue", ["inline", "celery"])
 def test_celery_runs_the_background_tasks(
@@ -72,7 +66,7 @@ def test_celery_runs_the_background_tasks(
     """Mail is sent, expired rows are deleted, and traces are propagated."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://{collector.address}")
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
-    asyncio.run(execute(database_url, EXPIRED))
+    asyncio.run(execute(database_url, INSERT_EXPIRED_KEY))
     chosen = variables | {"task_queue": queue}
     workers = celery_worker(chosen, tmp_path) if queue == "celery" else nullcontext()
     with workers, signed_in(chosen, tmp_path):

@@ -3,6 +3,7 @@
 The process under test has one extra route and one extra background task, both with a bug.
 """
 
+import asyncio
 import json
 import os
 import signal
@@ -22,8 +23,9 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from app.main import create_app
 from shared.settings import Settings
-from tests.app_helpers import Sample, parse_metrics, sample, scrape_metrics
+from tests.app_helpers import INSERT_EXPIRED_KEY, Sample, parse_metrics, sample, scrape_metrics
 from tests.kit import PASSWORD, connect, free_port, wait_until
+from tests.kit.servers import execute
 from tests.operations.collecting import Collector
 from tests.serving import ROOT, environment, read_line, serving, stop
 
@@ -275,7 +277,10 @@ def test_each_of_several_workers_answers_for_all(settings: Settings, tmp_path: P
 
 
 @pytest.mark.verify
-def test_a_worker_without_http_has_metrics(settings: Settings, tmp_path: Path) -> None:
+def test_a_worker_without_http_has_metrics(
+    settings: Settings, database_url: str, tmp_path: Path
+) -> None:
+    asyncio.run(execute(database_url, INSERT_EXPIRED_KEY))
     port = free_port()
     wanted = {
         "env": "test",
@@ -288,7 +293,7 @@ def test_a_worker_without_http_has_metrics(settings: Settings, tmp_path: Path) -
             [sys.executable, "-m", "app", "worker"], cwd=ROOT, env=environment(wanted), stderr=log
         )
     try:
-        rows = sample("tessera_task_batch_seconds_count", task="deliver_mail")
+        rows = sample("tessera_task_batch_seconds_count", task="delete_expired_keys")
         url = f"http://127.0.0.1:{port}/metrics"
 
         def worked() -> list[float]:
