@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup run test verify check fix bench lock feature migration openapi up deploy down clean
+.PHONY: help setup run test verify check fix bench lock feature remove migration openapi up deploy down clean
 
 PYTHON ?= python3
 PORT ?= 8000
@@ -60,6 +60,9 @@ bench: setup ## The benchmarks, as ratios against baselines run side by side
 
 feature: setup ## A new feature with its tests and first migration: make feature name=orders
 	@$(BIN)/python -m app new-feature $(name) $(if $(singular),--singular $(singular))
+
+remove: setup ## Remove a feature, its tables in the development database included: make remove feature=orders
+	@$(BIN)/python -m app remove-feature $(feature)
 
 migration: setup ## A revision on a feature's branch: make migration feature=items message="add colour"
 	@$(BIN)/python -m app migration $(feature) "$(message)"

@@ -158,6 +158,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             if feature.lifespan:
                 add_resource(app, await stack.enter_async_context(feature.lifespan(app)))
         if state.runs_tasks:
+            await health.warn_of_unknown_migrations(app)
             dispatcher = _dispatcher(state.settings)
             await stack.enter_async_context(task_runner(app, state.tasks, dispatcher))
         yield

@@ -1,14 +1,19 @@
-"""Alembic, called from Python. Each feature is a branch of revisions in `migrations/<feature>/`."""
+"""Alembic, called from Python. Each feature is a branch of revisions in `migrations/<feature>/`.
 
-from collections.abc import Iterable
+The id of a revision begins with its branch: `items_0001`.
+"""
+
+import logging
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from traceback import extract_tb
 
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection
+from alembic.script import Script, ScriptDirectory
+from sqlalchemy import Connection, String, column, delete, insert, select, table
 from sqlalchemy.exc import DBAPIError
 
 from migrations.operations import DEFAULT_WAIT_SECONDS
@@ -16,6 +21,25 @@ from shared.db.errors import database_cause
 from shared.feature import FeatureError
 
 ROOT = Path(__file__).resolve().parents[1] / "migrations"
+log = logging.getLogger("alembic.runtime.migration")  # which `migrate` shows
+VERSION = column("version_num", String)
+VERSIONS = table("alembic_version", VERSION)
+
+
+@dataclass(frozen=True)
+class SchemaState:
+    """The revisions of a database beside those of this code.
+
+    Attributes:
+        pending: the heads of the code that the database has not reached.
+        unknown: the revisions of the database that the code does not have: those of newer code, or
+            of a feature that has been removed.
+        branches: the branches that the database has revisions of.
+    """
+
+    pending: list[str]
+    unknown: list[str]
+    branches: set[str]
 
 
 class MigrationError(FeatureError):
@@ -41,9 +65,10 @@ def upgrade(
 ) -> None:
     """Migrates the named branches and ignores all others, or migrates everything.
 
-    Concurrent runs are safe. Blocks: call it in a thread where an event loop runs. What blocks
-    nobody else, such as CREATE INDEX CONCURRENTLY, waits for another transaction for at most
-    `wait_seconds`.
+    Leaves alone what it does not know: features that have been removed, and branches whose newest
+    revision in the database is of newer code. Concurrent runs are safe. Blocks: call it in a thread
+    where an event loop runs. What blocks nobody else, such as CREATE INDEX CONCURRENTLY, waits for
+    another transaction for at most `wait_seconds`.
 
     Raises:
         MigrationError: a revision fails. Those before it are committed.
@@ -72,6 +97,26 @@ def _reason(error: Exception) -> str:
     return f"{type(cause).__name__}: {cause}"
 
 
+def downgrade(url: str, branch: str) -> None:
+    """Takes back the revisions of a branch, and of those that depend on it."""
+    command.downgrade(alembic_config(url), f"{branch}@base")
+
+
+def branch_of(revision: str) -> str:
+    return revision.rsplit("_", 1)[0]
+
+
+def dependents_of(branch: str, revisions: ScriptDirectory) -> list[str]:
+    """Returns the other branches that have a revision which depends on this branch."""
+    needing = {
+        branch_of(script.revision)
+        for script in revisions.walk_revisions()
+        for needed in revisions.get_all_current((script.revision,))
+        if branch_of(needed.revision) == branch
+    }
+    return sorted(needing - {branch})
+
+
 def has_revisions(branch: str) -> bool:
     """Returns whether this branch has revisions; a feature without tables needs none."""
     return any((ROOT / branch).glob("*.py"))
@@ -91,21 +136,82 @@ def head_of(revisions: ScriptDirectory, branch: str) -> str:
     return script.revision
 
 
-def pending(connection: Connection, revisions: ScriptDirectory) -> list[str]:
-    """Returns the heads of the code that the database has not reached.
+def schema_state(connection: Connection, revisions: ScriptDirectory) -> SchemaState:
+    """Compares the revisions of the database with those of the code.
 
-    A database with revisions that this code does not know was migrated by newer code: during a
-    rollout, old code keeps serving. Then a branch is pending only if the database records one of
-    its revisions.
+    Code that is older than the database keeps serving, as in a rollout.
     """
-    known = {script.revision for script in revisions.walk_revisions()}
-    current = set(MigrationContext.configure(connection).get_current_heads())
-    ahead = current - known
-    # The database does not record a head that another revision depends on: it is implied.
-    reached = {script.revision for script in revisions.get_all_current(tuple(current & known))}
+    rows = set(MigrationContext.configure(connection).get_current_heads())
+    unknown, implied = _unknown(rows, revisions)
+    # What a head depends on is reached: older code has recorded no row of it.
+    reached = _ids(revisions.get_all_current(tuple(rows - unknown)))
+    pending = [head for head in revisions.get_heads() if head not in reached | implied]
+    return SchemaState(pending, sorted(unknown), set(map(branch_of, reached | unknown)))
 
-    def behind(head: str) -> bool:
-        branch = {script.revision for script in revisions.iterate_revisions(head, "base")}
-        return head not in reached and bool(branch & current or not ahead)
 
-    return [head for head in revisions.get_heads() if behind(head)]
+def known_heads(migration: MigrationContext) -> list[str]:
+    """Returns the heads of the database that this code has, each with a row (`record_branches`).
+
+    The head of a branch of which the database has newer revisions is among them.
+    """
+    assert migration.script is not None
+    rows = set(migration.get_current_heads())
+    if not rows:
+        return []
+    unknown, implied = _unknown(rows, migration.script)
+    for revision in sorted(unknown):
+        log.info("Leaving alone: %s", describe_unknown(revision, migration.script))
+    return record_branches(migration, (rows - unknown) | implied)
+
+
+def record_branches(migration: MigrationContext, heads: Collection[str]) -> list[str]:
+    """Writes to the database the head of each branch that these heads have reached, and returns
+    what it has written. Revisions that this code does not have stay there.
+
+    Alembic records no head that another branch depends on. Once that branch's feature has been
+    removed, nothing would tell that the first is migrated.
+    """
+    assert migration.script is not None
+    assert migration.connection is not None
+    reached = migration.script.get_all_current(tuple(heads))
+    wanted = {script.revision for script in reached if not script.nextrev & _ids(reached)}
+    rows = set(migration.connection.scalars(select(VERSION).select_from(VERSIONS)))
+    rows &= _ids(migration.script.walk_revisions())
+    if superseded := rows - wanted:
+        migration.connection.execute(delete(VERSIONS).where(VERSION.in_(superseded)))
+    if missing := wanted - rows:
+        migration.connection.execute(insert(VERSIONS), [{"version_num": head} for head in missing])
+    return sorted(wanted)
+
+
+def without_implied(heads: Iterable[str], revisions: ScriptDirectory) -> tuple[str, ...]:
+    """Returns the heads that no other depends on: those that Alembic itself would record."""
+    heads = set(heads)
+    return tuple(
+        head for head in heads if head not in _ids(revisions.get_all_current(tuple(heads - {head})))
+    )
+
+
+def describe_unknown(revision: str, revisions: ScriptDirectory) -> str:
+    """Returns a line on a revision of the database that is not among these, of the code."""
+    branch = branch_of(revision)
+    if branch in map(branch_of, revisions.get_heads()):
+        return f"{revision} is newer than this code"
+    return (
+        f"{revision} is of {branch}, which this code does not have; to drop its tables, run"
+        f" `python -m app drop-feature {branch}` of the last release that has it"
+    )
+
+
+def _unknown(rows: set[str], revisions: ScriptDirectory) -> tuple[set[str], set[str]]:
+    """Returns the rows that are no revisions of the code, and the heads of the code that they tell
+    to be reached: of the same branches, and of all branches if the code has none of the rows."""
+    unknown = rows - _ids(revisions.walk_revisions())
+    newer = {branch_of(revision) for revision in unknown}
+    heads = revisions.get_heads()
+    implied = {head for head in heads if branch_of(head) in newer or unknown == rows}
+    return unknown, implied if unknown else set()
+
+
+def _ids(scripts: Iterable[Script]) -> set[str]:
+    return {script.revision for script in scripts}

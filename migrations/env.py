@@ -1,19 +1,21 @@
 """Runs migrations with asyncpg, one process at a time."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import asyncpg
 import structlog
 from alembic import context
+from alembic.runtime.migration import MigrationContext, MigrationInfo
 from sqlalchemy import Connection, NullPool, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import SQLModel
 
 import shared.db.tables  # noqa: F401  # the naming convention, whatever else is imported
 from app.discovery import find_features
+from app.migrations import known_heads, record_branches, without_implied
 from migrations.operations import DEFAULT_WAIT_SECONDS
 from shared.db.database import new_engine
 from shared.db.locks import advisory_lock
@@ -46,10 +48,33 @@ def migrate(connection: Connection) -> None:
         autogenerate_plugins=("alembic.autogenerate.*", "alembic.ext.checkconstraint_byname"),
         transaction_per_migration=True,
         wait_seconds=context.config.attributes.get("wait_seconds", DEFAULT_WAIT_SECONDS),
+        on_version_apply=record,
         **context.config.attributes.get("autogenerate", {}),
     )
+    show_known_heads(context.get_context())
     with context.begin_transaction():
         context.run_migrations()
+
+
+def record(
+    ctx: MigrationContext, step: MigrationInfo, heads: Collection[str], run_args: Mapping[str, Any]
+) -> None:
+    """Runs after each revision, in its transaction."""
+    record_branches(ctx, heads)
+
+
+def show_known_heads(migration: MigrationContext) -> None:
+    """Shows Alembic the revisions of the database that this code has: it would fail at others, and
+    where it plans what to run, at a head that another depends on."""
+    known, plan = tuple(known_heads(migration)), migration._migrations_fn
+    migration.get_current_heads = lambda: known  # type: ignore[method-assign]
+
+    def plan_without_implied(heads: tuple[str, ...], context: MigrationContext) -> Any:
+        assert context.script is not None
+        assert plan is not None
+        return plan(without_implied(heads, context.script), context)
+
+    migration._migrations_fn = plan_without_implied
 
 
 async def run(url: str) -> None:

@@ -5,6 +5,7 @@ import importlib
 import pkgutil
 import re
 import shutil
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,11 @@ TOUR = re.compile(r"<!-- tour -->\n```bash\n(.*?)```", re.DOTALL)
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the tour is taken with curl")
-def test_the_tour_works_as_it_stands(address: str, tmp_path: Path) -> None:
-    (tour,) = TOUR.findall(README)
+def test_the_tours_work_as_they_stand(address: str, tmp_path: Path) -> None:
+    """Those in the READMEs of features go on where that of the whole ends."""
+    (first,) = TOUR.findall(README)
+    texts = [path.read_text() for path in sorted(ROOT.glob("features/*/README.md"))]
+    tour = "\n".join([first, *chain.from_iterable(map(TOUR.findall, texts))])
     here = re.sub(r"^API=.*$", f"API={address}", tour, count=1, flags=re.MULTILINE)
     assert here != tour
     (tmp_path / ".curlrc").write_text("fail-with-body\n")

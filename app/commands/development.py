@@ -11,10 +11,11 @@ from app.commands.database import running_database
 from app.discovery import find_features
 from app.main import create_app
 from app.migrations import load_revisions
+from app.removal import remove
 from app.scaffold.affected import affected_by, changed_files
 from app.scaffold.documents import write_parts
 from shared.cli import exit_on_user_error
-from shared.settings import Settings, load_settings
+from shared.settings import ConfigurationError, Settings, load_settings
 
 commands = typer.Typer()
 
@@ -36,6 +37,18 @@ def new_feature(
     for path in files:
         typer.echo(path)
     typer.echo(f"Now: make test feature={feature}")
+
+
+@commands.command("remove-feature")
+def remove_feature(
+    name: Annotated[str, typer.Argument(help="A feature that no other depends on")],
+) -> None:
+    """Remove a feature: its tables from the development database, and its folders."""
+    with exit_on_user_error(), running_database() as settings:
+        if settings.env == "prod":
+            raise ConfigurationError("this deletes code; in production run `drop-feature`")
+        for line in remove(settings, name):
+            typer.echo(line)
 
 
 @commands.command("keep-openapi")

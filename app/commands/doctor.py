@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError
 from app.commands.database import running_database
 from app.discovery import extensions_of, new_database
 from app.main import create_app
-from app.migrations import load_revisions, pending
+from app.migrations import describe_unknown, load_revisions, schema_state
 from app.routing import endpoints
 from shared.cli import exit_on_user_error
 from shared.db.database import UNNAMED_STATEMENTS, new_engine
@@ -141,7 +141,7 @@ async def _server(
         async with engine.connect() as connection:
             version = (await connection.execute(text("SHOW server_version"))).scalar_one()
             installed = dict(map(tuple, await connection.execute(EXTENSIONS)))
-            behind = await connection.run_sync(pending, revisions)
+            schema = await connection.run_sync(schema_state, revisions)
     except CONNECT_ERRORS as error:
         return [Finding(f"database{of}", f"cannot be reached: {error}", ok=False)]
     except DBAPIError as error:
@@ -151,14 +151,18 @@ async def _server(
     recent = int(version.split(".")[0]) >= OLDEST_POSTGRES
     wanted = "" if recent else f", but {OLDEST_POSTGRES} is the oldest that is tested"
     missing = "not installed in the database"
-    waits = f"pending: {', '.join(behind)}" if behind else "done"
+    waits = f"pending: {', '.join(schema.pending)}" if schema.pending else "done"
     return [
         Finding(f"database{of}", f"PostgreSQL {version}{wanted}", recent),
         *(
             Finding(f"extension {name}{of}", installed.get(name, missing), name in installed)
             for name in extensions_of(features)
         ),
-        Finding(f"migrations{of}", waits, not behind),
+        Finding(f"migrations{of}", waits, not schema.pending),
+        *(
+            Finding(f"migrations{of}", describe_unknown(revision, revisions))
+            for revision in schema.unknown
+        ),
     ]
 
 

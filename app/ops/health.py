@@ -10,7 +10,7 @@ from fastapi import APIRouter, FastAPI, Request
 from pydantic import BaseModel, Field
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.migrations import pending
+from app.migrations import SchemaState, describe_unknown, schema_state
 from shared.db.errors import CONNECT_ERRORS
 from shared.problems import Unavailable, responses
 from shared.state import state_of
@@ -27,50 +27,77 @@ class Health(BaseModel):
     status: str = Field(default="ok", examples=["ok"])
 
 
+class Readiness(Health):
+    unknown_migrations: list[str] | None = Field(
+        default=None,
+        description="What the database has and this code has not: migrations of newer code, or of "
+        "a feature that has been removed. The process serves all the same.",
+        examples=[["orders_0002"]],
+    )
+
+
 @router.get("/healthz")
 async def alive() -> Health:
     """Whether the process answers at all; asks nothing of anything else."""
     return Health()
 
 
-@router.get("/readyz", responses=responses(Unavailable))
-async def ready(request: Request) -> Health:
+@router.get("/readyz", responses=responses(Unavailable), response_model_exclude_none=True)
+async def ready(request: Request) -> Readiness:
     """Whether the database answers within 1.5 s and its schema is not behind the code, and the
     process is not about to stop."""
     if state_of(request.app).is_stopping:
         raise Unavailable("This process is about to stop")
-    await check(request.app)
-    return Health()
+    schema = await check(request.app)
+    return Readiness(unknown_migrations=schema.unknown or None)
 
 
-async def check(app: FastAPI) -> None:
+async def check(app: FastAPI) -> SchemaState:
     """Checks that the database answers in time, and that its schema is not behind the code.
 
     Raises:
         Unavailable: the database does not answer, or its schema is behind the code.
     """
-    asking = asyncio.create_task(_pending_migrations(app))
+    schema = await read_schema(app)
+    if schema.pending:
+        raise Unavailable(f"The database lacks the migrations {', '.join(schema.pending)}")
+    return schema
+
+
+async def read_schema(app: FastAPI) -> SchemaState:
+    """Compares the migrations of the database with those of the code.
+
+    Raises:
+        Unavailable: the database does not answer in time.
+    """
+    asking = asyncio.create_task(_schema_state(app))
     asking.add_done_callback(_retrieve_exception)
     await asyncio.wait({asking}, timeout=READINESS_TIMEOUT_SECONDS)
     asking.cancel()  # not awaited: to close a connection to a frozen server takes seconds
     try:
-        behind = asking.result()
+        return asking.result()
     except (*CONNECT_ERRORS, SQLAlchemyError, asyncio.InvalidStateError) as error:
         log.warning("not_ready", error=repr(error))
         raise Unavailable("The database does not answer") from None
-    if behind:
-        raise Unavailable(f"The database lacks the migrations {', '.join(behind)}")
 
 
-def _retrieve_exception(asked: "asyncio.Task[list[str]]") -> None:
+async def warn_of_unknown_migrations(app: FastAPI) -> None:
+    """Logs what the database has and this code has not, if the database answers."""
+    with suppress(Unavailable):
+        for revision in (await read_schema(app)).unknown:
+            detail = describe_unknown(revision, state_of(app).revisions)
+            log.warning("unknown_migration", detail=detail)
+
+
+def _retrieve_exception(asked: "asyncio.Task[SchemaState]") -> None:
     """Retrieves the exception of an abandoned check, which asyncio would otherwise log."""
     if not asked.cancelled():
         asked.exception()
 
 
-async def _pending_migrations(app: FastAPI) -> list[str]:
+async def _schema_state(app: FastAPI) -> SchemaState:
     async with state_of(app).database.probe.connect() as connection:
-        return await connection.run_sync(pending, state_of(app).revisions)
+        return await connection.run_sync(schema_state, state_of(app).revisions)
 
 
 def heartbeat(file: Path) -> Task:

@@ -1,6 +1,7 @@
 """Each import-linter contract catches a deliberate violation, and names it."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from textwrap import dedent
 
@@ -32,11 +33,40 @@ def lint(root: Path, *contracts: str) -> str:
     return done.stdout + done.stderr
 
 
+WISHES = {
+    "features/wishes/__init__.py": """
+        from features.wishes.tables import Wish
+        from shared.feature import Feature
+        feature = Feature(name="wishes", depends_on=("users", "items"))
+    """,
+    "features/wishes/handlers.py": "",
+    "features/wishes/router.py": "",
+    "features/wishes/tables.py": """
+        from uuid import UUID
+        from sqlmodel import Field
+        from shared.db.tables import Timestamped
+        class Wish(Timestamped, table=True):
+            __tablename__ = "wishes"
+            id: UUID = Field(primary_key=True)
+    """,
+}
+"""A feature that depends on items; items do not depend on it."""
+
+
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """A copy of the repository that the test can break."""
+    """A copy of the repository that the test can break, with one more feature."""
     copy_repository(tmp_path)
+    append(tmp_path, WISHES)
     return tmp_path
+
+
+def append(root: Path, code: Mapping[str, str]) -> None:
+    """Adds code to the ends of files, which are made if there are none."""
+    for file, text in code.items():
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        with (root / file).open("a") as module:
+            module.write(f"\n{dedent(text)}")
 
 
 def test_the_code_keeps_every_contract(copy: Path) -> None:
@@ -53,7 +83,7 @@ def test_the_code_keeps_every_contract(copy: Path) -> None:
         ("app/main.py", "from features.users.sessions import handlers", NEIGHBOURS),
         ("features/items/tests/test_items.py", "import features.users.accounts.tables", NEIGHBOURS),
         ("features/items/tests/test_items.py", "from features.users import accounts", NEIGHBOURS),
-        ("features/items/tests/test_items.py", "from features.search import feature", TABLES),
+        ("features/items/tests/test_items.py", "from features.wishes import feature", TABLES),
         ("features/users/accounts/tables.py", "import features.items", CYCLES),
         ("features/users/accounts/handlers.py", "import fastapi", HANDLERS),
         ("features/users/accounts/handlers.py", "import features.users.events.router", HANDLERS),
@@ -80,36 +110,36 @@ def test_each_reach_for_a_neighbours_table_is_caught(copy: Path) -> None:
             other = "DELETE FROM idempotency_keys"
         """,
         "features/users/accounts/tables.py": """
-            class Wish(Timestamped, table=True):
+            class Gift(Timestamped, table=True):
                 item_id: UUID = Field(foreign_key="items.id", primary_key=True)
         """,
         "features/items/demo.py": """
             from features.users.accounts.tables import User
             user = User(email="ada@example.com")
         """,
-        "features/search/runtime.py": """
+        "features/wishes/by_module.py": """
             import sqlalchemy
             import features.items
             statement = sqlalchemy.update(features.items.Item)
         """,
-        "features/search/query/parsing.py": """
+        "features/wishes/by_alias.py": """
             from sqlalchemy.dialects.postgresql import insert as add
             from features.items import Item as Thing
             statement = add(Thing)
         """,
-        "features/search/query/highlighting.py": """
+        "features/wishes/by_table.py": """
             from features import items
             statement = items.Item.__table__.delete()
         """,
-        "features/search/query/statement.py": """
+        "features/wishes/by_model.py": """
             from features import items
             thing = items.Item(title="Mug")
         """,
-        "features/search/tasks.py": """
+        "features/wishes/by_sql.py": """
             statement = "UPDATE public.items SET price = 1"
         """,
         "features/items/content_negotiation.py": """
-            statement = "SELECT * FROM items AS item, public.search_words"
+            statement = "SELECT * FROM items AS item, public.wishes"
             other = "DELETE FROM outgoing_mail"
         """,
         "migrations/items/0001_items.py": """
@@ -121,22 +151,20 @@ def test_each_reach_for_a_neighbours_table_is_caught(copy: Path) -> None:
                 op.execute("TRUNCATE items")
         """,
     }
-    for file, code in spoilt.items():
-        path = copy / file
-        path.write_text(f"{path.read_text()}\n{dedent(code)}")
+    append(copy, spoilt)
     said = " ".join(lint(copy, TABLES).split())
     for breach in (
         "features/items/handlers/crud.py writes to users, which belongs to users",
         "features/users/access_tokens/jwt.py reads items, which belongs to items",
         "features/users/access_tokens/jwt.py writes to idempotency_keys, which belongs to shared",
-        "features.users.accounts.tables.Wish refers to items, which belongs to items",
+        "features.users.accounts.tables.Gift refers to items, which belongs to items",
         "features/items/demo.py writes to users, which belongs to users",
-        "features/search/runtime.py writes to items, which belongs to items",
-        "features/search/query/parsing.py writes to items, which belongs to items",
-        "features/search/query/highlighting.py writes to items, which belongs to items",
-        "features/search/query/statement.py writes to items, which belongs to items",
-        "features/search/tasks.py writes to items, which belongs to items",
-        "features/items/content_negotiation.py reads search_words, which belongs to search",
+        "features/wishes/by_module.py writes to items, which belongs to items",
+        "features/wishes/by_alias.py writes to items, which belongs to items",
+        "features/wishes/by_table.py writes to items, which belongs to items",
+        "features/wishes/by_model.py writes to items, which belongs to items",
+        "features/wishes/by_sql.py writes to items, which belongs to items",
+        "features/items/content_negotiation.py reads wishes, which belongs to wishes",
         "features/items/content_negotiation.py writes to outgoing_mail, which belongs to users",
         "migrations/items/0001_items.py writes to users, which belongs to users",
         "migrations/users/0001_users.py writes to items, which belongs to items",
@@ -168,9 +196,7 @@ def test_each_advisory_lock_that_could_meet_anothers_is_caught(copy: Path) -> No
             bound = "SELECT pg_advisory_lock($1), pg_advisory_unlock_all()"
         """,
     }
-    for file, code in spoilt.items():
-        with (copy / file).open("a") as module:
-            module.write(dedent(code))
+    append(copy, spoilt)
     said = " ".join(lint(copy, LOCKS).split())
     assert f"{LOCKS} BROKEN" in said
     assert said.count("features/items/demo.py:") == 2

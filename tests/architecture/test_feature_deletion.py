@@ -1,29 +1,28 @@
 """Any feature that no other feature depends on can be deleted, and the rest still works."""
 
+import asyncio
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import asyncpg
 import httpx
 import pytest
-from alembic import command
 
 from app.discovery import find_features
-from app.migrations import alembic_config, has_revisions, load_revisions, upgrade
+from app.migrations import has_revisions, load_revisions
 from shared.db.tables import table_owners
-from tests.kit import Server, free_port
-from tests.repository_copies import BIN, ROOT, copy_repository, run, run_app, run_suite
+from tests.kit import PASSWORD, Server, free_port
+from tests.repository_copies import BIN, NOT_COPIED, ROOT, copy_repository, make, run, run_app
 from tests.serving import serving
 
 FEATURES = [feature.name for feature in find_features()]
 NEEDED = {other for feature in find_features() for other in feature.depends_on}
-TESTS_OF_DELETED_FEATURES = {
-    "tests/architecture/test_dashboards.py::test_dashboard_and_alerts_use_existing_metrics": (
-        "dashboard and alerts are one file for all features"
-    ),
-    "tests/test_readme.py::test_the_tour_works_as_it_stands": "the tour visits every feature",
-}
-"""The tests that are skipped after a feature is deleted, each with the reason."""
+REMOVABLE = [name for name in FEATURES if name not in NEEDED]
+SCAFFOLDED = "orders"
+SECRET_KEY = "a secret for tests, 32 bytes or more"
 
 IMPORT_ALL_OF_SHARED = """
 import importlib, pkgutil, sys, shared
@@ -51,42 +50,163 @@ def test_a_feature_has_tests_and_a_branch_for_its_tables(feature: str) -> None:
     assert (feature in labels) == has_tables, f"migrations/{feature} is no branch"
 
 
-@pytest.mark.verify
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("database", ["empty", "had the feature"])
-@pytest.mark.parametrize("feature", [name for name in FEATURES if name not in NEEDED])
-def test_a_feature_can_be_deleted(
-    feature: str, database: str, empty_database: str, tmp_path: Path
-) -> None:
-    """The remaining code still migrates and serves."""
-    if database == "had the feature":
-        upgrade(empty_database)
-        command.downgrade(alembic_config(empty_database), f"{feature}@base")
-    code = copy_without(feature, tmp_path / "code")
-    migrated = run_app(code, "migrate", database=empty_database)
-    assert migrated.returncode == 0, migrated.stderr
-    settings = {"env": "test", "database_url": empty_database}
-    with serving(tmp_path, free_port(), settings, code) as served:
-        assert httpx.get(f"{served.address}/readyz", timeout=30).status_code == 200
-        paths = httpx.get(f"{served.address}/openapi.json", timeout=30).json()["paths"]
-    tags = {tag for path in paths.values() for one in path.values() for tag in one["tags"]}
-    assert tags
-    assert feature not in tags
+@pytest.fixture
+def url(empty_database: str) -> str:
+    return empty_database
 
 
 @pytest.mark.verify
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("feature", [name for name in FEATURES if name not in NEEDED])
+@pytest.mark.parametrize("feature", REMOVABLE)
 def test_the_suite_passes_without_a_feature(feature: str, server: Server, tmp_path: Path) -> None:
-    code = copy_without(feature, tmp_path)
-    deselected = [f"--deselect={name}" for name in TESTS_OF_DELETED_FEATURES]
-    test = (str(BIN / "python"), "-m", "pytest", "-q", "-n2", *deselected)
-    done = run_suite(code, *test, database=server.admin_url)
-    assert done.returncode == 0, done.stdout + done.stderr
+    make(copy_without(feature, ROOT, tmp_path / "code"), "test", database=server.admin_url)
 
 
-def copy_without(feature: str, folder: Path) -> Path:
+@pytest.mark.verify
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("feature", [*REMOVABLE, SCAFFOLDED])
+def test_code_without_a_feature_serves_on_a_database_with_rows_of_it(
+    feature: str, url: str, tmp_path: Path
+) -> None:
+    """As in production: the release without it is deployed, then its tables are dropped."""
+    old = copy_with(feature, tmp_path / "old")
+    assert run_app(old, "migrate", database=url).returncode == 0
+    with served(old, url, tmp_path) as client:
+        item = fill(client, feature)
+    tables = tables_of(url)
+    new = copy_without(feature, old, tmp_path / "new")
+
+    for command in ("migrate", "doctor"):
+        done = run_app(new, command, database=url)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert f"is of {feature}, which this code does not have" in done.stdout + done.stderr
+    with served(new, url, tmp_path) as client:
+        (unknown,) = client.get("/readyz").raise_for_status().json()["unknown_migrations"]
+        assert unknown.startswith(f"{feature}_")
+        assert (tmp_path / "log").read_text().count("unknown_migration") == 1
+        sign_in(client)
+        use(client, item)
+        dropped = run_app(old, "drop-feature", feature, database=url)
+        assert f"dropped the tables of {feature}" in dropped.stdout, dropped.stderr
+        assert client.get("/readyz").raise_for_status().json() == {"status": "ok"}
+    assert tables - tables_of(url)
+    assert not [name for name in tables_of(url) if name.startswith(feature)]
+    for code in (old, new):  # and it may come back
+        assert run_app(code, "migrate", database=url).returncode == 0
+
+
+@pytest.mark.verify
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("feature", [*REMOVABLE, SCAFFOLDED])
+def test_a_feature_is_removed_with_its_tables(feature: str, url: str, tmp_path: Path) -> None:
+    code = copy_with(feature, tmp_path / "code")
+    expected = files(copy_without(feature, code, tmp_path / "expected"))
+    git(code, "init", "--quiet")
+    git(code, "add", "--all", ":!*/orders")  # what nobody has committed yet is not lost
+    git(code, "-c", "user.name=A", "-c", "user.email=a@b", "commit", "--quiet", "--message=x")
+    assert run_app(code, "migrate", database=url).returncode == 0
+    with served(code, url, tmp_path) as client:
+        fill(client, feature)
+
+    for needed in NEEDED:
+        refused = run_app(code, "remove-feature", needed, database=url)
+        assert refused.returncode == 1
+        assert refused.stderr.startswith(f"error: {needed!r} is needed: "), refused.stderr
+    done = run(code, "make", "--old-file=setup", f"BIN={BIN}", "remove", f"feature={feature}",
+        database=url)  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    was_released = feature != SCAFFOLDED
+    assert (f"python -m app drop-feature {feature}" in done.stdout) == was_released
+    assert files(code).keys() == expected.keys()
+    assert files(code) == expected
+    assert not [name for name in tables_of(url) if name.startswith(feature)]
+    assert run_app(code, "migrate", database=url).returncode == 0
+    if not was_released:
+        assert "moved what was not committed to `git stash`" in done.stdout
+        git(code, "stash", "pop")
+        assert (code / "features/orders/router.py").exists()
+
+
+def copy_with(feature: str, folder: Path) -> Path:
+    """Returns a copy of the repository with this feature, which is scaffolded if there is none."""
     copy_repository(folder)
+    if not (folder / "features" / feature).exists():
+        made = run_app(folder, "new-feature", feature)
+        assert made.returncode == 0, made.stderr
+    return folder
+
+
+def copy_without(feature: str, code: Path, folder: Path) -> Path:
+    shutil.copytree(code, folder, ignore=NOT_COPIED)
     shutil.rmtree(folder / "features" / feature)
     shutil.rmtree(folder / "migrations" / feature, ignore_errors=True)  # not every feature has one
     return folder
+
+
+@contextmanager
+def served(code: Path, url: str, folder: Path) -> Iterator[httpx.Client]:
+    settings = {"env": "test", "database_url": url, "secret_key": SECRET_KEY}
+    with (
+        serving(folder, free_port(), settings, code) as server,
+        httpx.Client(base_url=server.address, timeout=30) as client,
+    ):
+        yield client
+
+
+def sign_in(client: httpx.Client) -> None:
+    form = {"grant_type": "password", "username": "ada@example.com", "password": PASSWORD}
+    token = client.post("/auth/token", data=form).raise_for_status().json()["access_token"]
+    client.headers["Authorization"] = f"Bearer {token}"
+
+
+def fill(client: httpx.Client, feature: str) -> str:
+    """Makes rows, some of them of the feature; returns the path of an item."""
+    account = {"email": "ada@example.com", "password": PASSWORD}
+    client.post("/users", json=account).raise_for_status()
+    sign_in(client)
+    key = {"name": "robot", "scopes": [f"{feature}:read", "items:read"]}
+    client.post("/users/me/api-keys", json=key).raise_for_status()
+    item = client.post("/items", json={"title": "Mug", "price": 1}).raise_for_status()
+    if feature == SCAFFOLDED:
+        client.post("/orders", json={"title": "Mine"}).raise_for_status()
+    return item.headers["location"]
+
+
+def use(client: httpx.Client, item: str) -> None:
+    """Changes and deletes what was there when the code had the feature."""
+    assert client.get("/users/me/api-keys").raise_for_status().json()["items"]
+    client.patch(item, json={"title": "Cup"}).raise_for_status()
+    client.get("/items").raise_for_status()
+    client.delete(item).raise_for_status()
+    client.post("/items", json={"title": "Pot", "price": 1}).raise_for_status()
+    client.delete("/users/me").raise_for_status()
+
+
+def tables_of(url: str) -> set[str]:
+    async def names() -> set[str]:
+        connection = await asyncpg.connect(url)
+        try:
+            found = await connection.fetch(
+                "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace"
+            )
+        finally:
+            await connection.close()
+        return {row["relname"] for row in found}
+
+    return asyncio.run(names())
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Returns the files of a copy of the repository by name, without those that nobody commits."""
+    with_caches = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(name): path.read_bytes()
+        for name, path in with_caches.items()
+        if not {"__pycache__", ".git", ".data", ".ruff_cache"} & set(name.parts)
+    }
+
+
+def git(folder: Path, *arguments: str) -> None:
+    done = run(folder, "git", *arguments)
+    assert done.returncode == 0, done.stderr

@@ -2,9 +2,7 @@
 
 import asyncio
 import multiprocessing
-import secrets
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +14,18 @@ from sqlmodel import SQLModel
 
 from app import migrations
 from app.discovery import branches_of, find_features
-from app.migrations import alembic_config, load_revisions, pending, upgrade
+from app.migrations import (
+    SchemaState,
+    alembic_config,
+    branch_of,
+    downgrade,
+    load_revisions,
+    schema_state,
+    upgrade,
+)
 from shared.db.database import new_engine
 from shared.db.tables import table_owners
 from tests.architecture.ownership import creators
-from tests.kit import Server
 
 BRANCHES = branches_of(find_features())
 OBJECTS = """
@@ -39,12 +44,8 @@ ORDER BY 1
 
 
 @pytest.fixture
-def url(server: Server) -> Iterator[str]:
-    """The URL of an empty database."""
-    name = f"test_{secrets.token_hex(8)}"
-    query(server.admin_url, f'CREATE DATABASE "{name}"')
-    yield server.url(name)
-    query(server.admin_url, f'DROP DATABASE "{name}" WITH (FORCE)')
+def url(empty_database: str) -> str:
+    return empty_database
 
 
 def query(url: str, statement: str) -> list[Any]:
@@ -120,7 +121,7 @@ def test_ten_may_migrate_at_once(url: str) -> None:
         10
     ) as pool:  # not fork: this process has threads
         pool.map_async(upgrade, [url] * 10, chunksize=1).get(100)
-    assert pending_in(url) == []
+    assert state(url) == SchemaState([], [], set(BRANCHES))
 
 
 def test_every_revision_gives_up_soon_where_a_lock_is_held() -> None:
@@ -138,41 +139,102 @@ def test_what_is_missing_is_pending(url: str, branch: str) -> None:
     if without:
         command.upgrade(alembic_config(url, without), "heads")
     heads = {head for head in load_revisions().get_heads() if branch in needed_by(branch_of(head))}
-    assert set(pending_in(url)) == heads
+    assert set(state(url).pending) == heads
 
 
 @pytest.mark.parametrize("branch", BRANCHES)
 def test_a_branch_that_is_ahead_of_this_code_is_not_pending(
-    url: str, branch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    url: str, branch: str, code: Path
 ) -> None:
-    """As in a rollout: the new code has migrated the database, and the old code still serves."""
+    """As in a rollout: the new code has migrated the database, and the old code still serves, or
+    migrates again."""
     old = load_revisions()
-    newer = tmp_path / "migrations"
-    shutil.copytree(migrations.ROOT, newer)
     (head,) = (head for head in old.get_heads() if branch_of(head) == branch)
-    (newer / branch / "9999_newer.py").write_text(
-        f"revision, down_revision = '{branch}_9999', '{head}'\n"
-        "branch_labels = depends_on = None\n"
-        "def upgrade(): pass\n"
-    )
-    monkeypatch.setattr(migrations, "ROOT", newer)
+    newer = write_revision(code, f"{branch}_9999", after=head)
     upgrade(url)
-    assert f"{branch}_9999" in query(url, "SELECT version_num FROM alembic_version")
-    assert pending_in(url, old) == []
+    assert f"{branch}_9999" in recorded(url)
+    assert state(url, old) == SchemaState([], [f"{branch}_9999"], set(BRANCHES))
+
+    newer.unlink()
+    write_revision(code, "extras_0001", depends_on=branch)
+    assert state(url).pending == ["extras_0001"]
+    upgrade(url)
+    assert state(url) == SchemaState([], [f"{branch}_9999"], {*BRANCHES, "extras"})
 
 
-def branch_of(revision: str) -> str:
-    return revision.rsplit("_", 1)[0]
+@pytest.mark.parametrize("branch", BRANCHES)
+def test_the_revisions_of_a_removed_feature_stay_and_all_others_are_migrated(
+    url: str, branch: str, code: Path
+) -> None:
+    write_revision(code, "extras_0001", depends_on=branch)
+    upgrade(url)
+    shutil.rmtree(code / "extras")
+    assert state(url) == SchemaState([], ["extras_0001"], {*BRANCHES, "extras"})
+
+    (head,) = (head for head in load_revisions().get_heads() if branch_of(head) == branch)
+    write_revision(code, f"{branch}_9999", after=head)
+    write_revision(code, "others_0001", depends_on=branch)
+    assert set(state(url).pending) == {f"{branch}_9999", "others_0001"}
+    upgrade(url)
+    assert state(url).pending == []
+    assert {"extras_0001", "others_0001", f"{branch}_9999"} <= recorded(url)
+
+    write_revision(code, "extras_0001", depends_on=branch)
+    downgrade(url, "extras")
+    assert state(url) == SchemaState(["extras_0001"], [], {*BRANCHES, "others"})
 
 
-def pending_in(url: str, revisions: ScriptDirectory | None = None) -> list[str]:
-    """Returns the pending revisions of the database at this URL, as `/readyz` finds them."""
-    return asyncio.run(_pending(url, revisions or load_revisions()))
+def test_the_database_records_the_head_of_each_branch(url: str, code: Path) -> None:
+    """Alembic alone records none that another depends on, and so did older code."""
+    heads = load_revisions().get_heads()
+    write_revision(code, "extras_0001", depends_on=heads[0])
+    upgrade(url)
+    assert recorded(url) == {*heads, "extras_0001"}
+    query(url, f"DELETE FROM alembic_version WHERE version_num = '{heads[0]}'")
+    upgrade(url)
+    assert recorded(url) == {*heads, "extras_0001"}
 
 
-async def _pending(url: str, revisions: ScriptDirectory) -> list[str]:
+def test_the_id_of_a_revision_begins_with_its_branch() -> None:
+    for script in load_revisions().walk_revisions():
+        assert branch_of(script.revision) == Path(script.path).parent.name
+
+
+@pytest.fixture
+def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the folder of migrations, in place of it, that the test can change."""
+    shutil.copytree(migrations.ROOT, tmp_path / "migrations")
+    monkeypatch.setattr(migrations, "ROOT", tmp_path / "migrations")
+    return tmp_path / "migrations"
+
+
+def write_revision(code: Path, revision: str, after: str = "", depends_on: str = "") -> Path:
+    """Writes a revision that changes nothing, the first of a branch if it is after none."""
+    branch = branch_of(revision)
+    (code / branch).mkdir(exist_ok=True)
+    file = code / branch / f"{revision}.py"
+    file.write_text(
+        f"revision, down_revision = {revision!r}, {after or None!r}\n"
+        f"branch_labels = {None if after else (branch,)!r}\n"
+        f"depends_on = {(depends_on,) if depends_on else None!r}\n"
+        "def upgrade(): pass\n"
+        "def downgrade(): pass\n"
+    )
+    return file
+
+
+def recorded(url: str) -> set[str]:
+    return set(query(url, "SELECT version_num FROM alembic_version"))
+
+
+def state(url: str, revisions: ScriptDirectory | None = None) -> SchemaState:
+    """Returns what `/readyz` finds of the database at this URL."""
+    return asyncio.run(_state(url, revisions or load_revisions()))
+
+
+async def _state(url: str, revisions: ScriptDirectory) -> SchemaState:
     engine = new_engine(url, {})
     async with engine.connect() as connection:
-        found = await connection.run_sync(pending, revisions)
+        found = await connection.run_sync(schema_state, revisions)
     await engine.dispose()
     return found

@@ -2,15 +2,10 @@
 server connection."""
 
 import asyncio
-import os
-import shutil
-import socket
 import subprocess
 import sys
-import tempfile
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, suppress
-from pathlib import Path
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 
 import asyncpg
 import pytest
@@ -18,66 +13,20 @@ from asyncpg.exceptions import ReadOnlySQLTransactionError
 from fastapi import FastAPI
 from httpx import AsyncClient
 from sqlalchemy import text
-from sqlalchemy.engine import make_url
 
 from app.main import create_app
 from shared.db import database_of
 from shared.settings import Settings
-from tests.kit import Server, SignUp, connect, eventually, free_port, wait_until
+from tests.kit import SignUp, connect, free_port
+from tests.operations.pooler import CONNECTIONS, pooled_url, pooler
 from tests.serving import ROOT, environment
 
 pytestmark = pytest.mark.verify
 
-CONNECTIONS = 2  # from pgbouncer to PostgreSQL, shared by all clients
+__all__ = ["pooled_url", "pooler"]
+
 LISTENING = 3  # direct: one per process, and one for background work
 CLIENTS = 8
-WITHIN_SECONDS = 60.0
-CONFIGURATION = """
-[databases]
-* = host={url.host} port={url.port} user={url.username} password={url.password}
-[pgbouncer]
-listen_addr = 127.0.0.1
-listen_port = {port}
-unix_socket_dir =
-auth_type = any
-pool_mode = transaction
-default_pool_size = {connections}
-max_client_conn = 500
-"""
-
-
-@pytest.fixture(scope="module")
-def pooler(server: Server) -> Iterator[int]:
-    """Runs a pgbouncer in front of the server under test, and yields its port."""
-    if shutil.which("pgbouncer") is None:
-        pytest.skip("there is no pgbouncer")
-    port = free_port()
-    with tempfile.TemporaryDirectory(prefix="tessera-test-") as folder:
-        Path(folder).chmod(0o755)  # pgbouncer does not run as root
-        file = Path(folder) / "pgbouncer.ini"
-        url = make_url(server.admin_url)
-        file.write_text(CONFIGURATION.format(url=url, port=port, connections=CONNECTIONS))
-        account = ["--user=nobody"] if os.geteuid() == 0 else []
-        process = subprocess.Popen(["pgbouncer", "--quiet", *account, str(file)])
-        try:
-
-            def listens() -> bool:
-                assert process.poll() is None, f"pgbouncer ended with {process.returncode}"
-                with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=10):
-                    return True
-                return False
-
-            wait_until(listens, "pgbouncer's listener", WITHIN_SECONDS)
-            yield port
-        finally:
-            process.kill()
-            process.wait(WITHIN_SECONDS)
-
-
-@pytest.fixture
-def pooled_url(pooler: int, database_url: str) -> str:
-    pooled = make_url(database_url).set(host="127.0.0.1", port=pooler)
-    return pooled.render_as_string(hide_password=False)
 
 
 @pytest.fixture
@@ -119,21 +68,9 @@ async def test_everything_works_for_more_clients_than_connections(
         assert (await client.get("/items/export")).text.count("\n") == 3
         changed = await client.patch(once.headers["location"], json={"price": 13})
         assert changed.json()["price"] == 13, changed.text
-        found = await client.get("/search?q=enamel&mode=lexical")
-        assert [hit["item"]["id"] for hit in found.json()["hits"]] == [once.json()["id"]]
-        await until_indexed(client)
-        meant = await client.get("/search?q=cup&mode=semantic")
-        assert meant.json()["hits"], meant.text
 
     await asyncio.gather(*(use(f"client-{n}") for n in range(CLIENTS)))
     assert await connections(database_url) <= CONNECTIONS + LISTENING
-
-
-async def until_indexed(client: AsyncClient) -> None:
-    async def indexed() -> bool:
-        return not (await client.get("/search/status")).json()["pending"]
-
-    await eventually(indexed, "an index of every item", WITHIN_SECONDS)
 
 
 async def connections(database_url: str) -> int:
@@ -186,29 +123,6 @@ async def test_sessions_keep_their_bounds_and_leave_none_behind(
     finally:
         for other in others:
             await other.close()
-
-
-@pytest.mark.timeout(240)
-async def test_a_reindex_goes_past_the_pooler_where_it_must(
-    client: AsyncClient, pooled_url: str, database_url: str, settings: Settings
-) -> None:
-    await client.post("/items", json={"title": "Kettles", "price": 5})
-    variables = environment(
-        {
-            "env": "test",
-            "database_url": pooled_url,
-            "database_direct_url": database_url,
-            "secret_key": settings.secret(),
-            "search_language": "simple",
-        }
-    )
-    command = [sys.executable, "-m", "app", "reindex"]
-    done = await asyncio.to_thread(
-        subprocess.run, command, cwd=ROOT, env=variables, capture_output=True, timeout=100
-    )
-    assert done.returncode == 0, done.stderr.decode()
-    status = (await client.get("/search/status")).json()
-    assert (status["indexed"], status["pending"]) == (1, 0)
 
 
 def test_migrations_go_past_the_pooler(database_url: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from shared.settings import Settings
 from tests.kit import free_port, wait_until
+from tests.repository_copies import copy_repository
 from tests.serving import ROOT, Served, environment, read_line, serving
 
 pytestmark = pytest.mark.verify
@@ -46,10 +47,31 @@ serve(app, listen("127.0.0.1", int(sys.argv[1])), ready)
 """A server whose event loop accepts connections only about six times a second, so that some always
 wait in the listen backlog."""
 
+PROBES = """
+import asyncio
+from contextlib import asynccontextmanager
+from shared.feature import Feature
+
+@asynccontextmanager
+async def lifespan(app):
+    {lifespan}
+    yield object()
+
+feature = Feature(name="probes", lifespan=lifespan)
+"""
+
 
 @pytest.fixture
 def port() -> int:
     return free_port()
+
+
+def code_with(folder: Path, lifespan: str) -> Path:
+    """Returns a copy of the repository with one more feature, whose lifespan begins with this."""
+    copy_repository(folder)
+    (folder / "features/probes").mkdir()
+    (folder / "features/probes/__init__.py").write_text(PROBES.format(lifespan=lifespan))
+    return folder
 
 
 def variables(settings: Settings, **others: str) -> dict[str, str]:
@@ -117,17 +139,18 @@ def test_several_workers_finish_their_requests_when_they_stop(
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_failed_start_exits_with_an_error(settings: Settings, port: int, workers: int) -> None:
+def test_a_failed_start_exits_with_an_error(
+    settings: Settings, tmp_path: Path, port: int, workers: int
+) -> None:
     command = ["app", "serve", f"--port={port}", f"--workers={workers}"]
-    broken = variables(settings, embedding_model_path="/nowhere")
     ended = subprocess.run(
         [sys.executable, "-m", *command],
-        cwd=ROOT,
-        env=environment(broken),
+        cwd=code_with(tmp_path, lifespan="raise FileNotFoundError('there is no model')"),
+        env=environment(variables(settings)),
         capture_output=True,
         timeout=100,
     )
-    assert b"APP_EMBEDDING_MODEL_PATH" in ended.stderr
+    assert b"there is no model" in ended.stderr
     assert ended.returncode not in (0, None)
 
 
@@ -135,26 +158,17 @@ def test_a_failed_start_exits_with_an_error(settings: Settings, port: int, worke
 def test_sighup_replaces_workers_however_slowly_they_start(
     settings: Settings, tmp_path: Path, port: int
 ) -> None:
-    with socket.create_server(
-        ("127.0.0.1", 0)
-    ) as mute:  # never answers: delays each start by seconds
-        endpoint = {
-            "embedding_provider": "openai",
-            "embedding_url": f"http://127.0.0.1:{mute.getsockname()[1]}/v1",
-            "embedding_model": "none",
-            "embedding_dim": "3",
-        }
-        slow = variables(settings, **endpoint)
-        with serving(tmp_path, port, slow, workers=2) as served:
-            served.process.send_signal(signal.SIGHUP)
+    slow = code_with(tmp_path / "code", lifespan="await asyncio.sleep(6)")
+    with serving(tmp_path, port, variables(settings), slow, workers=2) as served:
+        served.process.send_signal(signal.SIGHUP)
 
-            def replaced() -> bool:
-                said = served.log.read_text()
-                assert "aborting the restart" not in said
-                return said.count("Terminated child process") >= 2
+        def replaced() -> bool:
+            said = served.log.read_text()
+            assert "aborting the restart" not in said
+            return said.count("Terminated child process") >= 2
 
-            wait_until(replaced, "the end of both workers that are replaced", 120)
-            wait_for(served, "/readyz", 200)
+        wait_until(replaced, "the end of both workers that are replaced", 120)
+        wait_for(served, "/readyz", 200)
 
 
 def stop_while_clients_connect(port: int, process: subprocess.Popen[bytes]) -> None:

@@ -3,6 +3,7 @@
 The process under test has one extra route and one extra background task, both with a bug.
 """
 
+import asyncio
 import json
 import os
 import signal
@@ -22,8 +23,9 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from app.main import create_app
 from shared.settings import Settings
-from tests.app_helpers import Sample, parse_metrics, sample, scrape_metrics
+from tests.app_helpers import INSERT_EXPIRED_KEY, Sample, parse_metrics, sample, scrape_metrics
 from tests.kit import PASSWORD, connect, free_port, wait_until
+from tests.kit.servers import execute
 from tests.operations.collecting import Collector
 from tests.serving import ROOT, environment, read_line, serving, stop
 
@@ -31,6 +33,7 @@ SECRET = "correct-horse-battery"
 WITHIN_SECONDS = 30.0
 PROGRAM = f"""
 import socket, sys
+import httpx
 from fastapi import APIRouter
 from app.main import create_app
 from app.server import serve
@@ -45,6 +48,11 @@ router = APIRouter()
 async def fail(body: dict[str, str], principal: Principal = requires("users:self")) -> None:
     password = "{SECRET}"
     raise RuntimeError("a bug in a route")
+
+@router.get("/probe")
+async def call(url: str) -> None:
+    async with httpx.AsyncClient() as client:
+        await client.post(url)
 
 failures = iter([RuntimeError("a bug in a task")])
 
@@ -81,10 +89,6 @@ def probed(collector: Collector, settings: Settings, tmp_path: Path) -> Iterator
         "secret_key": settings.secret(),
         "log_format": "json",
         "sentry_dsn": f"http://key@{collector.address}/1",
-        "embedding_provider": "openai",
-        "embedding_url": f"http://{collector.address}/v1",
-        "embedding_model": "none",
-        "embedding_dim": "3",
     }
     variables = environment(wanted) | {
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{collector.address}",
@@ -177,13 +181,15 @@ def test_queries_are_parts_of_the_trace_and_probes_are_none(
 
 @pytest.mark.verify
 def test_calls_of_other_services_are_traced(collector: Collector, probed: Probed) -> None:
-    """At start the process probes the embedding model, whose URL is the collector's."""
-    assert probed.client.get("/healthz").status_code == 200
-    wait_until(
-        lambda: [span for span in collector.spans() if span.name == "POST"],
-        "the span of a request to the model",
-        WITHIN_SECONDS,
-    )
+    url = f"http://{collector.address}/elsewhere"
+    answer = probed.client.get("/probe", params={"url": url})
+    span = span_of(collector, answer.headers["x-request-id"])
+
+    def calls() -> list[Span]:
+        return [s for s in collector.spans() if s.parent_span_id == span.span_id]
+
+    (call,) = wait_until(calls, "the span of the call", WITHIN_SECONDS)
+    assert (call.name, call.trace_id) == ("POST", span.trace_id)
 
 
 def span_of(collector: Collector, request_id: str) -> Span:
@@ -271,7 +277,10 @@ def test_each_of_several_workers_answers_for_all(settings: Settings, tmp_path: P
 
 
 @pytest.mark.verify
-def test_a_worker_without_http_has_metrics(settings: Settings, tmp_path: Path) -> None:
+def test_a_worker_without_http_has_metrics(
+    settings: Settings, database_url: str, tmp_path: Path
+) -> None:
+    asyncio.run(execute(database_url, INSERT_EXPIRED_KEY))
     port = free_port()
     wanted = {
         "env": "test",
@@ -284,7 +293,7 @@ def test_a_worker_without_http_has_metrics(settings: Settings, tmp_path: Path) -
             [sys.executable, "-m", "app", "worker"], cwd=ROOT, env=environment(wanted), stderr=log
         )
     try:
-        rows = sample("tessera_task_batch_seconds_count", task="search_embeddings")
+        rows = sample("tessera_task_batch_seconds_count", task="delete_expired_keys")
         url = f"http://127.0.0.1:{port}/metrics"
 
         def worked() -> list[float]:
