@@ -4,7 +4,7 @@ import logging
 
 import typer
 
-from app.commands.database import running_database
+from app.development import running_database
 from app.migrations import upgrade
 from app.ops.logging import configure_logging
 from shared.cli import exit_on_user_error

@@ -9,7 +9,7 @@ import structlog
 import typer
 from fastapi import FastAPI
 
-from app.commands.database import running_database
+from app.development import running_database
 from app.main import create_app
 from app.ops.health import heartbeat
 from app.ops.metrics import serve_metrics
