@@ -19,6 +19,7 @@ def fresh_clone(folder: Path) -> Iterator[Path]:
     for name in CODE:
         ignored = shutil.ignore_patterns("__pycache__", "tests")
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+    shutil.copy(ROOT / "pyproject.toml", folder)
     yield folder
     system_folder = (folder / ".data" / "postgres" / "server").resolve()
     if system_folder.is_relative_to("/var/lib/tessera"):

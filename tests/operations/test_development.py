@@ -126,11 +126,18 @@ def test_a_killed_reloader_leaves_no_process(clone: Path) -> None:
 
 
 @pytest.mark.verify
-def test_uvicorn_serves_on_a_postgresql_of_its_own(clone: Path) -> None:
-    with developing(clone, "uvicorn", "app.asgi:app", "--reload", "--reload-dir=app") as served:
+@pytest.mark.parametrize(
+    "command",
+    [["uvicorn", "app.asgi:app", "--reload", "--reload-dir=app"], ["fastapi", "dev"]],
+    ids=["uvicorn", "fastapi"],
+)
+def test_other_commands_serve_on_the_embedded_postgresql(clone: Path, command: list[str]) -> None:
+    if command[0] == "fastapi":
+        pytest.importorskip("fastapi_cli")
+    with developing(clone, *command) as served:
         assert httpx.get(f"{served.address}/readyz", timeout=30).status_code == 200
         assert postgres_of(clone), "the test sees no PostgreSQL"
-        save_and_wait(clone, served, "uvicorn")
+        save_and_wait(clone, served, command[0])
         assert httpx.get(f"{served.address}/readyz", timeout=30).status_code == 200
 
 
