@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup run test verify check fix bench lock feature remove migration openapi up deploy down clean
+.PHONY: help setup run dev test verify check fix bench lock feature remove migration openapi up deploy down clean
 
 PYTHON ?= python3
 PORT ?= 8000
@@ -25,6 +25,9 @@ $(VENV)/.ready: requirements-dev.lock
 
 run: setup ## The API on http://127.0.0.1:8000 (PORT=9000 for another), with database and demo
 	@PORT=$(PORT) exec $(BIN)/python -m app serve --until-parent-exits
+
+dev: setup ## The same, started anew when a file is saved; APP_LOG_SQL=true make dev shows the SQL
+	@PORT=$(PORT) exec $(BIN)/python -m app serve --reload --until-parent-exits
 
 test: setup ## Every quick test; feature=items for one feature's alone, changed=origin/main for what a branch affects
 ifdef changed

@@ -1,5 +1,12 @@
 """The application for an ASGI server, `fastapi dev` or a debugger: `uvicorn app.asgi:app`."""
 
+from app.development import development_app
 from app.main import create_app
+from app.server.supervision import exit_with_starter
+from shared.cli import exit_on_user_error
+from shared.settings import Settings, load_settings
 
-app = create_app()
+exit_with_starter()  # a reloader, or the supervisor of several workers
+with exit_on_user_error():
+    settings = load_settings(Settings)
+    app = development_app(settings) if settings.env == "dev" else create_app(settings)

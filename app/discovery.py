@@ -2,8 +2,10 @@
 
 import importlib
 import pkgutil
+import traceback
 from collections.abc import Sequence
 from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
 
 import features
 from app.migrations import has_revisions
@@ -11,6 +13,8 @@ from shared.db import Database
 from shared.db.changes import Subscription
 from shared.feature import Feature, FeatureError
 from shared.settings import Settings
+
+OWN_PACKAGES = ("app", "features", "shared")
 
 
 def find_features(only: str | None = None) -> tuple[Feature, ...]:
@@ -73,12 +77,33 @@ def _load(name: str) -> Feature:
     try:
         module = importlib.import_module(f"features.{name}")
     except Exception as error:
-        raise FeatureError(
-            f"feature {name!r} cannot be imported: {type(error).__name__}: {error}"
-        ) from error
+        raise FeatureError(_import_error(name, error)) from error
     declared = getattr(module, "feature", None)
     if not isinstance(declared, Feature):
         raise FeatureError(f"features/{name}/__init__.py must export `feature = Feature(…)`")
     if declared.name != name:
         raise FeatureError(f"feature {name!r} declares the name {declared.name!r}")
     return declared
+
+
+def _import_error(name: str, error: Exception) -> str:
+    """Returns the innermost line of our code that failed, and the error:
+    `features/items/tables.py:12: KeyError: 'title'`."""
+    calls = list(traceback.walk_tb(error.__traceback__))[1:]  # without `_load` itself
+    lines = [
+        (frame.f_code.co_filename, line)
+        for frame, line in calls
+        if frame.f_globals.get("__name__", "").partition(".")[0] in OWN_PACKAGES
+    ]
+    message = str(error)
+    if isinstance(error, SyntaxError) and error.filename and Path(error.filename).is_file():
+        lines.append((error.filename, error.lineno or 1))
+        message = error.msg
+    where = f"{_from_root(lines[-1][0])}:{lines[-1][1]}" if lines else f"features/{name}"
+    return f"{where}: {type(error).__name__}: {message}"
+
+
+def _from_root(file: str) -> Path:
+    """Returns the path of a file as seen from the root of the repository, if it is in it."""
+    path, root = Path(file), Path(features.__path__[0]).parent
+    return path.relative_to(root) if path.is_relative_to(root) else path

@@ -24,6 +24,7 @@ from app.openapi import mount_docs, operation_id
 from app.ops import health, metrics_endpoint
 from app.ops.logging import configure_logging
 from app.ops.sentry import configure_sentry
+from app.ops.sql import log_statements
 from app.ops.tracing import export_traces, tracing
 from app.outbox import delete_old_changes, outbox_tasks
 from app.routing import skip_routers, validate_queries_at_once
@@ -153,6 +154,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         stack.push_async_callback(state.database.dispose)
         stack.callback(state.resources.clear)
         await stack.enter_async_context(export_traces())
+        stack.enter_context(log_statements(state.settings))
         await stack.enter_async_context(metrics_endpoint.pool_sampler(state.database))
         for feature in state.features:
             if feature.lifespan:

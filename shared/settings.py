@@ -94,11 +94,12 @@ class Settings(BaseSettings):
     rate_limiting: bool | None = None
     max_body_size: int = Field(default=1_000_000, ge=1_000)
     max_concurrency: int = Field(default=200, ge=1)
-    request_timeout: float = Field(default=30.0, gt=0, le=3600)
+    request_timeout: float | None = Field(default=30.0, gt=0, le=3600)
     shutdown_delay: float = Field(default=0.0, ge=0, le=300)
     metrics_port: int | None = Field(default=None, ge=1, le=65535)
     log_format: Literal["console", "json"] | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_sql: bool = False
 
     @model_validator(mode="after")
     def complete_in_production(self) -> "Settings":

@@ -5,7 +5,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +49,18 @@ def environment(settings: Mapping[str, str]) -> dict[str, str]:
 def serving(
     folder: Path, port: int, settings: Mapping[str, str], code: Path = ROOT, workers: int = 1
 ) -> Iterator[Served]:
-    """Runs `python -m app serve` during the block, which begins once the server answers.
+    """Runs `python -m app serve` during the block; otherwise as `serving_by` does."""
+    command = ["app", "serve", f"--port={port}", f"--workers={workers}"]
+    with serving_by(command, folder, port, settings, code) as served:
+        yield served
+
+
+@contextmanager
+def serving_by(
+    module: Sequence[str], folder: Path, port: int, settings: Mapping[str, str], code: Path = ROOT
+) -> Iterator[Served]:
+    """Runs a module of Python with these arguments during the block, which begins once the server
+    answers.
 
     Writes its output to `folder`. `code` is the repository or a copy of it.
     """
@@ -57,7 +68,7 @@ def serving(
     output, log = folder / "output", folder / "log"
     with output.open("wb") as stdout, log.open("wb") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-m", "app", "serve", f"--port={port}", f"--workers={workers}"],
+            [sys.executable, "-m", *module],
             cwd=code,
             env=environment(settings),
             stdin=subprocess.DEVNULL,

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from alembic.script import Script
 
-from app.commands.database import running_database
+from app.development import running_database
 from app.discovery import find_features
 from app.main import create_app
 from app.migrations import load_revisions

@@ -18,7 +18,7 @@ from rich.table import Table
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from app.commands.database import running_database
+from app.development import running_database
 from app.discovery import extensions_of, new_database
 from app.main import create_app
 from app.migrations import describe_unknown, load_revisions, schema_state

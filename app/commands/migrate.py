@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from app.commands.database import running_database
+from app.development import running_database
 from app.migrations import upgrade
 from app.ops.logging import configure_logging
 from app.removal import drop_tables

@@ -1,6 +1,5 @@
 """`python -m app serve`."""
 
-import asyncio
 import os
 import signal
 import sys
@@ -10,11 +9,9 @@ from typing import Annotated
 import structlog
 import typer
 
-from app.commands.database import running_database
-from app.commands.demo import load_demo, welcome
+from app.development import prepare_database, running_database
 from app.main import create_app
-from app.migrations import upgrade
-from app.server import listen, serve, serve_with_workers
+from app.server import listen, serve, serve_with_reload, serve_with_workers
 from app.server.supervision import exit_with_parent
 from shared.cli import exit_on_user_error
 from shared.feature import Feature
@@ -31,6 +28,9 @@ def serve_command(
     host: Annotated[str, typer.Option(envvar="HOST")] = "127.0.0.1",
     port: Port = 8000,
     workers: Annotated[int, typer.Option(envvar="WEB_CONCURRENCY", min=1, max=64)] = 1,
+    reload: Annotated[
+        bool, typer.Option(help="Start anew when a file of the code changes.")
+    ] = False,
     until_parent_exits: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Serve the API. In development this also brings up PostgreSQL, migrates and loads a demo."""
@@ -43,26 +43,30 @@ def serve_command(
         with running_database(settings) as ready:
             app = create_app(ready)
             if ready.env == "dev":
-                _prepare(ready, app.state.features)
+                prepare_database(ready, app.state.features)
 
             def announce() -> None:
                 _announce(ready, app.state.features, f"http://{host}:{port}")
 
-            if workers == 1:
+            if not reload and workers == 1:
                 serve(app, listener, announce)
+                return
+            os.environ["APP_DATABASE_URL"] = str(ready.database_url)
+            if reload:
+                announce()
+                serve_with_reload(listener)
             else:
-                os.environ["APP_DATABASE_URL"] = str(ready.database_url)
                 serve_with_workers(listener, workers, announce)
-
-
-def _prepare(settings: Settings, features: Sequence[Feature]) -> None:
-    assert settings.database_url
-    upgrade(settings.database_direct_url or settings.database_url)
-    asyncio.run(load_demo(settings, features))
 
 
 def _announce(settings: Settings, features: Sequence[Feature], address: str) -> None:
     if settings.env == "dev":
-        typer.echo(welcome(address, features))
+        typer.echo(_welcome(address, features))
     else:
         log.info("serving", address=address)
+
+
+def _welcome(address: str, features: Sequence[Feature]) -> str:
+    hints = [feature.demo.hint.format(address=address) for feature in features if feature.demo]
+    lines = [f"Tessera answers at {address}   (documentation: {address}/docs)", *hints]
+    return "\n".join(f"  {line}" for line in ["", *"\n".join(lines).splitlines()]) + "\n"

@@ -9,7 +9,7 @@ import structlog
 import typer
 from fastapi import FastAPI
 
-from app.commands.database import running_database
+from app.development import running_database
 from app.main import create_app, periodic_tasks_of
 from app.ops.health import heartbeat
 from app.ops.metrics_endpoint import serve_metrics

@@ -19,7 +19,7 @@ class DeadlineMiddleware:
     """Answers 503 to a request that has no response after `seconds`. A stream has no deadline as
     long as bytes flow: each chunk extends it. Probes are exempt."""
 
-    def __init__(self, app: ASGIApp, seconds: float) -> None:
+    def __init__(self, app: ASGIApp, seconds: float | None) -> None:
         self.app, self.seconds = app, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

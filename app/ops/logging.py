@@ -8,11 +8,12 @@ from typing import Any, TextIO
 
 import orjson
 import structlog
+from asyncpg import PostgresError
 from structlog.dev import plain_traceback
 from structlog.processors import ExceptionRenderer
 from structlog.stdlib import ProcessorFormatter
 from structlog.tracebacks import ExceptionDictTransformer
-from structlog.typing import EventDict, Processor, WrappedLogger
+from structlog.typing import EventDict, ExcInfo, Processor, WrappedLogger
 
 from app.ops.sentry import report_error
 from app.ops.tracing import add_trace, traces
@@ -79,7 +80,7 @@ def configure_logging(settings: Settings) -> None:
         tracebacks = ExceptionDictTransformer(show_locals=False)  # locals may hold secrets
         render: list[Processor] = [ExceptionRenderer(tracebacks), _json_renderer()]
     else:
-        render = [structlog.dev.ConsoleRenderer(exception_formatter=plain_traceback)]
+        render = [structlog.dev.ConsoleRenderer(exception_formatter=_traceback_with_sql)]
     if settings.sentry_dsn:
         render.insert(0, report_error)
     if traces():
@@ -93,8 +94,19 @@ def configure_logging(settings: Settings) -> None:
     )
     logging.basicConfig(handlers=[handler], level=level, force=True)
     logging.getLogger("uvicorn.access").disabled = True  # `AccessLogMiddleware` logs each request
-    for chatty in ("alembic", "httpx"):
+    for chatty in ("alembic", "httpx", "watchfiles"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def _traceback_with_sql(out: TextIO, exception: ExcInfo) -> None:
+    """Writes a traceback, and the statement that PostgreSQL has refused, without its values.
+
+    SQLAlchemy's errors have it in their message.
+    """
+    plain_traceback(out, exception)
+    statement = getattr(exception[1], "query", None)
+    if isinstance(exception[1], PostgresError) and statement:
+        out.write(f"\n[SQL: {statement}]")
 
 
 def _json_renderer() -> Processor:

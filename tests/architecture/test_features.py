@@ -16,15 +16,21 @@ Write = Callable[..., None]
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
     """Writes features to a temporary folder that replaces `features/`."""
-    monkeypatch.setattr(features, "__path__", [str(tmp_path)])
+    root = tmp_path / "features"
+    root.mkdir()
+    monkeypatch.setattr(features, "__path__", [str(root)])
     before = dict(sys.modules)
     for name in before:
         if name.startswith("features."):
             monkeypatch.delitem(sys.modules, name)
 
-    def write_feature(folder: str, *depends_on: str, code: str | None = None) -> None:
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "__init__.py").write_text(code or declaration(folder, *depends_on))
+    def write_feature(
+        folder: str, *depends_on: str, code: str | None = None, **modules: str
+    ) -> None:
+        (root / folder).mkdir()
+        (root / folder / "__init__.py").write_text(code or declaration(folder, *depends_on))
+        for name, source in modules.items():
+            (root / folder / f"{name}.py").write_text(source)
 
     yield write_feature
     for name in set(sys.modules) - set(before):
@@ -54,8 +60,8 @@ def test_features_come_behind_what_they_depend_on(write: Write, tmp_path: Path) 
     write("apples", "trees")
     write("gardens")
     write("trees", "gardens")
-    (tmp_path / "notes.py").touch()
-    (tmp_path / "no_package").mkdir()
+    (tmp_path / "features" / "notes.py").touch()
+    (tmp_path / "features" / "no_package").mkdir()
     assert names() == ["gardens", "trees", "apples"]
 
 
@@ -66,9 +72,10 @@ def test_without_feature_folders_there_are_no_features(write: Write) -> None:
 @pytest.mark.parametrize(
     ("code", "message"),
     [
-        ("import nonsense", "feature 'pears' cannot be imported: ModuleNotFoundError: No module"),
-        ("1 / 0", "feature 'pears' cannot be imported: ZeroDivisionError: division by zero"),
-        ("def (", "feature 'pears' cannot be imported: SyntaxError: invalid syntax"),
+        ("import nonsense", "features/pears/__init__.py:1: ModuleNotFoundError: No module"),
+        ("\n1 / 0", "features/pears/__init__.py:2: ZeroDivisionError: division by zero"),
+        ("\n\ndef (", "features/pears/__init__.py:3: SyntaxError: invalid syntax"),
+        ("\0", "features/pears"),
         ("'nothing'", "features/pears/__init__.py must export `feature = Feature(…)`"),
         ("feature = 'pears'", "features/pears/__init__.py must export `feature = Feature(…)`"),
         (declaration("plums"), "feature 'pears' declares the name 'plums'"),
@@ -83,6 +90,28 @@ def test_an_invalid_feature_is_named(write: Write, code: str, message: str) -> N
     write("apples")
     write("pears", code=code)
     assert refusal().startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ("fields = {}\ntitle = fields['title']", "2: KeyError: 'title'"),
+        ("def declare():\n    raise ValueError('no name')\ndeclare()", "2: ValueError: no name"),
+        ("class Pear:\n  id = 1\n   title = 2", "3: IndentationError: unexpected indent"),
+        ("import json\njson.loads('')", "2: JSONDecodeError: Expecting value: line 1 column 1"),
+        ("from features.pears import feature", "1: ImportError: cannot import name 'feature'"),
+        ("import ast\nast.parse('(')", "2: SyntaxError: '(' was never closed (<unknown>, line 1)"),
+    ],
+)
+def test_a_failing_module_of_a_feature_is_named_with_its_line(
+    write: Write, tables: str, message: str
+) -> None:
+    """The innermost line of our own code, not that of the library which raised the error."""
+    write("pears", code="import features.pears.schemas", schemas=SCHEMAS, tables=tables)
+    assert refusal().startswith(f"features/pears/tables.py:{message}")
+
+
+SCHEMAS = "from features.pears.tables import *"
 
 
 def test_a_cycle_of_dependencies_is_named(write: Write) -> None:

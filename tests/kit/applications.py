@@ -9,7 +9,7 @@ from fastapi import FastAPI
 
 from app.discovery import find_features
 from app.main import create_app, prepare
-from shared.feature import Feature
+from shared.feature import Feature, FeatureError
 from shared.settings import Settings
 from tests.kit.ownership import remember_request
 
@@ -21,9 +21,16 @@ _created: dict[object, FastAPI] = {}
 
 
 def features_under_test(config: pytest.Config) -> tuple[Feature, ...]:
-    """Returns the features under test: all, or that of `--feature` with its dependencies."""
+    """Returns the features under test: all, or that of `--feature` with its dependencies.
+
+    Raises:
+        UsageError: a feature cannot be loaded; pytest prints the message alone.
+    """
     if FEATURES not in config.stash:
-        config.stash[FEATURES] = find_features(config.getoption("--feature"))
+        try:
+            config.stash[FEATURES] = find_features(config.getoption("--feature"))
+        except FeatureError as error:
+            raise pytest.UsageError(str(error)) from error
     return config.stash[FEATURES]
 
 

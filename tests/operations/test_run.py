@@ -2,7 +2,6 @@
 behind."""
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -15,55 +14,22 @@ import httpx
 import pytest
 
 from tests.kit import free_port, wait_until
-from tests.serving import ROOT, Served, environment, serving
+from tests.operations.clones import GONE_TIMEOUT_SECONDS, fresh_clone, postgres_of, wait_until_gone
+from tests.serving import Served, environment, serving
 
 pytestmark = pytest.mark.verify
-
-CODE = ("app", "features", "migrations", "shared")
-GONE_TIMEOUT_SECONDS = 60.0
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A fresh copy of the code, without any data."""
-    folder = tmp_path_factory.mktemp("clone")
-    for name in CODE:
-        ignored = shutil.ignore_patterns("__pycache__", "tests")
-        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
-    yield folder
-    system_folder = (folder / ".data" / "postgres" / "server").resolve()
-    if system_folder.is_relative_to("/var/lib/tessera"):
-        shutil.rmtree(system_folder)
+    with fresh_clone(tmp_path_factory.mktemp("clone")) as folder:
+        yield folder
 
 
 @contextmanager
 def run(clone: Path, port: int | None = None) -> Iterator[Served]:
     with serving(clone, port or free_port(), {"env": "dev"}, code=clone) as served:
         yield served
-
-
-def postgres_of(clone: Path) -> list[int]:
-    """Returns the PostgreSQL processes that have the clone's database in their command line or as
-    their working directory."""
-    data = str((clone / ".data" / "postgres").resolve())
-    system_folder = str((clone / ".data" / "postgres" / "server").resolve())
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (process / "cmdline").read_bytes().decode(errors="replace")
-            where = os.readlink(process / "cwd")
-        except OSError:
-            continue
-        if "postgres" in command and (
-            any(path in command for path in (data, system_folder))
-            or where.startswith((data, system_folder))
-        ):
-            found.append(int(process.name))
-    return found
-
-
-def wait_until_gone(clone: Path) -> None:
-    wait_until(lambda: not postgres_of(clone), "the end of PostgreSQL", GONE_TIMEOUT_SECONDS)
 
 
 def test_the_printed_lines_work_when_pasted(clone: Path) -> None:
