@@ -23,6 +23,7 @@ from app.ops.logging import configure_logging
 from app.ops.sentry import configure_sentry
 from app.ops.tracing import export_traces, tracing
 from app.routing import skip_routers, validate_queries_at_once
+from app.websockets import WebSocketMiddleware
 from shared.feature import Feature
 from shared.settings import (
     ConfigurationError,
@@ -93,6 +94,11 @@ def create_app(
             expose_headers=EXPOSED_HEADERS,
         )
     app.add_middleware(RequestMiddleware)
+    app.add_middleware(
+        WebSocketMiddleware,
+        seconds=settings.request_timeout,
+        concurrency=settings.max_concurrency,
+    )
     if settings.trusted_proxies:
         app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=list(settings.trusted_proxies))
     for router in (*(feature.router for feature in features), health.router, metrics.router):

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uuid_utils import uuid7
 
 from app.ops.tracing import PROBES, tag_trace
+from app.routing import is_event_stream
 from shared.problems import Unavailable, overloaded
 from shared.web.deadlines import extend_deadline
 from shared.web.problem_details import content_too_large, internal_error, problem
@@ -55,7 +56,7 @@ class RequestMiddleware:
             return
         started = time.perf_counter()
         status = CLIENT_CLOSED_REQUEST
-        request_id = _request_id(scope)
+        request_id = request_id_of(scope)
         scope.setdefault("state", {})["request_id"] = request_id
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
@@ -124,7 +125,7 @@ def _is_plain_413(start: Message) -> bool:
     return Headers(raw=start["headers"]).get("content-type", "").startswith("text/plain")
 
 
-def _request_id(scope: Scope) -> str:
+def request_id_of(scope: Scope) -> str:
     given = dict(scope["headers"]).get(b"x-request-id", b"")
     return given.decode() if WELL_FORMED_ID.fullmatch(given) else uuid7().hex
 
@@ -151,11 +152,14 @@ def _log_request(scope: Scope, status: int, seconds: float) -> None:
 
 class LoadSheddingMiddleware:
     """Answers 503 at once to more than `concurrency` requests at a time, so that the others stay
-    fast. Probes are exempt."""
+    fast. Probes are exempt.
+
+    A stream of events is a request until it begins; then there may be `concurrency` more of these.
+    """
 
     def __init__(self, app: ASGIApp, concurrency: int) -> None:
         self.app, self.concurrency = app, concurrency
-        self.in_flight = 0
+        self.in_flight = self.event_streams = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in PROBES:
@@ -165,10 +169,24 @@ class LoadSheddingMiddleware:
             await problem(Request(scope), overloaded("concurrency"))(scope, receive, send)
             return
         self.in_flight += 1
+        streams = False
+
+        async def send_and_count(message: Message) -> None:
+            nonlocal streams
+            begins = message["type"] == "http.response.start" and is_event_stream(scope)
+            if begins and self.event_streams < self.concurrency:
+                streams = True
+                self.in_flight -= 1
+                self.event_streams += 1
+            await send(message)
+
         try:
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, send_and_count)
         finally:
-            self.in_flight -= 1
+            if streams:
+                self.event_streams -= 1
+            else:
+                self.in_flight -= 1
 
 
 class TimeoutMiddleware:

@@ -27,6 +27,11 @@ def endpoints(router: APIRouter) -> Iterator[tuple[str, str]]:
             yield method, str(route.path_format)
 
 
+def is_event_stream(scope: Mapping[str, Any]) -> bool:
+    """Returns whether a request has been routed to a stream of server-sent events."""
+    return getattr(scope.get("route"), "is_sse_stream", False)
+
+
 def skip_routers(app: FastAPI) -> None:
     """Skips each included router that has no route with the first segment of a request's path.
 

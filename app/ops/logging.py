@@ -93,7 +93,7 @@ def configure_logging(settings: Settings) -> None:
     )
     logging.basicConfig(handlers=[handler], level=level, force=True)
     logging.getLogger("uvicorn.access").disabled = True  # `RequestMiddleware` logs each request
-    for chatty in ("alembic", "httpx"):
+    for chatty in ("alembic", "httpx", "httpx2"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 

@@ -13,13 +13,14 @@ from typing import Any
 import asyncpg
 import structlog
 from asyncpg import connect
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from sqlalchemy import event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
+from starlette.requests import HTTPConnection
 
 from shared.db.changes import Subscription, subscribers_by_topic
 from shared.db.errors import CONNECT_ERRORS, UNREACHABLE
@@ -83,7 +84,7 @@ class Database:
         self._notifier = Notifier(ReadSession(self.primary.connection))
         self._begin = "; ".join(filter(None, ("BEGIN", _timeouts(settings)[1])))
 
-    def read(self, request: Request | None = None) -> ReadSession:
+    def read(self, request: HTTPConnection | None = None) -> ReadSession:
         """Returns a read session, for a request or outside one."""
         return ReadSession(partial(self._connection, request))
 
@@ -109,13 +110,15 @@ class Database:
         async with self.transaction() as session:
             yield session.orm
 
-    async def record_writer(self, request: Request) -> None:
+    async def record_writer(self, request: HTTPConnection) -> None:
         """Lets the client of a request read from the primary for a while (read-your-writes)."""
         if self.replica:
             await self.replica.writers.add(request)
 
     @asynccontextmanager
-    async def snapshot(self, request: Request | None = None) -> AsyncIterator[SnapshotSession]:
+    async def snapshot(
+        self, request: HTTPConnection | None = None
+    ) -> AsyncIterator[SnapshotSession]:
         """Opens a read session whose statements all see one snapshot.
 
         Raises:
@@ -179,7 +182,7 @@ class Database:
             await self.replica.writers.close()
 
     def _connection(
-        self, request: Request | None, *, snapshot: bool = False
+        self, request: HTTPConnection | None, *, snapshot: bool = False
     ) -> AbstractAsyncContextManager[Connection]:
         if self.replica is None:
             return self.primary.connection(snapshot=snapshot)

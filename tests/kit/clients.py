@@ -5,16 +5,21 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import pytest
 from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient
+from httpx2 import AsyncClient as WebSocketClient
 
 from shared.feature import Feature
 
+if TYPE_CHECKING:
+    from httpx2.websockets import AsyncWebSocketSession
+
 ROOT = Path(__file__).parents[2]
 PASSWORD = "a long enough password"
+WEBSOCKET_URL = "ws://testserver"
 
 
 @asynccontextmanager
@@ -23,6 +28,35 @@ async def connect(app: FastAPI, **options: Any) -> AsyncIterator[AsyncClient]:
     transport = ASGITransport(app, raise_app_exceptions=False)
     async with AsyncClient(transport=transport, base_url="http://testserver", **options) as client:
         yield client
+
+
+@asynccontextmanager
+async def open_websocket(client: AsyncClient, path: str) -> AsyncIterator["AsyncWebSocketSession"]:
+    """Opens a websocket with the headers of an HTTP client, on the same application.
+
+    Raises:
+        WebSocketUpgradeError: it is refused; `error.response` says why.
+    """
+    from httpx2.websockets import ASGIWebSocketTransport  # imports wsproto, for few tests
+
+    app = cast("ASGITransport", client._transport).app
+    transport = ASGIWebSocketTransport(app, initial_receive_timeout=10)
+    headers = dict(client.headers)
+    try:
+        async with (
+            WebSocketClient(transport=transport, base_url=WEBSOCKET_URL, headers=headers) as opener,
+            opener.websocket(path, keepalive_ping_interval_seconds=None) as socket,
+        ):
+            yield socket
+    except BaseExceptionGroup as group:
+        raise _only_error(group) from None
+
+
+def _only_error(error: BaseException) -> BaseException:
+    """Returns the error that the tasks of a transport have wrapped."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        (error,) = error.exceptions
+    return error
 
 
 @pytest.fixture
