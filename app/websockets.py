@@ -77,12 +77,15 @@ class WebSocketMiddleware:
                 socket.count_as(HANDSHAKES)
                 await self.app(socket.connection.scope, socket.receive, socket.send)
         except Exception as error:
-            if socket.deadline.expired():
+            late, gone = socket.deadline.expired(), _is_disconnect(error)
+            if not late and not gone:
+                log.exception("unhandled_error")
+            if gone or socket.status not in {CLIENT_CLOSED_REQUEST, ACCEPTED}:
+                return None  # or its refusal has begun
+            if late:
                 detail = f"There was no answer within {self.seconds:g} s; please try again"
                 return problem(socket.connection, Unavailable(detail))
-            if not _is_disconnect(error):
-                log.exception("unhandled_error")
-                return internal_error(socket.connection)
+            return internal_error(socket.connection)
         return None
 
 

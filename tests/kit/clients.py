@@ -1,5 +1,6 @@
 """HTTP clients of the application, each with a different identity."""
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import pytest
 from fastapi import FastAPI
-from httpx import ASGITransport, AsyncClient
+from httpx import ASGITransport, AsyncClient, Response
 from httpx2 import AsyncClient as WebSocketClient
 
 from shared.feature import Feature
@@ -57,6 +58,53 @@ def _only_error(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         (error,) = error.exceptions
     return error
+
+
+@asynccontextmanager
+async def open_events(client: AsyncClient, path: str) -> AsyncIterator[AsyncIterator[str]]:
+    """Opens a stream of server-sent events with the headers of an HTTP client, on the same
+    application, and yields its lines as they come. httpx itself waits for the end of a stream.
+
+    Raises:
+        HTTPStatusError: it is refused.
+    """
+    request = client.build_request("GET", path, headers={"Accept": "text/event-stream"})
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": request.url.path,
+        "query_string": request.url.query,
+        "headers": [(name.lower(), value) for name, value in request.headers.raw],
+        "client": ("127.0.0.1", 123),
+    }
+    requested = iter([{"type": "http.request", "body": b""}])
+    sent: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue()
+    left = asyncio.Event()
+
+    async def receive() -> Mapping[str, Any]:
+        for message in requested:
+            return message
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    async def lines() -> AsyncIterator[str]:
+        received, more = b"", True
+        while more:
+            message = await sent.get()
+            *complete, received = (received + message["body"]).split(b"\n")
+            for line in filter(None, complete):
+                yield line.decode()
+            more = message.get("more_body", False)
+
+    app = cast("ASGITransport", client._transport).app
+    serving = asyncio.create_task(cast("Any", app)(scope, receive, sent.put))
+    try:
+        start = await sent.get()
+        Response(start["status"], request=request).raise_for_status()
+        yield lines()
+    finally:
+        left.set()
+        await serving
 
 
 @pytest.fixture
