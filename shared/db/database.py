@@ -61,8 +61,8 @@ class Database:
     `direct_url` is a libpq URL that bypasses any pooler. `engine` has the connections of
     transactions, `primary` those of reads, `replica` those to the replica where one is set.
     `probe` has a separate connection, to check whether PostgreSQL answers even when the pools are
-    exhausted. `download_slots` are half as many as a pool has connections, and at least one:
-    streams last long, and leave the other connections to other requests.
+    exhausted. `download_slots` and `upload_slots` are half as many as a pool has connections,
+    and at least one: streams last long, and leave the other connections to other requests.
     """
 
     def __init__(
@@ -79,6 +79,7 @@ class Database:
             pool = _read_pool(settings.database_replica_url, settings)
             self.replica = Replica(pool, self.primary, writers)
         self.download_slots = asyncio.Semaphore(max(1, size // 2))
+        self.upload_slots = asyncio.Semaphore(max(1, size // 2))
         self._committing: set[Connection] = set()
         self._subscribers = subscribers_by_topic(subscriptions)
         self._notifier = Notifier(ReadSession(self.primary.connection))

@@ -3,17 +3,20 @@
 tests/declarations.py reads these constants.
 """
 
+import re
 from itertools import product
 
 import pytest
 from fastapi import FastAPI
 
+from app.routing import websockets
 from app.scaffold.documents import FILE, document_parts
 from tests.declarations import CONSTANTS, declared_by_feature, declaring
 
 OPERATION_IDS = ["ANY_BODY_ACCEPTED", "SESSION_ENDING", "NEVER_SUCCEEDING"]
+PARAMETER = re.compile(r"\{(\w+)")
 ROUTES = ["PUBLIC_OPERATIONS", "REFUSED_OPERATIONS", "REQUEST_ARGUMENTS"]
-PARAMETERS = ["UNOWNED_PARAMETERS", "OWNED_PARAMETERS"]
+PARAMETERS = ["UNOWNED_PARAMETERS", "OWNED_PARAMETERS", "PUBLISHED_PARAMETERS"]
 
 
 @pytest.mark.parametrize("topic", CONSTANTS)
@@ -51,4 +54,8 @@ def _names_of(app: FastAPI, constant: str) -> dict[str, set[str]]:
                 else:
                     declared = operation.get("parameters", ())
                     found |= {each["name"] for each in declared if each["in"] == "path"}
+    for feature in app.state.features:
+        for path in websockets(feature.router):  # which are not in the document
+            found = {f"WEBSOCKET {path}"} if constant in ROUTES else {*PARAMETER.findall(path)}
+            names.setdefault(feature.name, set()).update(found)
     return names

@@ -84,6 +84,19 @@ class Account:
 
 
 @schemathesis.hook
+def before_load_schema(_context: schemathesis.HookContext, raw_schema: dict[str, Any]) -> None:
+    """Leaves out the streams of events, which do not end."""
+    for path in raw_schema["paths"].values():
+        for method in [method for method, operation in path.items() if streams_events(operation)]:
+            del path[method]
+
+
+def streams_events(operation: dict[str, Any]) -> bool:
+    content = operation["responses"].get("200", {}).get("content", {})
+    return "text/event-stream" in content
+
+
+@schemathesis.hook
 def filter_failure(
     _context: schemathesis.HookContext,
     failure: Failure,
