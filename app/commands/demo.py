@@ -8,13 +8,13 @@ from shared.settings import Settings
 
 
 async def load_demo(settings: Settings, features: Sequence[Feature]) -> None:
-    """Adds each feature's demo rows in one transaction; stops at a feature that has rows."""
+    """Adds the demo rows of each feature that has no rows yet, in one transaction."""
     database = new_database(settings, features)
     try:
         async with database.orm_transaction() as session:
             for feature in features:
-                if feature.demo and not await feature.demo.load(session):
-                    break
+                if feature.demo:
+                    await feature.demo.load(session)
     finally:
         await database.dispose()
 
