@@ -41,20 +41,20 @@ def running_database(settings: Settings | None = None) -> Iterator[Settings]:
 
 
 def prepare_database(settings: Settings, features: Sequence[Feature]) -> None:
-    """Migrates the database, and adds the demo to one without rows."""
+    """Migrates the database, and adds the demo of each feature without rows."""
     assert settings.database_url
     upgrade(settings.database_direct_url or settings.database_url)
-    asyncio.run(_load_demo(settings, features))
+    asyncio.run(load_demo(settings, features))
 
 
-async def _load_demo(settings: Settings, features: Sequence[Feature]) -> None:
-    """Adds each feature's demo rows in one transaction; stops at a feature that has rows."""
+async def load_demo(settings: Settings, features: Sequence[Feature]) -> None:
+    """Adds the demo rows of each feature that has no rows yet, in one transaction."""
     database = new_database(settings, features)
     try:
         async with database.orm_transaction() as session:
             for feature in features:
-                if feature.demo and not await feature.demo.load(session):
-                    break
+                if feature.demo:
+                    await feature.demo.load(session)
     finally:
         await database.dispose()
 

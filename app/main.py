@@ -18,6 +18,7 @@ from app.middleware import (
     RequestIdMiddleware,
     SecurityHeadersMiddleware,
     ServerErrorMiddleware,
+    WebSocketMiddleware,
 )
 from app.migrations import load_revisions
 from app.openapi import mount_docs, operation_id
@@ -100,6 +101,11 @@ def create_app(
         )
     for outer in (SecurityHeadersMiddleware, AccessLogMiddleware, RequestIdMiddleware):
         app.add_middleware(outer)
+    app.add_middleware(
+        WebSocketMiddleware,
+        seconds=settings.request_timeout,
+        concurrency=settings.max_concurrency,
+    )
     if settings.trusted_proxies:
         app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=list(settings.trusted_proxies))
     for router in (

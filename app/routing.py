@@ -14,7 +14,7 @@ from fastapi.dependencies import utils
 from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel
 from starlette.datastructures import QueryParams
-from starlette.routing import BaseRoute, Match
+from starlette.routing import BaseRoute, Match, WebSocketRoute
 from starlette.types import Scope
 
 _read_as_fastapi = utils._request_param_model_to_args
@@ -25,6 +25,18 @@ def endpoints(router: APIRouter) -> Iterator[tuple[str, str]]:
     for route in iter_route_contexts(router.routes):
         for method in sorted(route.methods or ()):
             yield method, str(route.path_format)
+
+
+def websockets(router: APIRouter) -> Iterator[str]:
+    """Yields the path of each websocket of a router, including nested routers."""
+    for route in iter_route_contexts(router.routes):
+        if isinstance(route.original_route, WebSocketRoute):
+            yield str(route.path_format)
+
+
+def is_event_stream(scope: Mapping[str, Any]) -> bool:
+    """Returns whether a request has been routed to a stream of server-sent events."""
+    return getattr(scope.get("route"), "is_sse_stream", False)
 
 
 def skip_routers(app: FastAPI) -> None:

@@ -9,9 +9,10 @@ from typing import Any
 from uuid import UUID
 
 import structlog
-from fastapi import FastAPI, Request, Security
+from fastapi import FastAPI, Security
 from fastapi.security import APIKeyHeader, OAuth2PasswordBearer, SecurityScopes
 from fastapi.security.base import SecurityBase
+from starlette.requests import HTTPConnection
 
 from shared.problems import Forbidden, Unauthorized
 
@@ -58,8 +59,8 @@ class Authentication(SecurityBase):
 
     model, scheme_name = bearer.model, bearer.scheme_name
 
-    async def __call__(self, request: Request, required: SecurityScopes) -> Principal:
-        """Returns the principal of a request.
+    async def __call__(self, request: HTTPConnection, required: SecurityScopes) -> Principal:
+        """Returns the principal of a request or a websocket.
 
         Raises:
             Unauthorized: the credential is missing or invalid (RFC 6750).
@@ -93,7 +94,7 @@ def requires(*scopes: str) -> Any:
     return Security(authenticate, scopes=list(scopes))
 
 
-def principal_of(request: Request) -> Principal:
+def principal_of(request: HTTPConnection) -> Principal:
     """Returns the principal of a request that has been authenticated.
 
     Raises:

@@ -21,10 +21,10 @@ class FeatureError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """A feature's demo. `load` adds its rows, or returns False if there are rows already; `hint`
-    is what `make run` prints to try it, with the URL of the API in place of `{address}`."""
+    """A feature's demo. `load` adds its rows, unless the feature has rows; `hint` is what
+    `make run` prints to try it, with the URL of the API in place of `{address}`."""
 
-    load: Callable[[AsyncSession], Awaitable[bool]]
+    load: Callable[[AsyncSession], Awaitable[None]]
     hint: str
 
 

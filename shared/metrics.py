@@ -14,6 +14,7 @@ REQUESTS_EXPIRED = Counter("tessera_requests_expired_total", "Requests given up 
 REQUESTS_SHED = Counter(
     "tessera_requests_shed_total", "Requests refused as too much was under way", ("reason",)
 )
+WEBSOCKETS = Gauge("tessera_websockets", "Websockets that are open", multiprocess_mode="livesum")
 RATE_LIMITED = Counter("tessera_rate_limited_total", "Requests refused by a limit", ("limit",))
 CONNECTIONS = Gauge(
     "tessera_database_connections",

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from alembic.script import ScriptDirectory
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, FastAPI
 from starlette.datastructures import State
+from starlette.requests import HTTPConnection
 
 from shared.auth import Authenticator
 from shared.db import Database
@@ -77,7 +78,7 @@ def resource(kind: type[Resource]) -> Any:
     """Returns a dependency that gives what the lifespan of a feature has yielded:
     `StateDep = Annotated[UsersState, resource(UsersState)]`."""
 
-    async def find(request: Request) -> Resource:
+    async def find(request: HTTPConnection) -> Resource:
         return resource_of(request.app, kind)
 
     return Depends(find)

@@ -22,7 +22,7 @@ from app.development import running_database
 from app.discovery import extensions_of, new_database
 from app.main import create_app
 from app.migrations import describe_unknown, load_revisions, schema_state
-from app.routing import endpoints
+from app.routing import endpoints, websockets
 from shared.cli import exit_on_user_error
 from shared.db.database import UNNAMED_STATEMENTS, new_engine
 from shared.db.errors import CONNECT_ERRORS
@@ -89,6 +89,8 @@ def _routes(feature: Feature) -> list[str]:
     methods = defaultdict(list)
     for method, path in endpoints(feature.router):
         methods[path].append(method)
+    for path in websockets(feature.router):
+        methods[path].append("WEBSOCKET")
     return [f"{path}  {' '.join(names)}" for path, names in methods.items()]
 
 

@@ -6,6 +6,7 @@ from app.middleware.load_shedding import LoadSheddingMiddleware
 from app.middleware.request_id import RequestIdMiddleware
 from app.middleware.security_headers import SecurityHeadersMiddleware
 from app.middleware.server_errors import ServerErrorMiddleware
+from app.middleware.websockets import WebSocketMiddleware
 
 __all__ = [
     "AccessLogMiddleware",
@@ -14,4 +15,5 @@ __all__ = [
     "RequestIdMiddleware",
     "SecurityHeadersMiddleware",
     "ServerErrorMiddleware",
+    "WebSocketMiddleware",
 ]

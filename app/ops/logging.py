@@ -94,7 +94,7 @@ def configure_logging(settings: Settings) -> None:
     )
     logging.basicConfig(handlers=[handler], level=level, force=True)
     logging.getLogger("uvicorn.access").disabled = True  # `AccessLogMiddleware` logs each request
-    for chatty in ("alembic", "httpx", "watchfiles"):
+    for chatty in ("alembic", "httpx", "httpx2", "watchfiles"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 

@@ -15,7 +15,7 @@ from app.scaffold.naming import FORBIDDEN, NameRefused, Names, names_of
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATES = Path(__file__).parent / "templates"
-PLACEHOLDER = Names("placeholders", "placeholder")
+PLACEHOLDER = Names("placeholders", "placeholder", "placeholders")
 
 
 def write_feature(app: FastAPI, name: str, singular: str | None = None) -> list[Path]:
@@ -51,20 +51,21 @@ def render(names: Names) -> Iterator[tuple[Path, str]]:
     templates = Environment(  # noqa: S701  # it renders Python, which needs no HTML escaping
         loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, keep_trailing_newline=True
     )
-    values = {"users_head": head_of(load_revisions(), "users")}
-    values |= {key: getattr(names, key) for key in ("cls", "words", "word", "a_word", "path")}
+    forms = ("feature", "singular", "plural", "cls", "words", "word", "a_word", "path")
+    values = {form: getattr(names, form) for form in forms}
+    values |= {"users_head": head_of(load_revisions(), "users")}
     for name in templates.list_templates(extensions=["jinja"]):
         path = Path(name.replace("__feature__", names.feature).removesuffix(".jinja"))
         text = templates.get_template(name)
-        yield path, text.render(feature=names.feature, singular=names.singular, **values)
+        yield path, text.render(**values)
 
 
 def _refuse_taken(names: Names, app: FastAPI) -> None:
     for folder in (f"features/{names.feature}", f"migrations/{names.feature}"):
         if (ROOT / folder).exists():
             raise NameRefused(f"there is {folder} already")
-    if names.feature in SQLModel.metadata.tables:
-        raise NameRefused(f"there is a table {names.feature!r} already")
+    if names.plural in SQLModel.metadata.tables:
+        raise NameRefused(f"there is a table {names.plural!r} already")
     for path in (names.path, f"{names.path}/id"):
         scope = {"type": "http", "method": "GET", "path": path, "root_path": "", "headers": []}
         if any(route.matches(scope)[0] is not Match.NONE for route in app.routes):
@@ -77,7 +78,7 @@ def _refuse_ambiguous(names: Names) -> None:
     wanted: set[str] = set()
     for _, text in render(PLACEHOLDER):
         for identifier in _identifiers(ast.parse(text)):
-            own = identifier.replace(PLACEHOLDER.feature, names.feature)
+            own = identifier.replace(PLACEHOLDER.plural, names.plural)
             own = own.replace(PLACEHOLDER.singular, names.singular)
             own = own.replace(PLACEHOLDER.cls, names.cls)
             (in_use if own == identifier else wanted).add(own)

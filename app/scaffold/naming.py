@@ -24,12 +24,13 @@ class NameRefused(FeatureError):
 class Names:
     """The forms of a feature's name.
 
-    `feature` is the folder, the table, the tag and the branch (order_items); `singular` is one
-    entry (order_item).
+    `feature` is the folder, the tag and the branch, and `plural` the table (order_items);
+    `singular` is one entry (order_item). A feature may be named by either: audit, with audits.
     """
 
     feature: str
     singular: str
+    plural: str
 
     @property
     def cls(self) -> str:
@@ -37,7 +38,7 @@ class Names:
 
     @property
     def words(self) -> str:
-        return self.feature.replace("_", " ")
+        return self.plural.replace("_", " ")
 
     @property
     def word(self) -> str:
@@ -49,14 +50,17 @@ class Names:
 
     @property
     def path(self) -> str:
-        return "/" + self.feature.replace("_", "-")
+        return "/" + self.plural.replace("_", "-")
 
 
 def names_of(name: str, singular: str | None = None) -> Names:
-    """Returns the names of a feature, from a plural in any common spelling.
+    """Returns the names of a feature, from a plural or a singular in any common spelling; with
+    `singular`, the name is a plural.
 
     >>> names_of("OrderItems")
-    Names(feature='order_items', singular='order_item')
+    Names(feature='order_items', singular='order_item', plural='order_items')
+    >>> names_of("audit")
+    Names(feature='audit', singular='audit', plural='audits')
     >>> names_of("media", "medium").cls
     'Medium'
 
@@ -64,16 +68,17 @@ def names_of(name: str, singular: str | None = None) -> Names:
         NameRefused: the name cannot be that of a folder, a table and a class.
     """
     feature = _word(name)
-    one = _word(singular) if singular else _word(_singular(feature))
-    if feature == one:
-        raise NameRefused(f"say what one of the {feature!r} is called with --singular")
-    if feature in RESERVED_WORDS:
-        raise NameRefused(f"{feature!r} is a reserved word of SQL; choose another")
-    if feature in OF_ALEMBIC:
-        raise NameRefused(f"{feature!r} means something else to Alembic; choose another")
-    if len(feature) > MAX_LENGTH:
-        raise NameRefused(f"{feature!r} is longer than {MAX_LENGTH} characters")
-    return Names(feature, one)
+    one, many = (_word(singular), feature) if singular else _numbers(feature)
+    if one == many:
+        raise NameRefused(f"say what one of the {many!r} is called with --singular")
+    for word in dict.fromkeys((feature, many)):
+        if word in RESERVED_WORDS:
+            raise NameRefused(f"{word!r} is a reserved word of SQL; choose another")
+        if word in OF_ALEMBIC:
+            raise NameRefused(f"{word!r} means something else to Alembic; choose another")
+        if len(word) > MAX_LENGTH:
+            raise NameRefused(f"{word!r} is longer than {MAX_LENGTH} characters")
+    return Names(feature, one, many)
 
 
 def _word(name: str) -> str:
@@ -87,14 +92,10 @@ def _word(name: str) -> str:
     return word
 
 
-def _singular(feature: str) -> str:
+def _numbers(feature: str) -> tuple[str, str]:
+    """Returns the singular and the plural of a name that is one of them."""
     words = inflect.engine()
     *head, last = feature.split("_")
-    one = words.singular_noun(last)
-    if one:
-        return "_".join([*head, str(one)])
-    plural = "_".join([*head, str(words.plural_noun(last))])
-    raise NameRefused(
-        f"a feature has the name of many, like its path: {plural!r}, not {feature!r}"
-        " (if it is a plural, say what one is called with --singular)"
-    )
+    if one := words.singular_noun(last):
+        return _word("_".join([*head, str(one)])), feature
+    return feature, _word("_".join([*head, str(words.plural_noun(last))]))

@@ -16,25 +16,21 @@ from typing import Any
 import uvloop
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from app.routing import is_event_stream
 from shared.state import state_of
 from shared.web.deadlines import STALL_SECONDS
 
 LINGER_SECONDS = 1.0
 
 
-class GracefulHttpProtocol(HttpToolsProtocol):
-    """An HTTP connection that lingers when the process stops, and aborts when the client stalls.
+class AbortOnStall(asyncio.Protocol):
+    """Aborts a connection whose client accepts no bytes for `STALL_SECONDS`."""
 
-    It closes `LINGER_SECONDS` after the process began to stop, as a request may have been sent on
-    it that we have not read yet. It aborts when the client has accepted no bytes of the response
-    for `STALL_SECONDS`.
-    """
-
+    loop: asyncio.AbstractEventLoop
+    transport: asyncio.Transport
     stalled: asyncio.TimerHandle
-
-    def shutdown(self) -> None:
-        self.loop.call_later(LINGER_SECONDS, super().shutdown)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -53,6 +49,35 @@ class GracefulHttpProtocol(HttpToolsProtocol):
             self._watch()
         else:
             self.transport.abort()
+
+
+class GracefulHttpProtocol(AbortOnStall, HttpToolsProtocol):
+    """An HTTP connection that lingers when the process stops.
+
+    It closes `LINGER_SECONDS` after the process began to stop, as a request may have been sent on
+    it that we have not read yet. A stream of events has no end to wait for: it closes at once, and
+    its client connects to another process.
+    """
+
+    def shutdown(self) -> None:
+        self._close_event_stream()
+        self.loop.call_later(LINGER_SECONDS, self._shutdown)
+
+    def _shutdown(self) -> None:
+        self._close_event_stream()
+        super().shutdown()
+
+    def _should_upgrade(self) -> bool:
+        # A handshake is a GET (RFC 6455, section 4.1); any other request is served as it is.
+        return self.scope["method"] == "GET" and super()._should_upgrade()
+
+    def _close_event_stream(self) -> None:
+        if self.cycle and is_event_stream(self.cycle.scope):
+            self.transport.close()
+
+
+class GracefulWebSocketProtocol(AbortOnStall, WebSocketsSansIOProtocol):
+    """A websocket, which closes with 1012 (service restart) when the process stops."""
 
 
 class DrainingServer:

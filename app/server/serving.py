@@ -14,11 +14,16 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from app.main import create_app
-from app.server.draining import GracefulHttpProtocol, drain_on_sigterm
+from app.server.draining import (
+    GracefulHttpProtocol,
+    GracefulWebSocketProtocol,
+    drain_on_sigterm,
+)
 from app.server.supervision import exit_with_parent
 
 START_TIMEOUT_SECONDS = 60
 
+MAX_MESSAGE_BYTES = 1_000_000  # of a websocket, decompressed
 HUNG_SECONDS = 10  # a worker that does not answer the supervisor for so long is replaced
 
 OnReady = Callable[[], None]
@@ -94,6 +99,8 @@ def _config(app: FastAPI | str, **options: Any) -> uvicorn.Config:
         app,
         loop="app.server.draining:GracefulLoop",
         http=GracefulHttpProtocol,
+        ws=GracefulWebSocketProtocol,
+        ws_max_size=MAX_MESSAGE_BYTES,
         log_config=None,
         access_log=False,
         server_header=False,

@@ -7,7 +7,6 @@ from features.items.handlers import create_item, delete_all_items, update_item
 from features.items.router import router
 from features.items.schemas import ItemCreate, ItemFilters, ItemPublic, ItemUpdate
 from features.items.tables import Item
-from features.items.uploads import lifespan
 from features.users import account_changes
 from shared.db.changes import Subscription
 from shared.feature import Feature
@@ -37,7 +36,6 @@ feature = Feature(
         "uq_items_owner_id_external_id": Conflict("You already have an item with this external_id"),
         "fk_items_owner_id": Unauthorized("User not found"),
     },
-    lifespan=lifespan,
     subscriptions=(Subscription(account_changes, delete_all_items),),
     commands=commands,
     demo=demo,

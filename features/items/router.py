@@ -22,7 +22,6 @@ from features.items.schemas import (
     ItemQuery,
     ItemUpdate,
 )
-from features.items.uploads import Upload
 from shared.auth import Principal, requires
 from shared.db import ReadSession, SnapshotSession, WriteSession
 from shared.problems import (
@@ -41,6 +40,7 @@ from shared.web.conditional import (
 )
 from shared.web.idempotency import Idempotency
 from shared.web.pagination import Pages
+from shared.web.uploads import Upload
 
 router = APIRouter(prefix="/items", tags=["items"])
 

@@ -17,13 +17,12 @@ TOKEN=$(curl -s {{address}}/auth/token -d grant_type=password -d username={DEMO_
 -d password={DEMO_PASSWORD} | sed 's/.*"access_token":"\\([^"]*\\)".*/\\1/')"""
 
 
-async def add_demo_account(session: AsyncSession) -> bool:
+async def add_demo_account(session: AsyncSession) -> None:
     """Adds the demo account, unless there are accounts."""
     if (await session.exec(select(User.id).limit(1))).first():
-        return False
+        return
     password_hash = await PasswordHasher(cheap=False).hash(DEMO_PASSWORD)
     await add_user(session, DEMO_EMAIL, password_hash, "Demo", verified=True)
-    return True
 
 
 demo = Demo(load=add_demo_account, hint=HINT)

@@ -13,13 +13,14 @@ from typing import Any
 import asyncpg
 import structlog
 from asyncpg import PostgresError, connect
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from sqlalchemy import event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
+from starlette.requests import HTTPConnection
 
 from shared.db.changes import Subscriber, Subscribers, Subscription
 from shared.db.errors import CONNECT_ERRORS, UNREACHABLE, has_stale_plan
@@ -61,8 +62,8 @@ class Database:
     `direct_url` is a libpq URL that bypasses any pooler. `engine` has the connections of
     transactions, `primary` those of reads, `replica` those to the replica where one is set.
     `probe` has a separate connection, to check whether PostgreSQL answers even when the pools are
-    exhausted. `download_slots` are half as many as a pool has connections, and at least one:
-    streams last long, and leave the other connections to other requests.
+    exhausted. `download_slots` and `upload_slots` are half as many as a pool has connections,
+    and at least one: streams last long, and leave the other connections to other requests.
     """
 
     def __init__(
@@ -81,12 +82,13 @@ class Database:
             pool = _read_pool(settings.database_replica_url, settings)
             self.replica = Replica(pool, self.primary, writers)
         self.download_slots = asyncio.Semaphore(max(1, size // 2))
+        self.upload_slots = asyncio.Semaphore(max(1, size // 2))
         self._committing: set[Connection] = set()
         self._subscribers = _subscribers(subscriptions)
         self._notifier = Notifier(ReadSession(self.primary.connection))
         self._begin = "; ".join(filter(None, ("BEGIN", _timeouts(settings)[1])))
 
-    def read(self, request: Request | None = None) -> ReadSession:
+    def read(self, request: HTTPConnection | None = None) -> ReadSession:
         """Returns a read session, for a request or outside one."""
         return ReadSession(partial(self._connection, request))
 
@@ -113,13 +115,15 @@ class Database:
         async with self.transaction() as session:
             yield session.orm
 
-    async def record_writer(self, request: Request) -> None:
+    async def record_writer(self, request: HTTPConnection) -> None:
         """Lets the client of a request read from the primary for a while (read-your-writes)."""
         if self.replica:
             await self.replica.writers.add(request)
 
     @asynccontextmanager
-    async def snapshot(self, request: Request | None = None) -> AsyncIterator[SnapshotSession]:
+    async def snapshot(
+        self, request: HTTPConnection | None = None
+    ) -> AsyncIterator[SnapshotSession]:
         """Opens a read session whose statements all see one snapshot.
 
         Raises:
@@ -184,7 +188,7 @@ class Database:
             await self.replica.writers.close()
 
     def _connection(
-        self, request: Request | None, *, snapshot: bool = False
+        self, request: HTTPConnection | None, *, snapshot: bool = False
     ) -> AbstractAsyncContextManager[Connection]:
         if self.replica is None:
             return self.primary.connection(snapshot=snapshot)

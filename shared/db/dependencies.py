@@ -10,16 +10,19 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 from sqlmodel.ext.asyncio.session import AsyncSession
+from starlette.requests import HTTPConnection
 
 from shared.db import sessions
 from shared.db.database import database_of
 
 
-async def _read_session(request: Request) -> sessions.ReadSession:
+async def _read_session(request: HTTPConnection) -> sessions.ReadSession:
     return database_of(request.app).read(request)
 
 
-async def _write_session(request: Request) -> AsyncIterator[sessions.WriteSession]:
+async def _write_session(request: HTTPConnection) -> AsyncIterator[sessions.WriteSession]:
+    if request.scope["type"] == "websocket":
+        raise RuntimeError("A websocket stays open: use database.transaction() for each message")
     database = database_of(request.app)
     async with database.transaction() as session:
         yield session

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import structlog
 from asyncpg import PostgresError
-from fastapi import Request
+from starlette.requests import HTTPConnection
 
 from shared.cache import open_cache
 from shared.circuit_breaker import CircuitBreaker
@@ -27,7 +27,7 @@ class Replica:
 
     @asynccontextmanager
     async def connection(
-        self, request: Request | None, *, snapshot: bool
+        self, request: HTTPConnection | None, *, snapshot: bool
     ) -> AsyncIterator[Connection]:
         """Lends a connection to the replica, or to the primary; raises as `ReadPool` does."""
         async with AsyncExitStack() as stack:
@@ -68,12 +68,12 @@ class ReadYourWrites:
         self.seconds = seconds
         self._caches = [open_cache(url) for url in dict.fromkeys((None, redis_url))]
 
-    async def add(self, request: Request) -> None:
+    async def add(self, request: HTTPConnection) -> None:
         writer = _credential(request) or _address(request)
         for cache in self._caches:
             await cache.set(_key(writer), True, expire=self.seconds)
 
-    async def include(self, request: Request) -> bool:
+    async def include(self, request: HTTPConnection) -> bool:
         for name in filter(None, (_credential(request), _address(request))):
             for cache in self._caches:
                 if await cache.get(_key(name)):
@@ -85,11 +85,11 @@ class ReadYourWrites:
             await cache.close()
 
 
-def _credential(request: Request) -> str | None:
+def _credential(request: HTTPConnection) -> str | None:
     return request.headers.get("authorization") or request.headers.get("x-api-key")
 
 
-def _address(request: Request) -> str:
+def _address(request: HTTPConnection) -> str:
     return request.client.host if request.client else "unknown"
 
 

@@ -22,7 +22,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from shared.db.changes import Subscribers
 from shared.db.errors import CONNECTION_LOST, CONNECTION_LOST_ERRORS
 from shared.db.pool import CANCEL_TIMEOUT_SECONDS, Connection, Row
-from shared.db.statements import compile_many, compile_statement
+from shared.db.statements import compile_many, compile_statement, convert_rows
 from shared.problems import Unavailable
 
 Connections: TypeAlias = Callable[[], AbstractAsyncContextManager[Connection]]
@@ -53,7 +53,8 @@ class ReadSession:
         """
         sql, arguments = compile_statement(statement, values)
         async with self._connections() as connection:
-            return await connection.fetch(sql, *arguments)
+            rows = await connection.fetch(sql, *arguments)
+        return convert_rows(statement, rows)
 
     async def fetch_one(self, statement: Executable, values: Values = NO_VALUES) -> Row | None:
         """Returns the first row of a statement, or None; raises as `fetch` does."""
@@ -93,7 +94,7 @@ class SnapshotSession:
         sql, arguments = compile_statement(statement, values)
         cursor = await self._connection.cursor(sql, *arguments)
         while batch := await cursor.fetch(size):
-            yield batch
+            yield convert_rows(statement, batch)
 
 
 class WriteSession(ReadSession):
@@ -130,7 +131,7 @@ class WriteSession(ReadSession):
     async def fetch(self, statement: Executable, values: Values = NO_VALUES) -> list[Row]:
         await self.flush()
         sql, arguments = compile_statement(statement, values)
-        return await self._connection.fetch(sql, *arguments)
+        return convert_rows(statement, await self._connection.fetch(sql, *arguments))
 
     async def execute(
         self, statement: Executable, values: Values | Sequence[Values] = NO_VALUES

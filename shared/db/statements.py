@@ -4,12 +4,16 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Executable, Insert, Update
+from sqlalchemy import ARRAY, Executable, Float, Insert, Update
 from sqlalchemy.dialects.postgresql.asyncpg import dialect
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.types import TypeEngine
+from sqlmodel import UTCDateTime
 
 CACHED_STATEMENTS = 1_000
+
+FLOAT_OID, NUMERIC_OID = 701, 1700
 
 DIALECT = dialect()  # type: ignore[no-untyped-call]
 
@@ -49,6 +53,63 @@ def compile_many(
 
 
 Processor = Callable[[Any], Any]
+
+
+class ConvertedRow(tuple[Any, ...]):
+    """A row like asyncpg's own, with the values that SQLAlchemy's types have made."""
+
+    names: tuple[str, ...]
+
+    def __getitem__(self, key: Any) -> Any:
+        return super().__getitem__(self.names.index(key) if isinstance(key, str) else key)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self.names:
+            raise AttributeError(name)
+        return self[name]
+
+    def keys(self) -> tuple[str, ...]:
+        return self.names
+
+
+def convert_rows(statement: Executable, rows: list[Any]) -> list[Any]:
+    """Returns the rows with the values that the types of their columns make of the driver's, such
+    as an Enum of its name; the same rows where the driver's values are right."""
+    row_type, processors = _result_processors(statement)
+    if not processors:
+        return rows
+    return [
+        row_type(
+            process(value) if process else value
+            for process, value in zip(processors, row, strict=True)
+        )
+        for row in rows
+    ]
+
+
+@lru_cache(CACHED_STATEMENTS)
+def _result_processors(
+    statement: Executable,
+) -> tuple[type[ConvertedRow], tuple[Processor | None, ...]]:
+    """Returns the type of the rows, and the conversion of each column; none if none needs one."""
+    compiler: Any = statement.compile(dialect=DIALECT)  # type: ignore[attr-defined]
+    columns = compiler._result_columns
+    types = [column.type for column in columns]
+    processors = tuple(None if _is_native(each) else _result_processor(each) for each in types)
+    names = {"names": tuple(column.keyname for column in columns)}
+    return type("Row", (ConvertedRow,), names), processors if any(processors) else ()
+
+
+def _result_processor(type_: TypeEngine[Any]) -> Processor | None:
+    oid = FLOAT_OID if isinstance(type_, Float) else NUMERIC_OID  # only numeric types look at it
+    return type_.dialect_impl(DIALECT).result_processor(DIALECT, oid)
+
+
+def _is_native(type_: TypeEngine[Any]) -> bool:
+    """Returns whether asyncpg's value is right, though SQLAlchemy would process it."""
+    if isinstance(type_, ARRAY):
+        return not type_.as_tuple and _result_processor(type_.item_type) is None
+    return isinstance(type_, UTCDateTime)
 
 
 @lru_cache(CACHED_STATEMENTS)

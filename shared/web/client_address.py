@@ -2,10 +2,10 @@
 
 from ipaddress import IPv6Network, ip_address
 
-from fastapi import Request
+from starlette.requests import HTTPConnection
 
 
-def client_address(request: Request) -> str:
+def client_address(request: HTTPConnection) -> str:
     """Returns the client's address, which behind trusted proxies is the one that they report.
 
     An IPv4 address that is mapped into IPv6 is returned as IPv4 (RFC 4291, section 2.5.5.2).

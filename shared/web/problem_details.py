@@ -12,12 +12,17 @@ from urllib.parse import quote
 import structlog
 from asyncpg import PostgresError
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
+from fastapi.exceptions import (
+    RequestValidationError,
+    ValidationException,
+    WebSocketRequestValidationError,
+)
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
 from starlette.middleware.body_limit import MAX_BODY_SIZE_SCOPE_KEY
+from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.routing import Match
 
@@ -47,7 +52,7 @@ class ProblemDetails(BaseModel):
 
 
 def problem_response(
-    request: Request,
+    request: HTTPConnection,
     status: int,
     detail: str,
     headers: Mapping[str, str] | None = None,
@@ -69,12 +74,12 @@ def problem_response(
     )
 
 
-def problem(request: Request, error: Problem) -> Response:
+def problem(request: HTTPConnection, error: Problem) -> Response:
     """Returns the response for a problem, for code that cannot raise it, such as a middleware."""
     return problem_response(request, error.status, error.detail, error.headers, error.errors)
 
 
-def internal_error(request: Request) -> Response:
+def internal_error(request: HTTPConnection) -> Response:
     """Returns the response for an unexpected exception, without any internal details."""
     return problem_response(request, 500, "Internal server error")
 
@@ -143,6 +148,16 @@ def content_too_large(request: Request) -> Response:
 async def _on_invalid_request(request: Request, invalid: RequestValidationError) -> Response:
     if problem := _unsupported_body(request, invalid):
         return await _on_problem(request, problem)
+    return _invalid_fields(request, invalid)
+
+
+async def _on_invalid_websocket(
+    websocket: HTTPConnection, invalid: WebSocketRequestValidationError
+) -> Response:
+    return _invalid_fields(websocket, invalid)
+
+
+def _invalid_fields(request: HTTPConnection, invalid: ValidationException) -> Response:
     errors = [_field_error(error) for error in invalid.errors()]
     count = "1 field is" if len(errors) == 1 else f"{len(errors)} fields are"
     return problem_response(request, 422, f"{count} not valid", errors=errors)
@@ -173,6 +188,7 @@ def install_error_handlers(app: FastAPI) -> None:
         Problem: _on_problem,
         HTTPException: _on_http_exception,
         RequestValidationError: _on_invalid_request,
+        WebSocketRequestValidationError: _on_invalid_websocket,
         DBAPIError: _on_database_error,
         PostgresError: _on_database_error,
     }

@@ -3,23 +3,31 @@
 tests/declarations.py reads these constants.
 """
 
+import ast
+import re
 from itertools import product
+from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
 
+from app.routing import websockets
 from app.scaffold.documents import FILE, document_parts
 from tests.declarations import CONSTANTS, declared_by_feature, declaring
 
 OPERATION_IDS = ["ANY_BODY_ACCEPTED", "SESSION_ENDING", "NEVER_SUCCEEDING"]
+PARAMETER = re.compile(r"\{(\w+)")
 ROUTES = ["PUBLIC_OPERATIONS", "REFUSED_OPERATIONS", "REQUEST_ARGUMENTS"]
-PARAMETERS = ["UNOWNED_PARAMETERS", "OWNED_PARAMETERS"]
+PARAMETERS = ["UNOWNED_PARAMETERS", "OWNED_PARAMETERS", "PUBLISHED_PARAMETERS"]
 
 
 @pytest.mark.parametrize("topic", CONSTANTS)
 def test_each_constant_is_one_that_is_read(topic: str) -> None:
     for feature, module in declaring(topic).items():
-        constants = {name for name in vars(module) if name.isupper() and name[0] != "_"}
+        written = ast.parse(Path(str(module.__file__)).read_text()).body
+        targets = [t for node in written if isinstance(node, ast.Assign) for t in node.targets]
+        names = {target.id for target in targets if isinstance(target, ast.Name)}
+        constants = {name for name in names if name.isupper() and name[0] != "_"}
         unread = constants - CONSTANTS[topic]
         assert not unread, f"no test reads these of features/{feature}/tests/{topic}.py: {unread}"
 
@@ -51,4 +59,8 @@ def _names_of(app: FastAPI, constant: str) -> dict[str, set[str]]:
                 else:
                     declared = operation.get("parameters", ())
                     found |= {each["name"] for each in declared if each["in"] == "path"}
+    for feature in app.state.features:
+        for path in websockets(feature.router):  # which are not in the document
+            found = {f"WEBSOCKET {path}"} if constant in ROUTES else {*PARAMETER.findall(path)}
+            names.setdefault(feature.name, set()).update(found)
     return names

@@ -77,6 +77,8 @@ def untested_operations(answers: Path, document: dict[str, Any]) -> list[str]:
     for path, operations in document["paths"].items():
         for operation in operations.values():
             name = operation["operationId"]
+            if "text/event-stream" in operation["responses"].get("200", {}).get("content", {}):
+                continue  # contract_hooks.py leaves it out
             if not seen[name] - ALWAYS_REFUSED:
                 wrong.append(f"{name} was never let in: {seen[name]}")
             elif "{" not in path and name not in NEVER_SUCCEEDING and min(seen[name]) >= 400:

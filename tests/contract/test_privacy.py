@@ -1,22 +1,27 @@
 """An account cannot learn that another account's resources exist: tries every route."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import pytest
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
-from httpx import AsyncClient, Response
+from httpx import ASGITransport, AsyncClient, Response
+from starlette.types import Message, Receive, Scope, Send
 
+from app.routing import websockets
 from app.task_runner import run_until_idle
 from shared.db import database_of
 from tests.declarations import declared
-from tests.kit import SignUp
+from tests.kit import SignUp, connect, open_websocket
 
 MARK = "zyzzyva"  # part of everything that the owner writes
+PUBLISHED_MARK = "aardvark"  # part of what the owner publishes
+EVENT_SECONDS = 0.3  # what a stream of events shows at once
 
 Own = Callable[[AsyncClient, str], Awaitable[str]]
 
@@ -25,6 +30,10 @@ OWNED_PARAMETERS: dict[str, Own] = declared("privacy", "OWNED_PARAMETERS")
 
 UNOWNED_PARAMETERS: dict[str, str] = declared("privacy", "UNOWNED_PARAMETERS")
 """Path parameters that identify no resource of an account, each with some value."""
+
+PUBLISHED_PARAMETERS: dict[str, Own] = declared("privacy", "PUBLISHED_PARAMETERS")
+"""For each path parameter that identifies a resource which an account lets all others read: how to
+get one. Its text has another mark, so that what else the account owns is not seen with it."""
 
 PUBLIC_OPERATIONS = {
     "GET /healthz",
@@ -58,6 +67,11 @@ class Route:
         return f"{self.method} {self.path}"
 
     @property
+    def streams_events(self) -> bool:
+        content = self.operation["responses"].get("200", {}).get("content", {})
+        return "text/event-stream" in content
+
+    @property
     def parameters(self) -> list[str]:
         declared = self.operation.get("parameters", ())
         return [parameter["name"] for parameter in declared if parameter["in"] == "path"]
@@ -67,13 +81,36 @@ class Route:
         declared = self.operation.get("parameters", ())
         asked = {"q": MARK} if any(parameter["name"] == "q" for parameter in declared) else {}
         sent = REQUEST_ARGUMENTS.get(self.name) or {"json": self._example()}
-        return await client.request(self.method, self.path.format(**ids), params=asked, **sent)
+        url = self.path.format(**ids)
+        if not self.streams_events:
+            return await client.request(self.method, url, params=asked, **sent)
+        app = ending_streams(cast("ASGITransport", client._transport).app)
+        async with connect(app, headers=client.headers) as reader:
+            return await reader.request(self.method, url, params=asked, **sent)
 
     def _example(self) -> Any:
         content = self.operation.get("requestBody", {}).get("content", {})
         schema = content.get("application/json", {}).get("schema", {})
         schema = self.schemas[schema["$ref"].rsplit("/", 1)[1]] if "$ref" in schema else schema
         return schema.get("examples", [None])[0]
+
+
+def ending_streams(app: Any) -> Any:
+    """Returns the application with streams of events that end after `EVENT_SECONDS`."""
+
+    async def end(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_for_some_time(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] == 200:
+                deadline.reschedule(asyncio.get_running_loop().time() + EVENT_SECONDS)
+            await send(message)
+
+        try:
+            async with asyncio.timeout(None) as deadline:
+                await app(scope, receive, send_for_some_time)
+        except TimeoutError:
+            await send({"type": "http.response.body"})
+
+    return end
 
 
 def routes_of(app: FastAPI) -> list[Route]:
@@ -90,10 +127,10 @@ def names(app: FastAPI) -> set[str]:
     """The path parameters of all routes; fails if these tests have no value for one."""
     found = {name: route.name for route in routes_of(app) for name in route.parameters}
     for name, route in found.items():
-        assert name in OWNED_PARAMETERS | UNOWNED_PARAMETERS, (
+        assert name in OWNED_PARAMETERS | PUBLISHED_PARAMETERS | UNOWNED_PARAMETERS, (
             f"{route} has a parameter {{{name}}} that this test cannot fill: say in"
-            " tests/privacy.py of its feature how an account gets one (OWNED_PARAMETERS), or"
-            " that it is nobody's (UNOWNED_PARAMETERS)"
+            " tests/privacy.py of its feature how an account gets one (OWNED_PARAMETERS) or lets"
+            " others read it (PUBLISHED_PARAMETERS), or that it is nobody's (UNOWNED_PARAMETERS)"
         )
     return set(found)
 
@@ -111,8 +148,13 @@ async def ids(app: FastAPI, owner: AsyncClient, names: set[str]) -> dict[str, st
         for name in sorted(names)
         if name in OWNED_PARAMETERS
     }
+    published = {
+        name: await PUBLISHED_PARAMETERS[name](owner, PUBLISHED_MARK)
+        for name in sorted(names)
+        if name in PUBLISHED_PARAMETERS
+    }
     await embed_all(app)
-    return owned | UNOWNED_PARAMETERS
+    return owned | published | UNOWNED_PARAMETERS
 
 
 async def embed_all(app: FastAPI) -> None:
@@ -174,8 +216,47 @@ async def test_nothing_of_another_is_listed_found_or_exported(
             f"{route.name}: {response.text}"
         )
         assert MARK not in response.text + str(response.headers), route.name
-        for value in ids.values():
-            assert value not in response.text or value in UNOWNED_PARAMETERS.values(), route.name
+        for name, value in ids.items():
+            assert value not in response.text or name not in OWNED_PARAMETERS, route.name
+
+
+async def test_what_is_published_others_read_and_do_not_change(
+    app: FastAPI, owner: AsyncClient, sign_up: SignUp, ids: dict[str, str]
+) -> None:
+    for route in routes_of(app):
+        if set(route.parameters) & set(PUBLISHED_PARAMETERS):
+            response = await route.call(await sign_up(), ids)
+            assert MARK not in response.text + str(response.headers), route.name
+            if route.method == "GET":
+                assert response.status_code == 200, f"{route.name}: {response.text}"
+                assert (await route.call(owner, ids)).text == response.text, route.name
+            else:
+                assert response.status_code in {403, 404}, f"{route.name}: {response.text}"
+
+
+async def test_a_websocket_is_for_those_who_may_open_it(
+    app: FastAPI, anonymous: AsyncClient, sign_up: SignUp, ids: dict[str, str]
+) -> None:
+    for path in websockets(app.router):
+        owned = any(f"{{{name}}}" in path for name in OWNED_PARAMETERS)
+        url = path.format(**ids)
+        if f"WEBSOCKET {path}" not in PUBLIC_OPERATIONS:
+            assert await status_of_websocket(anonymous, url) == 401, (
+                f"the websocket {path} needs no account: have it require a principal, or list"
+                f" 'WEBSOCKET {path}' in PUBLIC_OPERATIONS in tests/privacy.py of the feature"
+            )
+        if owned:
+            assert await status_of_websocket(await sign_up(), url) == 404, path
+
+
+async def status_of_websocket(client: AsyncClient, path: str) -> int:
+    from httpx2.websockets import WebSocketUpgradeError  # imports wsproto, for few features
+
+    try:
+        async with open_websocket(client, path):
+            return 101
+    except WebSocketUpgradeError as refused:
+        return refused.response.status_code
 
 
 async def test_the_owner_finds_what_strangers_do_not(
@@ -227,7 +308,7 @@ async def test_who_has_no_account_needs_no_connection(
 
 
 def test_every_route_is_in_the_document(app: FastAPI) -> None:
-    documented = set(app.openapi()["paths"])
+    documented = {*app.openapi()["paths"], *websockets(app.router)}
     for route in iter_route_contexts(app.routes):
         path = getattr(route, "path_format", None)
         assert path is not None

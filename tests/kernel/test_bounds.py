@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import StreamingResponse
+from fastapi.sse import EventSourceResponse
 from httpx import AsyncClient, Response
 from sqlalchemy import text
 
@@ -67,6 +68,13 @@ async def held(request: Request) -> StreamingResponse:
         await request.app.state.gate.wait()
 
     return StreamingResponse(lines())
+
+
+@probe.get("/events", response_class=EventSourceResponse)
+async def events(request: Request) -> AsyncIterator[str]:
+    yield "begun"
+    request.app.state.held.release()
+    await request.app.state.gate.wait()
 
 
 UNREAD = """
@@ -169,6 +177,20 @@ async def test_more_than_can_be_served_is_refused_at_once(
     async with within(30, "the answers of those that were held"):
         assert [(await holder).status_code for holder in holders] == [200, 200]
     assert (await anonymous.get("/items")).status_code == 401
+
+
+@pytest.mark.parametrize("request_timeout", [30.0])
+async def test_streams_of_events_leave_others_their_slots(
+    anonymous: AsyncClient, app: FastAPI
+) -> None:
+    streams = [asyncio.create_task(anonymous.get("/probe/events")) for _ in range(2)]
+    async with within(30, "two streams"):
+        for _ in streams:
+            await app.state.held.acquire()
+    assert (await anonymous.get("/items")).status_code == 401
+    app.state.gate.set()
+    async with within(30, "the ends of the streams"):
+        assert [(await stream).status_code for stream in streams] == [200, 200]
 
 
 def test_an_answer_that_nobody_takes_is_ended() -> None:

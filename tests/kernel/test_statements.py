@@ -1,28 +1,38 @@
 """Statements that are sent directly by asyncpg behave as if SQLAlchemy sent them."""
 
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from enum import Enum
 
 import asyncpg
 import pytest
 from pydantic import BaseModel
 from sqlalchemy import (
     Column,
+    Float,
     Integer,
+    Interval,
     MetaData,
+    Numeric,
+    String,
     Table,
+    TypeDecorator,
     any_,
     bindparam,
     delete,
+    func,
     insert,
     select,
     text,
     update,
 )
+from sqlalchemy import Enum as EnumType
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.exc import ArgumentError
+from sqlmodel import UTCDateTime
 
-from shared.db import Database, write_session_of
+from shared.db import Database, Row, write_session_of
 from shared.settings import Settings
 from shared.web.idempotency import SELECT_KEY, IdempotencyKey
 
@@ -65,6 +75,87 @@ async def test_json_comes_out_the_same_of_every_session(database: Database) -> N
     async with database.orm_transaction() as orm:
         of_orm = (await (await orm.connection()).execute(query)).one()
     assert written.it == read.it == of_orm.it == {"colour": "blue"}
+
+
+class Shade(Enum):
+    LIGHT = "light"
+    DARK = "dark"
+
+
+class Reversed(TypeDecorator[str]):
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: object) -> str | None:
+        return value and value[::-1]
+
+    def process_result_value(self, value: str | None, dialect: object) -> str | None:
+        return value and value[::-1]
+
+
+LAMPS = Table(
+    "lamps",
+    MetaData(),
+    Column("id", Integer, primary_key=True),
+    Column("shade", EnumType(Shade, native_enum=False)),
+    Column("shades", ARRAY(EnumType(Shade, native_enum=False))),
+    Column("lit", Interval),
+    Column("height", Numeric(10, 2, asdecimal=False)),
+    Column("price", Numeric(10, 2)),
+    Column("width", Float),
+    Column("maker", Reversed),
+    Column("tags", ARRAY(String)),
+    Column("made_at", UTCDateTime()),
+)
+LAMP = {
+    "id": 1,
+    "shade": Shade.DARK,
+    "shades": [Shade.LIGHT, Shade.DARK],
+    "lit": timedelta(hours=2),
+    "height": 1.5,
+    "price": Decimal("19.99"),
+    "width": 0.5,
+    "maker": "Ada",
+    "tags": ["a", "b"],
+    "made_at": datetime(2026, 1, 31, tzinfo=UTC),
+}
+
+
+class Lamp(BaseModel):
+    shade: Shade
+    lit: timedelta
+
+
+async def test_values_are_those_that_the_orm_returns(database: Database) -> None:
+    query = select(LAMPS)
+    async with database.transaction() as session:
+        await (await session.orm.connection()).run_sync(LAMPS.metadata.create_all)
+        [written] = await session.fetch(insert(LAMPS).returning(LAMPS), LAMP)
+        of_orm = (await (await session.orm.connection()).execute(query)).one()
+    row = await database.read().fetch_one(query)
+    assert row
+    async with database.snapshot() as snapshot:
+        [[streamed]] = [batch async for batch in snapshot.batches(query, {}, 10)]
+    for found in (written, row, streamed):
+        assert dict(found) == LAMP == dict(of_orm._mapping)
+        assert tuple(found) == tuple(LAMP.values())
+    assert (row.shade, row["shade"], row[1]) == (Shade.DARK,) * 3
+    with pytest.raises(AttributeError):
+        _ = row.colour
+    [lamp] = await database.read().fetch_as(Lamp, query)
+    assert lamp == Lamp(shade=Shade.DARK, lit=timedelta(hours=2))
+    assert await database.read().fetch_value(select(func.max(LAMPS.c.shade))) is Shade.DARK
+
+
+async def test_only_what_needs_it_is_converted(database: Database) -> None:
+    """A row of asyncpg is kept where its values are right, as to convert takes longer."""
+    async with database.transaction() as session:
+        await (await session.orm.connection()).run_sync(LAMPS.metadata.create_all)
+        native = select(
+            *(LAMPS.c[name] for name in ("id", "lit", "price", "width", "tags", "made_at"))
+        )
+        [row] = await session.fetch(insert(LAMPS).returning(*native.selected_columns), LAMP)
+    assert type(row) is Row
 
 
 async def test_what_only_sqlalchemy_can_send_is_refused(database: Database) -> None:

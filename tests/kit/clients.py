@@ -1,20 +1,26 @@
 """HTTP clients of the application, each with a different identity."""
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import pytest
 from fastapi import FastAPI
-from httpx import ASGITransport, AsyncClient
+from httpx import ASGITransport, AsyncClient, Response
+from httpx2 import AsyncClient as WebSocketClient
 
 from shared.feature import Feature
 
+if TYPE_CHECKING:
+    from httpx2.websockets import AsyncWebSocketSession
+
 ROOT = Path(__file__).parents[2]
 PASSWORD = "a long enough password"
+WEBSOCKET_URL = "ws://testserver"
 
 
 @asynccontextmanager
@@ -23,6 +29,82 @@ async def connect(app: FastAPI, **options: Any) -> AsyncIterator[AsyncClient]:
     transport = ASGITransport(app, raise_app_exceptions=False)
     async with AsyncClient(transport=transport, base_url="http://testserver", **options) as client:
         yield client
+
+
+@asynccontextmanager
+async def open_websocket(client: AsyncClient, path: str) -> AsyncIterator["AsyncWebSocketSession"]:
+    """Opens a websocket with the headers of an HTTP client, on the same application.
+
+    Raises:
+        WebSocketUpgradeError: it is refused; `error.response` says why.
+    """
+    from httpx2.websockets import ASGIWebSocketTransport  # imports wsproto, for few tests
+
+    app = cast("ASGITransport", client._transport).app
+    transport = ASGIWebSocketTransport(app, initial_receive_timeout=10)
+    headers = dict(client.headers)
+    try:
+        async with (
+            WebSocketClient(transport=transport, base_url=WEBSOCKET_URL, headers=headers) as opener,
+            opener.websocket(path, keepalive_ping_interval_seconds=None) as socket,
+        ):
+            yield socket
+    except BaseExceptionGroup as group:
+        raise _only_error(group) from None
+
+
+def _only_error(error: BaseException) -> BaseException:
+    """Returns the error that the tasks of a transport have wrapped."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        (error,) = error.exceptions
+    return error
+
+
+@asynccontextmanager
+async def open_events(client: AsyncClient, path: str) -> AsyncIterator[AsyncIterator[str]]:
+    """Opens a stream of server-sent events with the headers of an HTTP client, on the same
+    application, and yields its lines as they come. httpx itself waits for the end of a stream.
+
+    Raises:
+        HTTPStatusError: it is refused.
+    """
+    request = client.build_request("GET", path, headers={"Accept": "text/event-stream"})
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": request.url.path,
+        "query_string": request.url.query,
+        "headers": [(name.lower(), value) for name, value in request.headers.raw],
+        "client": ("127.0.0.1", 123),
+    }
+    requested = iter([{"type": "http.request", "body": b""}])
+    sent: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue()
+    left = asyncio.Event()
+
+    async def receive() -> Mapping[str, Any]:
+        for message in requested:
+            return message
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    async def lines() -> AsyncIterator[str]:
+        received, more = b"", True
+        while more:
+            message = await sent.get()
+            *complete, received = (received + message["body"]).split(b"\n")
+            for line in filter(None, complete):
+                yield line.decode()
+            more = message.get("more_body", False)
+
+    app = cast("ASGITransport", client._transport).app
+    serving = asyncio.create_task(cast("Any", app)(scope, receive, sent.put))
+    try:
+        start = await sent.get()
+        Response(start["status"], request=request).raise_for_status()
+        yield lines()
+    finally:
+        left.set()
+        await serving
 
 
 @pytest.fixture

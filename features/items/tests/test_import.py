@@ -12,8 +12,8 @@ import pytest
 from fastapi import FastAPI
 from httpx import AsyncClient, Response
 
-from features.items import uploads
 from features.items.formats.records import MAX_RECORD_BYTES
+from shared.web import uploads
 from tests.kit import eventually, is_ready, within
 
 JSONL = "application/jsonl"

@@ -2,36 +2,18 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, Request
 
 from shared.db import database_of
 from shared.problems import RequestTimeout
-from shared.state import resource, state_of
 from shared.web.deadlines import STALL_SECONDS, extend_deadline
 
 
-@dataclass(frozen=True)
-class UploadSlots:
-    """Half as many slots as there are connections for transactions, and at least one: uploads last
-    long, and leave the other connections to other requests."""
-
-    slots: asyncio.Semaphore
-
-
-@asynccontextmanager
-async def lifespan(app: FastAPI) -> AsyncIterator[UploadSlots]:
-    connections = state_of(app).settings.database_pool_size
-    yield UploadSlots(asyncio.Semaphore(max(1, connections // 2)))
-
-
-async def _upload(
-    request: Request, uploads: Annotated[UploadSlots, resource(UploadSlots)]
-) -> AsyncIterator[AsyncIterator[bytes]]:
-    async with database_of(request.app).stream_slot(uploads.slots):
+async def _upload(request: Request) -> AsyncIterator[AsyncIterator[bytes]]:
+    database = database_of(request.app)
+    async with database.stream_slot(database.upload_slots):
         yield _while_it_comes(request.stream(), request.state.deadline)
 
 
