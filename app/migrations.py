@@ -161,22 +161,22 @@ def known_heads(migration: MigrationContext) -> list[str]:
     unknown, implied = _unknown(rows, migration.script)
     for revision in sorted(unknown):
         log.info("Leaving alone: %s", describe_unknown(revision, migration.script))
-    return record_branches(migration, (rows - unknown) | implied)
+    return record_branches(migration, implied)
 
 
-def record_branches(migration: MigrationContext, heads: Collection[str]) -> list[str]:
-    """Writes to the database the head of each branch that these heads have reached, and returns
-    what it has written. Revisions that this code does not have stay there.
+def record_branches(migration: MigrationContext, implied: Collection[str] = ()) -> list[str]:
+    """Writes to the database the head of each branch that its heads have reached, and these, and
+    returns what it then has. Revisions that this code does not have stay there.
 
     Alembic records no head that another branch depends on. Once that branch's feature has been
     removed, nothing would tell that the first is migrated.
     """
     assert migration.script is not None
     assert migration.connection is not None
-    reached = migration.script.get_all_current(tuple(heads))
-    wanted = {script.revision for script in reached if not script.nextrev & _ids(reached)}
     rows = set(migration.connection.scalars(select(VERSION).select_from(VERSIONS)))
     rows &= _ids(migration.script.walk_revisions())
+    reached = migration.script.get_all_current((*rows, *implied))
+    wanted = {script.revision for script in reached if not script.nextrev & _ids(reached)}
     if superseded := rows - wanted:
         migration.connection.execute(delete(VERSIONS).where(VERSION.in_(superseded)))
     if missing := wanted - rows:

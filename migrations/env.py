@@ -1,14 +1,14 @@
 """Runs migrations with asyncpg, one process at a time."""
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import asyncpg
 import structlog
 from alembic import context
-from alembic.runtime.migration import MigrationContext, MigrationInfo
+from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, NullPool, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import SQLModel
@@ -48,19 +48,12 @@ def migrate(connection: Connection) -> None:
         autogenerate_plugins=("alembic.autogenerate.*", "alembic.ext.checkconstraint_byname"),
         transaction_per_migration=True,
         wait_seconds=context.config.attributes.get("wait_seconds", DEFAULT_WAIT_SECONDS),
-        on_version_apply=record,
         **context.config.attributes.get("autogenerate", {}),
     )
     show_known_heads(context.get_context())
     with context.begin_transaction():
         context.run_migrations()
-
-
-def record(
-    ctx: MigrationContext, step: MigrationInfo, heads: Collection[str], run_args: Mapping[str, Any]
-) -> None:
-    """Runs after each revision, in its transaction."""
-    record_branches(ctx, heads)
+    record_branches(context.get_context())
 
 
 def show_known_heads(migration: MigrationContext) -> None:

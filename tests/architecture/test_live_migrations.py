@@ -1,14 +1,16 @@
 """Revisions change tables in use: many processes migrate at once, while others read and write."""
 
 import asyncio
+import logging
 import textwrap
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import asyncpg
 import pytest
+import structlog
 from structlog.testing import capture_logs
 
 from app import migrations
@@ -30,6 +32,15 @@ BUILDS = MIGRATORS + "AND wait_event = 'virtualxid' AND query LIKE 'CREATE INDEX
 LOCK_TIMEOUT_SECONDS = 5.0
 
 Connection: TypeAlias = "asyncpg.Connection[Any]"
+
+
+@pytest.fixture(autouse=True)
+def log_level() -> Iterator[None]:
+    """Logs what `info` logs, whatever level an application of another test has set."""
+    before = structlog.get_config()["wrapper_class"]
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
+    yield
+    structlog.configure(wrapper_class=before)
 
 
 @pytest.fixture
