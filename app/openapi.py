@@ -131,6 +131,8 @@ def _declare_problems(operation: dict[str, Any]) -> None:
         wanted |= set(WITH_SECURITY)
     if "requestBody" in operation:
         wanted |= set(WITH_BODY)
+        if "multipart/form-data" in operation["requestBody"].get("content", ()):
+            wanted.add(400)
     names = {parameter["name"].lower() for parameter in parameters}
     implied = {status for name in names for status in WITH_PARAMETER.get(name, ())}
     if any(parameter["in"] == "path" for parameter in parameters):

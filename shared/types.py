@@ -18,6 +18,12 @@ YEAR_ZERO_OR_LEAP_SECOND = "^0000|:60"
 DATE = re.compile(r"\d{4}-\d\d-\d\d")
 
 
+def _a_number(value: Any) -> Any:
+    if isinstance(value, bool | str):
+        raise ValueError("Input should be a number")  # noqa: TRY004  # pydantic wants ValueError
+    return value
+
+
 def _a_date_first(value: Any) -> Any:
     """Rejects a number, which Pydantic would read as seconds since 1970."""
     if not isinstance(value, datetime) and not DATE.match(str(value)):
@@ -35,6 +41,10 @@ def _to_utc(instant: datetime) -> datetime:
 
 DatabaseText = Annotated[str, StringConstraints(pattern=NO_NUL)]
 """A string that PostgreSQL can store: without NUL. (Pydantic itself rejects lone surrogates.)"""
+
+JSON_NUMBER = BeforeValidator(_a_number)
+"""The last part of the type of a number in a body, where Pydantic would take `"1"` and `true` too:
+`Annotated[int, Field(ge=1), JSON_NUMBER]`."""
 
 UtcDatetime = Annotated[
     AwareDatetime,

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import dedent
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -20,6 +21,13 @@ def copy_repository(target: Path, *caches: str) -> None:
     for cache in caches:
         if (ROOT / cache).exists():
             shutil.copytree(ROOT / cache, target / cache)
+
+
+def write_files(folder: Path, files: Mapping[str, str]) -> None:
+    """Writes the files of an example feature into a copy, without their indentation."""
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(dedent(text).lstrip())
 
 
 def run(
@@ -73,6 +81,12 @@ def run_app(
 ) -> subprocess.CompletedProcess[str]:
     """Runs `python -m app …` in a copy."""
     return run(folder, sys.executable, "-m", "app", *arguments, database=database, **variables)
+
+
+def pytest_in(folder: Path, database: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs tests of a copy in one process."""
+    command = (str(BIN / "python"), "-m", "pytest", "-q", "-n0", *arguments)
+    return run_suite(folder, *command, database=database)
 
 
 def make(folder: Path, *arguments: str, database: str) -> None:

@@ -1,6 +1,6 @@
 from datetime import datetime
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import UUID
 
 from pydantic import (
@@ -8,24 +8,17 @@ from pydantic import (
     AfterValidator,
     AliasChoices,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     PlainSerializer,
     WithJsonSchema,
 )
 
-from shared.types import DatabaseText, UtcDatetime
+from shared.types import JSON_NUMBER, DatabaseText, UtcDatetime
 from shared.web.pagination import Page, PageQuery, Sort
 
 MAX_PRICE = Decimal("9999999999.99")
 PRICE_STEP = Decimal("1e-10")
-
-
-def _require_number(value: Any) -> Any:
-    if isinstance(value, bool | str):
-        raise ValueError("Input should be a number, like 19.99")  # noqa: TRY004  # pydantic wants ValueError
-    return value
 
 
 _PRICE_JSON_SCHEMA = WithJsonSchema(
@@ -46,7 +39,7 @@ PriceAsText = Annotated[
 ]
 """A price that may be text, as in CSV."""
 
-Price = Annotated[PriceAsText, BeforeValidator(_require_number)]
+Price = Annotated[PriceAsText, JSON_NUMBER]
 """Exact in the database, a JSON number on the wire."""
 
 PublicPrice = Annotated[float, _PRICE_JSON_SCHEMA]

@@ -3,8 +3,10 @@
 tests/declarations.py reads these constants.
 """
 
+import ast
 import re
 from itertools import product
+from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
@@ -22,7 +24,10 @@ PARAMETERS = ["UNOWNED_PARAMETERS", "OWNED_PARAMETERS", "PUBLISHED_PARAMETERS"]
 @pytest.mark.parametrize("topic", CONSTANTS)
 def test_each_constant_is_one_that_is_read(topic: str) -> None:
     for feature, module in declaring(topic).items():
-        constants = {name for name in vars(module) if name.isupper() and name[0] != "_"}
+        written = ast.parse(Path(str(module.__file__)).read_text()).body
+        targets = [t for node in written if isinstance(node, ast.Assign) for t in node.targets]
+        names = {target.id for target in targets if isinstance(target, ast.Name)}
+        constants = {name for name in names if name.isupper() and name[0] != "_"}
         unread = constants - CONSTANTS[topic]
         assert not unread, f"no test reads these of features/{feature}/tests/{topic}.py: {unread}"
 

@@ -3,7 +3,7 @@
 
 import hashlib
 import secrets
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -14,7 +14,7 @@ import pytest
 from tests.architecture.example_features import NOTES, PROBES
 from tests.kit import Server
 from tests.kit.servers import drop_database, execute
-from tests.repository_copies import BIN, copy_repository, make, run_app, run_suite
+from tests.repository_copies import copy_repository, make, pytest_in, run_app, write_files
 
 pytestmark = [pytest.mark.verify, pytest.mark.timeout(1200)]
 
@@ -38,17 +38,11 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("examples")
     copy_repository(folder)
     before = files_elsewhere(folder)
-    write(folder, NOTES | PROBES)
+    write_files(folder, NOTES | PROBES)
     done = run_app(folder, "keep-openapi")
     assert done.returncode == 0, done.stderr
     assert files_elsewhere(folder) == before
     return folder
-
-
-def write(folder: Path, files: Mapping[str, str]) -> None:
-    for name, text in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(dedent(text).lstrip())
 
 
 def files_elsewhere(folder: Path) -> dict[str, str]:
@@ -72,22 +66,17 @@ async def migrated_url(code: Path, server: Server) -> AsyncIterator[str]:
     await drop_database(server.admin_url, name)
 
 
-def pytest_in(folder: Path, server: Server, *arguments: str) -> CompletedProcess[str]:
-    command = (str(BIN / "python"), "-m", "pytest", "-q", "-n0", *arguments)
-    return run_suite(folder, *command, database=server.admin_url)
-
-
 def suite_of_notes(folder: Path, server: Server) -> CompletedProcess[str]:
-    return pytest_in(folder, server, "features/notes", "--feature=notes")
+    return pytest_in(folder, server.admin_url, "features/notes", "--feature=notes")
 
 
 def test_the_tests_of_all_features_pass(code: Path, server: Server) -> None:
-    done = pytest_in(code, server, *TESTS_OF_ALL_FEATURES)
+    done = pytest_in(code, server.admin_url, *TESTS_OF_ALL_FEATURES)
     assert done.returncode == 0, done.stdout
 
 
 def test_their_layout_is_that_of_a_feature(code: Path, server: Server) -> None:
-    done = pytest_in(code, server, "tests/architecture/test_feature_deletion.py")
+    done = pytest_in(code, server.admin_url, "tests/architecture/test_feature_deletion.py")
     assert done.returncode == 0, done.stdout
 
 
@@ -195,7 +184,7 @@ def test_a_fault_is_named(
     code: Path, server: Server, file: str, old: str, new: str, test: str, said: str
 ) -> None:
     with changed(code / file, old, new):
-        done = pytest_in(code, server, test)
+        done = pytest_in(code, server.admin_url, test)
     assert done.returncode == 1
     assert said in done.stdout
 
@@ -204,7 +193,7 @@ def test_a_part_of_the_api_document_that_is_missing_is_named(code: Path, server:
     part = code / "features/notes/tests/openapi.json"
     text = part.read_text()
     part.unlink()
-    done = pytest_in(code, server, "tests/contract/test_openapi.py")
+    done = pytest_in(code, server.admin_url, "tests/contract/test_openapi.py")
     part.write_text(text)
     assert done.returncode == 1
     assert "features/notes/tests/openapi.json is missing: make openapi" in done.stdout
@@ -237,7 +226,7 @@ def test_a_test_that_needs_another_feature_is_named(
     first = "async def test_a_title_is_unique"
     with changed(file, first, f"{dedent(BEYOND_NOTES[beyond]).strip()}\n\n\n{first}"):
         done = suite_of_notes(code, server)
-        among_all = pytest_in(code, server, str(file), "-k", "beyond")
+        among_all = pytest_in(code, server.admin_url, str(file), "-k", "beyond")
     assert "FAILED features/notes/tests/test_notes.py::test_beyond_notes" in done.stdout
     assert said in done.stdout
     assert "1 failed" in done.stdout

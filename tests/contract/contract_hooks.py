@@ -37,6 +37,9 @@ LINE_MEDIA_TYPES = sorted(
 )
 SIGN_INS = [module.sign_in for module in CONTRACTS if hasattr(module, "sign_in")]
 
+FILES = re.compile(r"(?:audio|font|image|model|video)/")
+"""The media types that only bytes have."""
+
 if LINE_MEDIA_TYPES:
     schemathesis.serializer.alias(LINE_MEDIA_TYPES, "text/plain")
 
@@ -85,10 +88,13 @@ class Account:
 
 @schemathesis.hook
 def before_load_schema(_context: schemathesis.HookContext, raw_schema: dict[str, Any]) -> None:
-    """Leaves out the streams of events, which do not end."""
+    """Leaves out the streams of events, which do not end, and sends any bytes as files."""
     for path in raw_schema["paths"].values():
         for method in [method for method, operation in path.items() if streams_events(operation)]:
             del path[method]
+        bodies = chain(*(each.get("requestBody", {}).get("content", ()) for each in path.values()))
+        if files := [media_type for media_type in bodies if FILES.match(media_type)]:
+            schemathesis.serializer.alias(files, "application/octet-stream")
 
 
 def streams_events(operation: dict[str, Any]) -> bool:
