@@ -43,7 +43,8 @@ DatabaseText = Annotated[str, StringConstraints(pattern=NO_NUL)]
 """A string that PostgreSQL can store: without NUL. (Pydantic itself rejects lone surrogates.)"""
 
 JSON_NUMBER = BeforeValidator(_a_number)
-"""`Annotated[int, JSON_NUMBER]` is a number in a body; Pydantic would take `"1"` and `true` too."""
+"""The last part of the type of a number in a body, where Pydantic would take `"1"` and `true` too:
+`Annotated[int, Field(ge=1), JSON_NUMBER]`."""
 
 UtcDatetime = Annotated[
     AwareDatetime,

@@ -92,7 +92,10 @@ ALBUMS = {
             slug: str
 
 
-        GENRES, ALBUMS, TRACKS, PUBLICATIONS = map(table_of, (Genre, Album, Track, Publication))
+        GENRES = table_of(Genre)
+        ALBUMS = table_of(Album)
+        TRACKS = table_of(Track)
+        PUBLICATIONS = table_of(Publication)
     ''',
     "features/albums/schemas.py": '''
         """What albums look like to clients."""
@@ -102,6 +105,7 @@ ALBUMS = {
         from uuid import UUID
 
         from pydantic import BaseModel, ConfigDict, Field
+        from pydantic.config import JsonDict
 
         from features.albums.tables import Format
         from shared.types import JSON_NUMBER, DatabaseText
@@ -110,7 +114,7 @@ ALBUMS = {
         Title = Annotated[DatabaseText, Field(min_length=1, max_length=200)]
         Tag = Annotated[DatabaseText, Field(min_length=1, max_length=50)]
         Slug = Annotated[str, Field(pattern="^[a-z0-9-]+$", max_length=50)]
-        EXAMPLE = {"title": "Kind of Blue", "genre": "jazz", "format": "vinyl", "minutes": 45}
+        EXAMPLE: JsonDict = {"title": "Kind of Blue", "genre": "jazz", "format": "vinyl", "minutes": 45}
 
 
         class AlbumCreate(BaseModel):
@@ -119,7 +123,7 @@ ALBUMS = {
             title: Title
             genre: DatabaseText
             format: Format
-            minutes: Annotated[int, JSON_NUMBER, Field(ge=1, le=300)]
+            minutes: Annotated[int, Field(ge=1, le=300), JSON_NUMBER]
             tags: Annotated[list[Tag], Field(max_length=20)] = []
             item_id: UUID | None = None
 
