@@ -61,8 +61,8 @@ bench: setup ## The benchmarks, as ratios against baselines run side by side
 feature: setup ## A new feature with its tests and first migration: make feature name=orders
 	@$(BIN)/python -m app new-feature $(name) $(if $(singular),--singular $(singular))
 
-migration: setup ## A revision on a feature's branch: make migration feature=items message="add colour"
-	@$(BIN)/python -m app migration $(feature) "$(message)"
+migration: setup ## A revision on a feature's branch: make migration feature=items message="add colour"; amend=yes writes the last anew
+	@$(BIN)/python -m app migration $(feature) $(if $(message),"$(message)") $(if $(amend),--amend)
 
 openapi: setup ## Write the tests/openapi.json of all anew, after a wanted change of the API
 	@$(BIN)/python -m app keep-openapi
