@@ -127,7 +127,7 @@ def _text_in(connection: Connection, constraint: CheckConstraint) -> str | None:
     table = {"table": constraint.table.name}
     savepoint = connection.begin_nested()
     try:
-        connection.execute(DropConstraint(constraint, isolate_from_table=False))
+        connection.execute(DropConstraint(constraint))
         connection.execute(AddConstraint(constraint, isolate_from_table=False))
         found: dict[str, str] = dict(map(tuple, connection.execute(SELECT_CHECKS, table)))
         return found[str(constraint.name)]
