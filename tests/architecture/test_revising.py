@@ -117,16 +117,18 @@ def test_a_table_with_an_enum_type_can_be_created_and_dropped(
     tables: Change, revise: Revise
 ) -> None:
     tables("from uuid", "from enum import StrEnum\nfrom uuid")
+    tables("from sqlalchemy import Index", "from sqlalchemy import ARRAY, Enum, Index")
     tables("class Order(", ENUM)
     tables(
         "ORDERS = table_of",
         'class Parcel(Timestamped, table=True):\n    __tablename__ = "parcels"\n'
-        "    id: UUID = Field(default_factory=uuid7, primary_key=True)\n    colour: Colour\n\n\n"
+        "    id: UUID = Field(default_factory=uuid7, primary_key=True)\n    colour: Colour\n"
+        "    others: list[Colour] = Field(sa_type=ARRAY(Enum(Colour)))\n\n\n"
         "ORDERS = table_of",
     )
     text = revise()
     assert text.count("CREATE TYPE colour") == 1
-    assert text.count("create_type=False") == 1
+    assert text.count("create_type=False") == 2
 
 
 def test_a_check_is_added_changed_and_dropped(tables: Change, revise: Revise) -> None:
