@@ -15,6 +15,7 @@ from app.removal import remove
 from app.scaffold.affected import affected_by, changed_files
 from app.scaffold.documents import write_parts
 from shared.cli import exit_on_user_error
+from shared.feature import FeatureError
 from shared.settings import ConfigurationError, Settings, load_settings
 
 commands = typer.Typer()
@@ -72,14 +73,22 @@ def affected(
 @commands.command()
 def migration(
     feature: Annotated[str, typer.Argument(help="The feature whose tables have changed")],
-    message: Annotated[str, typer.Argument(help='What changes, like "add colour"')],
+    message: Annotated[str | None, typer.Argument(help='What changes, like "add colour"')] = None,
+    amend: Annotated[bool, typer.Option(help="Write the last revision anew")] = False,
 ) -> None:
     """Write a revision on a feature's branch, and report what is unsafe on a live table."""
+    from app.scaffold.amending import amend_revision
     from app.scaffold.revising import write_revision
 
     with exit_on_user_error(), running_database() as settings:
-        assert settings.database_url
-        script = write_revision(settings.database_url, feature, message)
+        url = settings.database_direct_url or settings.database_url
+        assert url
+        if amend:
+            script = amend_revision(url, feature, message)
+        elif message:
+            script = write_revision(url, feature, message)
+        else:
+            raise FeatureError('say what changes: make migration feature=… message="add colour"')
     _refuse_unsafe([script])
 
 

@@ -19,8 +19,8 @@ def changed_files(base: str) -> list[str]:
     Raises:
         FeatureError: git does not know `base`.
     """
-    merge_base = _git("merge-base", base, "HEAD")[0]
-    return _git("diff", "--name-only", "--no-renames", merge_base) + _git(
+    merge_base = run_git("merge-base", base, "HEAD")[0]
+    return run_git("diff", "--name-only", "--no-renames", merge_base) + run_git(
         "ls-files", "--others", "--exclude-standard"
     )
 
@@ -43,7 +43,12 @@ def affected_by(files: Iterable[str], features: Sequence[Feature]) -> list[str] 
     return [feature.name for feature in features if feature.name in affected]
 
 
-def _git(*arguments: str) -> list[str]:
+def run_git(*arguments: str) -> list[str]:
+    """Returns the lines that git prints.
+
+    Raises:
+        FeatureError: git fails.
+    """
     done = subprocess.run(  # noqa: S603
         ["git", *arguments],  # noqa: S607  # git of the PATH
         cwd=ROOT,

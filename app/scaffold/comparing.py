@@ -11,7 +11,7 @@ from alembic.operations.ops import (
     ExecuteSQLOp,
     MigrateOperation,
 )
-from sqlalchemy import CheckConstraint, Connection, Enum, Table, text
+from sqlalchemy import ARRAY, CheckConstraint, Connection, Enum, Table, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import AddConstraint, DropConstraint
 from sqlmodel import SQLModel
@@ -57,11 +57,10 @@ def compare_models(connection: Connection, tables: Collection[str]) -> Changes:
 
 
 def _compare_enums(connection: Connection, models: Iterable[Table], changes: Changes) -> None:
+    types = [column.type for table in models for column in table.columns]
+    types = [each.item_type if isinstance(each, ARRAY) else each for each in types]
     wanted = {
-        str(column.type.name): column.type.enums
-        for table in models
-        for column in table.columns
-        if isinstance(column.type, Enum) and column.type.native_enum
+        str(each.name): each.enums for each in types if isinstance(each, Enum) and each.native_enum
     }
     rows = connection.execute(SELECT_ENUMS, {"tables": [table.name for table in models]}).all()
     found = {name: values for name, values, _ in rows}
@@ -127,7 +126,7 @@ def _text_in(connection: Connection, constraint: CheckConstraint) -> str | None:
     table = {"table": constraint.table.name}
     savepoint = connection.begin_nested()
     try:
-        connection.execute(DropConstraint(constraint, isolate_from_table=False))
+        connection.execute(DropConstraint(constraint))
         connection.execute(AddConstraint(constraint, isolate_from_table=False))
         found: dict[str, str] = dict(map(tuple, connection.execute(SELECT_CHECKS, table)))
         return found[str(constraint.name)]

@@ -24,6 +24,7 @@ for run, target in (
 ):
     run(config, target)
 """
+COMMIT = ("-c", "user.name=ada", "-c", "user.email=ada@example.com", "commit", "-m", "work")
 Change = Callable[[str, str], None]
 Revise = Callable[[], str]
 
@@ -116,16 +117,18 @@ def test_a_table_with_an_enum_type_can_be_created_and_dropped(
     tables: Change, revise: Revise
 ) -> None:
     tables("from uuid", "from enum import StrEnum\nfrom uuid")
+    tables("from sqlalchemy import Index", "from sqlalchemy import ARRAY, Enum, Index")
     tables("class Order(", ENUM)
     tables(
         "ORDERS = table_of",
         'class Parcel(Timestamped, table=True):\n    __tablename__ = "parcels"\n'
-        "    id: UUID = Field(default_factory=uuid7, primary_key=True)\n    colour: Colour\n\n\n"
+        "    id: UUID = Field(default_factory=uuid7, primary_key=True)\n    colour: Colour\n"
+        "    others: list[Colour] = Field(sa_type=ARRAY(Enum(Colour)))\n\n\n"
         "ORDERS = table_of",
     )
     text = revise()
     assert text.count("CREATE TYPE colour") == 1
-    assert text.count("create_type=False") == 1
+    assert text.count("create_type=False") == 2
 
 
 def test_a_check_is_added_changed_and_dropped(tables: Change, revise: Revise) -> None:
@@ -175,3 +178,59 @@ def test_a_migration_that_fails_ends_the_tests_with_one_message(
     migrated = run_app(code, "migrate", database=empty_database)
     assert "UndefinedTableError" in migrated.stderr
     assert "Traceback" not in migrated.stderr
+
+
+@pytest.fixture
+def repository(code: Path) -> Path:
+    """A repository whose main branch has everything but orders."""
+    for arguments in (
+        ("init", "--initial-branch=main"),
+        ("add", "."),
+        ("reset", "--", "features/orders", "migrations/orders"),
+        COMMIT,
+        ("checkout", "-b", "add-orders"),
+    ):
+        done = run(code, "git", *arguments)
+        assert done.returncode == 0, done.stderr
+    return code
+
+
+def revisions_of(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("migrations/orders/*.py"))
+
+
+def test_the_last_revision_is_written_anew(
+    repository: Path, tables: Change, revise: Revise, empty_database: str
+) -> None:
+    code, url = repository, empty_database
+    assert run_app(code, "migrate", database=url).returncode == 0
+    tables("    title: str\n", "    title: str\n    colour: str\n")
+    done = run_app(code, "migration", "orders", "--amend", database=url)
+    assert done.returncode == 0, done.stderr
+    (name,) = revisions_of(code)
+    text = (code / "migrations/orders" / name).read_text()
+    assert text.startswith('"""Orders, private to their owner."""')
+    for kept in ('revision = "orders_0001"', 'branch_labels = ("orders",)', '"colour"'):
+        assert kept in text
+    assert run_app(code, "migrate", database=url).returncode == 0
+    tables("    colour: str\n", "    colour: str\n    size: int | None = None\n")
+    revise()
+    tables("    size: int | None = None\n", "    width: int | None = None\n")
+    done = run_app(code, "migration", "orders", "add width", "--amend", database=url)
+    assert done.returncode == 0, done.stderr
+    assert revisions_of(code) == [name, "0002_add_width.py"]
+    assert run_app(code, "migrate", database=url).returncode == 0
+
+
+def test_a_revision_that_others_have_is_not_written_anew(
+    repository: Path, empty_database: str
+) -> None:
+    done = run_app(repository, "migration", "users", "--amend", database=empty_database)
+    assert done.returncode == 1
+    assert "others have migrations/users/0002_access.py: commit " in done.stderr
+    run(repository, "git", "add", ".")
+    run(repository, "git", *COMMIT)
+    run(repository, "git", "update-ref", "refs/remotes/origin/add-orders", "HEAD")
+    done = run_app(repository, "migration", "orders", "--amend", database=empty_database)
+    assert done.returncode == 1
+    assert "others have migrations/orders/0001_orders.py: commit " in done.stderr
