@@ -21,6 +21,7 @@ CONSTANTS = {
         "UNDOCUMENTED_VALUES",
         "NEVER_SUCCEEDING",
     },
+    "load": {"PATHS_READ", "COUNTS_OF_UNFINISHED"},
     "privacy": {
         "UNOWNED_PARAMETERS",
         "PUBLIC_OPERATIONS",

@@ -11,10 +11,12 @@ import asyncpg
 import httpx
 import pytest
 
+from app import removal
 from app.discovery import find_features
 from app.migrations import has_revisions, load_revisions
 from shared.db.tables import table_owners
-from tests.kit import PASSWORD, Server, free_port
+from tests.kit import PASSWORD, Command, Server, free_port
+from tests.kit.servers import execute
 from tests.repository_copies import BIN, NOT_COPIED, ROOT, copy_repository, make, run, run_app
 from tests.serving import serving
 
@@ -53,6 +55,55 @@ def test_a_feature_has_tests_and_a_branch_for_its_tables(feature: str) -> None:
 @pytest.fixture
 def url(empty_database: str) -> str:
     return empty_database
+
+
+@pytest.mark.parametrize("feature", REMOVABLE)
+async def test_the_tables_of_a_feature_are_dropped_by_a_command(
+    feature: str, command: Command, database_url: str
+) -> None:
+    assert any(name.startswith(feature) for name in await _tables(database_url))
+    for said in (f"dropped the tables of {feature}\n", f"the database has nothing of {feature}\n"):
+        assert (await command("drop-feature", feature)).stdout.endswith(said)
+        assert not any(name.startswith(feature) for name in await _tables(database_url))
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeps a `remove-feature` that should have been refused away from this repository."""
+    monkeypatch.setattr(removal, "ROOT", tmp_path)
+    monkeypatch.setattr(removal, "write_parts", None)
+
+
+@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.parametrize("needed", sorted(NEEDED))
+async def test_the_tables_of_a_feature_that_is_needed_stay(
+    needed: str, command: Command, database_url: str
+) -> None:
+    before = await _tables(database_url)
+    for verb in ("drop-feature", "remove-feature"):
+        refused = await command(verb, needed)
+        assert refused.exit_code == 1
+        assert f"error: {needed!r} is needed: " in refused.output
+    assert await _tables(database_url) == before
+
+
+async def test_the_tables_of_newer_code_stay(command: Command, database_url: str) -> None:
+    feature = REMOVABLE[0]
+    await execute(database_url, f"INSERT INTO alembic_version VALUES ('{feature}_9999')")
+    refused = await command("drop-feature", feature)
+    assert refused.exit_code == 1
+    assert f"error: the database has {feature}_9999, which this code does not" in refused.output
+
+
+@pytest.mark.usefixtures("elsewhere")
+async def test_no_code_is_deleted_in_production(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("APP_ENV", "prod")
+    monkeypatch.setenv("APP_PUBLIC_URL", "https://tessera.example.com")
+    refused = await command("remove-feature", REMOVABLE[0])
+    assert refused.exit_code == 1
+    assert "error: this deletes code; in production run `drop-feature`" in refused.output
 
 
 @pytest.mark.verify
@@ -102,7 +153,7 @@ def test_a_feature_is_removed_with_its_tables(feature: str, url: str, tmp_path: 
     code = copy_with(feature, tmp_path / "code")
     expected = files(copy_without(feature, code, tmp_path / "expected"))
     git(code, "init", "--quiet")
-    git(code, "add", "--all", ":!*/orders")  # what nobody has committed yet is not lost
+    git(code, "add", "--all", ":!features/orders", ":!migrations/orders")  # not committed yet
     git(code, "-c", "user.name=A", "-c", "user.email=a@b", "commit", "--quiet", "--message=x")
     assert run_app(code, "migrate", database=url).returncode == 0
     with served(code, url, tmp_path) as client:
@@ -184,17 +235,18 @@ def use(client: httpx.Client, item: str) -> None:
 
 
 def tables_of(url: str) -> set[str]:
-    async def names() -> set[str]:
-        connection = await asyncpg.connect(url)
-        try:
-            found = await connection.fetch(
-                "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace"
-            )
-        finally:
-            await connection.close()
-        return {row["relname"] for row in found}
+    return asyncio.run(_tables(url))
 
-    return asyncio.run(names())
+
+async def _tables(url: str) -> set[str]:
+    connection = await asyncpg.connect(url)
+    try:
+        found = await connection.fetch(
+            "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace"
+        )
+    finally:
+        await connection.close()
+    return {row["relname"] for row in found}
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -1,23 +1,20 @@
 """API processes, workers and Redis are killed while clients write."""
 
 import asyncio
-import secrets
-import sys
 
 import pytest
 from redis.asyncio import Redis
 
-from tests.kit import LONG, eventually, within
+from tests.kit import LONG
 from tests.resilience.conftest import Report, Stack
-from tests.resilience.load import WITHIN_SECONDS, audit, under_load
-from tests.serving import ROOT, environment, kill
+from tests.resilience.load import audit, under_load
+from tests.serving import kill
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="session"),
     pytest.mark.timeout(300),
     pytest.mark.verify,
 ]
-KILLS = 10 if LONG else 2
 FROZEN_SECONDS = 10.0 if LONG else 2.0
 
 
@@ -38,42 +35,6 @@ async def test_two_of_three_killed_replicas_lose_no_acknowledged_write(
             kill(api)
     await audit(load, stack.database_url)
     report("API: two of three replicas killed", load)
-
-
-async def test_workers_killed_in_mid_batch_leave_every_item_indexed(
-    stack: Stack, report: Report
-) -> None:
-    stack.endpoint.fault = "slow"  # so that the worker can be killed during a batch
-    try:
-        async with under_load(stack.address) as load:
-            for _ in range(KILLS):
-                await _killed_in_mid_batch(stack)
-            load.end_fault()
-            await load.wait_for_writes()
-    finally:
-        stack.endpoint.fault = None
-    await audit(load, stack.database_url)
-    report(f"Worker killed in mid-batch, {KILLS} times", load)
-
-
-async def _killed_in_mid_batch(stack: Stack) -> None:
-    key = secrets.token_hex(8)  # identifies this worker to the endpoint
-    settings = stack.settings | {"embedding_api_key": key}
-    worker = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "app", "worker", cwd=ROOT, env=environment(settings)
-    )
-    try:
-
-        def at_work() -> bool:
-            assert worker.returncode is None, f"the worker ended with {worker.returncode}"
-            return f"Bearer {key}" in stack.endpoint.callers
-
-        await eventually(at_work, "a batch of the worker", WITHIN_SECONDS)
-    finally:
-        if worker.returncode is None:
-            worker.kill()
-        async with within(30, "the end of the killed worker"):
-            await worker.wait()
 
 
 @pytest.mark.parametrize("fault", ["killed", "frozen", "flushed"])
