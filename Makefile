@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup run dev test verify check fix bench lock feature remove migration openapi up deploy down clean
+.PHONY: help setup run dev shell psql reset test verify check fix bench lock feature remove migration openapi up deploy down clean
 
 PYTHON ?= python3
 PORT ?= 8000
@@ -28,6 +28,15 @@ run: setup ## The API on http://127.0.0.1:8000 (PORT=9000 for another), with dat
 
 dev: setup ## The same, started anew when a file is saved; APP_LOG_SQL=true make dev shows the SQL
 	@PORT=$(PORT) exec $(BIN)/python -m app serve --reload --until-parent-exits
+
+shell: setup ## Python with await at the prompt, the database, a session and the handlers
+	@$(BIN)/python -m app shell
+
+psql: setup ## psql on the database of development: make psql args='-c "TABLE users"'
+	@$(BIN)/python -m app psql $(args)
+
+reset: setup ## Start the embedded database of development anew: migrated, with the demo
+	@$(BIN)/python -m app reset
 
 test: setup ## Every quick test; feature=items for one feature's alone, changed=origin/main for what a branch affects
 ifdef changed

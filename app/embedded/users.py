@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import IO
 
 from app.embedded import watcher
-from app.embedded.home import Home, locked
+from app.embedded.home import EmbeddedPostgresError, Home, locked
 
 
 @contextmanager
@@ -32,6 +32,25 @@ def used(home: Home) -> Iterator[None]:
                     os.killpg(watching.pid, signal.SIGKILL)
                 watching.wait()
                 fcntl.flock(users, fcntl.LOCK_UN)
+
+
+@contextmanager
+def unused(home: Home) -> Iterator[None]:
+    """Keeps the server from starting during the block. Enter it while you hold `locked`.
+
+    Raises:
+        EmbeddedPostgresError: a process uses the server.
+    """
+    with (home.folder / "users").open("a+") as users:
+        try:
+            fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise EmbeddedPostgresError(
+                f"a process uses the database in {home.data}: stop `make run`, `make dev`,"
+                " `make shell` and the like first"
+            ) from None
+        watcher.end(home.data)
+        yield
 
 
 def _watch(home: Home, users: IO[str]) -> subprocess.Popen[bytes]:

@@ -27,6 +27,7 @@ from tests.kit import (
     eventually,
     max_queries,
     payload_for,
+    recorded_queries,
     sign_in,
     wait_until,
     within,
@@ -82,6 +83,14 @@ async def test_a_request_over_its_budget_of_queries_fails(client: AsyncClient) -
     with pytest.raises(AssertionError, match=r"(?s)queries instead of 1:.*FROM items"):  # noqa: SIM117
         with max_queries(1):
             await client.get("/items")
+
+
+async def test_the_statements_of_a_request_can_be_looked_at(client: AsyncClient) -> None:
+    with recorded_queries() as statements:
+        await client.get("/items?sort=-price")
+    await client.get("/users/me")
+    assert any("FROM items" in statement for statement in statements)
+    assert not any("FROM users" in statement for statement in statements)
 
 
 HANDLERS = """

@@ -42,7 +42,7 @@ from tests.kit.commands import SECRET_KEY, Command, command, run_command
 from tests.kit.events import events
 from tests.kit.ownership import check_table_writes
 from tests.kit.publishing import check_published
-from tests.kit.queries import QueryCounts, assert_query_budgets, max_queries
+from tests.kit.queries import QueryCounts, assert_query_budgets, max_queries, recorded_queries
 from tests.kit.redis import Redis, free_port, redis
 from tests.kit.servers import Server, running_server
 from tests.kit.waiting import eventually, wait_until, within
@@ -71,6 +71,7 @@ __all__ = [
     "open_websocket",
     "other_client",
     "payload_for",
+    "recorded_queries",
     "redis",
     "run_command",
     "run_until_idle",

