@@ -124,6 +124,6 @@ def _compiler(
         raise ArgumentError("Instead of in_(), compare with any_() of an array")
     defaults = {column.key: column.default for column in compiler.insert_prefetch}
     defaults |= {column.key: column.onupdate for column in compiler.update_prefetch}
-    types = {name: bound.type.dialect_impl(DIALECT) for name, bound in compiler.binds.items()}
+    types = {name: bound.type.dialect_impl(DIALECT) for bound, name in compiler.bind_names.items()}
     processors = {name: type_.bind_processor(DIALECT) for name, type_ in types.items()}
     return compiler, defaults, {name: process for name, process in processors.items() if process}

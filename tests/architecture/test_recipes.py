@@ -1,4 +1,4 @@
-"""The recipes in CONTRIBUTING.md are parts of a feature that is migrated and tested in a copy."""
+"""The recipes in CONTRIBUTING.md are parts of features that are migrated and tested in a copy."""
 
 import re
 from pathlib import Path
@@ -7,6 +7,7 @@ from textwrap import dedent
 import pytest
 
 from tests.architecture.recipe_features import ALBUMS
+from tests.architecture.recipe_shipments import SHIPMENTS
 from tests.architecture.test_example_features import TESTS_OF_ALL_FEATURES
 from tests.kit import Server
 from tests.repository_copies import ROOT, copy_repository, make, pytest_in, run_app, write_files
@@ -22,20 +23,21 @@ def test_each_recipe_is_code_of_the_example() -> None:
     _, recipes = (ROOT / "CONTRIBUTING.md").read_text().split("\n## Recipes\n")
     snippets = re.findall(r"```python\n(.*?)```", recipes, re.DOTALL)
     assert len(snippets) > 5
-    code = [dedent(text) for text in ALBUMS.values()]
+    code = [dedent(text) for text in (ALBUMS | SHIPMENTS).values()]
     for snippet in snippets:
         for part in snippet.strip().split("\n\n\n"):
-            assert any(part in text for text in code), f"no file of the example has:\n{part}"
+            assert any(part in text for text in code), f"no file of the examples has:\n{part}"
 
 
 @pytest.fixture(scope="module")
 def code(tmp_path_factory: pytest.TempPathFactory, server: Server) -> Path:
-    """A copy of the repository with the feature, whose migration is generated."""
+    """A copy of the repository with the features, whose migrations are generated."""
     folder = tmp_path_factory.mktemp("recipes")
     copy_repository(folder)
-    write_files(folder, ALBUMS)
-    done = run_app(folder, "migration", "albums", "albums", database=server.admin_url)
-    assert done.returncode == 0, done.stderr
+    write_files(folder, ALBUMS | SHIPMENTS)
+    for feature in ("albums", "shipments"):
+        done = run_app(folder, "migration", feature, feature, database=server.admin_url)
+        assert done.returncode == 0, done.stderr
     revision = folder / "migrations/albums/0001_albums.py"
     revision.write_text(revision.read_text().replace("\n\n\ndef downgrade", GENRES))
     done = run_app(folder, "keep-openapi")
@@ -55,10 +57,11 @@ def test_the_example_keeps_to_what_is_checked(code: Path, server: Server) -> Non
     "tests",
     [
         ("features/albums", "--feature=albums"),
+        ("features/shipments", "--feature=shipments"),
         TESTS_OF_ALL_FEATURES,
         ("tests/contract/test_contract.py", "tests/contract/test_declared_errors.py"),
     ],
-    ids=["its own", "those of all features", "its contract"],
+    ids=["albums", "shipments", "those of all features", "their contract"],
 )
 def test_the_tests_of_the_example_pass(code: Path, server: Server, tests: tuple[str, ...]) -> None:
     done = pytest_in(code, server.admin_url, *tests)

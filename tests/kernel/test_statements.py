@@ -204,3 +204,12 @@ async def test_objects_are_flushed_before_statements(database: Database) -> None
         orm.add(kept)
         this = {"user_id": kept.user_id, "key": kept.key}
         assert await write_session_of(orm).fetch_one(SELECT_KEY, this)
+
+
+async def test_a_value_in_the_statement_itself_is_converted(database: Database) -> None:
+    async with database.transaction() as session:
+        await session.execute(insert(PARCELS), {"id": 1, "contents": {"n": 1}})
+        emptied = update(PARCELS).where(PARCELS.c.contents == {"n": 1}).values(contents={"n": 0})
+        assert await session.execute(emptied) == 1
+        [row] = await session.fetch(select(PARCELS.c.contents))
+        assert row.contents == {"n": 0}

@@ -20,7 +20,7 @@ from pydantic import SecretStr
 
 from app.task_runner import run_until_idle
 from shared.settings import Settings
-from tests.kit.applications import application, features_under_test
+from tests.kit.applications import application, features_under_test, run_outbox
 from tests.kit.bodies import payload_for
 from tests.kit.calls import assert_max_calls
 from tests.kit.clients import (
@@ -74,6 +74,7 @@ __all__ = [
     "recorded_queries",
     "redis",
     "run_command",
+    "run_outbox",
     "run_until_idle",
     "sign_in",
     "sign_up",

@@ -9,8 +9,10 @@ from fastapi import FastAPI
 
 from app.discovery import find_features
 from app.main import create_app, prepare
+from app.task_runner import run_until_idle
 from shared.feature import Feature, FeatureError
 from shared.settings import Settings
+from shared.state import state_of
 from tests.kit.ownership import remember_request
 
 DATABASES = ("database_url", "database_direct_url", "database_replica_url")
@@ -53,6 +55,12 @@ def application(
         _created[key].dependency_overrides = {}
         _created[key].openapi_schema = None
     return _created[key]
+
+
+async def run_outbox(app: FastAPI, name: str) -> int:
+    """Delivers what waits in the outbox under this name; returns the number of changes."""
+    (task,) = (task for task in state_of(app).tasks if task.name == f"outbox_{name}")
+    return await run_until_idle(app, task)
 
 
 def _key(settings: Settings, features: Sequence[Feature]) -> object:
