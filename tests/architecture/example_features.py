@@ -314,7 +314,7 @@ NOTES = {
                     ["owner_id"], ["users.id"], name="fk_notes_owner_id", ondelete="CASCADE"
                 ),
                 sa.UniqueConstraint("owner_id", "title", name="uq_notes_owner_id_title"),
-                sa.CheckConstraint("title <> ''", name="ck_notes_title_not_empty"),
+                sa.CheckConstraint("title <> ''", name=op.f("ck_notes_title_not_empty")),
             )
 
 

