@@ -142,10 +142,12 @@ def schema_state(connection: Connection, revisions: ScriptDirectory) -> SchemaSt
     Code that is older than the database keeps serving, as in a rollout.
     """
     rows = set(MigrationContext.configure(connection).get_current_heads())
-    unknown, implied = _unknown(rows, revisions)
+    unknown, newer = _unknown(rows, revisions)
     # What a head depends on is reached: older code has recorded no row of it.
     reached = _ids(revisions.get_all_current(tuple(rows - unknown)))
-    pending = [head for head in revisions.get_heads() if head not in reached | implied]
+    pending = [head for head in revisions.get_heads() if head not in reached | newer]
+    if unknown and unknown == rows:
+        pending = []  # newer code has migrated all of it
     return SchemaState(pending, sorted(unknown), set(map(branch_of, reached | unknown)))
 
 
@@ -158,10 +160,10 @@ def known_heads(migration: MigrationContext) -> list[str]:
     rows = set(migration.get_current_heads())
     if not rows:
         return []
-    unknown, implied = _unknown(rows, migration.script)
+    unknown, newer = _unknown(rows, migration.script)
     for revision in sorted(unknown):
         log.info("Leaving alone: %s", describe_unknown(revision, migration.script))
-    return record_branches(migration, implied)
+    return record_branches(migration, newer)
 
 
 def record_branches(migration: MigrationContext, implied: Collection[str] = ()) -> list[str]:
@@ -204,13 +206,11 @@ def describe_unknown(revision: str, revisions: ScriptDirectory) -> str:
 
 
 def _unknown(rows: set[str], revisions: ScriptDirectory) -> tuple[set[str], set[str]]:
-    """Returns the rows that are no revisions of the code, and the heads of the code that they tell
-    to be reached: of the same branches, and of all branches if the code has none of the rows."""
+    """Returns the rows that are no revisions of the code, and the heads of the code of which they
+    are newer revisions."""
     unknown = rows - _ids(revisions.walk_revisions())
-    newer = {branch_of(revision) for revision in unknown}
-    heads = revisions.get_heads()
-    implied = {head for head in heads if branch_of(head) in newer or unknown == rows}
-    return unknown, implied if unknown else set()
+    branches = set(map(branch_of, unknown))
+    return unknown, {head for head in revisions.get_heads() if branch_of(head) in branches}
 
 
 def _ids(scripts: Iterable[Script]) -> set[str]:

@@ -201,6 +201,14 @@ def test_the_revisions_of_a_removed_feature_stay_and_all_others_are_migrated(
     assert state(url) == SchemaState(["extras_0001"], [], {*BRANCHES, "others"})
 
 
+def test_a_branch_is_migrated_where_only_others_are(url: str, code: Path) -> None:
+    upgrade(url)
+    write_revision(code, "extras_0001")
+    upgrade(url, ["extras"])
+    assert "extras_0001" in recorded(url)
+    assert state(url) == SchemaState([], [], {*BRANCHES, "extras"})
+
+
 def test_the_database_records_the_head_of_each_branch(url: str, code: Path) -> None:
     """Alembic alone records none that another depends on, and so did older code."""
     heads = load_revisions().get_heads()
