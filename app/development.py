@@ -7,18 +7,21 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 
 import structlog
 from fastapi import FastAPI
+from sqlalchemy import text
 
 from app.discovery import extensions_of, find_features, new_database
 from app.embedded import embedded_postgres, ensure_database
 from app.main import create_app
 from app.migrations import upgrade
 from app.ops.health import check
+from shared.db.locks import advisory_lock
 from shared.feature import Feature
 from shared.problems import Unavailable
 from shared.settings import DATA, Settings, load_settings
 from shared.state import state_of
 
 DATABASE = "tessera"
+LOCK_DEMO = text(f"SELECT pg_advisory_xact_lock({advisory_lock('app.demo')})")
 EMBEDDED = DATA / "postgres"
 
 log = structlog.get_logger(__name__)
@@ -41,7 +44,8 @@ def running_database(settings: Settings | None = None) -> Iterator[Settings]:
 
 
 def prepare_database(settings: Settings, features: Sequence[Feature]) -> None:
-    """Migrates the database, and adds the demo of each feature without rows."""
+    """Migrates the database, and adds the demo of each feature without rows. Safe in many processes
+    at once, but not in two threads of one."""
     assert settings.database_url
     upgrade(settings.database_direct_url or settings.database_url)
     asyncio.run(load_demo(settings, features))
@@ -51,10 +55,11 @@ async def load_demo(settings: Settings, features: Sequence[Feature]) -> None:
     """Adds the demo rows of each feature that has no rows yet, in one transaction."""
     database = new_database(settings, features)
     try:
-        async with database.orm_transaction() as session:
+        async with database.transaction() as session:
+            await session.execute(LOCK_DEMO)
             for feature in features:
                 if feature.demo:
-                    await feature.demo.load(session)
+                    await feature.demo.load(session.orm)
     finally:
         await database.dispose()
 

@@ -21,7 +21,8 @@ def serve_with_reload(listener: socket.socket) -> None:
     Requests wait meanwhile: the socket stays open. What fails to start says why, and the next
     change is another try.
     """
-    _start_processes_by_fork()
+    if sys.platform == "linux":  # on macOS, libraries of the system do not survive a fork
+        _start_processes_by_fork()
     listener.listen()
     config = uvicorn.Config(
         "app.asgi:app",

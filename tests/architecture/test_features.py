@@ -9,6 +9,7 @@ import pytest
 import features
 from app.discovery import find_features
 from shared.feature import FeatureError
+from tests.repository_copies import copy_repository, run
 
 Write = Callable[..., None]
 
@@ -132,3 +133,24 @@ def test_a_feature_brings_along_what_it_depends_on(write: Write) -> None:
     assert [feature.name for feature in found] == ["gardens", "trees", "apples"]
     with pytest.raises(FeatureError, match="there is no feature 'plums'; there are"):
         find_features("plums")
+
+
+@pytest.mark.verify
+def test_commands_and_tests_name_the_line_that_cannot_be_imported(tmp_path: Path) -> None:
+    copy_repository(tmp_path)
+    tables = tmp_path / "features" / "items" / "tables.py"
+    code = tables.read_text() + "FIELDS: dict[str, str] = {}\nTITLE = FIELDS['title']\n"
+    tables.write_text(code)
+    line = len(code.splitlines())
+    for command in (
+        "app serve",
+        "app migration items title",
+        "uvicorn app.asgi:app",
+        "pytest features/items --feature=items",
+        "pytest -n 2 features/items",
+    ):
+        done = run(tmp_path, sys.executable, "-m", *command.split(), APP_ENV="dev")
+        assert done.returncode != 0, command
+        said = done.stdout + done.stderr
+        assert f"features/items/tables.py:{line}: KeyError: 'title'" in said, (command, said)
+        assert "Traceback" not in said, command

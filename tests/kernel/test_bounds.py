@@ -77,6 +77,12 @@ async def events(request: Request) -> AsyncIterator[str]:
     await request.app.state.gate.wait()
 
 
+@probe.get("/deadline")
+async def deadline(request: Request) -> float | None:
+    when: float | None = request.state.deadline.when()
+    return when
+
+
 UNREAD = """
 import asyncio, sys
 from types import SimpleNamespace
@@ -115,7 +121,7 @@ def request_timeout() -> float:
 
 
 @pytest.fixture
-def settings(settings: Settings, request_timeout: float) -> Settings:
+def settings(settings: Settings, request_timeout: float | None) -> Settings:
     update = {"request_timeout": request_timeout, "max_concurrency": 2, "database_pool_size": 1}
     return settings.model_copy(update=update)
 
@@ -158,6 +164,13 @@ async def test_a_stream_that_stands_still_is_given_up(
     assert "no answer" in detail
     assert "within 1 s" not in detail
     assert (await anonymous.get("/probe/held")).text == "begun\n"  # and is cut off
+
+
+@pytest.mark.parametrize("request_timeout", [None])
+async def test_without_a_timeout_a_request_has_no_deadline(
+    anonymous: AsyncClient, request_timeout: None
+) -> None:
+    assert (await anonymous.get("/probe/deadline")).json() is request_timeout
 
 
 @pytest.mark.parametrize("request_timeout", [30.0])

@@ -1,6 +1,7 @@
 """The loop of development: the application starts anew when a file is saved, on a PostgreSQL that
 starts by itself."""
 
+import asyncio
 import re
 import signal
 from collections.abc import Iterator
@@ -9,10 +10,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+from sqlalchemy import func, select
 
-from app.development import development_app
+from app.development import development_app, load_demo
+from app.discovery import find_features, new_database
+from features.users.accounts.tables import User
 from shared.settings import Settings
-from tests.kit import free_port, wait_until
+from tests.kit import free_port, wait_until, within
 from tests.operations.clones import fresh_clone, postgres_of, wait_until_gone
 from tests.serving import Served, serving_by
 
@@ -145,3 +149,12 @@ def test_a_debugger_may_hold_a_request_unless_a_timeout_is_set() -> None:
     assert development_app(Settings(env="dev")).state.settings.request_timeout is None
     chosen = Settings(env="dev", request_timeout=7)
     assert development_app(chosen).state.settings.request_timeout == 7
+
+
+async def test_two_first_starts_at_once_add_one_demo(settings: Settings) -> None:
+    features = find_features()
+    async with within(60, "both demos"):
+        await asyncio.gather(load_demo(settings, features), load_demo(settings, features))
+    database = new_database(settings, features)
+    assert await database.read().fetch_value(select(func.count()).select_from(User)) == 1
+    await database.dispose()
