@@ -10,6 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from app.discovery import branches_of, find_features, new_database
+from app.event_streams import EventStreamMiddleware
 from app.middleware import (
     LoadSheddingMiddleware,
     RequestMiddleware,
@@ -82,6 +83,7 @@ def create_app(
     prepare(app, settings, features, run_tasks=run_tasks)
     install_error_handlers(app)
     app.add_exception_handler(Replay, replay)
+    app.add_middleware(EventStreamMiddleware)
     app.add_middleware(TimeoutMiddleware, seconds=settings.request_timeout)
     app.add_middleware(LoadSheddingMiddleware, concurrency=settings.max_concurrency)
     app.add_middleware(ServerErrorMiddleware)

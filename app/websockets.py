@@ -161,13 +161,8 @@ class _Socket:
         return {"type": "websocket.close", "code": code, "reason": reason}
 
     async def _check_credential(self) -> None:
-        """
-        Raises:
-            Unauthorized: the credential is no longer valid.
-        """
-        if hasattr(self.connection.state, "principal"):
-            await authenticate(self.connection, SecurityScopes())
-            self._checked_at = time.monotonic()
+        await check_credential(self.connection)
+        self._checked_at = time.monotonic()
 
     def _admit(self) -> None:
         """
@@ -192,6 +187,17 @@ class _Socket:
             counts[owner] += 1
         self._counted_as = owner
         OPEN.set(counts.total())
+
+
+async def check_credential(connection: HTTPConnection) -> None:
+    """Checks the credential of a websocket or a stream again, if it has one.
+
+    Raises:
+        Unauthorized: it is no longer valid.
+        TooManyRequests: the API key has exceeded its rate limit.
+    """
+    if hasattr(connection.state, "principal"):
+        await authenticate(connection, SecurityScopes())
 
 
 def _is_disconnect(error: BaseException) -> bool:
