@@ -24,26 +24,26 @@ class EventStreamMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        checked_at = time.monotonic()
+        task, ended, checked_at = asyncio.current_task(), False, time.monotonic()
+        assert task
 
         async def send_if_valid(message: Message) -> None:
-            nonlocal checked_at
+            nonlocal ended, checked_at
             now = time.monotonic()
             if now > checked_at + CREDENTIAL_SECONDS and is_event_stream(scope):
                 checked_at = now
                 try:
                     await check_credential(HTTPConnection(scope))
                 except Unauthorized:
-                    end.reschedule(0)
+                    ended = task.cancel()
                     await asyncio.get_running_loop().create_future()  # until it is cancelled
                 except Problem:  # the next check may tell
                     pass
             await send(message)
 
         try:
-            async with asyncio.timeout(None) as end:
-                await self.app(scope, receive, send_if_valid)
-        except TimeoutError:
-            if not end.expired():
+            await self.app(scope, receive, send_if_valid)
+        except asyncio.CancelledError:
+            if not ended or task.uncancel():
                 raise
             await send({"type": "http.response.body", "body": b"", "more_body": False})
