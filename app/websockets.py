@@ -74,6 +74,7 @@ class WebSocketMiddleware:
             return problem(socket.connection, overloaded("websockets"))
         try:
             async with asyncio.timeout(self.seconds) as socket.deadline:
+                socket.connection.state.deadline = socket.deadline
                 socket.count_as(HANDSHAKES)
                 await self.app(socket.connection.scope, socket.receive, socket.send)
         except Exception as error:
