@@ -14,6 +14,7 @@ from app.discovery import branches_of, find_features, new_database, subscription
 from app.middleware import (
     AccessLogMiddleware,
     DeadlineMiddleware,
+    EventStreamMiddleware,
     LoadSheddingMiddleware,
     RequestIdMiddleware,
     SecurityHeadersMiddleware,
@@ -88,6 +89,7 @@ def create_app(
     prepare(app, settings, features, run_tasks=run_tasks)
     install_error_handlers(app)
     app.add_exception_handler(Replay, replay)
+    app.add_middleware(EventStreamMiddleware)
     app.add_middleware(DeadlineMiddleware, seconds=settings.request_timeout)
     app.add_middleware(LoadSheddingMiddleware, concurrency=settings.max_concurrency)
     app.add_middleware(ServerErrorMiddleware)

@@ -2,6 +2,7 @@
 
 from app.middleware.access_log import AccessLogMiddleware
 from app.middleware.deadline import DeadlineMiddleware
+from app.middleware.event_streams import EventStreamMiddleware
 from app.middleware.load_shedding import LoadSheddingMiddleware
 from app.middleware.request_id import RequestIdMiddleware
 from app.middleware.security_headers import SecurityHeadersMiddleware
@@ -11,6 +12,7 @@ from app.middleware.websockets import WebSocketMiddleware
 __all__ = [
     "AccessLogMiddleware",
     "DeadlineMiddleware",
+    "EventStreamMiddleware",
     "LoadSheddingMiddleware",
     "RequestIdMiddleware",
     "SecurityHeadersMiddleware",

@@ -74,6 +74,7 @@ class WebSocketMiddleware:
             return problem(socket.connection, overloaded("websockets"))
         try:
             async with asyncio.timeout(self.seconds) as socket.deadline:
+                socket.connection.state.deadline = socket.deadline
                 socket.count_as(HANDSHAKES)
                 await self.app(socket.connection.scope, socket.receive, socket.send)
         except Exception as error:
@@ -161,13 +162,8 @@ class _Socket:
         return {"type": "websocket.close", "code": code, "reason": reason}
 
     async def _check_credential(self) -> None:
-        """
-        Raises:
-            Unauthorized: the credential is no longer valid.
-        """
-        if hasattr(self.connection.state, "principal"):
-            await authenticate(self.connection, SecurityScopes())
-            self._checked_at = time.monotonic()
+        await check_credential(self.connection)
+        self._checked_at = time.monotonic()
 
     def _admit(self) -> None:
         """
@@ -192,6 +188,17 @@ class _Socket:
             counts[owner] += 1
         self._counted_as = owner
         WEBSOCKETS.set(counts.total())
+
+
+async def check_credential(connection: HTTPConnection) -> None:
+    """Checks the credential of a websocket or a stream again, if it has one.
+
+    Raises:
+        Unauthorized: it is no longer valid.
+        TooManyRequests: the API key has exceeded its rate limit.
+    """
+    if hasattr(connection.state, "principal"):
+        await authenticate(connection, SecurityScopes())
 
 
 def _is_disconnect(error: BaseException) -> bool:

@@ -91,7 +91,7 @@ async def open_events(client: AsyncClient, path: str) -> AsyncIterator[AsyncIter
         received, more = b"", True
         while more:
             message = await sent.get()
-            *complete, received = (received + message["body"]).split(b"\n")
+            *complete, received = (received + message.get("body", b"")).split(b"\n")
             for line in filter(None, complete):
                 yield line.decode()
             more = message.get("more_body", False)
