@@ -20,17 +20,10 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from features.search.embedding import to_pgvector
-from features.search.embedding.local import LocalEmbedder
-from features.search.query.highlighting import HEADLINE_MARKERS, REPLACED_CHARACTERS, REPLACEMENTS
-from features.search.query.parsing import parse_query
-from features.search.query.ranking import CANDIDATES
-from features.search.query.statement import search_statement
-from features.search.schemas import Mode
 from features.users.access_tokens.jwt import TokenReader, write_access_token
 from shared.auth import Principal
-from shared.db.statements import compile_statement
 from shared.db.tables import uuid7
+from tests.declarations import declared
 
 COLUMNS = "id, external_id, title, description, price, created_at, updated_at"
 GET = f"SELECT {COLUMNS} FROM items WHERE id = $1 AND owner_id = $2"
@@ -59,9 +52,6 @@ reader: TokenReader
 hasher = PasswordHash.recommended()
 cores = anyio.CapacityLimiter(os.cpu_count() or 1)
 signing_key = OKPKey.generate_key("Ed25519", {"kid": "bare"})
-embedder = LocalEmbedder(None, 2)
-vectors: dict[str, str] = {}
-statements = {mode: search_statement(mode, frozenset()) for mode in Mode}
 
 
 def signed_in(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
@@ -147,46 +137,6 @@ async def update(request: Request, principal: Principal) -> Response:
     return answer(shown(row), headers={"ETag": tag(row)})
 
 
-async def search(request: Request, principal: Principal) -> Response:
-    mode, parsed = Mode(request.query_params["mode"]), parse_query(request.query_params["q"])
-    if mode is Mode.HYBRID and parsed.text_to_embed() not in vectors:
-        vectors[parsed.text_to_embed()] = to_pgvector(
-            await embedder.embed_query(parsed.text_to_embed())
-        )
-    values = {
-        **parsed.parameters,
-        "owner": principal.user_id,
-        "min_full_matches": 10,
-        "max_retrieved_rows": 20_000,
-        "typo_similarity": 0.4,
-        "lexical_weight": 0.6,
-        "depth": 20 if mode is Mode.LEXICAL else CANDIDATES,
-        "limit": 20,
-        "offset": 0,
-        "replaced": REPLACED_CHARACTERS,
-        "replacements": REPLACEMENTS,
-        "markers": HEADLINE_MARKERS,
-        "model": 1,
-        "vector": vectors.get(parsed.text_to_embed()),
-        **dict.fromkeys(("min_price", "max_price", "created_after", "created_before")),
-    }
-    sql, arguments = compile_statement(statements[mode], values)
-    rows = await pool.fetch(sql, *arguments)
-    hits = [
-        {
-            "item": {name: row[name] for name in COLUMNS.split(", ")}
-            | {"price": float(row["price"])},
-            "score": row["score"],
-            "lexical_rank": row["lexical_rank"],
-            "semantic_rank": row["semantic_rank"],
-            "highlights": {"title": row["marked_title"], "description": row["marked_description"]},
-        }
-        for row in rows
-        if row["id"]
-    ]
-    return answer({"hits": hits, "total": rows[0]["total"], "mode": mode})
-
-
 async def alive(_request: Request) -> Response:
     return answer({"status": "ok"})
 
@@ -210,7 +160,10 @@ app = Starlette(
         Route("/items/export", signed_in(export)),
         Route("/items/{id}", signed_in(get)),
         Route("/items/{id}", signed_in(update), methods=["PATCH"]),
-        Route("/search", signed_in(search)),
+        *(
+            Route(path, signed_in(handler))
+            for path, handler in declared("bare", "HANDLERS").items()
+        ),
     ],
     lifespan=lifespan,
 )

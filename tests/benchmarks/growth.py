@@ -20,9 +20,8 @@ from fastapi import FastAPI
 from httpx import AsyncClient
 
 from app.main import create_app
-from features.search.indexing import update_statistics
-from shared.db import database_of
 from shared.settings import Settings
+from shared.tasks import run_until_idle
 from tests.benchmarks.common import migrated_database, save
 from tests.kit import connect, sign_in
 
@@ -75,8 +74,9 @@ async def ask(client: AsyncClient, endpoint: str, item: str) -> float:
 
 
 async def settle(app: FastAPI, connection: Connection) -> None:
-    while await update_statistics(database_of(app)):
-        pass
+    for task in app.state.tasks:
+        if task.name == "search_statistics":
+            await run_until_idle(app, task)
     await connection.execute("VACUUM ANALYZE", timeout=3600)
 
 
