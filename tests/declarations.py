@@ -21,7 +21,8 @@ CONSTANTS = {
         "UNDOCUMENTED_VALUES",
         "NEVER_SUCCEEDING",
     },
-    "load": {"PATHS_READ", "COUNTS_OF_UNFINISHED"},
+    "bare": {"HANDLERS"},
+    "load": {"PATHS_READ", "PATHS_TIMED", "COUNTS_OF_UNFINISHED"},
     "privacy": {
         "UNOWNED_PARAMETERS",
         "PUBLIC_OPERATIONS",

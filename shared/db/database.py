@@ -84,7 +84,7 @@ class Database:
         self.download_slots = asyncio.Semaphore(max(1, size // 2))
         self.upload_slots = asyncio.Semaphore(max(1, size // 2))
         self._committing: set[Connection] = set()
-        self._subscribers = _subscribers(subscriptions)
+        self._subscribers = subscribers_by_topic(subscriptions)
         self._notifier = Notifier(ReadSession(self.primary.connection))
         self._begin = "; ".join(filter(None, ("BEGIN", _timeouts(settings)[1])))
 
@@ -227,7 +227,7 @@ class Database:
             raise Unavailable(UNREACHABLE) from error
 
 
-def _subscribers(subscriptions: Sequence[Subscription]) -> Subscribers:
+def subscribers_by_topic(subscriptions: Sequence[Subscription]) -> Subscribers:
     """Returns what runs in the publisher's transaction, by topic; for those that run after the
     commit, that is one write into the outbox."""
     found: dict[str, list[Subscriber]] = {each.topic.name: [] for each in subscriptions}

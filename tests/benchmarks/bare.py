@@ -1,5 +1,5 @@
 """A minimal server with the same answers: Starlette, an asyncpg pool, orjson; verifies the token.
-A write indexes the item by the statement of the application itself.
+A write runs the subscribers of items, as the application does.
 
 Started by `tests.benchmarks.endpoints`.
 """
@@ -8,7 +8,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from decimal import Decimal
-from typing import Any
+from typing import Any, NoReturn
 from uuid import UUID
 
 import anyio
@@ -21,18 +21,14 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from features.search.embedding import to_pgvector
-from features.search.embedding.local import LocalEmbedder
-from features.search.indexing.documents import INDEX_CHANGED, WEIGHTS
-from features.search.query.highlighting import HEADLINE_MARKERS, REPLACED_CHARACTERS, REPLACEMENTS
-from features.search.query.parsing import parse_query
-from features.search.query.ranking import CANDIDATES
-from features.search.query.statement import search_statement
-from features.search.schemas import Mode
+from app.discovery import find_features, subscriptions_of
+from features.items import item_changes
 from features.users.access_tokens.jwt import TokenReader, write_access_token
 from shared.auth import Principal
-from shared.db.statements import compile_statement
+from shared.db import WriteSession
+from shared.db.database import subscribers_by_topic
 from shared.db.tables import uuid7
+from tests.declarations import declared
 
 COLUMNS = "id, external_id, title, description, price, created_at, updated_at"
 GET = f"SELECT {COLUMNS} FROM items WHERE id = $1 AND owner_id = $2"
@@ -59,11 +55,9 @@ Handler = Callable[[Request, Principal], Awaitable[Response]]
 pool: "asyncpg.Pool[Any]"
 reader: TokenReader
 hasher = PasswordHash.recommended()
+subscribers = subscribers_by_topic(subscriptions_of(find_features()))
 cores = anyio.CapacityLimiter(os.cpu_count() or 1)
 signing_key = OKPKey.generate_key("Ed25519", {"kid": "bare"})
-embedder = LocalEmbedder(None, 2)
-vectors: dict[str, str] = {}
-statements = {mode: search_statement(mode, frozenset()) for mode in Mode}
 
 
 def signed_in(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
@@ -87,10 +81,14 @@ def answer(body: Any, status: int = 200, headers: Mapping[str, str] | None = Non
     return Response(content, status, headers, media_type="application/json")
 
 
-async def index(connection: Any, owner_id: UUID, ids: Sequence[UUID]) -> None:
-    """Does the same index work as the application."""
-    sql, arguments = compile_statement(INDEX_CHANGED, {"owner": owner_id, "ids": ids, **WEIGHTS})
-    await connection.execute(sql, *arguments)
+async def publish(connection: Any, owner_id: UUID, ids: Sequence[UUID]) -> None:
+    """Runs the subscribers of items in the transaction, as the application does."""
+    session = WriteSession(connection, no_orm, subscribers)
+    await item_changes.updated(session, owner_id, ids)
+
+
+def no_orm() -> NoReturn:
+    raise AssertionError("no subscriber of items uses the ORM")
 
 
 async def token(request: Request) -> Response:
@@ -131,7 +129,7 @@ async def create(request: Request, principal: Principal) -> Response:
             CREATE, uuid7(), principal.user_id, body["title"], Decimal(str(body["price"]))
         )
         assert row
-        await index(connection, principal.user_id, [row["id"]])
+        await publish(connection, principal.user_id, [row["id"]])
     headers = {"ETag": tag(row), "Location": f"/items/{row['id']}"}
     return answer(shown(row), 201, headers)
 
@@ -153,48 +151,8 @@ async def update(request: Request, principal: Principal) -> Response:
         price = Decimal(str(body["price"]))
         row = await connection.fetchrow(UPDATE, item_id, principal.user_id, price)
         assert row
-        await index(connection, principal.user_id, [item_id])
+        await publish(connection, principal.user_id, [item_id])
     return answer(shown(row), headers={"ETag": tag(row)})
-
-
-async def search(request: Request, principal: Principal) -> Response:
-    mode, parsed = Mode(request.query_params["mode"]), parse_query(request.query_params["q"])
-    if mode is Mode.HYBRID and parsed.text_to_embed() not in vectors:
-        vectors[parsed.text_to_embed()] = to_pgvector(
-            await embedder.embed_query(parsed.text_to_embed())
-        )
-    values = {
-        **parsed.parameters,
-        "owner": principal.user_id,
-        "min_full_matches": 10,
-        "max_retrieved_rows": 20_000,
-        "typo_similarity": 0.4,
-        "lexical_weight": 0.6,
-        "depth": 20 if mode is Mode.LEXICAL else CANDIDATES,
-        "limit": 20,
-        "offset": 0,
-        "replaced": REPLACED_CHARACTERS,
-        "replacements": REPLACEMENTS,
-        "markers": HEADLINE_MARKERS,
-        "model": 1,
-        "vector": vectors.get(parsed.text_to_embed()),
-        **dict.fromkeys(("min_price", "max_price", "created_after", "created_before")),
-    }
-    sql, arguments = compile_statement(statements[mode], values)
-    rows = await pool.fetch(sql, *arguments)
-    hits = [
-        {
-            "item": {name: row[name] for name in COLUMNS.split(", ")}
-            | {"price": float(row["price"])},
-            "score": row["score"],
-            "lexical_rank": row["lexical_rank"],
-            "semantic_rank": row["semantic_rank"],
-            "highlights": {"title": row["marked_title"], "description": row["marked_description"]},
-        }
-        for row in rows
-        if row["id"]
-    ]
-    return answer({"hits": hits, "total": rows[0]["total"], "mode": mode})
 
 
 async def alive(_request: Request) -> Response:
@@ -220,7 +178,10 @@ app = Starlette(
         Route("/items/export", signed_in(export)),
         Route("/items/{id}", signed_in(get)),
         Route("/items/{id}", signed_in(update), methods=["PATCH"]),
-        Route("/search", signed_in(search)),
+        *(
+            Route(path, signed_in(handler))
+            for path, handler in declared("bare", "HANDLERS").items()
+        ),
     ],
     lifespan=lifespan,
 )

@@ -29,6 +29,7 @@ from app.main import create_app
 from app.task_runner import run_until_idle
 from shared.settings import Settings
 from tests.benchmarks.common import ROOT, migrated_database, save
+from tests.declarations import declared
 from tests.kit import PASSWORD, connect, sign_in
 
 CONNECTIONS = 16
@@ -176,11 +177,9 @@ async def prepare(settings: Settings) -> tuple[str, list[Endpoint]]:
         ),
         Endpoint("GET /items?limit=20", "/items?limit=20"),
         Endpoint("… total=false", "/items?limit=20&total=false", guideline=False),
-        Endpoint(
-            "GET /search lexical", "/search?q=enamel+mug&mode=lexical&limit=20", guideline=False
-        ),
-        Endpoint(
-            "GET /search hybrid", "/search?q=enamel+mug&mode=hybrid&limit=20", guideline=False
+        *(
+            Endpoint(name, path, guideline=False)
+            for name, path in declared("load", "PATHS_TIMED").items()
         ),
         Endpoint("GET /items/export, 2,000 items", "/items/export", guideline=False),
         Endpoint("PATCH /items/{id}", f"/items/{item}", "PATCH", '{"price": 9.5}'),

@@ -20,8 +20,7 @@ from fastapi import FastAPI
 from httpx import AsyncClient
 
 from app.main import create_app
-from features.search.indexing import sweep, update_statistics
-from shared.db import database_of
+from app.task_runner import run_until_idle
 from shared.settings import Settings
 from tests.benchmarks.common import migrated_database, save
 from tests.kit import connect, sign_in
@@ -47,6 +46,7 @@ INSERT INTO items (id, owner_id, title, price)
 SELECT gen_random_uuid(), id, 'Glass bowl no. ' || n, n
 FROM others, generate_series(1, $2::int) AS n
 """
+BEFORE_SEARCHES = ("search_sweep", "search_statistics")  # for rows inserted past the application
 ENDPOINTS = ("get", "list", "list, total=false", "create", "search, lexical")
 COLOURS = ("#1b6ca8", "#d1495b", "#edae49", "#2e8b57", "#6a4c93")
 PLOT = Path(__file__).with_name("growth.svg")
@@ -75,9 +75,9 @@ async def ask(client: AsyncClient, endpoint: str, item: str) -> float:
 
 
 async def settle(app: FastAPI, connection: Connection) -> None:
-    await sweep(database_of(app))  # the rows were inserted past the application
-    while await update_statistics(database_of(app)):
-        pass
+    for task in app.state.tasks:
+        if task.name in BEFORE_SEARCHES:
+            await run_until_idle(app, task)
     await connection.execute("VACUUM ANALYZE", timeout=3600)
 
 

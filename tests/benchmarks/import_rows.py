@@ -1,5 +1,5 @@
 """Measures rows per second of `POST /items/import` against a bare COPY of the same rows to `items`,
-which are then indexed by the statement of the application itself.
+in a transaction that runs the subscribers of items too.
 
 python -m tests.benchmarks.import_rows
 """
@@ -20,10 +20,9 @@ import asyncpg
 from httpx import AsyncClient
 
 from app.main import create_app
-from shared.db.changes import IDS_PER_CHANGE
 from shared.db.tables import uuid7
 from shared.settings import Settings
-from tests.benchmarks.bare import index
+from tests.benchmarks.bare import publish
 from tests.benchmarks.common import DATA, migrated_database, save
 from tests.kit import connect, sign_in
 
@@ -71,9 +70,7 @@ async def bare_copy(url: str, owner_id: UUID, rows: list[Row]) -> None:
     connection = await asyncpg.connect(url)
     async with connection.transaction():
         await connection.copy_records_to_table("items", columns=COLUMNS, records=records)
-        for start in range(0, len(records), IDS_PER_CHANGE):
-            ids = [record[0] for record in records[start : start + IDS_PER_CHANGE]]
-            await index(connection, owner_id, ids)
+        await publish(connection, owner_id, [record[0] for record in records])
     await connection.close()
 
 

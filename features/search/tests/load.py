@@ -1,7 +1,14 @@
-"""What clients read while tests/resilience breaks something, and what is finished afterwards."""
+"""What clients read under load: in tests/resilience, which waits for what is unfinished, and in
+the benchmarks."""
 
 PATHS_READ = {"/search?q=kettle+{word}"}
 """With a random word, whose embedding is not cached."""
+
+PATHS_TIMED = {
+    "GET /search lexical": "/search?q=enamel+mug&mode=lexical&limit=20",
+    "GET /search hybrid": "/search?q=enamel+mug&mode=hybrid&limit=20",
+}
+"""What the benchmarks time, by the name in their table."""
 
 COUNTS_OF_UNFINISHED = {
     "items that are not indexed": """

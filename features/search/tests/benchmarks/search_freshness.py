@@ -1,7 +1,7 @@
 """Measures the time to embed a whole catalogue, against the bare model; and the time from an item's
 201 until a search finds it, while 1,000 items per minute are created.
 
-python -m tests.benchmarks.search_freshness [SECONDS [ITEMS]]
+python -m features.search.tests.benchmarks.search_freshness [SECONDS [ITEMS]]
 """
 
 import asyncio
@@ -18,9 +18,9 @@ from httpx import AsyncClient
 from app.main import create_app
 from features.search.indexing.embeddings import ENTRIES_PER_BATCH
 from features.search.runtime import runtime_of
+from features.search.tests.benchmarks.search_relevance import import_all, read
 from shared.settings import Settings
 from tests.benchmarks.common import DATA, migrated_database
-from tests.benchmarks.search_relevance import import_all, read
 from tests.kit import connect, sign_in
 
 SECONDS = 60

@@ -1,7 +1,7 @@
 """Measures semantic search for owners of every size in one table: recall against an exact scan, and
 time, with a tenth of the rows and with all of them.
 
-python -m tests.benchmarks.search_owners [ROWS]
+python -m features.search.tests.benchmarks.search_owners [ROWS]
 
 The texts are real and repeat; each vector is that of its text plus noise. The last column is the
 time of the SQL of the chosen plan alone, without the choice of the plan and without the API.
@@ -28,12 +28,12 @@ from features.search.indexing import update_statistics
 from features.search.indexing.documents import index_items
 from features.search.indexing.models import add_model, hnsw_index, prepare
 from features.search.settings import SearchSettings
+from features.search.tests.benchmarks.search_relevance import read
 from shared.cache import open_cache
 from shared.db import Database
 from shared.db.tables import uuid7
 from shared.settings import Settings
 from tests.benchmarks.common import DATA, migrated_database, opened
-from tests.benchmarks.search_relevance import read
 from tests.kit import connect, sign_in
 
 Vectors = NDArray[np.float32]

@@ -1,6 +1,6 @@
 """Measures relevance by human judgements, the speed of indexing, and the latency of /search.
 
-python -m tests.benchmarks.search_relevance [FOLDER]
+python -m features.search.tests.benchmarks.search_relevance [FOLDER]
 
 FOLDER has items.jsonl.gz (id, title, description, price), queries.jsonl (id, text) and qrels.tsv
 (query_id, item_id, grade); the default is chorus. Odd and even queries are reported separately:
