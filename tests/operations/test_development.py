@@ -60,7 +60,10 @@ def save_and_wait(clone: Path, served: Served, status: str) -> None:
     probe.write_text(re.sub(r'default="\w+"', f'default="{status}"', probe.read_text()))
 
     def answers() -> bool:
-        answer = httpx.get(f"{served.address}/healthz", timeout=RELOAD_TIMEOUT_SECONDS)
+        try:
+            answer = httpx.get(f"{served.address}/healthz", timeout=RELOAD_TIMEOUT_SECONDS)
+        except httpx.TransportError:  # of the process that ends
+            return False
         return bool(answer.json() == {"status": status})
 
     wait_until(answers, f"the answer {status!r}", RELOAD_TIMEOUT_SECONDS)
