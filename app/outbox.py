@@ -22,6 +22,7 @@ from shared.db.outbox import OUTBOX_CHANNEL
 from shared.tasks import PeriodicTask, Task
 
 POLL_SECONDS = 5.0
+CHANGES_PER_OWNER = 100  # then other owners have their turn
 CHANGE_SECONDS = 30.0  # for one change; then it has failed
 FIRST_RETRY = timedelta(seconds=1)  # doubles with each attempt
 MAX_ATTEMPTS = 12  # over about an hour
@@ -114,14 +115,15 @@ def delete_old_changes(subscriptions: Iterable[Subscription]) -> PeriodicTask:
 
 async def _deliver_all(app: FastAPI, subscription: Subscription) -> int:
     database, name = database_of(app), subscription.outbox
-    owners = [row.owner_id for row in await database.read().fetch(SELECT_OWNERS, {"name": name})]
+    async with database.transaction() as session:  # of the primary: a replica may lag
+        owners = [row.owner_id for row in await session.fetch(SELECT_OWNERS, {"name": name})]
     return sum([await _deliver_to(database, subscription, owner_id) for owner_id in owners])
 
 
 async def _deliver_to(database: Database, subscription: Subscription, owner_id: UUID) -> int:
-    """Delivers the due changes of an owner, unless another process does; returns their number."""
+    """Delivers due changes of an owner, unless another process does; returns their number."""
     done = 0
-    while await _deliver_next(database, subscription, owner_id):
+    while done < CHANGES_PER_OWNER and await _deliver_next(database, subscription, owner_id):
         done += 1
     return done
 
