@@ -151,19 +151,24 @@ def schema_state(connection: Connection, revisions: ScriptDirectory) -> SchemaSt
     return SchemaState(pending, sorted(unknown), set(map(branch_of, reached | unknown)))
 
 
-def known_heads(migration: MigrationContext) -> list[str]:
-    """Returns the heads of the database that this code has, each with a row (`record_branches`).
+def known_heads(migration: MigrationContext) -> tuple[str, ...]:
+    """Returns the heads of the database that this code has, and leaves rows of these alone, as
+    Alembic expects it: of no head that another depends on (`record_branches` puts them back).
 
     The head of a branch of which the database has newer revisions is among them.
     """
     assert migration.script is not None
+    assert migration.connection is not None
     rows = set(migration.get_current_heads())
     if not rows:
-        return []
+        return ()
     unknown, newer = _unknown(rows, migration.script)
     for revision in sorted(unknown):
         log.info("Leaving alone: %s", describe_unknown(revision, migration.script))
-    return record_branches(migration, newer)
+    heads = record_branches(migration, newer)
+    known = without_implied(heads, migration.script)
+    migration.connection.execute(delete(VERSIONS).where(VERSION.in_(set(heads) - set(known))))
+    return known
 
 
 def record_branches(migration: MigrationContext, implied: Collection[str] = ()) -> list[str]:

@@ -15,7 +15,7 @@ from sqlmodel import SQLModel
 
 import shared.db.tables  # noqa: F401  # the naming convention, whatever else is imported
 from app.discovery import find_features
-from app.migrations import known_heads, record_branches, without_implied
+from app.migrations import known_heads, record_branches
 from migrations.operations import DEFAULT_WAIT_SECONDS
 from shared.db.database import new_engine
 from shared.db.locks import advisory_lock
@@ -57,17 +57,9 @@ def migrate(connection: Connection) -> None:
 
 
 def show_known_heads(migration: MigrationContext) -> None:
-    """Shows Alembic the revisions of the database that this code has: it would fail at others, and
-    where it plans what to run, at a head that another depends on."""
-    known, plan = tuple(known_heads(migration)), migration._migrations_fn
+    """Shows Alembic the revisions of the database that this code has: it would fail at others."""
+    known = known_heads(migration)
     migration.get_current_heads = lambda: known  # type: ignore[method-assign]
-
-    def plan_without_implied(heads: tuple[str, ...], context: MigrationContext) -> Any:
-        assert context.script is not None
-        assert plan is not None
-        return plan(without_implied(heads, context.script), context)
-
-    migration._migrations_fn = plan_without_implied
 
 
 async def run(url: str) -> None:

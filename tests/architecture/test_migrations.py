@@ -3,6 +3,7 @@
 import asyncio
 import multiprocessing
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,28 @@ def test_the_revisions_of_a_removed_feature_stay_and_all_others_are_migrated(
     assert state(url) == SchemaState(["extras_0001"], [], {*BRANCHES, "others"})
 
 
+@pytest.mark.parametrize("needed", [BRANCHES, BRANCHES[:2], BRANCHES[1:]], ids=str)
+def test_features_that_depend_on_the_same_heads_are_migrated_one_after_the_other(
+    url: str, needed: list[str], code: Path
+) -> None:
+    heads = [head for head in load_revisions().get_heads() if branch_of(head) in needed]
+    for name in ("apples", "pears"):
+        write_revision(code, f"{name}_0001", depends_on=heads)
+        upgrade(url)
+        assert state(url) == SchemaState([], [], state(url).branches)
+    write_revision(code, "pears_0002", after="pears_0001", depends_on=["apples_0001", *heads])
+    upgrade(url)
+    assert recorded(url) == {"apples_0001", "pears_0002", *heads_of(BRANCHES)}
+    downgrade(url, "pears")
+    downgrade(url, "apples")
+    assert recorded(url) == heads_of(BRANCHES)
+
+
+def heads_of(branches: Sequence[str]) -> set[str]:
+    """Returns the heads of these branches."""
+    return {head for head in load_revisions().get_heads() if branch_of(head) in branches}
+
+
 def test_a_branch_is_migrated_where_only_others_are(url: str, code: Path) -> None:
     upgrade(url)
     write_revision(code, "extras_0001")
@@ -233,15 +256,18 @@ def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "migrations"
 
 
-def write_revision(code: Path, revision: str, after: str = "", depends_on: str = "") -> Path:
+def write_revision(
+    code: Path, revision: str, after: str = "", depends_on: str | Sequence[str] = ()
+) -> Path:
     """Writes a revision that changes nothing, the first of a branch if it is after none."""
     branch = branch_of(revision)
+    needed = (depends_on,) if isinstance(depends_on, str) else tuple(depends_on)
     (code / branch).mkdir(exist_ok=True)
     file = code / branch / f"{revision}.py"
     file.write_text(
         f"revision, down_revision = {revision!r}, {after or None!r}\n"
         f"branch_labels = {None if after else (branch,)!r}\n"
-        f"depends_on = {(depends_on,) if depends_on else None!r}\n"
+        f"depends_on = {needed or None!r}\n"
         "def upgrade(): pass\n"
         "def downgrade(): pass\n"
     )
