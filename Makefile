@@ -76,8 +76,8 @@ feature: setup ## A new feature with its tests and first migration: make feature
 remove: setup ## Remove a feature, its tables in the development database included: make remove feature=orders
 	@$(BIN)/python -m app remove-feature $(feature)
 
-migration: setup ## A revision on a feature's branch: make migration feature=items message="add colour"; amend=yes writes the last anew
-	@$(BIN)/python -m app migration $(feature) $(if $(message),"$(message)") $(if $(amend),--amend)
+migration: setup ## A revision on a feature's branch: make migration feature=items message="add colour"; amend=yes writes the last anew, empty=yes one to fill by hand
+	@$(BIN)/python -m app migration $(feature) $(if $(message),"$(message)") $(if $(amend),--amend) $(if $(empty),--empty)
 
 openapi: setup ## Write the tests/openapi.json of all anew, after a wanted change of the API
 	@$(BIN)/python -m app keep-openapi

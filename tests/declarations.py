@@ -54,10 +54,11 @@ def declared_by_feature(topic: str, constant: str) -> Iterator[tuple[str, str, A
 
 
 def declared(topic: str, constant: str) -> dict[str, Any]:
-    """Returns the entries of all features; no two may have the same key."""
+    """Returns the entries of all features; no two may have the same key, but that of an error."""
     merged: dict[str, Any] = {}
     for feature, key, value in declared_by_feature(topic, constant):
-        assert key not in merged, f"{constant} of {feature} has {key!r}, and so has another's"
+        repeated = key in merged and constant != "UNDOCUMENTED_ERRORS"
+        assert not repeated, f"{constant} of {feature} has {key!r}, and so has another's"
         merged[key] = value
     return merged
 

@@ -37,7 +37,7 @@ def new_feature(
         files += write_parts(create_app(settings), [feature])
     for path in files:
         typer.echo(path)
-    typer.echo(f"Now: make test feature={feature}")
+    typer.echo(f"Now: make test feature={feature}; before you push: make test changed=origin/main")
 
 
 @commands.command("remove-feature")
@@ -75,6 +75,7 @@ def migration(
     feature: Annotated[str, typer.Argument(help="The feature whose tables have changed")],
     message: Annotated[str | None, typer.Argument(help='What changes, like "add colour"')] = None,
     amend: Annotated[bool, typer.Option(help="Write the last revision anew")] = False,
+    empty: Annotated[bool, typer.Option(help="Write it though no table has changed")] = False,
 ) -> None:
     """Write a revision on a feature's branch, and report what is unsafe on a live table."""
     from app.scaffold.amending import amend_revision
@@ -86,7 +87,7 @@ def migration(
         if amend:
             script = amend_revision(url, feature, message)
         elif message:
-            script = write_revision(url, feature, message)
+            script = write_revision(url, feature, message, empty=empty)
         else:
             raise FeatureError('say what changes: make migration feature=… message="add colour"')
     _refuse_unsafe([script])

@@ -38,12 +38,13 @@ class NothingToRevise(FeatureError):
     """The tables of the feature match its revisions."""
 
 
-def write_revision(server_url: str, feature: str, message: str) -> Script:
+def write_revision(server_url: str, feature: str, message: str, *, empty: bool = False) -> Script:
     """Compares the feature's tables with its branch, and writes the difference as a revision.
 
     The branch and its dependencies are migrated in a temporary database on the server, so that
     neither other features nor the state of a developer's database affect the result. A table
-    without a model is ignored: write its DROP TABLE by hand.
+    without a model is ignored: write its DROP TABLE by hand. With `empty`, unchanged tables are no
+    error: the revision is for an operation that is written by hand.
 
     Raises:
         FeatureError: the feature does not exist, or a text search configuration has changed: its
@@ -62,7 +63,7 @@ def write_revision(server_url: str, feature: str, message: str) -> Script:
         config.set_main_option("file_template", f"{number:04}_{slug}")
         command.upgrade(config, "heads")
         before, after = asyncio.run(compare_definitions(url, feature))
-        config.attributes["autogenerate"] = _hooks(feature, before, after)
+        config.attributes["autogenerate"] = _hooks(feature, before, after, empty=empty)
         script = command.revision(
             config,
             message,
@@ -94,7 +95,9 @@ def _missing_heads(feature: str, dependencies: list[str]) -> list[str]:
     return [head for head in heads if head not in reached]
 
 
-def _hooks(feature: str, before: dict[str, str], after: dict[str, str]) -> dict[str, Any]:
+def _hooks(
+    feature: str, before: dict[str, str], after: dict[str, str], *, empty: bool
+) -> dict[str, Any]:
     """Returns the options that `migrations/env.py` passes to Alembic for the comparison."""
     own = {table for table, owner in table_owners().items() if owner == feature}
 
@@ -109,7 +112,7 @@ def _hooks(feature: str, before: dict[str, str], after: dict[str, str]) -> dict[
         revision.upgrade_ops.ops += _replace(before, after) + changes.after_upgrade
         revision.downgrade_ops.ops[:0] = changes.before_downgrade + _replace(after, before)
         revision.downgrade_ops.ops += changes.after_downgrade
-        if revision.upgrade_ops.is_empty():
+        if revision.upgrade_ops.is_empty() and not empty:
             directives.clear()
 
     return {
