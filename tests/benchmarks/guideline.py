@@ -24,6 +24,7 @@ from features.items.tables import Item
 from features.users.access_tokens.jwt import TokenReader
 from features.users.access_tokens.tables import SigningKey
 from features.users.accounts.tables import User
+from tests.benchmarks.bare import publish
 
 url = os.environ["APP_DATABASE_URL"].replace("postgresql://", "postgresql+asyncpg://")
 engine = create_async_engine(url, pool_size=10)
@@ -57,17 +58,23 @@ class ItemService:
     async def create(self, owner: User, new: ItemCreate) -> Item:
         item = Item.model_validate(new, update={"owner_id": owner.id})
         self.session.add(item)
-        await self.session.commit()
-        await self.session.refresh(item)
+        await self._publish_and_commit(item)
         return item
 
     async def update(self, owner: User, item_id: UUID, changes: ItemUpdate) -> Item:
         item = await self.get(owner, item_id)
         item.sqlmodel_update(changes.model_dump(exclude_unset=True))
         self.session.add(item)
+        await self._publish_and_commit(item)
+        return item
+
+    async def _publish_and_commit(self, item: Item) -> None:
+        """Runs the subscribers of items in the transaction, as the application does."""
+        await self.session.flush()
+        pooled = await (await self.session.connection()).get_raw_connection()
+        await publish(pooled.driver_connection, item.owner_id, [item.id])
         await self.session.commit()
         await self.session.refresh(item)
-        return item
 
 
 async def get_session() -> AsyncIterator[AsyncSession]:
