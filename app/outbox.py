@@ -25,20 +25,32 @@ POLL_SECONDS = 5.0
 CHANGES_PER_OWNER = 100  # then other owners have their turn
 CHANGE_SECONDS = 30.0  # for one change; then it has failed
 FIRST_RETRY = timedelta(seconds=1)  # doubles with each attempt
-MAX_ATTEMPTS = 12  # over about an hour
+MAX_ATTEMPTS = 13  # over about an hour
 UNKNOWN_LIFETIME = timedelta(days=1)  # longer than old and new releases run side by side
 PARKED_LIFETIME = timedelta(days=30)
 
-# A part of the waiting changes is enough: the task runs until none is left.
+# Skips from owner to owner in the primary key, however many changes each has. In random order, so
+# that no owner waits for the others.
 SELECT_OWNERS = text("""
-SELECT DISTINCT owner_id FROM (
-    SELECT c.owner_id FROM outbox_changes AS c
-    WHERE c.waiting @> ARRAY[CAST(:name AS text)] AND NOT EXISTS (
-        SELECT FROM outbox_failures AS f WHERE f.owner_id = c.owner_id AND f.subscriber = :name
-        AND (f.next_attempt_at > clock_timestamp()
-            OR f.change_id = c.id AND f.next_attempt_at IS NULL)
-    ) LIMIT 1000
-) AS changes LIMIT 100
+WITH RECURSIVE owners AS (
+    (SELECT owner_id FROM outbox_changes ORDER BY owner_id LIMIT 1)
+    UNION ALL
+    SELECT (SELECT c.owner_id FROM outbox_changes AS c WHERE c.owner_id > owners.owner_id
+        ORDER BY c.owner_id LIMIT 1)
+    FROM owners WHERE owners.owner_id IS NOT NULL
+)
+SELECT owner_id FROM owners
+WHERE owner_id IS NOT NULL AND NOT EXISTS (
+    SELECT FROM outbox_failures AS f WHERE f.owner_id = owners.owner_id AND f.subscriber = :name
+    AND f.next_attempt_at > clock_timestamp()
+) AND EXISTS (
+    SELECT FROM outbox_changes AS c
+    WHERE c.owner_id = owners.owner_id AND c.waiting @> ARRAY[CAST(:name AS text)]
+    AND NOT EXISTS (
+        SELECT FROM outbox_failures AS f WHERE f.owner_id = c.owner_id AND f.change_id = c.id
+        AND f.subscriber = :name AND f.next_attempt_at IS NULL)
+)
+ORDER BY random() LIMIT 100
 """)
 TRY_LOCK = text("SELECT pg_try_advisory_xact_lock(CAST(:key AS bigint))")
 SELECT_CHANGE = text("""
@@ -61,8 +73,10 @@ DELETE_CHANGE = text("DELETE FROM outbox_changes WHERE owner_id = :owner AND id 
 RECORD_FAILURE = text("""
 INSERT INTO outbox_failures AS f
     (owner_id, change_id, subscriber, attempts, next_attempt_at, error)
-SELECT owner_id, id, :name, 1, clock_timestamp() + CAST(:pause AS interval), :error
-FROM outbox_changes WHERE owner_id = :owner AND id = :id
+SELECT owner_id, id, CAST(:name AS text), 1, clock_timestamp() + CAST(:pause AS interval), :error
+FROM outbox_changes
+WHERE owner_id = :owner AND id = :id AND waiting @> ARRAY[CAST(:name AS text)]
+FOR NO KEY UPDATE
 ON CONFLICT (owner_id, change_id, subscriber) DO UPDATE SET attempts = f.attempts + 1,
     next_attempt_at = excluded.next_attempt_at, error = excluded.error
 """)
@@ -73,8 +87,10 @@ AND NOT waiting && CAST(:names AS text[])
 DELETE_PARKED = text("""
 DELETE FROM outbox_changes AS c
 WHERE created_at < clock_timestamp() - CAST(:lifetime AS interval)
-AND cardinality(waiting) = (SELECT count(*) FROM outbox_failures AS f
-    WHERE f.owner_id = c.owner_id AND f.change_id = c.id AND f.next_attempt_at IS NULL)
+AND NOT EXISTS (
+    SELECT FROM unnest(waiting) AS name WHERE name = ANY (CAST(:names AS text[])) AND NOT EXISTS (
+        SELECT FROM outbox_failures AS f WHERE f.owner_id = c.owner_id AND f.change_id = c.id
+        AND f.subscriber = name AND f.next_attempt_at IS NULL))
 """)
 SELECT_BACKLOG = """
 SELECT count(*) - count(f.attempts), count(f.attempts),
@@ -169,4 +185,4 @@ async def _record_failure(
 async def _delete_old(app: FastAPI, names: Sequence[str]) -> None:
     async with database_of(app).transaction() as session:
         await session.execute(DELETE_UNKNOWN, {"names": names, "lifetime": UNKNOWN_LIFETIME})
-        await session.execute(DELETE_PARKED, {"lifetime": PARKED_LIFETIME})
+        await session.execute(DELETE_PARKED, {"names": names, "lifetime": PARKED_LIFETIME})

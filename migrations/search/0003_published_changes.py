@@ -95,6 +95,15 @@ def downgrade() -> None:
         CREATE INDEX ix_search_documents_owner_id ON search_documents (owner_id, average_length)
     """)
     op.execute("TRUNCATE search_owners, search_terms, search_words")
+    # What is marked may have no embedding yet, and nothing else would say so.
+    op.execute("""
+        INSERT INTO search_queue (owner_id, item_id, model_id)
+        SELECT d.owner_id, d.item_id, m.id FROM search_documents AS d CROSS JOIN search_models AS m
+        WHERE NOT EXISTS (
+            SELECT FROM search_embeddings AS e WHERE e.owner_id = d.owner_id
+            AND e.item_id = d.item_id AND e.model_id = m.id AND e.text_hash = d.text_hash)
+        ON CONFLICT DO NOTHING
+    """)
     op.execute("DROP TABLE search_pending")
     _change_keys(OWNER_LAST, "item_id")
     op.execute("DROP FUNCTION search_weights")

@@ -11,10 +11,11 @@ from sqlalchemy import text
 
 from app.discovery import find_features
 from app.main import create_app
-from app.outbox import MAX_ATTEMPTS, delete_old_changes, outbox_tasks
+from app.outbox import MAX_ATTEMPTS, _record_failure, delete_old_changes, outbox_tasks
 from app.task_runner import run_until_idle
 from shared.db import WriteSession, database_of
 from shared.db.changes import Change, ChangeKind, Subscription, Topic
+from shared.db.locks import advisory_lock
 from shared.feature import Feature, FeatureError
 from shared.problems import Conflict
 from shared.settings import Settings
@@ -240,6 +241,47 @@ async def test_parked_changes_are_deleted_after_thirty_days(
     await deliver(app, auditor)
     await known.run(app)
     assert await waiting(app) == []
+
+
+async def test_a_parked_change_that_a_removed_subscriber_waits_for_is_deleted(
+    app: FastAPI, mailer: Subscriber
+) -> None:
+    mailer.fails = lambda change: True
+    await publish(app, ROWS[0])  # the auditor, who waits for it too, is then removed
+    for _ in range(MAX_ATTEMPTS):
+        await deliver(app, mailer)
+        await end_pauses(app)
+    async with database_of(app).transaction() as session:
+        await session.execute(AGE_CHANGES, {"d": 31})
+    await delete_old_changes([mailer.subscription]).run(app)
+    assert (await waiting(app), await failures(app)) == ([], [])
+
+
+async def test_an_owner_with_many_changes_holds_up_no_other(
+    app: FastAPI, mailer: Subscriber
+) -> None:
+    for _ in range(12):
+        await publish(app, *ROWS, *ROWS, *ROWS, *ROWS)
+    await publish(app, ROWS[0], owner=BOB)
+    key = advisory_lock("app.outbox", "mailer", ADA)
+    async with database_of(app).transaction() as session:
+        await session.execute(text(f"SELECT pg_advisory_xact_lock({key})"))
+        assert await deliver(app, mailer) == 1
+    assert [change.owner_id for change in mailer.seen] == [BOB]
+
+
+async def test_no_failure_is_recorded_of_what_another_process_has_delivered(
+    app: FastAPI, mailer: Subscriber
+) -> None:
+    await publish(app, ROWS[0])
+    async with database_of(app).transaction() as session:
+        change_id = await session.fetch_value(text("SELECT id FROM outbox_changes"))
+    assert await deliver(app, mailer) == 1
+    of = {"owner": ADA, "name": "mailer", "id": change_id}
+    await _record_failure(database_of(app), of, 1, RuntimeError("of the process that was slower"))
+    assert await failures(app) == []
+    await publish(app, ROWS[1])
+    assert await deliver(app, mailer) == 1
 
 
 async def test_a_commit_wakes_the_subscriber(

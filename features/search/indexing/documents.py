@@ -19,6 +19,7 @@ from features.search.query.ranking import BM25_B, BM25_K1, WEIGHTS_VERSION
 from shared.db import Database, WriteSession
 from shared.db.changes import Change, ChangeKind
 from shared.db.locks import advisory_lock
+from shared.db.pool import Row
 from shared.problems import Unavailable
 
 SEARCH_CHANNEL = "search"
@@ -36,7 +37,7 @@ DISABLE_TIMEOUTS = text(
 
 SELECT_OPEN_WRITERS = text("""
 SELECT array_agg(DISTINCT virtualtransaction) FROM pg_locks
-WHERE locktype = 'relation' AND relation = 'items'::regclass AND mode = 'RowExclusiveLock'
+WHERE locktype = 'relation' AND relation = CAST(:table AS regclass) AND mode = 'RowExclusiveLock'
 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """)
 HAS_OPEN_WRITERS = text(
@@ -136,8 +137,15 @@ LIMIT :batch
 """)
 DELETE_OWNER = [
     text(f"DELETE FROM search_{table} WHERE owner_id = :owner")  # noqa: S608  # constants
-    for table in ("pending", "queue", "documents", "words", "terms", "owners")
+    for table in ("pending", "documents", "words", "terms", "owners")
 ]
+# What is being embedded is locked while the model answers; who embeds it deletes it afterwards.
+DELETE_QUEUE = text("""
+DELETE FROM search_queue AS q USING (
+    SELECT item_id, model_id FROM search_queue WHERE owner_id = :owner FOR UPDATE SKIP LOCKED
+) AS idle
+WHERE q.owner_id = :owner AND q.item_id = idle.item_id AND q.model_id = idle.model_id
+""")
 
 
 async def index_change(session: WriteSession, change: Change) -> None:
@@ -161,7 +169,7 @@ async def forget_items(session: WriteSession, owner_id: UUID, ids: Sequence[UUID
 
 async def forget_account(session: WriteSession, change: Change) -> None:
     """Deletes all that is known of an account that is being deleted."""
-    for statement in DELETE_OWNER:
+    for statement in (*DELETE_OWNER, DELETE_QUEUE):
         await session.execute(statement, {"owner": change.owner_id})
 
 
@@ -193,7 +201,8 @@ async def change_language(database: Database, language: str) -> None:
         if await session.fetch_value(SELECT_LANGUAGE) == language:
             return
         await _set_language(session, language, complete=False)
-    await wait_for_open_writers(database)
+    await wait_for_open_writers(database, "items")
+    await wait_for_open_writers(database, "search_words")
     async with database.transaction() as session:
         await session.execute(DISABLE_TIMEOUTS)
         await session.execute(DELETE_WORDS)
@@ -202,20 +211,22 @@ async def change_language(database: Database, language: str) -> None:
         await _set_language(session, language, complete=True)
 
 
-async def wait_for_open_writers(database: Database) -> None:
-    """Waits until every transaction that is writing to `items` now has ended.
+async def wait_for_open_writers(database: Database, table: str) -> None:
+    """Waits until every transaction that is writing to the table now has ended.
 
-    Every later write to `items` sees what was committed before this call.
+    Every later write to it sees what was committed before this call. A replica would not know.
 
     Raises:
         Unavailable: a transaction is still open after two minutes.
     """
-    writers = await database.read().fetch_value(SELECT_OPEN_WRITERS)
+    async with database.transaction() as session:
+        writers = await session.fetch_value(SELECT_OPEN_WRITERS, {"table": table})
     for _ in range(WAIT_ATTEMPTS):
-        if not await database.read().fetch_value(HAS_OPEN_WRITERS, {"writers": writers}):
-            return
+        async with database.transaction() as session:
+            if not await session.fetch_value(HAS_OPEN_WRITERS, {"writers": writers}):
+                return
         await asyncio.sleep(WAIT_SECONDS)
-    raise _writer_still_open()
+    raise _writer_still_open(table)
 
 
 async def _set_language(session: WriteSession, language: str, *, complete: bool) -> None:
@@ -231,7 +242,7 @@ async def _index_all(database: Database, statement: TextClause) -> int:
 async def _index_owner(database: Database, statement: TextClause, owner_id: UUID) -> int:
     done, after = 0, FIRST
     of = {"owner": owner_id, "batch": ITEMS_PER_BATCH}
-    while rows := await database.read().fetch(SELECT_ITEMS, of | after):
+    while rows := await _select_items(database, of | after):
         ids = [row.id for row in rows if row.changed or statement is INDEX_ALL]
         done += await _index_locked(database, statement, owner_id, ids)
         after = {"created_at": rows[-1].created_at, "id": rows[-1].id}
@@ -240,6 +251,11 @@ async def _index_owner(database: Database, statement: TextClause, owner_id: UUID
             await forget_items(session, owner_id, [row.item_id for row in orphans])
             done += len(orphans)
     return done
+
+
+async def _select_items(database: Database, page: Position) -> list[Row]:
+    async with database.transaction() as session:  # of the primary: a replica may lag
+        return await session.fetch(SELECT_ITEMS, page)
 
 
 async def _index_locked(
@@ -261,13 +277,13 @@ async def _index_locked(
         except LockNotAvailableError:
             pass
         await asyncio.sleep(WAIT_SECONDS)
-    raise _writer_still_open()
+    raise _writer_still_open("items")
 
 
-def _writer_still_open() -> Unavailable:
+def _writer_still_open(table: str) -> Unavailable:
     seconds = round(WAIT_ATTEMPTS * WAIT_SECONDS)
     return Unavailable(
-        f"A transaction has been writing to items for {seconds} s; try again when it has ended"
+        f"A transaction has been writing to {table} for {seconds} s; try again when it has ended"
     )
 
 

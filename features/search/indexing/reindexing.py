@@ -14,6 +14,7 @@ from features.search.indexing.documents import (
     LOCK_MODELS,
     change_language,
     sweep,
+    wait_for_open_writers,
 )
 from features.search.indexing.embeddings import embed_batch
 from features.search.indexing.models import (
@@ -123,6 +124,9 @@ async def _delete_other_models(database: Database, registered: RegisteredModel) 
         await session.execute(DISABLE_TIMEOUTS)
         for statement in DELETE_OTHER_MODELS:
             await session.execute(statement, {"model": registered.id})
+    await wait_for_open_writers(database, "search_queue")  # the statistics know the old models
+    async with database.transaction() as session:
+        await session.execute(DELETE_OTHER_QUEUES, {"model": registered.id})
 
 
 @asynccontextmanager

@@ -104,7 +104,9 @@ ENQUEUE_ITEMS = [
 INSERT INTO search_queue (owner_id, item_id, model_id)
 SELECT d.owner_id, d.item_id, m.id
 FROM search_documents AS d CROSS JOIN search_models AS m
-WHERE d.owner_id = :owner AND d.item_id = ANY (CAST(:ids AS uuid[]))
+WHERE d.owner_id = :owner AND d.item_id = ANY (CAST(:ids AS uuid[])) AND NOT EXISTS (
+    SELECT FROM search_embeddings AS e WHERE e.owner_id = d.owner_id AND e.item_id = d.item_id
+    AND e.model_id = m.id AND e.text_hash = d.text_hash)
 ON CONFLICT (owner_id, item_id, model_id) DO NOTHING
 """),
     text("""
@@ -133,8 +135,10 @@ DELETE FROM search_pending WHERE owner_id = :owner AND item_id = ANY (CAST(:ids 
 # more than 1.2, or if the constants were others.
 IS_OUTDATED = """
 (d.weights_version < :version
-    OR d.weights_version = :version AND d.average_length < o.length::real / o.documents / 1.2
-    OR d.weights_version = :version AND d.average_length > o.length::real / o.documents * 1.2)
+    OR d.weights_version = :version
+        AND d.average_length < greatest(1, o.length::real / o.documents) / 1.2
+    OR d.weights_version = :version
+        AND d.average_length > greatest(1, o.length::real / o.documents) * 1.2)
 """
 MARK_STALE_OWNER = text(
     f"""

@@ -1,5 +1,6 @@
 """The index stays consistent with the items after every kind of write; the queue loses no row."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,11 +12,11 @@ from httpx import AsyncClient
 from features.search.indexing import sweep
 from features.search.indexing.documents import WEIGHTS
 from features.search.runtime import runtime_of
-from features.search.tasks import embedding_task
+from features.search.tasks import embedding_task, statistics_task
 from features.search.tests.conftest import Index, Write, add_item
 from features.search.tests.test_search import find, titles
 from shared.db import database_of
-from tests.kit import run_until_idle, within
+from tests.kit import eventually, run_until_idle, within
 
 Database = asyncpg.Connection
 
@@ -162,6 +163,62 @@ async def test_weights_follow_the_average_length(
     )
     assert off == 0
     assert await database.fetchval("SELECT count(*) FROM search_owners WHERE stale") == 0
+
+
+@pytest.mark.parametrize("title", ["The", "???", "🫖"])
+async def test_items_without_words_leave_nothing_to_do(
+    app: FastAPI, client: AsyncClient, index: Index, database: Database, title: str
+) -> None:
+    await add(client, title)
+    async with within(20, "the end of the statistics"):
+        await index()
+    assert await run_until_idle(app, statistics_task) == 0
+    assert await database.fetchval("SELECT count(*) FROM search_owners WHERE stale") == 0
+
+
+async def test_a_deleted_account_leaves_nothing_of_an_item_that_was_being_added(
+    client: AsyncClient, index: Index, write: Write, database: Database
+) -> None:
+    async with write() as (session, owner_id):
+        await add_item(session, owner_id, "Copper kettle")
+        deletion = asyncio.create_task(client.delete("/users/me"))
+        await eventually(lambda: waits_for_lock(database), "the deletion that waits")
+    assert (await deletion).status_code == 204
+    await index()
+    for table in ("documents", "embeddings", "queue", "pending", "terms", "words", "owners"):
+        assert await database.fetchval(f"SELECT count(*) FROM search_{table}") == 0, table
+
+
+async def waits_for_lock(database: Database) -> bool:
+    waiting = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    return bool(await database.fetchval(f"{waiting} AND datname = current_database())"))
+
+
+async def test_an_account_is_deleted_while_its_items_are_being_embedded(
+    app: FastAPI, client: AsyncClient, index: Index, database: Database
+) -> None:
+    await add(client, "Copper kettle")
+    await run_until_idle(app, statistics_task)
+    async with database.transaction():
+        await database.execute("SELECT FROM search_queue FOR UPDATE")
+        assert (await client.delete("/users/me")).status_code == 204
+    await index()
+    assert await database.fetchval("SELECT count(*) FROM search_queue") == 0
+
+
+async def test_what_is_marked_and_has_its_embedding_is_not_embedded_again(
+    app: FastAPI, client: AsyncClient, index: Index, database: Database
+) -> None:
+    await add(client, "Copper kettle", "Iron pan")
+    await index()
+    await database.execute("TRUNCATE search_owners, search_terms, search_words")
+    await database.execute(
+        "INSERT INTO search_pending (owner_id, item_id) "
+        "SELECT owner_id, item_id FROM search_documents"
+    )
+    await run_until_idle(app, statistics_task)
+    assert await database.fetchval("SELECT count(*) FROM search_queue") == 0
+    assert await database.fetch(SELECT_WRONG_STATISTICS) == []
 
 
 async def test_weights_follow_the_constants_of_the_ranking(

@@ -143,8 +143,9 @@ async def delete_user(
     await require_another_admin(session, user_id)
     user = await get_user(session, user_id, lock=True)
     await revoke_sessions(session, user_id)
-    await account_changes.deleted(write_session_of(session), user_id, [user_id])
     await session.delete(user)
+    await session.flush()  # waits for who adds rows to the account: subscribers then see them
+    await account_changes.deleted(write_session_of(session), user_id, [user_id])
     recorded = client if actor_id != user_id else ClientInfo("", "")
     await record(session, EventKind.DELETED, None, recorded, str(user_id), actor_id=actor_id)
 
