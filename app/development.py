@@ -69,7 +69,7 @@ def development_app(settings: Settings) -> FastAPI:
     take any time, as a debugger may hold it.
 
     Where no URL is set it uses the embedded PostgreSQL while it runs, migrated. It migrates no
-    other database at its start, which may be a reload: the log says what is pending.
+    other database at its start, which may be a reload: the log lists the pending revisions.
     """
     if "request_timeout" not in settings.model_fields_set:
         settings = settings.model_copy(update={"request_timeout": None})
@@ -81,7 +81,7 @@ def development_app(settings: Settings) -> FastAPI:
         state = state_of(app)
         with ExitStack() as stack:
             if state.settings.database_url is None:
-                # In threads: they block, and run event loops of their own.
+                # In threads: they block, and run their own event loops.
                 running = running_database(state.settings)
                 state.settings = await asyncio.to_thread(stack.enter_context, running)
                 await asyncio.to_thread(prepare_database, state.settings, state.features)

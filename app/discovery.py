@@ -1,4 +1,4 @@
-"""The features on disk, and what they need of the database."""
+"""The features on disk, and their needs of the database."""
 
 import importlib
 import pkgutil
@@ -24,7 +24,7 @@ def find_features(only: str | None = None) -> tuple[Feature, ...]:
 
     Raises:
         FeatureError: a folder cannot be imported, or it declares no feature or another name, or
-            depends on a missing feature, or on itself through others; or there is no `only`.
+            depends on a missing feature, or on itself through others; or `only` does not exist.
     """
     names = sorted(info.name for info in pkgutil.iter_modules(features.__path__) if info.ispkg)
     if only and only not in names:

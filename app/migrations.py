@@ -65,7 +65,7 @@ def upgrade(
 ) -> None:
     """Migrates the named branches and ignores all others, or migrates everything.
 
-    Leaves alone what it does not know: features that have been removed, and branches whose newest
+    Leaves unknown revisions alone: features that have been removed, and branches whose newest
     revision in the database is of newer code. Concurrent runs are safe. Blocks: call it in a thread
     where an event loop runs. What blocks nobody else, such as CREATE INDEX CONCURRENTLY, waits for
     another transaction for at most `wait_seconds`.
@@ -143,7 +143,7 @@ def schema_state(connection: Connection, revisions: ScriptDirectory) -> SchemaSt
     """
     rows = set(MigrationContext.configure(connection).get_current_heads())
     unknown, newer = _unknown(rows, revisions)
-    # What a head depends on is reached: older code has recorded no row of it.
+    # The dependencies of a head are reached: older code has recorded no row of it.
     reached = _ids(revisions.get_all_current(tuple(rows - unknown)))
     pending = [head for head in revisions.get_heads() if head not in reached | newer]
     if unknown and unknown == rows:

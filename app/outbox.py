@@ -1,8 +1,8 @@
 """Delivers the changes of the outbox to their subscribers.
 
 Each subscriber has a task, and processes the changes of an owner in order, each in a transaction
-that also takes the subscriber off the change: what it writes, it writes once. A change that fails
-is tried again, and the owner's later ones wait for it, until it is parked (a dead letter).
+that also takes the subscriber off the change: it writes exactly once. A change that fails is tried
+again, and the owner's later ones wait for it, until it is parked (a dead letter).
 """
 
 import asyncio

@@ -33,7 +33,7 @@ def drop_tables(url: str, name: str) -> bool:
     """Takes back all revisions of a feature, and returns whether the database had any.
 
     Raises:
-        FeatureError: there is no such feature, or the database has a feature that depends on it,
+        FeatureError: the feature does not exist, or the database has a feature that depends on it,
             or revisions of it that this code does not have. Nothing has been dropped.
     """
     schema = asyncio.run(_read_schema(url))
@@ -54,10 +54,10 @@ def remove(settings: Settings, name: str) -> list[str]:
     Work in these folders that is not committed goes to `git stash`.
 
     Returns:
-        What it has done, a line for each, and what is left to do.
+        The steps that it has done, a line for each, and those that are left.
 
     Raises:
-        FeatureError: there is no such feature, or another depends on it, or its tables cannot be
+        FeatureError: the feature does not exist, or another depends on it, or its tables cannot be
             dropped. No file has been deleted.
     """
     features = find_features()
@@ -76,7 +76,7 @@ def remove(settings: Settings, name: str) -> list[str]:
 
 def _dependents(name: str) -> list[str]:
     """Returns the features that depend on this one, by declaration or by a migration."""
-    find_features(name)  # raises if there is no such feature
+    find_features(name)  # raises if the feature does not exist
     declared = [feature.name for feature in find_features() if name in feature.depends_on]
     return sorted({*declared, *dependents_of(name, load_revisions())})
 
@@ -97,7 +97,7 @@ async def _read_schema(url: str) -> SchemaState:
 
 
 def _stash(folders: Sequence[str]) -> list[str]:
-    """Moves what is not committed in these folders to `git stash`."""
+    """Moves uncommitted changes in these folders to `git stash`."""
     changed = _git("status", "--porcelain", "--untracked-files=all", "--", *folders)
     if changed is None:
         return ["no git repository: nothing brings the files back"]
@@ -110,7 +110,7 @@ def _stash(folders: Sequence[str]) -> list[str]:
 
 
 def _left_for_production(name: str) -> list[str]:
-    """Returns what is to be done there, or nothing if the feature has never been committed."""
+    """Returns the steps in production, or none if the feature has never been committed."""
     commit = _git("rev-parse", "--short", "HEAD")
     if commit and _git("cat-file", "-e", f"HEAD:features/{name}") is None:
         return []
@@ -119,7 +119,7 @@ def _left_for_production(name: str) -> list[str]:
 
 
 def _git(*arguments: str) -> str | None:
-    """Returns what a git command prints, or None if it fails."""
+    """Returns the output of a git command, or None if it fails."""
     try:
         done = subprocess.run(  # noqa: S603
             ["git", *arguments],  # noqa: S607  # git of the PATH
@@ -134,7 +134,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def _correct_documents(settings: Settings, features: Sequence[Feature], name: str) -> list[str]:
-    """Writes the stored API documents anew if the feature was part of another's."""
+    """Rewrites the stored API documents if the feature was part of another's."""
     without = create_app(settings, [feature for feature in features if feature.name != name])
     before, after = document_parts(create_app(settings, features)), document_parts(without)
     changed = [path for path in after if after[path] != before[path]]

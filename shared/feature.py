@@ -44,7 +44,7 @@ class Feature:
             `resource` is how a route gets it.
         tasks: its background tasks, which process rows.
         periodic_tasks: its background tasks that run once in a period.
-        subscriptions: what it does when rows of other features have changed.
+        subscriptions: its functions that run when rows of other features have changed.
         commands: its commands of `python -m app`.
         demo: its demo rows.
         extensions: the extensions of PostgreSQL that it needs, each with a statement that uses it.

@@ -77,7 +77,7 @@ def migration(
     amend: Annotated[bool, typer.Option(help="Write the last revision anew")] = False,
     empty: Annotated[bool, typer.Option(help="Write it though no table has changed")] = False,
 ) -> None:
-    """Write a revision on a feature's branch, and report what is unsafe on a live table."""
+    """Write a revision on a feature's branch, and report its unsafe operations on a live table."""
     from app.scaffold.amending import amend_revision
     from app.scaffold.revising import write_revision
 
@@ -95,7 +95,7 @@ def migration(
 
 @commands.command("lint-migrations")
 def lint_migrations() -> None:
-    """Report what is unsafe on a live table in any revision; exit status 1 if there is any."""
+    """Report unsafe operations on a live table in all revisions; exit status 1 if there is any."""
     with exit_on_user_error():
         _refuse_unsafe(load_revisions().walk_revisions())
 

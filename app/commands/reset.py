@@ -13,7 +13,7 @@ commands = typer.Typer()
 
 @commands.command()
 def reset() -> None:
-    """Delete the embedded database of development, and start it anew: migrated, with the demo."""
+    """Delete the embedded database of development, and create it again: migrated, with the demo."""
     with exit_on_user_error():
         settings = load_settings(Settings)
         if settings.env != "dev":

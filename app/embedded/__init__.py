@@ -76,7 +76,7 @@ def embedded_postgres(
 
 
 def delete_data(root: Path) -> None:
-    """Deletes the data of the server under `root`, which its next start creates anew.
+    """Deletes the data of the server under `root`, which its next start creates again.
 
     Raises:
         EmbeddedPostgresError: a process uses the server.

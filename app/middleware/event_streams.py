@@ -12,7 +12,7 @@ from shared.problems import Problem, Unauthorized
 
 
 class EventStreamMiddleware:
-    """Ends a stream of events instead of sending what a credential that has ended may not read.
+    """Ends a stream of events once its credential has ended, instead of sending the next event.
 
     The client connects again, and gets the 401.
     """

@@ -43,7 +43,7 @@ router = APIRouter(tags=["health"])
 
 @router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
-    """What this process has counted, and what waits in the database, for Prometheus."""
+    """The counts of this process and the backlogs in the database, for Prometheus."""
     await _read_backlogs(request.app)
     return Response(generate_latest(_registry()), media_type=CONTENT_TYPE_LATEST)
 

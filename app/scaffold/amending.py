@@ -1,4 +1,4 @@
-"""Writes the last revision of a branch anew, as long as nobody else has it."""
+"""Rewrites the last revision of a branch, unless others have it already."""
 
 import asyncio
 from pathlib import Path

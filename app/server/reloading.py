@@ -1,4 +1,4 @@
-"""Serves for development: starts the application anew when a file of the code changes."""
+"""Serves for development: restarts the application when a file of the code changes."""
 
 import multiprocessing
 import socket

@@ -1,7 +1,7 @@
 """Changes of rows, which a feature publishes in the handler that makes them.
 
-A publisher names no subscriber, and pays for none where there is none. A subscriber names the
-topic, which it imports from the publisher.
+A publisher names no subscriber, and a change without subscribers costs nothing. A subscriber names
+the topic, which it imports from the publisher.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -72,7 +72,7 @@ class Topic:
 
 @dataclass(frozen=True)
 class Subscription:
-    """What a feature does when rows of a topic have changed.
+    """A function of a feature that runs when rows of a topic have changed.
 
     `run` has the publisher's transaction: its writes are committed with the change, or nothing is.
     With a name for the `outbox`, it runs after the commit, in a transaction of its own, and is

@@ -36,7 +36,7 @@ class Notifier:
             self._sending = asyncio.create_task(self._send())
 
     async def close(self) -> None:
-        """Waits for what is being sent, for a bounded time."""
+        """Waits for the statement under way, for a bounded time."""
         if self._sending:
             await asyncio.wait([self._sending], timeout=CLOSE_TIMEOUT_SECONDS)
             self._sending.cancel()

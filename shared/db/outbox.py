@@ -1,7 +1,7 @@
 """The outbox: published changes that wait for subscribers which run after the commit.
 
-A change is one row, however many subscribers wait for it, and none where there is none. It is
-deleted when the last has processed it (app/outbox.py).
+A change is one row, however many subscribers wait for it. It is deleted when the last has processed
+it (app/outbox.py).
 """
 
 from collections.abc import Sequence
@@ -32,8 +32,8 @@ OUTBOX_CHANNEL = "outbox"
 class OutboxChange(SQLModel, table=True):
     """A published change, and the names of the subscribers that have not processed it yet.
 
-    Whoever changes a row that another transaction has changed waits for that transaction, so its
-    own `id` is the greater: in their order, changes of a row are in the order of their commits.
+    A transaction that changes a row waits for another that has changed it, so its `id` is the
+    greater: in their order, changes of a row are in the order of their commits.
     """
 
     __tablename__ = "outbox_changes"
@@ -48,7 +48,7 @@ class OutboxChange(SQLModel, table=True):
 
 
 class OutboxFailure(SQLModel, table=True):
-    """A change that a subscriber has failed to process; parked if there is no next attempt."""
+    """A change that a subscriber has failed to process; parked if it has no next attempt."""
 
     __tablename__ = "outbox_failures"
     __table_args__ = (

@@ -102,8 +102,9 @@ async def test_the_tables_of_newer_code_stay(command: Command, database_url: str
 
 @pytest.mark.usefixtures("elsewhere")
 async def test_no_code_is_deleted_in_production(
-    command: Command, monkeypatch: pytest.MonkeyPatch
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # so that the developer's .env is not read
     monkeypatch.setenv("APP_ENV", "prod")
     monkeypatch.setenv("APP_PUBLIC_URL", "https://tessera.example.com")
     refused = await command("remove-feature", LEAVES[0])

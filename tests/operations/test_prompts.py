@@ -62,8 +62,9 @@ async def test_the_shell_says_what_is_at_hand(command: Command) -> None:
     ],
 )
 def test_only_the_embedded_database_of_development_is_reset(
-    variables: dict[str, str], message: str
+    variables: dict[str, str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # so that the developer's .env is not read
     refused = run_command("reset", **variables)
     assert (refused.exit_code, refused.stderr) == (1, message)
 
