@@ -63,7 +63,7 @@ def _run(
     environment = {name: value for name, value in os.environ.items() if name[:4] != "APP_"}
     environment["APP_ENV"] = "test"
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # else every start compiles all modules
-    for inherited in ("MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS"):  # the arguments of the outer make
+    for inherited in ("MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS", "args"):  # of the outer make
         environment.pop(inherited, None)
     environment |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
     if database:
