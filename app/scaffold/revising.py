@@ -92,7 +92,10 @@ def _missing_heads(feature: str, dependencies: list[str]) -> list[str]:
     elif feature != "shared":
         dependencies = dependencies or ["shared"]
     heads = [head_of(revisions, name) for name in dependencies]
-    return [head for head in heads if head not in reached]
+    implied: set[str] = set()
+    for head in heads:
+        implied |= {each.revision for each in revisions.get_all_current((head,))} - {head}
+    return [head for head in heads if head not in reached | implied]
 
 
 def _hooks(
