@@ -4,7 +4,7 @@ The id of a revision begins with its branch: `items_0001`.
 """
 
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from traceback import extract_tb
@@ -12,8 +12,10 @@ from traceback import extract_tb
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.runtime.migration import HeadMaintainer, RevisionStep, StampStep
 from alembic.script import Script, ScriptDirectory
-from sqlalchemy import Connection, String, column, delete, insert, select, table
+from alembic.util import to_tuple
+from sqlalchemy import Connection, String, column, delete, insert, table
 from sqlalchemy.exc import DBAPIError
 
 from migrations.operations import DEFAULT_WAIT_SECONDS
@@ -151,9 +153,29 @@ def schema_state(connection: Connection, revisions: ScriptDirectory) -> SchemaSt
     return SchemaState(pending, sorted(unknown), set(map(branch_of, reached | unknown)))
 
 
+class BranchRows(HeadMaintainer):
+    """Keeps a row for each branch in the database: its last revision that has been applied.
+
+    Alembic keeps none of a head that another branch depends on. Once that branch's feature has been
+    removed, nothing would tell that the first is migrated; and of several heads that a revision
+    depends on, Alembic fails at the one that has no row.
+    """
+
+    def update_to_step(self, step: RevisionStep | StampStep) -> None:
+        assert isinstance(step, RevisionStep)
+        revision = step.revision
+        gone, new = set(to_tuple(revision.down_revision, default=())), {revision.revision}
+        if step.is_downgrade:
+            gone, new = new, gone
+        for version in gone & self.heads:
+            self._delete_version(version)
+        for version in new - self.heads:
+            self._insert_version(version)
+
+
 def known_heads(migration: MigrationContext) -> tuple[str, ...]:
-    """Returns the heads of the database that this code has, and leaves rows of these alone, as
-    Alembic expects it: of no head that another depends on (`record_branches` puts them back).
+    """Returns the heads of the database that this code has, one for each branch, and adds the rows
+    that Alembic has left out (`BranchRows`).
 
     The head of a branch of which the database has newer revisions is among them.
     """
@@ -165,34 +187,19 @@ def known_heads(migration: MigrationContext) -> tuple[str, ...]:
     unknown, newer = _unknown(rows, migration.script)
     for revision in sorted(unknown):
         log.info("Leaving alone: %s", describe_unknown(revision, migration.script))
-    heads = record_branches(migration, newer)
-    known = without_implied(heads, migration.script)
-    migration.connection.execute(delete(VERSIONS).where(VERSION.in_(set(heads) - set(known))))
-    return known
-
-
-def record_branches(migration: MigrationContext, implied: Collection[str] = ()) -> list[str]:
-    """Writes to the database the head of each branch that its heads have reached, and these, and
-    returns what it then has. Revisions that this code does not have stay there.
-
-    Alembic records no head that another branch depends on. Once that branch's feature has been
-    removed, nothing would tell that the first is migrated.
-    """
-    assert migration.script is not None
-    assert migration.connection is not None
-    rows = set(migration.connection.scalars(select(VERSION).select_from(VERSIONS)))
-    rows &= _ids(migration.script.walk_revisions())
-    reached = migration.script.get_all_current((*rows, *implied))
-    wanted = {script.revision for script in reached if not script.nextrev & _ids(reached)}
-    if superseded := rows - wanted:
+    rows -= unknown
+    reached = migration.script.get_all_current((*rows, *newer))
+    heads = {script.revision for script in reached if not script.nextrev & _ids(reached)}
+    if superseded := rows - heads:
         migration.connection.execute(delete(VERSIONS).where(VERSION.in_(superseded)))
-    if missing := wanted - rows:
+    if missing := heads - rows:
         migration.connection.execute(insert(VERSIONS), [{"version_num": head} for head in missing])
-    return sorted(wanted)
+    return tuple(sorted(heads))
 
 
 def without_implied(heads: Iterable[str], revisions: ScriptDirectory) -> tuple[str, ...]:
-    """Returns the heads that no other depends on: those that Alembic itself would record."""
+    """Returns the heads that no other depends on: those that Alembic itself would record, and with
+    which it can plan what to run."""
     heads = set(heads)
     return tuple(
         head for head in heads if head not in _ids(revisions.get_all_current(tuple(heads - {head})))

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+import alembic.runtime.migration
 import asyncpg
 import structlog
 from alembic import context
@@ -15,7 +16,7 @@ from sqlmodel import SQLModel
 
 import shared.db.tables  # noqa: F401  # the naming convention, whatever else is imported
 from app.discovery import find_features
-from app.migrations import known_heads, record_branches
+from app.migrations import BranchRows, known_heads, without_implied
 from migrations.operations import DEFAULT_WAIT_SECONDS
 from shared.db.database import new_engine
 from shared.db.locks import advisory_lock
@@ -50,16 +51,24 @@ def migrate(connection: Connection) -> None:
         wait_seconds=context.config.attributes.get("wait_seconds", DEFAULT_WAIT_SECONDS),
         **context.config.attributes.get("autogenerate", {}),
     )
-    show_known_heads(context.get_context())
+    prepare(context.get_context())
     with context.begin_transaction():
         context.run_migrations()
-    record_branches(context.get_context())
 
 
-def show_known_heads(migration: MigrationContext) -> None:
-    """Shows Alembic the revisions of the database that this code has: it would fail at others."""
-    known = known_heads(migration)
+def prepare(migration: MigrationContext) -> None:
+    """Shows Alembic the revisions of the database that this code has, as it would fail at others,
+    and lets it keep a row for each branch. It has no settings for either."""
+    known, plan = known_heads(migration), migration._migrations_fn
     migration.get_current_heads = lambda: known  # type: ignore[method-assign]
+
+    def plan_without_implied(heads: tuple[str, ...], context: MigrationContext) -> Any:
+        assert context.script is not None
+        assert plan is not None
+        return plan(without_implied(heads, context.script), context)
+
+    migration._migrations_fn = plan_without_implied
+    alembic.runtime.migration.HeadMaintainer = BranchRows  # type: ignore[misc]
 
 
 async def run(url: str) -> None:

@@ -202,10 +202,11 @@ def test_the_revisions_of_a_removed_feature_stay_and_all_others_are_migrated(
     assert state(url) == SchemaState(["extras_0001"], [], {*BRANCHES, "others"})
 
 
+@pytest.mark.parametrize("needed", [BRANCHES, BRANCHES[:2], BRANCHES[1:]], ids=str)
 def test_features_that_depend_on_the_same_heads_are_migrated_one_after_the_other(
-    url: str, code: Path
+    url: str, needed: list[str], code: Path
 ) -> None:
-    heads = sorted(heads_of(["users", "items"]))
+    heads = sorted(heads_of(needed))
     for name in ("apples", "pears"):
         write_revision(code, f"{name}_0001", depends_on=heads)
         upgrade(url)
@@ -216,6 +217,20 @@ def test_features_that_depend_on_the_same_heads_are_migrated_one_after_the_other
     downgrade(url, "pears")
     downgrade(url, "apples")
     assert recorded(url) == heads_of(BRANCHES)
+
+
+def test_a_feature_depends_on_heads_of_which_another_implies_one(url: str, code: Path) -> None:
+    for name in ("apples", "pears"):
+        write_revision(code, f"{name}_0001", depends_on=["users_0001"])
+    (head,) = heads_of(["users"])
+    write_revision(code, "plums_0001", depends_on=[head])
+    upgrade(url)
+    write_revision(code, "trees_0001", depends_on=[head, "apples_0001", "pears_0001"])
+    upgrade(url)
+    assert state(url).pending == []
+    downgrade(url, "trees")
+    downgrade(url, "plums")
+    assert recorded(url) == {"apples_0001", "pears_0001", *heads_of(BRANCHES)}
 
 
 def heads_of(branches: Sequence[str]) -> set[str]:
