@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, NoReturn
 from uuid import UUID
 
 import asyncpg
@@ -241,6 +241,57 @@ async def test_what_is_written_while_all_is_indexed_again_is_not_overwritten(
     assert titles(await find(client, "cup", mode="lexical")) == ["Tin cup"]
     assert await database.fetchval(IS_CONSISTENT)
     assert await database.fetch(SELECT_WRONG_STATISTICS) == []
+
+
+async def test_words_that_are_written_before_the_new_language_do_not_stay(
+    app: FastAPI, client: AsyncClient, index: Index, writer: Database, database: Database
+) -> None:
+    await add(client, "Copper kettle")
+    await index()
+    await writer.execute("BEGIN")
+    await writer.execute(
+        "INSERT INTO search_words (owner_id, word, lexeme) SELECT owner_id, 'pans', 'pan' "
+        "FROM search_owners"
+    )
+    await finish_while_writing(app, "german", writer)
+    assert await database.fetchval("SELECT count(*) FROM search_words WHERE word = 'pans'") == 0
+
+
+async def test_what_is_queued_for_a_model_while_it_is_deleted_does_not_stay(
+    app: FastAPI, client: AsyncClient, index: Index, writer: Database, database: Database
+) -> None:
+    await add(client, "Copper kettle")
+    await index()
+    await writer.execute("BEGIN")
+    await writer.execute(
+        "INSERT INTO search_queue (owner_id, item_id, model_id) "
+        "SELECT owner_id, item_id, 999 FROM search_documents"
+    )
+    await finish_while_writing(app, "english", writer)
+    assert await database.fetchval("SELECT count(*) FROM search_queue") == 0
+
+
+async def finish_while_writing(app: FastAPI, language: str, writer: Database) -> None:
+    """Reindexes, and commits what the writer has open once the reindex waits for it."""
+    with recorded_queries() as sent:
+        reindexing = asyncio.create_task(run_reindex(app, language))
+        await wait_until_sent_twice(documents.HAS_OPEN_WRITERS, sent, reindexing)
+    await writer.execute("COMMIT")
+    async with within(60, "the end of the reindex"):
+        await reindexing
+
+
+async def test_a_reindex_asks_no_replica(
+    app: FastAPI, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await add(client, "Copper kettle")
+
+    def read(*_: object) -> NoReturn:
+        raise AssertionError("a replica does not know who writes, and lags")
+
+    monkeypatch.setattr(type(database_of(app)), "read", read)
+    async with within(60, "the end of the reindex"):
+        await run_reindex(app, "german")
 
 
 async def test_a_reindex_tells_what_the_model_did_not_embed_and_tries_it_again(
