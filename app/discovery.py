@@ -74,13 +74,15 @@ def new_database(settings: Settings, found: Sequence[Feature]) -> Database:
 
 
 def _load(name: str) -> Feature:
+    module = f"features.{name}.feature"
     try:
-        module = importlib.import_module(f"features.{name}")
+        declared = getattr(importlib.import_module(module), "feature", None)
     except Exception as error:
-        raise FeatureError(_import_error(name, error)) from error
-    declared = getattr(module, "feature", None)
+        if not (isinstance(error, ModuleNotFoundError) and error.name == module):
+            raise FeatureError(_import_error(name, error)) from error
+        declared = None
     if not isinstance(declared, Feature):
-        raise FeatureError(f"features/{name}/__init__.py must export `feature = Feature(…)`")
+        raise FeatureError(f"features/{name}/feature.py must declare `feature = Feature(…)`")
     if declared.name != name:
         raise FeatureError(f"feature {name!r} declares the name {declared.name!r}")
     return declared

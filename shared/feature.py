@@ -30,7 +30,7 @@ class Demo:
 
 @dataclass(frozen=True, kw_only=True)
 class Feature:
-    """The declaration of a feature, exported as `feature` by `features/<name>/__init__.py`.
+    """The declaration of a feature, `feature` in `features/<name>/feature.py`.
 
     Attributes:
         name: the name of its folder, of its migration branch, and of the tag of its routes.

@@ -1,36 +1,5 @@
 """Full-text (BM25) and semantic (vector) search over a user's items."""
 
-from features.items import item_changes
-from features.search.commands import commands
-from features.search.indexing import forget_account, index_change
-from features.search.router import router
-from features.search.runtime import lifespan
-from features.search.settings import SearchSettings
 from features.search.tables import SearchDocument, SearchEmbedding
-from features.search.tasks import embedding_task, statistics_task, sweep_task
-from features.users import account_changes
-from shared.db.changes import Subscription
-from shared.feature import Feature
 
-__all__ = ["SearchDocument", "SearchEmbedding", "feature"]
-
-feature = Feature(
-    name="search",
-    router=router,
-    depends_on=("users", "items"),
-    scopes={"search:read": "Search your items"},
-    settings=SearchSettings,
-    lifespan=lifespan,
-    tasks=(statistics_task, embedding_task),
-    periodic_tasks=(sweep_task,),
-    subscriptions=(
-        Subscription(item_changes, index_change),
-        Subscription(account_changes, forget_account),
-    ),
-    commands=commands,
-    # Long enough for pgvector's vectorised loops
-    extensions={
-        "vector": """SELECT array_fill(0.5::real, array[100])::vector
-        <=> array_fill(0.25::real, array[100])::vector"""
-    },
-)
+__all__ = ["SearchDocument", "SearchEmbedding"]

@@ -7,15 +7,19 @@ NOTES = {
     "features/notes/__init__.py": '''
         """Notes, private to their owner."""
 
+        from features.notes.tables import Note
+
+        __all__ = ["Note"]
+    ''',
+    "features/notes/feature.py": '''
+        """The declaration of notes, for the kernel."""
+
         from features.notes.commands import commands
         from features.notes.router import router
         from features.notes.settings import NotesSettings
-        from features.notes.tables import Note
         from features.notes.tasks import old_notes
         from shared.feature import Feature
         from shared.problems import Conflict, Unauthorized
-
-        __all__ = ["Note", "feature"]
 
         feature = Feature(
             name="notes",
@@ -326,13 +330,12 @@ NOTES = {
 """The files of `notes`, except its part of the API document, which is generated."""
 
 PROBES = {
-    "features/probes/__init__.py": '''
+    "features/probes/__init__.py": "",
+    "features/probes/feature.py": '''
         """Says that the API is there, to those who have signed in."""
 
         from features.probes.router import router
         from shared.feature import Feature
-
-        __all__ = ["feature"]
 
         feature = Feature(
             name="probes",

@@ -9,12 +9,16 @@ ALBUMS = {
     "features/albums/__init__.py": '''
         """Albums of an account, which it may publish."""
 
-        from features.albums.router import router
         from features.albums.tables import Album
+
+        __all__ = ["Album"]
+    ''',
+    "features/albums/feature.py": '''
+        """The declaration of albums, for the kernel."""
+
+        from features.albums.router import router
         from shared.feature import Feature
         from shared.problems import Conflict, Unauthorized, Unprocessable
-
-        __all__ = ["Album", "feature"]
 
         feature = Feature(
             name="albums",

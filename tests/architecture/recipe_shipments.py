@@ -9,6 +9,13 @@ SHIPMENTS = {
     "features/shipments/__init__.py": '''
         """Shipments of an account, with the items that are in their parcels."""
 
+        from features.shipments.tables import Shipment
+
+        __all__ = ["Shipment"]
+    ''',
+    "features/shipments/feature.py": '''
+        """The declaration of shipments, for the kernel."""
+
         from features.items import item_changes
         from features.shipments.commands import commands
         from features.shipments.demo import add_demo_shipment
@@ -16,13 +23,10 @@ SHIPMENTS = {
         from features.shipments.router import router
         from features.shipments.settings import ShipmentsSettings
         from features.shipments.subscribers import forget_items, mark_outdated
-        from features.shipments.tables import Shipment
         from features.shipments.tasks import delete_old_shipments
         from shared.db.changes import Subscription
         from shared.feature import Demo, Feature
         from shared.problems import Unauthorized
-
-        __all__ = ["Shipment", "feature"]
 
         feature = Feature(
             name="shipments",

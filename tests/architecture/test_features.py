@@ -29,7 +29,8 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
         folder: str, *depends_on: str, code: str | None = None, **modules: str
     ) -> None:
         (root / folder).mkdir()
-        (root / folder / "__init__.py").write_text(code or declaration(folder, *depends_on))
+        (root / folder / "__init__.py").touch()
+        (root / folder / "feature.py").write_text(code or declaration(folder, *depends_on))
         for name, source in modules.items():
             (root / folder / f"{name}.py").write_text(source)
 
@@ -73,12 +74,12 @@ def test_without_feature_folders_there_are_no_features(write: Write) -> None:
 @pytest.mark.parametrize(
     ("code", "message"),
     [
-        ("import nonsense", "features/pears/__init__.py:1: ModuleNotFoundError: No module"),
-        ("\n1 / 0", "features/pears/__init__.py:2: ZeroDivisionError: division by zero"),
-        ("\n\ndef (", "features/pears/__init__.py:3: SyntaxError: invalid syntax"),
+        ("import nonsense", "features/pears/feature.py:1: ModuleNotFoundError: No module"),
+        ("\n1 / 0", "features/pears/feature.py:2: ZeroDivisionError: division by zero"),
+        ("\n\ndef (", "features/pears/feature.py:3: SyntaxError: invalid syntax"),
         ("\0", "features/pears"),
-        ("'nothing'", "features/pears/__init__.py must export `feature = Feature(…)`"),
-        ("feature = 'pears'", "features/pears/__init__.py must export `feature = Feature(…)`"),
+        ("'nothing'", "features/pears/feature.py must declare `feature = Feature(…)`"),
+        ("feature = 'pears'", "features/pears/feature.py must declare `feature = Feature(…)`"),
         (declaration("plums"), "feature 'pears' declares the name 'plums'"),
         (
             declaration("pears", "trees"),
@@ -100,7 +101,10 @@ def test_an_invalid_feature_is_named(write: Write, code: str, message: str) -> N
         ("def declare():\n    raise ValueError('no name')\ndeclare()", "2: ValueError: no name"),
         ("class Pear:\n  id = 1\n   title = 2", "3: IndentationError: unexpected indent"),
         ("import json\njson.loads('')", "2: JSONDecodeError: Expecting value: line 1 column 1"),
-        ("from features.pears import feature", "1: ImportError: cannot import name 'feature'"),
+        (
+            "from features.pears.feature import feature",
+            "1: ImportError: cannot import name 'feature'",
+        ),
         ("import ast\nast.parse('(')", "2: SyntaxError: '(' was never closed (<unknown>, line 1)"),
     ],
 )

@@ -82,7 +82,7 @@ def test_a_first_revision_depends_on_the_heads_it_was_written_against(code: Path
 def test_a_later_revision_depends_on_a_feature_that_was_declared_since(
     code: Path, tables: Change, revise: Revise
 ) -> None:
-    declared = code / "features/orders/__init__.py"
+    declared = code / "features/orders/feature.py"
     declared.write_text(declared.read_text().replace('("users",)', '("users", "items")'))
     tables(
         "    title: str\n", '    title: str\n    item_id: UUID = Field(foreign_key="items.id")\n'

@@ -32,7 +32,8 @@ def test_a_working_installation_is_shown(database_url: str, tmp_path: Path) -> N
 def test_the_extensions_of_each_feature_are_checked(database_url: str, tmp_path: Path) -> None:
     copy_repository(tmp_path)
     (tmp_path / "features/probes").mkdir()
-    (tmp_path / "features/probes/__init__.py").write_text(
+    (tmp_path / "features/probes/__init__.py").touch()
+    (tmp_path / "features/probes/feature.py").write_text(
         "from shared.feature import Feature\n"
         "extensions = {'plpgsql': 'SELECT 1', 'nowhere': 'SELECT 1'}\n"
         "feature = Feature(name='probes', extensions=extensions)\n"

@@ -70,7 +70,8 @@ def code_with(folder: Path, lifespan: str) -> Path:
     """Returns a copy of the repository with one more feature, whose lifespan begins with this."""
     copy_repository(folder)
     (folder / "features/probes").mkdir()
-    (folder / "features/probes/__init__.py").write_text(PROBES.format(lifespan=lifespan))
+    (folder / "features/probes/__init__.py").touch()
+    (folder / "features/probes/feature.py").write_text(PROBES.format(lifespan=lifespan))
     return folder
 
 

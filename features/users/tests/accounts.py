@@ -9,13 +9,13 @@ from datetime import timedelta
 import httpx
 from fastapi import FastAPI
 
-from features.users import feature
 from features.users.accounts.handlers import get_user, register
 from features.users.accounts.schemas import UserCreate
 from features.users.accounts.tables import Role
 from features.users.api_keys.handlers import create_api_key as add_api_key
 from features.users.api_keys.schemas import ApiKeyCreate
 from features.users.client_info import ClientInfo
+from features.users.feature import feature
 from features.users.sessions.handlers import open_session
 from features.users.state import state_of
 from shared.auth import Principal
