@@ -4,7 +4,7 @@ A publisher names no subscriber, and a change without subscribers costs nothing.
 the topic, which it imports from the publisher.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, TypeAlias
@@ -25,12 +25,17 @@ class ChangeKind(StrEnum):
 
 @dataclass(frozen=True)
 class Change:
-    """Rows of one owner that were created, updated or deleted, at most `IDS_PER_CHANGE`."""
+    """Rows of one owner that were created, updated or deleted, at most `IDS_PER_CHANGE`.
+
+    `fields` are the only ones that an update may have changed, where the publisher says so. It is
+    not kept in the outbox.
+    """
 
     topic: str
     kind: ChangeKind
     owner_id: UUID
     ids: Sequence[UUID]
+    fields: Collection[str] | None = None
 
 
 Subscriber: TypeAlias = "Callable[[WriteSession, Change], Awaitable[None]]"
@@ -52,20 +57,35 @@ class Topic:
         """Publishes that rows were inserted, in the transaction that has inserted them."""
         await self._publish(session, ChangeKind.CREATED, owner_id, ids)
 
-    async def updated(self, session: "WriteSession", owner_id: UUID, ids: Sequence[UUID]) -> None:
-        """Publishes that rows were changed, in the transaction that has changed them."""
-        await self._publish(session, ChangeKind.UPDATED, owner_id, ids)
+    async def updated(
+        self,
+        session: "WriteSession",
+        owner_id: UUID,
+        ids: Sequence[UUID],
+        fields: Collection[str] | None = None,
+    ) -> None:
+        """Publishes that rows were changed, in the transaction that has changed them.
+
+        With `fields`, nothing else in them was changed.
+        """
+        await self._publish(session, ChangeKind.UPDATED, owner_id, ids, fields)
 
     async def deleted(self, session: "WriteSession", owner_id: UUID, ids: Sequence[UUID]) -> None:
         """Publishes that rows were deleted, in the transaction that has deleted them."""
         await self._publish(session, ChangeKind.DELETED, owner_id, ids)
 
     async def _publish(
-        self, session: "WriteSession", kind: ChangeKind, owner_id: UUID, ids: Sequence[UUID]
+        self,
+        session: "WriteSession",
+        kind: ChangeKind,
+        owner_id: UUID,
+        ids: Sequence[UUID],
+        fields: Collection[str] | None = None,
     ) -> None:
         subscribers = session.subscribers.get(self.name, ())
         for start in range(0, len(ids) if subscribers else 0, IDS_PER_CHANGE):
-            change = Change(self.name, kind, owner_id, ids[start : start + IDS_PER_CHANGE])
+            some = ids[start : start + IDS_PER_CHANGE]
+            change = Change(self.name, kind, owner_id, some, fields)
             for subscriber in subscribers:
                 await subscriber(session, change)
 

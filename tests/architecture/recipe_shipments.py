@@ -2,7 +2,7 @@
 """`shipments`, a feature with the shapes of the recipes in CONTRIBUTING.md, which quotes it.
 
 It has children in one statement, many rows at once, the ORM beside statements, a resource of the
-process, subscriptions, a periodic task, a command and a demo.
+process, subscriptions, calls of another service, a periodic task, a command and a demo.
 """
 
 SHIPMENTS = {
@@ -19,6 +19,7 @@ SHIPMENTS = {
         from features.items import item_changes
         from features.shipments.commands import commands
         from features.shipments.demo import add_demo_shipment
+        from features.shipments.notices import send_notices
         from features.shipments.rates import lifespan
         from features.shipments.router import router
         from features.shipments.settings import ShipmentsSettings
@@ -36,6 +37,7 @@ SHIPMENTS = {
             constraints={"fk_shipments_owner_id": Unauthorized("User not found")},
             settings=ShipmentsSettings,
             lifespan=lifespan,
+            tasks=(send_notices,),
             periodic_tasks=(delete_old_shipments,),
             subscriptions=(
                 Subscription(item_changes, forget_items),
@@ -56,17 +58,20 @@ SHIPMENTS = {
         class ShipmentsSettings(FeatureSettings):
             shipments_kept_days: int = Field(default=90, ge=1)
             shipments_cents_per_kilogram: int = Field(default=500, ge=0)
+            shipments_carrier_url: str = ""
     ''',
     "features/shipments/.env.example": """
         # APP_SHIPMENTS_KEPT_DAYS=90
         # APP_SHIPMENTS_CENTS_PER_KILOGRAM=500
+        # APP_SHIPMENTS_CARRIER_URL=https://carrier.example/shipments
     """,
     "features/shipments/tables.py": '''
         """The tables of shipments."""
 
+        from datetime import datetime
         from uuid import UUID
 
-        from sqlalchemy import Index
+        from sqlalchemy import Index, func
         from sqlmodel import Field, SQLModel
 
         from shared.db.tables import Timestamped, table_of, uuid7
@@ -94,8 +99,27 @@ SHIPMENTS = {
             outdated: bool = False
 
 
+        class Notice(SQLModel, table=True):
+            """What the carrier is to be told of a shipment; parked if it has no next attempt."""
+
+            __tablename__ = "notices"
+            __table_args__ = (
+                Index("ix_notices_shipment", "shipment_id", "id"),
+                Index("ix_notices_next_attempt", "next_attempt_at"),
+            )
+
+            id: UUID = Field(default_factory=uuid7, primary_key=True)
+            shipment_id: UUID = Field(foreign_key="shipments.id", ondelete="CASCADE")
+            address: str
+            attempts: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+            next_attempt_at: datetime | None = Field(
+                default=None, sa_column_kwargs={"server_default": func.now()}
+            )
+
+
         SHIPMENTS = table_of(Shipment)
         PARCELS = table_of(Parcel)
+        NOTICES = table_of(Notice)
     ''',
     "features/shipments/schemas.py": '''
         """What shipments look like to clients."""
@@ -177,7 +201,7 @@ SHIPMENTS = {
         from sqlmodel.ext.asyncio.session import AsyncSession
 
         from features.shipments.schemas import ShipmentCreate, ShipmentPublic
-        from features.shipments.tables import PARCELS, SHIPMENTS, Shipment
+        from features.shipments.tables import NOTICES, PARCELS, SHIPMENTS, Shipment
         from shared.db import ReadSession, WriteSession, write_session_of
         from shared.db.tables import uuid7
         from shared.problems import NotFound
@@ -206,6 +230,8 @@ SHIPMENTS = {
         )
         DELETE_OLD = delete(SHIPMENTS).where(SHIPMENTS.c.created_at < bindparam("before"))
         COUNT_SHIPMENTS = select(func.count()).select_from(SHIPMENTS)
+        INSERT_NOTICE = insert(NOTICES)
+        NOTICES_CHANNEL = "notices"
 
 
         async def create_shipment(
@@ -257,6 +283,9 @@ SHIPMENTS = {
             shipment.address = address
             writing = write_session_of(session)
             await writing.execute(MARK_CURRENT, {"shipment": shipment_id})
+            notice = {"id": uuid7(), "shipment_id": shipment_id, "address": address}
+            await writing.execute(INSERT_NOTICE, notice)
+            writing.notify(NOTICES_CHANNEL)
             return await get_shipment(writing, owner_id, shipment_id)
 
 
@@ -286,6 +315,93 @@ SHIPMENTS = {
             """Runs after the commit, from the outbox, until it succeeds."""
             if change.kind is ChangeKind.UPDATED:
                 await session.execute(MARK_OUTDATED, {"ids": change.ids})
+    ''',
+    "features/shipments/notices.py": '''
+        """Tells the carrier of new addresses: the notices of a shipment in their order, each at
+        least once."""
+
+        import asyncio
+        from datetime import timedelta
+        from uuid import UUID
+
+        import httpx
+        import structlog
+        from fastapi import FastAPI
+        from sqlalchemy import Interval, bindparam, delete, exists, func, select, text, update
+
+        from features.shipments.handlers import NOTICES_CHANNEL
+        from features.shipments.settings import ShipmentsSettings
+        from features.shipments.tables import NOTICES
+        from shared.db import database_of
+        from shared.state import settings_of
+        from shared.tasks import Task
+
+        SEND_SECONDS = 10.0
+        FIRST_RETRY = timedelta(seconds=15)  # doubles with each attempt
+        MAX_ATTEMPTS = 9
+
+        EARLIER = NOTICES.alias()
+        SELECT_DUE = (
+            select(NOTICES)
+            .where(
+                NOTICES.c.next_attempt_at <= func.statement_timestamp(),
+                ~exists().where(
+                    EARLIER.c.shipment_id == NOTICES.c.shipment_id,
+                    EARLIER.c.id < NOTICES.c.id,
+                    EARLIER.c.next_attempt_at.is_not(None),
+                ),
+            )
+            .order_by(NOTICES.c.next_attempt_at)
+            .limit(1)
+            .with_for_update(of=NOTICES, skip_locked=True)
+        )
+        DELETE_NOTICE = delete(NOTICES).where(NOTICES.c.id == bindparam("notice"))
+        SCHEDULE_RETRY = (
+            update(NOTICES)
+            .where(NOTICES.c.id == bindparam("notice"))
+            .values(
+                attempts=NOTICES.c.attempts + 1,
+                next_attempt_at=func.statement_timestamp() + bindparam("pause", type_=Interval),
+            )
+        )
+        BACKLOG = text("""
+        SELECT count(next_attempt_at), count(*) - count(next_attempt_at),
+            greatest(0, extract(epoch FROM clock_timestamp() - min(next_attempt_at)))
+        FROM notices
+        """)
+
+        log = structlog.get_logger(__name__)
+
+
+        async def _send_next(app: FastAPI) -> int:
+            url = settings_of(app, ShipmentsSettings).shipments_carrier_url
+            async with database_of(app).transaction() as session:
+                notice = await session.fetch_one(SELECT_DUE)
+                if notice is None:
+                    return 0
+                try:
+                    async with asyncio.timeout(SEND_SECONDS):
+                        await _tell_carrier(url, notice.shipment_id, notice.address)
+                except Exception as error:  # of any kind: the other shipments must not wait for it
+                    parked = notice.attempts + 1 >= MAX_ATTEMPTS
+                    pause = None if parked else FIRST_RETRY * 2**notice.attempts
+                    values = {"notice": notice.id, "pause": pause}
+                    await session.execute(SCHEDULE_RETRY, values)
+                    log.warning("notice_failed", id=str(notice.id), parked=parked, error=repr(error))
+                else:
+                    await session.execute(DELETE_NOTICE, {"notice": notice.id})
+                return 1
+
+
+        async def _tell_carrier(url: str, shipment_id: UUID, address: str) -> None:
+            async with httpx.AsyncClient() as client:
+                response = await client.put(f"{url}/{shipment_id}", json={"address": address})
+                response.raise_for_status()
+
+
+        send_notices = Task(
+            name="send_notices", run=_send_next, every=5, channel=NOTICES_CHANNEL, backlog=BACKLOG
+        )
     ''',
     "features/shipments/rates.py": '''
         """What a shipment costs: a resource of the process, opened at its start."""
@@ -473,12 +589,17 @@ SHIPMENTS = {
         """Constraints that no request can violate, for tests/architecture/test_constraints.py."""
 
         NEVER_VIOLATED = {
-            "fk_parcels_shipment_id": "parcels are added in the transaction of their shipment"
+            "fk_parcels_shipment_id": "parcels are added in the transaction of their shipment",
+            "fk_notices_shipment_id": "notices are added in a transaction that locks their shipment",
         }
     ''',
     "features/shipments/tests/test_shipments.py": '''
         """Shipments with their parcels, which follow the items."""
 
+        import json
+        import threading
+        from collections.abc import Iterator
+        from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
         from typing import Any
 
         import pytest
@@ -486,8 +607,9 @@ SHIPMENTS = {
         from httpx import AsyncClient
 
         from features.shipments.schemas import EXAMPLE
+        from features.shipments.notices import send_notices
         from features.shipments.tasks import delete_old_shipments
-        from tests.kit import Command, max_queries, run_outbox
+        from tests.kit import Command, max_queries, run_outbox, run_until_idle
         from tests.kit.servers import execute
 
 
@@ -540,6 +662,59 @@ SHIPMENTS = {
             changed = (await client.patch(path, json={"address": "2 Main Street"})).json()
             assert changed["address"] == "2 Main Street"
             assert not changed["parcels"][0]["outdated"]
+
+
+        class Carrier(BaseHTTPRequestHandler):
+            """Records each address it is told, and refuses those that are `unknown`."""
+
+            unknown: set[str]
+            told: list[str]
+
+            def do_PUT(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                self.told.append(body["address"])
+                self.send_response(422 if body["address"] in self.unknown else 204)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None: ...
+
+
+        @pytest.fixture
+        def carrier(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Carrier]]:
+            Carrier.unknown, Carrier.told = set(), []
+            with ThreadingHTTPServer(("127.0.0.1", 0), Carrier) as server:
+                threading.Thread(target=server.serve_forever, daemon=True).start()
+                address = f"http://127.0.0.1:{server.server_port}"
+                monkeypatch.setenv("APP_SHIPMENTS_CARRIER_URL", address)
+                yield Carrier
+                server.shutdown()
+
+
+        async def test_the_carrier_is_told_in_order_until_it_answers(
+            carrier: type[Carrier], app: FastAPI, client: AsyncClient, database_url: str
+        ) -> None:
+            first, second = [f"/shipments/{(await add(client))['id']}" for _ in range(2)]
+            carrier.unknown = {"2 Side Street"}
+            for path, address in ((first, "2 Side Street"), (first, "3 Side Street"), (second, "4 Way")):
+                await client.patch(path, json={"address": address})
+            await run_until_idle(app, send_notices)
+            assert sorted(carrier.told) == ["2 Side Street", "4 Way"]
+            carrier.told, carrier.unknown = [], set()
+            await execute(database_url, "UPDATE notices SET next_attempt_at = now()")
+            await run_until_idle(app, send_notices)
+            assert carrier.told == ["2 Side Street", "3 Side Street"]
+
+
+        async def test_a_notice_that_is_refused_for_long_is_parked(
+            carrier: type[Carrier], app: FastAPI, client: AsyncClient, database_url: str
+        ) -> None:
+            path = f"/shipments/{(await add(client))['id']}"
+            carrier.unknown = {"2 Side Street"}
+            await client.patch(path, json={"address": "2 Side Street"})
+            await execute(database_url, "UPDATE notices SET attempts = 8")
+            await client.patch(path, json={"address": "3 Side Street"})
+            await run_until_idle(app, send_notices)
+            assert carrier.told == ["2 Side Street", "3 Side Street"]
 
 
         async def test_the_price_is_of_the_weight(client: AsyncClient) -> None:

@@ -5,7 +5,7 @@ Started by `tests.benchmarks.endpoints`.
 """
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from typing import Any, NoReturn
@@ -81,10 +81,12 @@ def answer(body: Any, status: int = 200, headers: Mapping[str, str] | None = Non
     return Response(content, status, headers, media_type="application/json")
 
 
-async def publish(connection: Any, owner_id: UUID, ids: Sequence[UUID]) -> None:
+async def publish(
+    connection: Any, owner_id: UUID, ids: Sequence[UUID], fields: Collection[str] | None = None
+) -> None:
     """Runs the subscribers of items in the transaction, as the application does."""
     session = WriteSession(connection, no_orm, subscribers)
-    await item_changes.updated(session, owner_id, ids)
+    await item_changes.updated(session, owner_id, ids, fields)
 
 
 def no_orm() -> NoReturn:
@@ -151,7 +153,7 @@ async def update(request: Request, principal: Principal) -> Response:
         price = Decimal(str(body["price"]))
         row = await connection.fetchrow(UPDATE, item_id, principal.user_id, price)
         assert row
-        await publish(connection, principal.user_id, [item_id])
+        await publish(connection, principal.user_id, [item_id], body)
     return answer(shown(row), headers={"ETag": tag(row)})
 
 

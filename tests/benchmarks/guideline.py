@@ -5,7 +5,7 @@ Started by `tests.benchmarks.endpoints`.
 """
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from typing import Annotated
 from uuid import UUID
@@ -65,14 +65,14 @@ class ItemService:
         item = await self.get(owner, item_id)
         item.sqlmodel_update(changes.model_dump(exclude_unset=True))
         self.session.add(item)
-        await self._publish_and_commit(item)
+        await self._publish_and_commit(item, changes.model_fields_set)
         return item
 
-    async def _publish_and_commit(self, item: Item) -> None:
+    async def _publish_and_commit(self, item: Item, fields: Collection[str] | None = None) -> None:
         """Runs the subscribers of items in the transaction, as the application does."""
         await self.session.flush()
         pooled = await (await self.session.connection()).get_raw_connection()
-        await publish(pooled.driver_connection, item.owner_id, [item.id])
+        await publish(pooled.driver_connection, item.owner_id, [item.id], fields)
         await self.session.commit()
         await self.session.refresh(item)
 

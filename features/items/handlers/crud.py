@@ -68,7 +68,7 @@ async def update_item(
     if given := changes.model_dump(exclude_unset=True):
         values = {"item_id": item_id, **given}
         [item] = await session.fetch_as(ItemPublic, UPDATE_ITEM, values)
-        await item_changes.updated(session, owner_id, [item_id])
+        await item_changes.updated(session, owner_id, [item_id], fields=given)
     return item
 
 

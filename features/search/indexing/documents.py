@@ -24,6 +24,7 @@ from shared.problems import Unavailable
 
 SEARCH_CHANNEL = "search"
 ITEMS_PER_BATCH = 500
+INDEXED_FIELDS = frozenset({"title", "description"})  # of which INDEX makes words
 WAIT_ATTEMPTS, WAIT_SECONDS = 1_200, 0.1
 Position: TypeAlias = dict[str, Any]
 FIRST: Position = {"created_at": datetime.min.replace(tzinfo=UTC), "id": UUID(int=0)}
@@ -152,7 +153,7 @@ async def index_change(session: WriteSession, change: Change) -> None:
     """Indexes items that have changed, in the transaction that has changed them."""
     if change.kind is ChangeKind.DELETED:
         await forget_items(session, change.owner_id, change.ids)
-    else:
+    elif change.fields is None or not INDEXED_FIELDS.isdisjoint(change.fields):
         await index_items(session, change.owner_id, change.ids)
 
 

@@ -16,7 +16,7 @@ from features.search.tasks import embedding_task, statistics_task
 from features.search.tests.conftest import Index, Write, add_item
 from features.search.tests.test_search import find, titles
 from shared.db import database_of
-from tests.kit import eventually, run_until_idle, within
+from tests.kit import eventually, max_queries, run_until_idle, within
 
 Database = asyncpg.Connection
 
@@ -101,6 +101,17 @@ async def test_an_item_that_changes_hands_takes_its_index_along(
     for mode in ("lexical", "semantic", "hybrid"):
         assert titles(await find(client, "kettle", mode=mode)) == []
         assert "Copper kettle" in titles(await find(other_client, "kettle", mode=mode))
+
+
+async def test_a_change_of_the_price_alone_costs_search_nothing(client: AsyncClient) -> None:
+    (item,) = await add(client, "Copper kettle")
+    path = f"/items/{item['id']}"
+    with max_queries(2):  # of the items: the lock, and the update
+        await client.patch(path, json={"price": 6})
+    await client.patch(path, json={"price": 7, "title": "Iron pan"})
+    assert titles(await find(client, "pan", mode="lexical")) == ["Iron pan"]
+    await client.patch(path, json={"description": "for crayfish"})
+    assert titles(await find(client, "crayfish", mode="lexical")) == ["Iron pan"]
 
 
 async def test_an_import_is_found(client: AsyncClient, index: Index, database: Database) -> None:
