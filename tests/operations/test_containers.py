@@ -152,6 +152,10 @@ def an_account_can_make_an_item(address: str) -> None:
         created = client.post("/items", json={"title": "Enamel mug", "price": 19.99})
         assert created.status_code == 201
         assert client.get(created.headers["Location"]).json() == created.json()
+        # nginx passes no upgrade of a request with a body, which would be lost
+        upgrade = {"Connection": "Upgrade", "Upgrade": "websocket"}
+        item = {"title": "Kettle", "price": 39.9}
+        assert client.post("/items", json=item, headers=upgrade).status_code == 201
 
 
 def the_documentation_has_its_assets(address: str) -> None:
