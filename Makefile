@@ -89,12 +89,12 @@ lock: ## Pin all dependencies anew (needs uv)
 	  --no-annotate --custom-compile-command "make lock" --group dev pyproject.toml -o requirements-dev.lock
 
 up: ## The compose stack on http://127.0.0.1:8000: make up args="--scale api=3 --scale worker=2"
-	@umask 077; for name in APP_SECRET_KEY POSTGRES_PASSWORD; do \
+	@umask 077; for name in APP_SECRET_KEY POSTGRES_PASSWORD POSTGRES_OWNER_PASSWORD POSTGRES_SERVICE_PASSWORD REDIS_PASSWORD; do \
 	  printenv $$name >/dev/null || grep -qs "^$$name=" .env || { \
 	  $(PYTHON) -c "import secrets; print('\n# Made by make up\n$$name=' + secrets.token_urlsafe(48))" >> .env; \
 	  chmod 600 .env; }; \
 	done
-	@docker compose up --build --detach --quiet-pull --wait $(args) || { docker compose logs --tail 10 migrate api worker; exit 1; }
+	@docker compose up --build --detach --quiet-pull --wait $(args) || { docker compose logs --tail 10 roles migrate api worker; exit 1; }
 	@echo "Tessera answers at http://127.0.0.1:$$(docker compose port proxy 8000 | sed 's/.*://')"
 
 deploy: ## Build and migrate, then replace the containers of the API and the workers one by one

@@ -1,6 +1,7 @@
 """A cache in Redis where it is set, else in this process, for values that can be recomputed.
 
-Fails open: while Redis does not answer, the cache is empty.
+Fails open: while Redis does not answer, the cache is empty. Values are bytes, and nothing is ever
+unpickled. Others may be able to write to Redis, so check a value that you get.
 """
 
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import structlog
 from cashews import Cache
 from cashews.exceptions import CacheBackendInteractionError
+from cashews.picklers import PicklerType
 
 from shared.circuit_breaker import CircuitBreaker
 from shared.metrics import REDIS_FAILURES
@@ -20,7 +22,7 @@ log = structlog.get_logger(__name__)
 
 
 def open_cache(redis_url: str | None) -> Cache:
-    """Opens a cache with `await get(key)` and `await set(key, value, expire=seconds)`; close it."""
+    """Opens a cache with `await get(key)` and `await set(key, bytes, expire=seconds)`; close it."""
     cache = Cache()
     if redis_url is None:
         cache.setup("mem://", size=MAX_ENTRIES)
@@ -28,6 +30,7 @@ def open_cache(redis_url: str | None) -> Cache:
         cache.setup(
             redis_url,
             middlewares=(_fail_open(CircuitBreaker(REDIS_RETRY_SECONDS)),),
+            pickle_type=PicklerType.NULL,  # a pickle runs the code of whoever has written it
             suppress=False,  # with True, cashews logs a traceback for each failed command
             socket_timeout=REDIS_TIMEOUT_SECONDS,
             socket_connect_timeout=REDIS_TIMEOUT_SECONDS,
@@ -48,6 +51,9 @@ def _fail_open(circuit: CircuitBreaker) -> Any:
             REDIS_FAILURES.inc()
             if circuit.record_failure():
                 log.warning("redis_failed", error=repr(error.__cause__))
+            return named.get("default")
+        except ValueError:  # cashews cannot decode it, so it is not from here
+            REDIS_FAILURES.inc()
             return named.get("default")
         circuit.record_success()
         return answer

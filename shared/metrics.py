@@ -31,7 +31,10 @@ CONNECTIONS_MAX = Gauge(
 REPLICA_FALLBACKS = Counter(
     "tessera_replica_fallbacks_total", "Reads that went to the primary as the replica was away"
 )
-REDIS_FAILURES = Counter("tessera_redis_failures_total", "Commands that Redis did not carry out")
+REDIS_FAILURES = Counter(
+    "tessera_redis_failures_total",
+    "Commands that Redis did not carry out, or answered with something that is not from here",
+)
 TASK_ROWS = Counter("tessera_task_rows_total", "Rows that a background task has done", ("task",))
 TASK_SECONDS = Histogram(
     "tessera_task_batch_seconds",

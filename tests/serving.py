@@ -1,10 +1,12 @@
-"""Runs the API in a separate process."""
+"""Runs the API in a separate process, or in a thread of this one."""
 
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -12,6 +14,8 @@ from pathlib import Path
 from typing import Any, AnyStr
 
 import httpx
+import uvicorn
+from fastapi import FastAPI
 
 from tests.kit import wait_until
 
@@ -33,6 +37,19 @@ class Served:
         """Sends the signal, waits for the server to end, and returns its exit status."""
         self.process.send_signal(number)
         return self.process.wait(STOP_TIMEOUT_SECONDS)
+
+
+@contextmanager
+def serving_app(app: FastAPI) -> Iterator[str]:
+    """Serves an application of this process during the block, and yields its address."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None))
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server.should_exit = True
+    thread.join(60)
+    assert not thread.is_alive(), "the server did not stop within 60 s"
 
 
 def environment(settings: Mapping[str, str]) -> dict[str, str]:

@@ -25,21 +25,28 @@ TEXTS = README + (ROOT / "CONTRIBUTING.md").read_text()
 TOUR = re.compile(r"<!-- tour -->\n```bash\n(.*?)```", re.DOTALL)
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="the tour is taken with curl")
+NO_CURL = pytest.mark.skipif(shutil.which("curl") is None, reason="the tour is taken with curl")
+
+
+@NO_CURL
 def test_the_tours_work_as_they_stand(address: str, tmp_path: Path) -> None:
-    """Those in the READMEs of features go on where that of the whole ends."""
+    said = take_tours(address, tmp_path)
+    for shown in ("ada@example.com", "201 Created", '"created":1', '"rejected":1', "Enamel mug"):
+        assert shown in said
+
+
+def take_tours(address: str, folder: Path) -> str:
+    """Takes the tours and returns what they show; those in the READMEs of features go on where
+    that of the whole ends."""
     (first,) = TOUR.findall(README)
     texts = [path.read_text() for path in sorted(ROOT.glob("features/*/README.md"))]
     tour = "\n".join([first, *chain.from_iterable(map(TOUR.findall, texts))])
     here = re.sub(r"^API=.*$", f"API={address}", tour, count=1, flags=re.MULTILINE)
     assert here != tour
-    (tmp_path / ".curlrc").write_text("fail-with-body\n")
-    done = run(
-        tmp_path, "bash", "-o", "errexit", "-o", "pipefail", "-c", here, CURL_HOME=str(tmp_path)
-    )
+    (folder / ".curlrc").write_text("fail-with-body\n")
+    done = run(folder, "bash", "-o", "errexit", "-o", "pipefail", "-c", here, CURL_HOME=str(folder))
     assert done.returncode == 0, done.stdout + done.stderr
-    for shown in ("ada@example.com", "201 Created", '"created":1', '"rejected":1', "Enamel mug"):
-        assert shown in done.stdout
+    return done.stdout
 
 
 def test_each_make_target_that_is_shown_exists() -> None:

@@ -52,6 +52,9 @@ celery = Celery(
         "socket_timeout": REDIS_TIMEOUT_SECONDS,
         "socket_connect_timeout": REDIS_TIMEOUT_SECONDS,
     },
+    accept_content=["json"],  # a pickle runs the code of whoever has written it
+    task_serializer="json",
+    result_accept_content=["json"],
     task_ignore_result=True,
     task_queues=[Queue(name) for name in names],  # type: ignore[no-untyped-call]
     worker_disable_prefetch=True,

@@ -35,6 +35,11 @@ TIMEOUT_SECONDS = 3.0
 OLDEST_POSTGRES = 17
 
 EXTENSIONS = text("SELECT extname, extversion FROM pg_extension")
+ROLE = text("SELECT rolname, rolsuper FROM pg_roles WHERE rolname = current_user")
+SUPERUSER = (
+    "a superuser; in production let the service have a role that only reads and writes rows"
+    " (app/deploy/roles.sql)"
+)
 
 commands = typer.Typer()
 
@@ -142,6 +147,7 @@ async def _server(
     try:
         async with engine.connect() as connection:
             version = (await connection.execute(text("SHOW server_version"))).scalar_one()
+            role, is_superuser = (await connection.execute(ROLE)).one()
             installed = dict(map(tuple, await connection.execute(EXTENSIONS)))
             schema = await connection.run_sync(schema_state, revisions)
     except CONNECT_ERRORS as error:
@@ -156,6 +162,7 @@ async def _server(
     waits = f"pending: {', '.join(schema.pending)}" if schema.pending else "done"
     return [
         Finding(f"database{of}", f"PostgreSQL {version}{wanted}", recent),
+        Finding(f"role{of}", f"{role}, {SUPERUSER}" if is_superuser else role),
         *(
             Finding(f"extension {name}{of}", installed.get(name, missing), name in installed)
             for name in extensions_of(features)

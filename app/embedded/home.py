@@ -45,19 +45,22 @@ def find_home(root: Path) -> Home:
     """Returns the folder `root`, or a system folder where the server's account cannot reach it.
 
     PostgreSQL refuses to run as the root user, and a clone in a private home must stay private.
-    In that case the files are under /var/lib/tessera, and `root/server` links there.
+    In that case the files are under /var/lib/tessera, and `root/server` links there. Only we and
+    that account may enter the folder.
     """
     binaries = wheel_binaries()
     if os.geteuid() != 0:
+        root.chmod(0o700)
         return Home(root, binaries, {})
     user = _unprivileged_account()
     account = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
     if _reachable(root, account) and _reachable(binaries / "postgres", account):
+        _restrict(root, user)
         return Home(root, binaries, account)
     digest = hashlib.sha256(str(root).encode()).hexdigest()[:12]
     folder = SYSTEM_FOLDER / f"{root.parent.parent.name}-{digest}"
     folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o755)
+    _restrict(folder, user)
     link = root / "server"
     if not link.is_symlink():
         link.symlink_to(folder)
@@ -86,6 +89,11 @@ def _unprivileged_account() -> pwd.struct_passwd:
         if name in accounts:
             return accounts[name]
     raise EmbeddedPostgresError("there is no account postgres or nobody to run PostgreSQL as")
+
+
+def _restrict(folder: Path, user: pwd.struct_passwd) -> None:
+    os.chown(folder, -1, user.pw_gid)
+    folder.chmod(0o710)
 
 
 def _reachable(path: Path, account: Mapping[str, Any]) -> bool:

@@ -109,11 +109,18 @@ def _spawn(
 
     Returns the process, and a function that reads its log.
     """
-    options = {"listen_addresses": "127.0.0.1", "unix_socket_directories": "", **settings}
+    options = {
+        "listen_addresses": "127.0.0.1",
+        "unix_socket_directories": "",
+        "log_error_verbosity": "terse",  # the details have the values of rows, such as addresses
+        **settings,
+    }
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     # No server runs on this data (the caller has checked): remove the file of a killed server. Its
     # pid may belong to another process by now, and would keep the new server from starting.
     (home.data / "postmaster.pid").unlink(missing_ok=True)
+    home.log.touch(0o600)
+    home.log.chmod(0o600)  # of an earlier version too
     with home.log.open("ab") as log_file:
         start = log_file.tell()
         postgres = subprocess.Popen(  # noqa: S603

@@ -71,7 +71,7 @@ class ReadYourWrites:
     async def add(self, request: HTTPConnection) -> None:
         writer = _credential(request) or _address(request)
         for cache in self._caches:
-            await cache.set(_key(writer), True, expire=self.seconds)
+            await cache.set(_key(writer), b"1", expire=self.seconds)
 
     async def include(self, request: HTTPConnection) -> bool:
         for name in filter(None, (_credential(request), _address(request))):

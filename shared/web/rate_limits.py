@@ -75,7 +75,7 @@ class Limiter:
     def _record_outcome(self) -> Iterator[None]:
         try:
             yield
-        except StorageError as error:
+        except (StorageError, ValueError) as error:  # ValueError: a count that is no number
             REDIS_FAILURES.inc()
             if self._circuit.record_failure():
                 log.warning("limits_not_shared", error=str(error))

@@ -1,7 +1,11 @@
-"""The cache fails open while Redis is down, frozen or full."""
+"""The cache fails open while Redis is down, frozen or full, and runs nothing that others write."""
 
 import asyncio
+import os
+import pickle
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
@@ -62,3 +66,39 @@ async def configure(redis: Redis, **options: str) -> None:
     async with Connection.from_url(redis.url) as connection:
         for name, value in options.items():
             await connection.config_set(name, value)
+
+
+class Bomb:
+    """An object whose pickle creates a directory when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("prefix", [b"", b"bytes:", b"Bomb:", b"list:"])
+async def test_nothing_in_redis_is_ever_run(redis: Redis, prefix: bytes, tmp_path: Path) -> None:
+    bomb = tmp_path / "exploded"
+    await put(redis, "known", prefix + pickle.dumps(Bomb(bomb)))
+    cache = open_cache(redis.url)
+    found = await cache.get("known")
+    assert isinstance(found, bytes) if prefix == b"bytes:" else found is None
+    assert not bomb.exists()
+    await cache.close()
+
+
+@pytest.mark.parametrize("value", [b"", b"True", b"\xff", b"bytes", b"9" * 5_000])
+async def test_what_cannot_be_decoded_is_a_miss(redis: Redis, value: bytes) -> None:
+    await put(redis, "known", value)
+    cache = open_cache(redis.url)
+    assert await cache.get("known") is None
+    await cache.set("new", b"2", expire=60)
+    assert await cache.get("new") == b"2", "the circuit breaker is open"
+    await cache.close()
+
+
+async def put(redis: Redis, key: str, value: bytes) -> None:
+    async with Connection.from_url(redis.url) as connection:
+        await connection.set(key, value)

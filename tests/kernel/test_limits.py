@@ -1,8 +1,10 @@
 """Rate limits are counted in the process while the shared Redis is frozen."""
 
 import time
+from contextlib import suppress
 
 import pytest
+from redis.asyncio import Redis as Connection
 from time_machine import TimeMachineFixture
 
 from shared.problems import TooManyRequests
@@ -48,3 +50,21 @@ async def test_a_frozen_redis_slows_one_request_and_limits_nothing_away(
         await another.hit(limit, "grace")
     with pytest.raises(TooManyRequests):
         await limiter.hit(limit, "grace")
+
+
+@pytest.mark.parametrize("value", ["a word", "1e400", "9" * 5_000, "-1"])
+async def test_a_count_that_others_wrote_fails_no_request(
+    redis: Redis, app: object, time_machine: TimeMachineFixture, value: str
+) -> None:
+    time_machine.move_to(time.time() // 60 * 60)
+    limiter, limit = Limiter(redis.url, enabled=True), new_limit("probe", "5/minute")
+    await limiter.hit(limit, "ada")
+    async with Connection.from_url(redis.url) as connection:
+        for key in await connection.keys():
+            await connection.set(key, value)
+    with suppress(TooManyRequests):
+        await limiter.hit(limit, "ada")
+    with suppress(TooManyRequests):
+        await limiter.hit(limit, "ada")
+    await limiter.reset(limit, "ada")
+    await limiter.hit(limit, "ada")

@@ -21,6 +21,26 @@ from tests.resilience.load import Load, under_load
 pytestmark = pytest.mark.verify
 
 ROOT = Path(__file__).parents[2]
+METRICS_PATHS = [
+    b"/metrics",
+    b"/%6Detrics",
+    b"/metrics?x=1",
+    b"//metrics",
+    b"/./metrics",
+    b"/x/../metrics",
+    b"/x/%2e%2e/metrics",
+    b"/%2fmetrics",
+    b"/metrics/",
+    b"/metrics%2f",
+    b"/metrics;x",
+    b"/METRICS",
+]
+PASSWORDS = [
+    "POSTGRES_PASSWORD",
+    "POSTGRES_OWNER_PASSWORD",
+    "POSTGRES_SERVICE_PASSWORD",
+    "REDIS_PASSWORD",
+]
 FOLDERS = ("app", "features", "migrations", "shared")
 COMMAND_TIMEOUT_SECONDS = 1000  # the first build downloads every dependency
 PASSWORD = "correct horse battery"
@@ -61,7 +81,7 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
     for command in ("docker version", "docker compose version", "make --version"):
         skip_unless_it_works(command)
     make_private_clone(tmp_path)
-    ours = ("APP_", "COMPOSE_", "MAKE", "MFLAGS", "PORT", "POSTGRES_")
+    ours = ("APP_", "COMPOSE_", "MAKE", "MFLAGS", "PORT", "POSTGRES_", "REDIS_")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     (tmp_path / ".env").write_text(f"PORT={free_port()}")
     project = f"tessera-test-{secrets.token_hex(4)}"
@@ -97,6 +117,7 @@ def test_the_stack_from_make_up_to_make_down(stack: Stack) -> None:
     an_account_can_make_an_item(address)
     the_documentation_has_its_assets(address)
     the_metrics_are_not_for_everybody(address)
+    nothing_reaches_what_it_does_not_need(stack)
     a_deploy_fails_no_request(stack, address)
     the_service_has_no_rights_that_it_does_not_need(stack)
     the_image_has_neither_tests_nor_their_tools(stack)
@@ -131,6 +152,10 @@ def an_account_can_make_an_item(address: str) -> None:
         created = client.post("/items", json={"title": "Enamel mug", "price": 19.99})
         assert created.status_code == 201
         assert client.get(created.headers["Location"]).json() == created.json()
+        # nginx passes no upgrade of a request with a body, which would be lost
+        upgrade = {"Connection": "Upgrade", "Upgrade": "websocket"}
+        item = {"title": "Kettle", "price": 39.9}
+        assert client.post("/items", json=item, headers=upgrade).status_code == 201
 
 
 def the_documentation_has_its_assets(address: str) -> None:
@@ -141,7 +166,34 @@ def the_documentation_has_its_assets(address: str) -> None:
 
 
 def the_metrics_are_not_for_everybody(address: str) -> None:
-    assert httpx.get(f"{address}/metrics", timeout=30).status_code == 404
+    """nginx normalises the path before it compares; a client must not do that first."""
+    for path in METRICS_PATHS:
+        answer = httpx.get(httpx.URL(address, raw_path=path), timeout=30)
+        assert answer.status_code in (400, 404), path
+        assert "http_request" not in answer.text, path
+
+
+def nothing_reaches_what_it_does_not_need(stack: Stack) -> None:
+    """Neither a host nor a password is known to who has no need of it."""
+    assert "postgres" not in hosts_known_to(stack, "proxy")
+    assert "redis" not in hosts_known_to(stack, "proxy")
+    assert hosts_known_to(stack, "postgres") == {"postgres", "redis", "api", "worker"}
+    network = f"{stack.environment['COMPOSE_PROJECT_NAME']}_data"
+    internal = stack.run("docker", "network", "inspect", "--format", "{{.Internal}}", network)
+    assert internal == "true\n"
+    for service in ("api", "worker"):
+        environment = stack.compose("exec", "-T", service, "env")
+        assert "APP_DATABASE_URL=postgresql://tessera_service:" in environment
+        assert {"POSTGRES_PASSWORD=", "POSTGRES_OWNER_PASSWORD="} <= set(environment.splitlines())
+    ping = ("redis", "env", "-u", "REDISCLI_AUTH", "redis-cli", "ping")
+    assert "NOAUTH" in stack.compose("exec", "-T", *ping)
+
+
+def hosts_known_to(stack: Stack, service: str) -> set[str]:
+    ask = (
+        "for name in proxy api worker postgres redis; do getent hosts $name >&2 && echo $name; done"
+    )
+    return set(stack.compose("exec", "-T", service, "sh", "-c", f"{ask}; true").split())
 
 
 def a_deploy_fails_no_request(stack: Stack, address: str) -> None:
@@ -199,7 +251,7 @@ def the_secrets_are_private_and_written_once(stack: Stack) -> None:
     written = file.read_text()
     assert file.stat().st_mode & 0o777 == 0o600
     names = re.findall(r"^(\w+)=\S{43,}$", written, re.MULTILINE)
-    assert names == ["APP_SECRET_KEY", "POSTGRES_PASSWORD"]
+    assert names == ["APP_SECRET_KEY", *PASSWORDS]
 
     up(stack)
 

@@ -319,3 +319,18 @@ def test_the_password_is_private(folder: Path) -> None:
         wrong = server.url().replace(server.password, "guess")
         with pytest.raises(asyncpg.InvalidPasswordError):
             run(wrong, "SELECT 1")
+
+
+def test_the_log_is_private_and_has_no_values_of_rows(folder: Path) -> None:
+    log = folder / "server.log"
+    log.write_text("")
+    log.chmod(0o644)
+    with embedded_postgres(folder, DISPOSABLE) as server:
+        run(server.url(), "CREATE TABLE people (email text UNIQUE)")
+        insert = "INSERT INTO people SELECT 'ada' || '@example.com' FROM generate_series(1, 2)"
+        with pytest.raises(asyncpg.UniqueViolationError, match="people_email_key"):
+            run(server.url(), insert)
+    assert "people_email_key" in log.read_text()
+    assert "ada@example.com" not in log.read_text()
+    assert log.stat().st_mode & 0o777 == 0o600
+    assert folder.stat().st_mode & 0o007 == 0

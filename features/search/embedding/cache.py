@@ -8,6 +8,8 @@ from cashews import Cache
 from features.search.embedding.base import EmbeddingModel, Vector
 
 CACHE_SECONDS = 86_400
+FLOAT_BYTES = np.dtype(np.float32).itemsize
+ROUNDING = 0.001  # of the length of a vector
 
 
 def cache_key(model: EmbeddingModel, text: str) -> str:
@@ -15,9 +17,14 @@ def cache_key(model: EmbeddingModel, text: str) -> str:
     return f"embedding:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
-async def cached_vector(cache: Cache, key: str) -> Vector | None:
+async def cached_vector(cache: Cache, key: str, dimension: int) -> Vector | None:
+    """Returns the vector, or None if none is cached: what is no vector of the model, of unit
+    length, was written by others."""
     cached = await cache.get(key)
-    return np.frombuffer(cached, np.float32) if cached else None
+    if not isinstance(cached, bytes) or len(cached) != dimension * FLOAT_BYTES:
+        return None
+    vector: Vector = np.frombuffer(cached, np.float32)
+    return vector if abs(np.linalg.norm(vector.astype(np.float64)) - 1) < ROUNDING else None
 
 
 async def cache_vector(cache: Cache, key: str, vector: Vector) -> None:

@@ -60,7 +60,7 @@ class Embedders:
             EmbeddingUnavailable: the model cannot be reached, or does not embed this text.
         """
         key = cache_key(model, text)
-        cached = await cached_vector(self._cache, key)
+        cached = await cached_vector(self._cache, key, model.dimension)
         if cached is not None:
             return cached
         if key not in self._in_flight:

@@ -20,7 +20,6 @@ from features.search.indexing.embeddings import embed_batch
 from features.search.indexing.models import (
     RegisteredModel,
     add_model,
-    hnsw_index,
     hnsw_index_name,
     prepare,
 )
@@ -29,6 +28,7 @@ from shared.db import Database
 POLL_SECONDS = 0.5
 
 COUNT_WAITING = text("SELECT count(*) FROM search_queue WHERE model_id = :model AND NOT parked")
+SELECT_INDEX_DEFINITION = "SELECT search_hnsw_index($1, $2)"
 IS_INDEX_VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass($1)"
 COUNT_PARKED = text("""
 SELECT count(*) FROM search_queue WHERE parked
@@ -104,7 +104,9 @@ async def _build_index(database: Database, registered: RegisteredModel) -> None:
     async with _without_timeouts(database) as session:
         if await session.fetchval(IS_INDEX_VALID, name) is False:  # left by an interrupted build
             await session.execute(f"DROP INDEX CONCURRENTLY {name}")
-        definition = hnsw_index(registered.id, registered.model)
+        definition = await session.fetchval(
+            SELECT_INDEX_DEFINITION, registered.id, registered.model.dimension
+        )
         await session.execute(f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {definition}")
 
 

@@ -173,7 +173,7 @@ WHERE o.owner_id = :owner AND o.stale AND NOT EXISTS (
 
 # GIN's fast update puts new entries into a pending list, which every query has to scan until it is
 # flushed.
-FLUSH_GIN_PENDING_LIST = text("SELECT gin_clean_pending_list('ix_search_documents_terms')")
+FLUSH_GIN_PENDING_LIST = text("SELECT search_flush_terms()")
 
 
 async def update_statistics(database: Database) -> int:

@@ -1,12 +1,12 @@
 -- The words of a text. The configuration `search` has the dictionaries of one language, so that the
 -- language can change under a name that stays. Its comment names the language that all documents
--- are indexed in. PostgreSQL's parser skips anything like an HTML tag, so angle brackets are
--- removed first.
+-- are indexed in; it is changed for a service that does not own it, as in maintenance.sql.
+-- PostgreSQL's parser skips anything like an HTML tag, so angle brackets are removed first.
 
 CREATE TEXT SEARCH CONFIGURATION search (COPY = simple);
 
 CREATE FUNCTION search_set_language(language regconfig, complete boolean)
-RETURNS void LANGUAGE plpgsql AS $$
+RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
 DECLARE
     token record;
 BEGIN

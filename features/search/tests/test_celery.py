@@ -1,13 +1,18 @@
 """Items are indexed by Celery whatever is killed, and their backlog holds up nothing else."""
 
+import base64
+import json
 import os
+import pickle
 import signal
 from pathlib import Path
+from uuid import uuid4
 
 import httpx
 import pytest
 from redis import Redis as Connection
 
+from features.search.tests.test_redis import Bomb
 from tests.kit import PASSWORD, Redis, wait_until
 from tests.operations.celery_workers import (
     WITHIN_SECONDS,
@@ -88,3 +93,45 @@ def test_mail_waits_for_no_backlog_of_embeddings_and_neither_does_the_end(
         wait_until_mail_is_sent(client)
         assert waiting(client, "search_embeddings") > 0
     assert status(client)[1] > 0
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("hostile", ["pickle", "another task"])
+def test_what_others_write_to_a_queue_runs_nothing_and_stops_nothing(
+    client: httpx.Client, variables: dict[str, str], redis: Redis, tmp_path: Path, hostile: str
+) -> None:
+    bomb = tmp_path / "exploded"
+    add(client, 3)
+    with celery_worker(variables, tmp_path, processes=1) as worker:
+        wait_until_indexed(client, 3)
+        with Connection.from_url(redis.url) as connection:
+            for _ in range(20):
+                connection.lpush("search_statistics", hostile_message(hostile, bomb))
+        add(client, 3)
+        wait_until_indexed(client, 6)
+        assert worker.poll() is None
+    assert not bomb.exists()
+
+
+def hostile_message(kind: str, bomb: Path) -> str:
+    """Returns what somebody who can write to Redis puts into a queue."""
+    body = json.dumps([["search_statistics", {}], {}, {}]).encode()
+    headers = {"lang": "py", "task": "drain", "id": str(uuid4())}
+    content_type = "application/json"
+    if kind == "pickle":
+        body, content_type = pickle.dumps(Bomb(bomb)), "application/x-python-serialize"
+    else:
+        headers["task"] = "os.system"
+    return json.dumps(
+        {
+            "body": base64.b64encode(body).decode(),
+            "content-encoding": "utf-8",
+            "content-type": content_type,
+            "headers": headers,
+            "properties": {
+                "body_encoding": "base64",
+                "delivery_info": {"exchange": "", "routing_key": "search_statistics"},
+                "delivery_tag": str(uuid4()),
+            },
+        }
+    )

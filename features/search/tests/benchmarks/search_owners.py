@@ -26,7 +26,7 @@ from app.main import create_app
 from features.search.embedding import Embedders, normalize, to_pgvector
 from features.search.indexing import update_statistics
 from features.search.indexing.documents import index_items
-from features.search.indexing.models import add_model, hnsw_index, prepare
+from features.search.indexing.models import add_model, prepare
 from features.search.settings import SearchSettings
 from features.search.tests.benchmarks.search_relevance import read
 from shared.cache import open_cache
@@ -141,7 +141,7 @@ async def fill(
     await connection.execute("TRUNCATE search_queue")  # all items are embedded already
     await connection.execute("SET maintenance_work_mem = '1GB'")
     began = time.perf_counter()
-    await connection.execute(f"CREATE INDEX {hnsw_index(known.id, model)}")
+    await connection.execute("SELECT search_create_index($1, $2)", known.id, model.dimension)
     took = time.perf_counter() - began
     await connection.execute("VACUUM ANALYZE")
     relations = await connection.fetch(SIZES, f"ix_search_embeddings_model_{known.id}")
