@@ -23,6 +23,7 @@ from app.server.heads import (
     MAX_FIELD_BYTES,
     MAX_TARGET_BYTES,
     UriTooLong,
+    check_handshake,
     check_head,
     too_many_fields,
 )
@@ -117,6 +118,7 @@ class HttpProtocol(HttpToolsProtocol):
                 except HttpParserUpgrade as offer:
                     rest = memoryview(piece)[offer.args[0] :]
                     if self._should_upgrade():
+                        check_handshake(self.headers)
                         self._upgrade(bytes(rest))
                         return
                     # The parser takes what follows for another protocol. A new one is given the

@@ -163,13 +163,17 @@ async def test_after_a_refused_handshake_nothing_is_a_request(
     assert b"victim" not in await client.rest()
 
 
-@pytest.mark.parametrize("wrong", [b"", KEY.replace(b"13", b"7"), KEY.replace(b"=", b"")])
+WRONG = {b"": 426, KEY.replace(b"13", b"7"): 426, KEY.replace(b"=", b""): 400}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
 async def test_after_a_wrong_handshake_nothing_is_a_request(raw: RawServer, wrong: bytes) -> None:
     offer = b"Connection: Upgrade\r\nUpgrade: websocket\r\n" + wrong
     client = await raw.send(b"GET /probe/live HTTP/1.1\r\n" + HOST + offer + b"\r\n" + VICTIM)
-    rest = await client.rest()
-    assert rest.startswith(b"HTTP/1.1 4")
-    assert b"victim" not in rest
+    answer = await client.answer()
+    assert answer.problem()["status"] == WRONG[wrong]
+    assert ("sec-websocket-version" in answer.headers) == (answer.status == 426)
+    assert await client.rest() == b""
 
 
 async def test_a_handshake_waits_for_no_other_response(raw: RawServer) -> None:
@@ -351,3 +355,13 @@ async def test_a_body_is_asked_for_where_a_client_waits_to_be_asked(raw: RawServ
 async def test_a_path_is_what_was_sent(raw: RawServer, path: bytes) -> None:
     client = await raw.send(b"GET " + path + b" HTTP/1.1\r\n" + HOST + b"\r\n")
     assert (await client.answer()).problem()["status"] == 404
+
+
+async def test_a_pipelined_body_may_arrive_after_the_response_before(raw: RawServer) -> None:
+    for length in (10, 100_000):
+        start = post(b"Content-Length: %d\r\n" % length)
+        client = await raw.send(VICTIM + start + b"x" * 5)
+        assert (await client.answer()).json()["query"] == "victim"
+        await client.send(b"x" * (length - 5) + VICTIM)
+        assert (await client.answer()).json()["body"] == "x" * length
+        assert (await client.answer()).json()["query"] == "victim"
