@@ -4,17 +4,18 @@ Features use FastAPI's own routers and `Annotated[Model, Query()]`. What saves t
 neither what a route matches nor what it answers; whatever it does not cover, FastAPI does.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi._compat import ModelField, field_annotation_is_sequence
 from fastapi.dependencies import utils
-from fastapi.routing import iter_route_contexts
+from fastapi.routing import RouteContext, iter_route_contexts
 from pydantic import BaseModel
 from starlette.datastructures import QueryParams
-from starlette.routing import BaseRoute, Match, WebSocketRoute
+from starlette.routing import BaseRoute, Match, Mount, WebSocketRoute, compile_path
 from starlette.types import Scope
 
 _read_as_fastapi = utils._request_param_model_to_args
@@ -61,13 +62,35 @@ def _matches_or_skips(route: BaseRoute) -> Callable[[Scope], tuple[Match, Scope]
         literal = all(path.startswith("/") for path in paths) and "{" not in "".join(found)
         return found if literal else None
 
+    @cache
+    def patterns() -> list[re.Pattern[str]]:
+        return [_pattern(context) for context in iter_route_contexts([route])]
+
     def matches_or_skips(scope: Scope) -> tuple[Match, Scope]:
         known = first_segments()
         if known is None or scope.get("root_path") or _first_segment(scope["path"]) in known:
-            return matches(scope)
+            raw_path = scope.get("raw_path", b"").decode()
+            if "%" not in raw_path or _is_literal(raw_path, scope, patterns()):
+                return matches(scope)
         return Match.NONE, {}
 
     return matches_or_skips
+
+
+def _pattern(context: RouteContext) -> re.Pattern[str]:
+    below = "/{path:path}" if isinstance(context.original_route, Mount) else ""
+    return compile_path(f"{context.path or ''}{below}")[0]
+
+
+def _is_literal(raw_path: str, scope: Scope, patterns: Iterable[re.Pattern[str]]) -> bool:
+    """Returns whether only parameters are percent-encoded in a path.
+
+    A proxy may compare paths as they are sent: where it refuses `/metrics`, `/%6Detrics` must not
+    pass.
+    """
+    root_path = scope.get("root_path", "")
+    path, sent = scope["path"].removeprefix(root_path), raw_path.removeprefix(root_path)
+    return all(pattern.match(sent) for pattern in patterns if pattern.match(path))
 
 
 def _first_segment(path: str) -> str:

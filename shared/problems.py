@@ -108,7 +108,8 @@ def overloaded(reason: str, detail: str = SERVICE_BUSY) -> Unavailable:
     return Unavailable(detail)
 
 
-TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}  # the names of RFC 9110
+# The names of RFC 9110.
+TITLES = {413: "Content Too Large", 414: "URI Too Long", 422: "Unprocessable Content"}
 
 
 def title(status: int) -> str:

@@ -15,10 +15,10 @@ from typing import Any
 
 import uvloop
 from fastapi import FastAPI
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from app.routing import is_event_stream
+from app.server.protocol import HttpProtocol
 from shared.state import state_of
 from shared.web.deadlines import STALL_SECONDS
 
@@ -51,7 +51,7 @@ class AbortOnStall(asyncio.Protocol):
             self.transport.abort()
 
 
-class GracefulHttpProtocol(AbortOnStall, HttpToolsProtocol):
+class GracefulHttpProtocol(AbortOnStall, HttpProtocol):
     """An HTTP connection that lingers when the process stops.
 
     It closes `LINGER_SECONDS` after the process began to stop, as a request may have been sent on
@@ -67,10 +67,6 @@ class GracefulHttpProtocol(AbortOnStall, HttpToolsProtocol):
         self._close_event_stream()
         super().shutdown()
 
-    def _should_upgrade(self) -> bool:
-        # A handshake is a GET (RFC 6455, section 4.1); any other request is served as it is.
-        return self.scope["method"] == "GET" and super()._should_upgrade()
-
     def _close_event_stream(self) -> None:
         if self.cycle and is_event_stream(self.cycle.scope):
             self.transport.close()
@@ -78,6 +74,13 @@ class GracefulHttpProtocol(AbortOnStall, HttpToolsProtocol):
 
 class GracefulWebSocketProtocol(AbortOnStall, WebSocketsSansIOProtocol):
     """A websocket, which closes with 1012 (service restart) when the process stops."""
+
+    def data_received(self, data: bytes) -> None:
+        # A client may send nothing more before its handshake is answered (RFC 6455, section 4.1).
+        if self.handshake_initiated and not self.handshake_complete:
+            self.transport.close()
+        else:
+            super().data_received(data)
 
 
 class DrainingServer:

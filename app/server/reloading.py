@@ -29,6 +29,7 @@ def serve_with_reload(listener: socket.socket) -> None:
         reload=True,
         reload_dirs=list(CODE),
         reload_delay=POLL_SECONDS,
+        http="app.server.protocol:HttpProtocol",
         log_config=None,
         access_log=False,
         server_header=False,

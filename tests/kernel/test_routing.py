@@ -305,3 +305,43 @@ async def test_a_feature_may_have_no_routes(settings: Settings) -> None:
     async with connect(app) as client:
         assert (await client.get("/openapi.json")).status_code == 200
         assert (await client.get("/jobs")).status_code == 404
+
+
+ENCODED = {
+    "/trees/o%61k": 200,  # the value of a parameter
+    "/trees/o%20k": 200,
+    "/%74rees": 404,
+    "/%74rees/oak": 404,
+    "/plain/%61ll": 404,
+    "/plain%2Fall": 404,
+    "/nested/%6Ceaves/green": 404,
+    "/nested/leaves/gr%65en": 200,
+    "/m%6Funted/inside": 404,
+    "/mars/moon%73": 404,
+    "/m%61rs/moons": 200,
+    "/%68ealthz": 404,
+    "/%6Detrics": 404,
+    "/%6DETRICS": 404,
+    "/readyz%3F": 404,
+    "/d%6Fcs": 404,
+    "/docs/%61ssets/swagger-ui.css": 404,
+    "/docs%2Fassets/swagger-ui.css": 404,
+    "/docs/assets/swagger-ui.cs%73": 200,
+    "//metrics": 404,
+    "/docs/%2E%2E/metrics": 404,
+    "/metrics;x": 404,
+    "/metrics/": 404,
+    "/metrics%00": 404,
+    "/Metrics": 404,
+}
+
+
+@pytest.mark.parametrize("root_path", ["", "/api"])
+async def test_only_the_values_of_parameters_may_be_percent_encoded(
+    app: FastAPI, root_path: str
+) -> None:
+    app.root_path = root_path
+    async with connect(app) as client:
+        for path, status in ENCODED.items():
+            url = client.base_url.copy_with(raw_path=(root_path + path).encode())
+            assert (await client.get(url)).status_code == status, path

@@ -25,7 +25,11 @@ pytestmark = [
     pytest.mark.timeout(300),
     pytest.mark.verify,
 ]
-SOCKETS = 200
+SOCKETS = 200  # as many as there may be requests under way
+HEAD_OF_LONG_BODY = (
+    b"POST /items HTTP/1.1\r\nHost: slow\r\nContent-Type: application/json\r\n"
+    b"Content-Length: 900000\r\n\r\n"
+)
 CONCURRENCY = 16  # more would not raise the throughput on two cores
 OVERLOAD = 3
 OVERLOAD_SECONDS = 30.0 if LONG else 3.0
@@ -41,13 +45,18 @@ async def test_half_open_and_slow_connections_do_not_stop_the_others(
     stack: Stack, report: Report
 ) -> None:
     address = ("127.0.0.1", int(stack.address.rsplit(":", 1)[1]))
-    held = [socket.create_connection(address, timeout=30) for _ in range(SOCKETS)]
+    held = [socket.create_connection(address, timeout=30) for _ in range(3 * SOCKETS)]
+    heads, bodies = held[:SOCKETS], held[SOCKETS : 2 * SOCKETS]
     try:
         async with under_load(stack.address) as load:
-            for number, connection in enumerate(held[: SOCKETS // 2]):
+            for number, connection in enumerate(heads):
                 connection.sendall(b"POST /items HTTP/1.1\r\nHost: slow\r\nX-Slow: %d" % number)
-            for connection in held[: SOCKETS // 2]:
+            for connection in heads:
                 connection.sendall(b"0")  # slowloris: one byte at a time
+            for connection in bodies:
+                connection.sendall(HEAD_OF_LONG_BODY + b"{")
+            for connection in bodies[::2]:
+                connection.sendall(b" " * 100_000)
             for connection in held[::3]:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
                 connection.close()
@@ -58,7 +67,7 @@ async def test_half_open_and_slow_connections_do_not_stop_the_others(
             connection.close()
     await audit(load, stack.database_url)
     assert load.failed == 0, load.answers
-    report(f"{SOCKETS} half-open and slow connections", load)
+    report(f"{3 * SOCKETS} half-open and slow connections", load)
 
 
 async def test_an_aborted_import_leaves_nothing(stack: Stack, report: Report) -> None:

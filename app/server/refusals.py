@@ -1,0 +1,17 @@
+"""The responses to what is no request, and to requests of which the application sees nothing."""
+
+from fastapi import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.middleware import AccessLogMiddleware, RequestIdMiddleware, SecurityHeadersMiddleware
+from shared.problems import Problem
+from shared.web.problem_details import problem
+
+
+def refusal(error: Problem) -> ASGIApp:
+    """Returns an application that answers with this problem, with an id and a line in the log."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        await problem(Request(scope), error)(scope, receive, send)
+
+    return RequestIdMiddleware(AccessLogMiddleware(SecurityHeadersMiddleware(answer)))
