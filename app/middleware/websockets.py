@@ -19,7 +19,7 @@ from app.ops.tracing import tag_trace
 from shared.auth import authenticate
 from shared.metrics import WEBSOCKETS
 from shared.problems import NotFound, TooManyRequests, Unavailable, overloaded
-from shared.web.client_address import client_address, network_of
+from shared.web.client_address import site_of
 from shared.web.problem_details import internal_error, problem
 
 CREDENTIAL_SECONDS = 5.0  # a message is sent if the credential was valid so long ago
@@ -171,7 +171,7 @@ class _Socket:
             TooManyRequests: the account, or without one the address, has too many websockets.
         """
         principal = getattr(self.connection.state, "principal", None)
-        owner = str(principal.user_id) if principal else network_of(client_address(self.connection))
+        owner = str(principal.user_id) if principal else site_of(self.connection)
         most = max(1, self._middleware.concurrency // MAX_PARTS)
         if self._middleware.open[owner] >= most:
             raise TooManyRequests(f"You have {most} websockets open; close one first")

@@ -2,7 +2,7 @@
 
 from features.users.accounts.email_addresses import normalize_email
 from features.users.settings import UsersSettings
-from shared.web.client_address import network_of
+from shared.web.client_address import networks_of
 from shared.web.rate_limits import Limiter, new_limit
 
 
@@ -24,7 +24,7 @@ class RateLimits:
         self._api_key = new_limit("api-key", settings.rate_api_key)
 
     async def sign_in(self, address: str, email: str) -> None:
-        await self._limiter.hit(self._sign_in_address, network_of(address))
+        await self._limiter.hit(self._sign_in_address, networks_of(address)[0])
         await self._limiter.hit(self._sign_in_account, normalize_email(email))
 
     async def reset_sign_in(self, email: str) -> None:
@@ -32,17 +32,17 @@ class RateLimits:
         await self._limiter.reset(self._sign_in_account, normalize_email(email))
 
     async def single_sign_on(self, address: str) -> None:
-        await self._limiter.hit(self._sign_in_address, network_of(address))
+        await self._limiter.hit(self._sign_in_address, networks_of(address)[0])
 
     async def refresh(self, address: str) -> None:
-        await self._limiter.hit(self._refresh, network_of(address))
+        await self._limiter.hit(self._refresh, networks_of(address)[0])
 
     async def register(self, address: str) -> None:
-        await self._limiter.hit(self._register, network_of(address))
+        await self._limiter.hit(self._register, networks_of(address)[0])
 
     async def mail_token(self, address: str, email: str | None = None) -> None:
         """Counts a request that uses a mailed token, or, with `email`, one that mails a token."""
-        await self._limiter.hit(self._mail_address, network_of(address))
+        await self._limiter.hit(self._mail_address, networks_of(address)[0])
         if email is not None:
             await self._limiter.hit(self._mail_account, normalize_email(email))
 
