@@ -107,7 +107,6 @@ class Slots:
         if self.in_use >= self.size:
             return overloaded(self.reason, detail)
         RATE_LIMITED.labels(self.reason).inc()
-        log.warning("rate_limited", limit=self.reason)
         detail = "Too many of your requests are under way; please try again when one has ended"
         return TooManyRequests(detail, headers=RETRY_AFTER)
 
