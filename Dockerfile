@@ -12,7 +12,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 FROM nginx:1.26 AS proxy
 COPY --chmod=644 app/deploy/nginx.conf /etc/nginx/tessera.conf
 USER 10001:10001
-CMD ["nginx", "-c", "/etc/nginx/tessera.conf", "-g", "daemon off;"]
+CMD ["sh", "-c", "for network in $TRUSTED_PROXIES; do echo \"set_real_ip_from $network;\"; done > /tmp/trusted_proxies.conf && exec nginx -c /etc/nginx/tessera.conf -g 'daemon off;'"]
 
 FROM python:3.13-slim
 RUN useradd --uid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin tessera

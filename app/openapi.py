@@ -24,8 +24,8 @@ PAGE_POLICY = (
     "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline';"
     " img-src 'self' data:; connect-src 'self'; frame-ancestors 'none'"
 )
-ALWAYS = (500, 503)
-WITH_SECURITY = (401, 403, 429)
+ALWAYS = (429, 500, 503)
+WITH_SECURITY = (401, 403)
 WITH_BODY = (413, 415, 422)
 WITH_PARAMETER = {"cursor": (400,), "idempotency-key": (409,), "if-match": (412,)}
 

@@ -15,6 +15,7 @@ from fastapi.security.base import SecurityBase
 from starlette.requests import HTTPConnection
 
 from shared.problems import Forbidden, Unauthorized
+from shared.slots import current_owner
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ class Authentication(SecurityBase):
         Raises:
             Unauthorized: the credential is missing or invalid (RFC 6750).
             Forbidden: the token lacks a scope that the route requires.
+            TooManyRequests: the account has its share of all requests under way already.
         """
         credential = await bearer(request) or await api_key(request)
         if not credential:
@@ -72,8 +74,12 @@ class Authentication(SecurityBase):
         principal: Principal = await request.app.state.authenticator.authenticate(
             request.app, credential
         )
-        structlog.contextvars.bind_contextvars(user_id=str(principal.user_id))
+        owner = str(principal.user_id)
+        structlog.contextvars.bind_contextvars(user_id=owner)
         request.state.principal = principal
+        current_owner.set(owner)
+        if slot := request.scope["state"].get("slot"):
+            slot.pass_to(owner)
         if missing := sorted(set(required.scopes) - principal.scopes):
             scope = " ".join(missing)
             challenge = f'Bearer error="insufficient_scope", scope="{scope}"'

@@ -66,6 +66,7 @@ class NotFound(Problem):
 
 class NotAcceptable(Problem):
     status = HTTPStatus.NOT_ACCEPTABLE
+    headers: Mapping[str, str] = {"Vary": "Accept"}
 
 
 class RequestTimeout(Problem):

@@ -1,48 +1,56 @@
-"""The number of requests that a process works on at a time."""
+"""The number of requests that a process works on at a time, and each owner's share of them."""
+
+from contextlib import suppress
 
 from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.ops.tracing import PROBES
 from app.routing import is_event_stream
-from shared.problems import overloaded
+from shared.problems import Problem
+from shared.slots import Slots, current_owner
+from shared.web.client_address import site_of
 from shared.web.problem_details import problem
+
+MAX_PARTS = 10  # an owner may have one in so many of all streams of events
 
 
 class LoadSheddingMiddleware:
     """Answers 503 at once to more than `concurrency` requests at a time, so that the others stay
-    fast. Probes are exempt.
+    fast, and 429 to more than the share of one owner. Probes are exempt.
 
-    A stream of events is a request until it begins; then there may be `concurrency` more of these.
+    A request counts for its network until it is authenticated, then for its account. A stream of
+    events is a request until it begins; then there may be `concurrency` more of these.
     """
 
     def __init__(self, app: ASGIApp, concurrency: int) -> None:
-        self.app, self.concurrency = app, concurrency
-        self.in_flight = self.event_streams = 0
+        self.app = app
+        self.requests = Slots("concurrency", concurrency)
+        self.streams = Slots("event_streams", concurrency, most=max(1, concurrency // MAX_PARTS))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in PROBES:
             await self.app(scope, receive, send)
             return
-        if self.in_flight >= self.concurrency:
-            await problem(Request(scope), overloaded("concurrency"))(scope, receive, send)
+        owner = site_of(Request(scope))
+        try:
+            slot = self.requests.take(owner)
+        except Problem as refused:
+            await problem(Request(scope), refused)(scope, receive, send)
             return
-        self.in_flight += 1
-        streams = False
+        current_owner.set(owner)
+        scope["state"]["slot"] = slot
 
         async def send_and_count(message: Message) -> None:
-            nonlocal streams
-            begins = message["type"] == "http.response.start" and is_event_stream(scope)
-            if begins and self.event_streams < self.concurrency:
-                streams = True
-                self.in_flight -= 1
-                self.event_streams += 1
+            nonlocal slot
+            if message["type"] == "http.response.start" and is_event_stream(scope):
+                with suppress(Problem):  # it goes on to hold the slot of a request
+                    stream = self.streams.take(slot.owner)
+                    slot.release()
+                    slot = stream
             await send(message)
 
         try:
             await self.app(scope, receive, send_and_count)
         finally:
-            if streams:
-                self.event_streams -= 1
-            else:
-                self.in_flight -= 1
+            slot.release()

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import time
-from collections import Counter
 
 import structlog
 from fastapi.security import SecurityScopes
@@ -18,18 +17,17 @@ from app.middleware.request_id import request_id_of
 from app.ops.tracing import tag_trace
 from shared.auth import authenticate
 from shared.metrics import WEBSOCKETS
-from shared.problems import NotFound, TooManyRequests, Unavailable, overloaded
-from shared.web.client_address import client_address, network_of
+from shared.problems import NotFound, Problem, Unavailable
+from shared.slots import Slots, current_owner
+from shared.web.client_address import site_of
 from shared.web.problem_details import internal_error, problem
 
 CREDENTIAL_SECONDS = 5.0  # a message is sent if the credential was valid so long ago
-MAX_PARTS = 10  # an account may have one in so many of all websockets
+MAX_PARTS = 10  # an owner may have one in so many of all websockets
 ACCEPTED = 101
 MAX_REASON_BYTES = 123  # RFC 6455, section 5.5
 POLICY_VIOLATION = 1008
 CLOSE_CODES = {500: 1011, 503: 1013}  # internal error, try again later
-
-HANDSHAKES = "handshakes"
 
 log = structlog.get_logger("request")
 
@@ -42,8 +40,8 @@ class WebSocketMiddleware:
     """
 
     def __init__(self, app: ASGIApp, seconds: float | None, concurrency: int) -> None:
-        self.app, self.seconds, self.concurrency = app, seconds, concurrency
-        self.open: Counter[str] = Counter()  # by account, or by address without one
+        self.app, self.seconds = app, seconds
+        self.slots = Slots("websockets", concurrency, most=max(1, concurrency // MAX_PARTS))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "websocket":
@@ -54,12 +52,11 @@ class WebSocketMiddleware:
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
         tag_trace(request_id)
-        socket = _Socket(scope, receive, send, self)
+        socket = _Socket(scope, receive, send)
         try:
-            if response := await self._run(socket):
+            if response := await self._run_in_slot(socket):
                 await response(scope, socket.receive, socket.send)
         finally:
-            socket.count_as(None)
             log.info(
                 "websocket",
                 route=getattr(scope.get("route"), "path_format", None),
@@ -68,14 +65,27 @@ class WebSocketMiddleware:
                 ms=round((time.perf_counter() - started) * 1000, 1),
             )
 
+    async def _run_in_slot(self, socket: "_Socket") -> Response | None:
+        """Runs the application for one websocket, which counts for its network until it is
+        authenticated, then for its account; returns the response to its error."""
+        owner = site_of(socket.connection)
+        try:
+            slot = self.slots.take(owner)
+        except Problem as refused:
+            return problem(socket.connection, refused)
+        current_owner.set(owner)
+        socket.connection.state.slot = slot
+        WEBSOCKETS.set(self.slots.in_use)
+        try:
+            return await self._run(socket)
+        finally:
+            slot.release()
+            WEBSOCKETS.set(self.slots.in_use)
+
     async def _run(self, socket: "_Socket") -> Response | None:
-        """Runs the application for one websocket, and returns the response to its error."""
-        if self.open.total() >= self.concurrency:
-            return problem(socket.connection, overloaded("websockets"))
         try:
             async with asyncio.timeout(self.seconds) as socket.deadline:
                 socket.connection.state.deadline = socket.deadline
-                socket.count_as(HANDSHAKES)
                 await self.app(socket.connection.scope, socket.receive, socket.send)
         except Exception as error:
             late, gone = socket.deadline.expired(), _is_disconnect(error)
@@ -95,14 +105,10 @@ class _Socket:
 
     deadline: asyncio.Timeout
 
-    def __init__(
-        self, scope: Scope, receive: Receive, send: Send, middleware: WebSocketMiddleware
-    ) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.connection, self._receive, self._send = HTTPConnection(scope), receive, send
-        self._middleware = middleware
         self.status, self._status_of_error = CLIENT_CLOSED_REQUEST, 500
         self.code: int | None = None
-        self._counted_as: str | None = None
         self._checked_at = time.monotonic()
 
     async def receive(self) -> Message:
@@ -119,7 +125,6 @@ class _Socket:
     async def _send_handshake(self, message: Message) -> None:
         match message["type"]:
             case "websocket.accept":
-                self._admit()
                 self.status = ACCEPTED
                 self.deadline.reschedule(None)
                 self._add_id(message)
@@ -164,30 +169,6 @@ class _Socket:
     async def _check_credential(self) -> None:
         await check_credential(self.connection)
         self._checked_at = time.monotonic()
-
-    def _admit(self) -> None:
-        """
-        Raises:
-            TooManyRequests: the account, or without one the address, has too many websockets.
-        """
-        principal = getattr(self.connection.state, "principal", None)
-        owner = str(principal.user_id) if principal else network_of(client_address(self.connection))
-        most = max(1, self._middleware.concurrency // MAX_PARTS)
-        if self._middleware.open[owner] >= most:
-            raise TooManyRequests(f"You have {most} websockets open; close one first")
-        self.count_as(owner)
-
-    def count_as(self, owner: str | None) -> None:
-        """Counts the websocket for this owner, and no longer for the one before."""
-        counts, before = self._middleware.open, self._counted_as
-        if before is not None:
-            counts[before] -= 1
-            if not counts[before]:
-                del counts[before]
-        if owner is not None:
-            counts[owner] += 1
-        self._counted_as = owner
-        WEBSOCKETS.set(counts.total())
 
 
 async def check_credential(connection: HTTPConnection) -> None:

@@ -162,5 +162,8 @@ async def export(
     return StreamingResponse(
         write_items(batches, format_),
         media_type=format_.value,
-        headers={"Content-Disposition": f'attachment; filename="items.{suffix}"'},
+        headers={
+            "Content-Disposition": f'attachment; filename="items.{suffix}"',
+            "Vary": "Accept",
+        },
     )

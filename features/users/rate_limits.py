@@ -2,8 +2,10 @@
 
 from features.users.accounts.email_addresses import normalize_email
 from features.users.settings import UsersSettings
-from shared.web.client_address import network_of
-from shared.web.rate_limits import Limiter, new_limit
+from shared.web.client_address import networks_of
+from shared.web.rate_limits import Limit, Limiter, new_limit
+
+ALLOWANCES = (1, 4, 16)  # times the limit: for the /64, the /56 and the /48 of an IPv6 address
 
 
 class RateLimits:
@@ -24,7 +26,7 @@ class RateLimits:
         self._api_key = new_limit("api-key", settings.rate_api_key)
 
     async def sign_in(self, address: str, email: str) -> None:
-        await self._limiter.hit(self._sign_in_address, network_of(address))
+        await self._hit_networks(self._sign_in_address, address)
         await self._limiter.hit(self._sign_in_account, normalize_email(email))
 
     async def reset_sign_in(self, email: str) -> None:
@@ -32,19 +34,25 @@ class RateLimits:
         await self._limiter.reset(self._sign_in_account, normalize_email(email))
 
     async def single_sign_on(self, address: str) -> None:
-        await self._limiter.hit(self._sign_in_address, network_of(address))
+        await self._hit_networks(self._sign_in_address, address)
 
     async def refresh(self, address: str) -> None:
-        await self._limiter.hit(self._refresh, network_of(address))
+        await self._hit_networks(self._refresh, address)
 
     async def register(self, address: str) -> None:
-        await self._limiter.hit(self._register, network_of(address))
+        await self._hit_networks(self._register, address)
 
     async def mail_token(self, address: str, email: str | None = None) -> None:
         """Counts a request that uses a mailed token, or, with `email`, one that mails a token."""
-        await self._limiter.hit(self._mail_address, network_of(address))
+        await self._hit_networks(self._mail_address, address)
         if email is not None:
             await self._limiter.hit(self._mail_account, normalize_email(email))
 
     async def api_key(self, key_id: str) -> None:
         await self._limiter.hit(self._api_key, key_id)
+
+    async def _hit_networks(self, limit: Limit, address: str) -> None:
+        """Counts the request for each network of the address; a refused one for no larger network,
+        so that one client does not use up what its neighbours may."""
+        for network, allowance in zip(networks_of(address), ALLOWANCES, strict=False):
+            await self._limiter.hit(limit.times(allowance), network)

@@ -38,6 +38,7 @@ from shared.db.replica import ReadYourWrites, Replica
 from shared.db.sessions import ReadSession, SnapshotSession, WriteSession, transaction
 from shared.problems import Unavailable, overloaded
 from shared.settings import Settings
+from shared.slots import Slots
 
 UNNAMED_STATEMENTS: Mapping[str, Any] = {
     "prepared_statement_cache_size": 0,
@@ -81,6 +82,7 @@ class Database:
             writers = ReadYourWrites(settings.redis_url, settings.database_replica_lag)
             pool = _read_pool(settings.database_replica_url, settings)
             self.replica = Replica(pool, self.primary, writers)
+        self._write_slots = Slots("connections", size)
         self.download_slots = asyncio.Semaphore(max(1, size // 2))
         self.upload_slots = asyncio.Semaphore(max(1, size // 2))
         self._committing: set[Connection] = set()
@@ -97,16 +99,21 @@ class Database:
         """Opens a transaction: commits at the end, rolls back on any error.
 
         Raises:
+            TooManyRequests: the request's owner has held its share of connections for too long.
             Unavailable: no connection can be made or becomes free in time, or it is lost.
             PostgresError: the commit fails.
         """
-        with self._translate_connect_errors():
-            pooled = await self.engine.raw_connection()
-        with self._forget_stale_plans():
-            async with transaction(
-                self.engine, self._begin, pooled, self._committing, self._subscribers
-            ) as session:
-                yield session
+        owner = await self._write_slots.acquire(self._wait_seconds)
+        try:
+            with self._translate_connect_errors():
+                pooled = await self.engine.raw_connection()
+            with self._forget_stale_plans():
+                async with transaction(
+                    self.engine, self._begin, pooled, self._committing, self._subscribers
+                ) as session:
+                    yield session
+        finally:
+            self._write_slots.release(owner)
         self._notifier.notify(session.notified)
 
     @asynccontextmanager

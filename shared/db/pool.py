@@ -19,6 +19,7 @@ from shared.db.errors import (
     Unreachable,
 )
 from shared.problems import SERVICE_BUSY, Unavailable, overloaded
+from shared.slots import Slots
 
 CONNECT_TIMEOUT_SECONDS = 3.0
 CANCEL_TIMEOUT_SECONDS = 1.0  # for an abandoned statement to end
@@ -61,7 +62,7 @@ class ReadPool:
     ) -> None:
         self.size, self.wait_seconds, self.timeouts = size, wait_seconds, timeouts
         self.in_use = 0
-        self._slots = asyncio.Semaphore(size)
+        self._slots = Slots("connections", size)
         self._idle: list[Connection] = []
         self._generation = 0
         self._open = True
@@ -80,10 +81,11 @@ class ReadPool:
         """Lends a connection. With `snapshot`, its statements see one snapshot and may use cursors.
 
         Raises:
+            TooManyRequests: the request's owner has held its share of connections for too long.
             Unavailable: no connection becomes free in time, or it is lost.
             Unreachable: no connection can be made.
         """
-        await acquire_slot(self._slots, self.wait_seconds, "connections")
+        owner = await self._slots.acquire(self.wait_seconds)
         try:
             connection = await self._idle_or_new()
             self.in_use += 1
@@ -109,7 +111,7 @@ class ReadPool:
                 else:
                     await _close(connection, CANCEL_TIMEOUT_SECONDS)
         finally:
-            self._slots.release()
+            self._slots.release(owner)
 
     async def _idle_or_new(self) -> Connection:
         """Returns an idle connection that is still open, or a new one.

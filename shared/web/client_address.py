@@ -1,8 +1,12 @@
-"""The client's address, behind proxies too, and its network."""
+"""The client's address, behind proxies too, and its networks."""
 
+from functools import lru_cache
 from ipaddress import IPv6Network, ip_address
 
 from starlette.requests import HTTPConnection
+
+PREFIXES = (64, 56, 48)
+"""What is given to one client of IPv6: to a device, to a home, to a site (RFC 6177)."""
 
 
 def client_address(request: HTTPConnection) -> str:
@@ -10,7 +14,16 @@ def client_address(request: HTTPConnection) -> str:
 
     An IPv4 address that is mapped into IPv6 is returned as IPv4 (RFC 4291, section 2.5.5.2).
     """
-    host = request.client.host if request.client else "unknown"
+    return _normalized(request.client.host if request.client else "unknown")
+
+
+def site_of(request: HTTPConnection) -> str:
+    """Returns the largest network that may be the client's alone: the owner of its slots."""
+    return networks_of(client_address(request))[-1]
+
+
+@lru_cache(maxsize=10_000)
+def _normalized(host: str) -> str:
     try:
         address = ip_address(host)
     except ValueError:  # the name of a socket, or any other text from a proxy
@@ -18,13 +31,17 @@ def client_address(request: HTTPConnection) -> str:
     return str(getattr(address, "ipv4_mapped", None) or address)
 
 
-def network_of(address: str) -> str:
-    """Returns the /64 network of an IPv6 address, and any other address as it is.
+@lru_cache(maxsize=10_000)
+def networks_of(address: str) -> tuple[str, ...]:
+    """Returns the networks of an IPv6 address by `PREFIXES`, the smallest first; of any other
+    address itself.
 
-    A client with IPv6 has at least 2⁶⁴ addresses (RFC 6177), which count as one.
+    A client may have all of any one of them: a /48 has 65,536 networks of /64.
     """
     try:
         known = ip_address(address)
     except ValueError:
-        return address
-    return str(IPv6Network((int(known), 64), strict=False)) if known.version == 6 else address
+        return (address,)
+    if known.version == 4:
+        return (address,)
+    return tuple(str(IPv6Network((int(known), prefix), strict=False)) for prefix in PREFIXES)

@@ -78,7 +78,10 @@ class Server:
 
 
 @contextmanager
-def served(name: str, settings: Settings, port: int, workers: int = 1) -> Iterator[Server]:
+def served(
+    name: str, settings: Settings, port: int, workers: int = 1, **variables: str
+) -> Iterator[Server]:
+    """Runs a server in a separate process, with these variables in its environment."""
     assert settings.database_url
     environment = os.environ | {
         "APP_ENV": "dev",
@@ -86,6 +89,7 @@ def served(name: str, settings: Settings, port: int, workers: int = 1) -> Iterat
         "APP_SECRET_KEY": settings.secret(),
         "APP_LOG_FORMAT": "json",
         "APP_RATE_LIMITING": "false",
+        **variables,
     }
     module = f"tests.benchmarks.{name}"
     if name == OURS:

@@ -49,6 +49,8 @@ REQUEST_ARGUMENTS: dict[str, dict[str, Any]] = declared("privacy", "REQUEST_ARGU
 REFUSED_OPERATIONS = declared("privacy", "REFUSED_OPERATIONS")
 """The routes where a stranger's request must fail: forbidden, or showing no account's data."""
 
+NO_STORE = {"private, no-store", "no-store"}
+
 HIDDEN = ("/docs", "/openapi.json")
 """The paths that are not in the OpenAPI document."""
 
@@ -287,6 +289,25 @@ async def test_without_an_account_everything_private_is_closed(
                 f"{route.name} needs no account: have it require a principal, or list it"
                 " in PUBLIC_OPERATIONS in tests/privacy.py of the feature"
             )
+
+
+async def test_no_shared_cache_keeps_an_answer_for_one(
+    app: FastAPI, anonymous: AsyncClient, owner: AsyncClient, sign_up: SignUp, ids: dict[str, str]
+) -> None:
+    """A key in `X-API-Key` does not keep a cache from sharing an answer; its headers have to."""
+    unknown = {name: str(uuid4()) for name in ids} | UNOWNED_PARAMETERS
+    statuses = set()
+    for route in sorted(routes_of(app), key=lambda route: route.method == "DELETE"):
+        private = "security" in route.operation
+        stranger = await sign_up()
+        requests = ((anonymous, ids), (stranger, unknown), (owner, ids)) if private else ()
+        for client, values in requests or ((anonymous, ids),):
+            response = await route.call(client, values)
+            allowed = {"private, no-cache"} if "etag" in response.headers else NO_STORE
+            shown = response.headers["cache-control"]
+            assert shown in allowed or (not private and shown.startswith("public")), route.name
+            statuses.add(response.status_code)
+    assert {200, 201, 204, 401, 403, 404} <= statuses
 
 
 async def test_who_has_no_account_needs_no_connection(

@@ -18,7 +18,7 @@ from shared.problems import Unavailable
 from shared.settings import Settings
 from shared.web import deadlines
 from tests.app_helpers import app_with, assert_problem, count_shed_requests
-from tests.kit import eventually, free_port, is_ready, within
+from tests.kit import connect, eventually, free_port, is_ready, within
 from tests.serving import ROOT, environment, read_line
 
 SECONDS = 1.0
@@ -133,6 +133,13 @@ async def app(settings: Settings) -> AsyncIterator[FastAPI]:
         yield running
 
 
+@pytest.fixture
+async def another(app: FastAPI) -> AsyncIterator[AsyncClient]:
+    """A client with another address."""
+    async with connect(app, "192.0.2.1") as client:
+        yield client
+
+
 def unavailable(response: Response) -> str:
     assert response.headers["retry-after"] == "1"
     return str(assert_problem(response, 503)["detail"])
@@ -175,9 +182,9 @@ async def test_without_a_timeout_a_request_has_no_deadline(
 
 @pytest.mark.parametrize("request_timeout", [30.0])
 async def test_more_than_can_be_served_is_refused_at_once(
-    anonymous: AsyncClient, app: FastAPI
+    anonymous: AsyncClient, another: AsyncClient, app: FastAPI
 ) -> None:
-    holders = [asyncio.create_task(anonymous.get("/probe/held")) for _ in range(2)]
+    holders = [asyncio.create_task(each.get("/probe/held")) for each in (anonymous, another)]
     async with within(30, "two requests that are held"):
         for _ in holders:
             await app.state.held.acquire()
@@ -194,9 +201,9 @@ async def test_more_than_can_be_served_is_refused_at_once(
 
 @pytest.mark.parametrize("request_timeout", [30.0])
 async def test_streams_of_events_leave_others_their_slots(
-    anonymous: AsyncClient, app: FastAPI
+    anonymous: AsyncClient, another: AsyncClient, app: FastAPI
 ) -> None:
-    streams = [asyncio.create_task(anonymous.get("/probe/events")) for _ in range(2)]
+    streams = [asyncio.create_task(each.get("/probe/events")) for each in (anonymous, another)]
     async with within(30, "two streams"):
         for _ in streams:
             await app.state.held.acquire()

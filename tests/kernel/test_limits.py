@@ -1,7 +1,12 @@
-"""Rate limits are counted in the process while the shared Redis is frozen."""
+"""Rate limits are counted in bounded memory without Redis, and while it is frozen."""
 
+import asyncio
+import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
+from types import FrameType
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis as Connection
@@ -9,7 +14,7 @@ from time_machine import TimeMachineFixture
 
 from shared.problems import TooManyRequests
 from shared.web import rate_limits
-from shared.web.rate_limits import Limiter, new_limit
+from shared.web.rate_limits import BoundedStorage, Limit, Limiter, new_limit
 from tests.app_helpers import capture_log
 from tests.kernel.test_cache import failures
 from tests.kit import Redis
@@ -68,3 +73,66 @@ async def test_a_count_that_others_wrote_fails_no_request(
         await limiter.hit(limit, "ada")
     await limiter.reset(limit, "ada")
     await limiter.hit(limit, "ada")
+
+
+async def test_a_request_is_counted_in_the_same_time_for_any_number_of_keys(
+    time_machine: TimeMachineFixture,
+) -> None:
+    time_machine.move_to(time.time() // 60 * 60)
+    limiter, limit = Limiter(None, enabled=True), new_limit("probe", "5/minute")
+    few, many = 100, 20_000
+    calls = []
+    for number in range(many):
+        if number in {few, many - 1}:
+            calls.append(await _count_calls(limiter, limit, f"another {number}"))
+        await limiter.hit(limit, str(number))
+    assert calls[1] <= calls[0]
+
+
+async def _count_calls(limiter: Limiter, limit: Limit, who: str) -> int:
+    calls = 0
+
+    def count(_frame: FrameType, event: str, _argument: Any) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        await limiter.hit(limit, who)
+        await asyncio.sleep(0)  # a task that this has started counts too
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+async def test_who_fills_the_memory_makes_no_limit_of_another_vanish(
+    monkeypatch: pytest.MonkeyPatch, time_machine: TimeMachineFixture
+) -> None:
+    time_machine.move_to(time.time() // 60 * 60)
+    monkeypatch.setattr(rate_limits, "MAX_KEYS", 100)
+    limiter, limit = Limiter(None, enabled=True), new_limit("probe", "5/minute")
+    for _ in range(5):
+        await limiter.hit(limit, "ada")
+    for number in range(1_000):
+        await limiter.hit(limit, f"nobody {number}")
+    with pytest.raises(TooManyRequests):
+        await limiter.hit(limit, "ada")
+    assert len(_counts(limiter)) <= 100
+
+
+async def test_what_has_expired_takes_no_memory(time_machine: TimeMachineFixture) -> None:
+    limiter, limit = Limiter(None, enabled=True), new_limit("probe", "5/minute")
+    hourly = new_limit("hourly", "5/hour")
+    start = time.time() // 60 * 60
+    for minute in range(20):
+        time_machine.move_to(start + 60 * minute)
+        await limiter.hit(hourly, f"{minute}")
+        for number in range(100):
+            await limiter.hit(limit, f"{minute} {number}")
+    assert len(_counts(limiter)) < 20 + 4 * 100
+
+
+def _counts(limiter: Limiter) -> Mapping[str, object]:
+    storage = limiter._local.storage
+    assert isinstance(storage, BoundedStorage)
+    return storage._counts

@@ -7,7 +7,8 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Response
+from fastapi.sse import EventSourceResponse
 from httpx import AsyncClient
 
 from shared.settings import Settings
@@ -25,6 +26,21 @@ probe = APIRouter(prefix="/probe", tags=["probe"])
 async def unforeseen() -> None:
     """Raises an unexpected exception, as a bug does."""
     raise RuntimeError("a bug")
+
+
+@probe.get("/published")
+async def published(response: Response) -> None:
+    response.headers["Cache-Control"] = "public, max-age=60"
+
+
+@probe.get("/tagged")
+async def tagged(response: Response) -> None:
+    response.headers["ETag"] = '"1"'
+
+
+@probe.get("/events", response_class=EventSourceResponse)
+async def events() -> AsyncIterator[str]:
+    yield "begun"
 
 
 @pytest.fixture
@@ -77,6 +93,24 @@ async def test_an_allowed_origin_may_read_every_answer(anonymous: AsyncClient, p
     assert "Origin" in response.headers["vary"]
     exposed = response.headers["access-control-expose-headers"]
     assert {"ETag", "Location", "X-Request-ID"} <= set(exposed.split(", "))
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/probe/published", "public, max-age=60"),
+        ("/probe/tagged", "private, no-cache"),
+        ("/probe/events", "private, no-store"),
+        ("/probe/unforeseen", "private, no-store"),
+        ("/nothing", "private, no-store"),
+    ],
+)
+async def test_a_response_is_private_unless_its_route_says_otherwise(
+    anonymous: AsyncClient, path: str, expected: str
+) -> None:
+    response = await anonymous.get(path)
+    assert response.headers.get_list("cache-control") == [expected]
+    assert "Origin" in response.headers["vary"]  # it decides, even where there is none
 
 
 async def test_an_allowed_origin_may_send_any_request(anonymous: AsyncClient) -> None:

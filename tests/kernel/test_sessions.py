@@ -439,11 +439,17 @@ async def test_the_server_looks_after_clients_that_say_nothing(app: FastAPI) -> 
 @pytest.mark.parametrize("bounds", [{"database_pool_timeout": 0.2}])
 @pytest.mark.parametrize("kind", ["write", "orm", "read"])
 async def test_a_pool_that_is_exhausted_refuses(
-    anonymous: AsyncClient, gate: Gate, kind: str
+    app: FastAPI, anonymous: AsyncClient, gate: Gate, kind: str
+) -> None:
+    async with connect(app, "192.0.2.1") as another:
+        await _exhaust_pool(anonymous, another, gate, kind)
+
+
+async def _exhaust_pool(
+    anonymous: AsyncClient, another: AsyncClient, gate: Gate, kind: str
 ) -> None:
     holders = [
-        asyncio.create_task(anonymous.get(f"/probe/held-{kind}")),
-        asyncio.create_task(anonymous.get(f"/probe/held-{kind}")),
+        asyncio.create_task(each.get(f"/probe/held-{kind}")) for each in (anonymous, another)
     ]
     await gate.have_entered(2)
     before = count_shed_requests("connections")

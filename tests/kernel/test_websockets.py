@@ -12,7 +12,6 @@ from httpx import AsyncClient
 from httpx2.websockets import WebSocketDisconnect, WebSocketUpgradeError
 from sqlalchemy import text
 
-from app.middleware import websockets
 from shared.auth import Principal, requires
 from shared.db import ReadSession, WriteSession
 from shared.problems import Conflict
@@ -195,13 +194,11 @@ async def test_one_account_has_a_tenth_of_them(client: AsyncClient, sign_up: Sig
         pass
 
 
-async def test_beyond_the_concurrency_it_is_shed(
-    client: AsyncClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(websockets, "MAX_PARTS", 1)
+async def test_beyond_the_concurrency_it_is_shed(client: AsyncClient, sign_up: SignUp) -> None:
+    accounts = [await sign_up() for _ in range(11)]  # the last slot is for an account without one
     async with AsyncExitStack() as stack:
-        for _ in range(20):
-            await stack.enter_async_context(open_websocket(client, "/probe/echo"))
+        for account in (*accounts, *accounts[:8], await sign_up()):
+            await stack.enter_async_context(open_websocket(account, "/probe/echo"))
         refused = await refusal(client, "/probe/echo")
         assert refused.status_code == 503
         assert refused.headers["retry-after"] == "1"

@@ -24,9 +24,11 @@ WEBSOCKET_URL = "ws://testserver"
 
 
 @asynccontextmanager
-async def connect(app: FastAPI, **options: Any) -> AsyncIterator[AsyncClient]:
+async def connect(
+    app: FastAPI, address: str = "127.0.0.1", **options: Any
+) -> AsyncIterator[AsyncClient]:
     """Opens an HTTP client that calls the application in this process, without a server."""
-    transport = ASGITransport(app, raise_app_exceptions=False)
+    transport = ASGITransport(app, raise_app_exceptions=False, client=(address, 123))
     async with AsyncClient(transport=transport, base_url="http://testserver", **options) as client:
         yield client
 

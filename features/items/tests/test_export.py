@@ -91,12 +91,14 @@ async def test_the_format_is_the_one_preferred(
             assert response.headers["content-type"].partition(";")[0] == media_type
             suffix = "csv" if media_type == "text/csv" else "jsonl"
             assert f'filename="items.{suffix}"' in response.headers["content-disposition"]
+            assert response.headers["vary"] == "Accept"
 
 
 @pytest.mark.parametrize("accept", ["application/json", "text/html", "text/csv;q=0", "image/*"])
 async def test_another_format_is_not_acceptable(client: AsyncClient, accept: str) -> None:
     response = await client.get("/items/export", headers={"Accept": accept})
     assert response.status_code == 406
+    assert response.headers["vary"] == "Accept"
     assert "application/jsonl, text/csv" in response.json()["detail"]
 
 

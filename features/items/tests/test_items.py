@@ -119,6 +119,7 @@ async def test_a_current_copy_is_not_sent_again(client: AsyncClient) -> None:
         assert response.status_code == 304
         assert response.content == b""
         assert response.headers["etag"] == tag
+        assert response.headers["cache-control"] == "private, no-cache"
     await client.patch(url, json={"price": 9.99})
     assert (await client.get(url, headers={"If-None-Match": tag})).status_code == 200
 

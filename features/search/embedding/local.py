@@ -19,11 +19,14 @@ from tokenizers import Encoding, Tokenizer
 
 from features.search.embedding.base import EmbeddingModel, EmbeddingUnavailable, Vector, normalize
 from shared.settings import ConfigurationError
+from shared.slots import Slots
 
 MINILM = EmbeddingModel("local", "all-MiniLM-L6-v2", 384)
 WEIGHTS_SHA256 = "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6"
 TOKENIZER = Path(__file__).parent / "tokenizer.json"
 MAX_TOKENS = 256
+QUERY_SLOTS = 4  # queries that the thread runs, or has next
+QUERY_SECONDS = 2.0  # a query waits this long for a slot
 TOKENS_PER_RUN = 1_024  # bounds the memory of one inference run; larger runs are not faster
 
 
@@ -37,10 +40,15 @@ class LocalEmbedder:
         self._weights, self._threads = weights, threads
         self._for_queries = ThreadPoolExecutor(1, "embed-query")
         self._for_documents = ThreadPoolExecutor(1, "embed-documents")
+        self._query_slots = Slots("embedding", QUERY_SLOTS)
         self._closed = Event()
 
     async def embed_query(self, text: str) -> Vector:
-        return (await self._run(self._for_queries, [text]))[0]
+        owner = await self._query_slots.acquire(QUERY_SECONDS)
+        try:
+            return (await self._run(self._for_queries, [text]))[0]
+        finally:
+            self._query_slots.release(owner)
 
     async def embed_documents(self, texts: Sequence[str]) -> list[Vector]:
         return await self._run(self._for_documents, texts)

@@ -1,12 +1,20 @@
-"""Password hashing with argon2id, in worker threads, at most one per core."""
+"""Password hashing with argon2id, in worker threads, at most one per core, and a short queue."""
 
 import hashlib
 import os
+from collections.abc import Callable
+from typing import TypeVar, TypeVarTuple
 
 import anyio
 from pwdlib import PasswordHash
 from pwdlib.hashers.argon2 import Argon2Hasher
 from zxcvbn.frequency_lists import FREQUENCY_LISTS
+
+from shared.slots import Slots, current_owner
+
+QUEUE_PER_CORE = 16  # a hash takes a core for 0.1 s: nobody waits for longer than 2 s
+Arguments = TypeVarTuple("Arguments")
+Result = TypeVar("Result")
 
 COMMON_PASSWORDS = frozenset(FREQUENCY_LISTS["passwords"])  # the 30,000 most frequently leaked
 
@@ -22,29 +30,42 @@ def fingerprint(password_hash: str | None) -> str:
 
 
 class PasswordHasher:
-    """Hashes and verifies passwords. `cheap` makes both fast, for tests."""
+    """Hashes and verifies passwords. `cheap` makes both fast, for tests.
+
+    Raises:
+        TooManyRequests: the account or the network has its share of the queue already.
+        Unavailable: the queue is full.
+    """
 
     def __init__(self, *, cheap: bool) -> None:
+        cores = os.cpu_count() or 1
         argon2 = (
             Argon2Hasher(time_cost=1, memory_cost=8, parallelism=1) if cheap else Argon2Hasher()
         )
         self._hasher = PasswordHash((argon2,))
         self._dummy_hash = self._hasher.hash("a password that no account has")
         # A hash takes 64 MiB and one core for 0.1 s: more than one per core would be slower.
-        self._limiter = anyio.CapacityLimiter(os.cpu_count() or 1)
+        self._limiter = anyio.CapacityLimiter(cores)
+        self._slots = Slots("password_hashing", QUEUE_PER_CORE * cores)
 
     async def hash(self, password: str) -> str:
-        return await anyio.to_thread.run_sync(self._hasher.hash, password, limiter=self._limiter)
+        return await self._run(self._hasher.hash, password)
 
     async def verify(self, password: str, password_hash: str | None) -> tuple[bool, str | None]:
         """Returns whether the password matches, and a new hash if the old one is weaker.
 
         If `password_hash` is None the result is False, after the same time.
         """
-        matches, new_hash = await anyio.to_thread.run_sync(
-            self._hasher.verify_and_update,
-            password,
-            password_hash or self._dummy_hash,
-            limiter=self._limiter,
+        matches, new_hash = await self._run(
+            self._hasher.verify_and_update, password, password_hash or self._dummy_hash
         )
         return (matches, new_hash) if password_hash else (False, None)
+
+    async def _run(
+        self, function: Callable[[*Arguments], Result], *arguments: *Arguments
+    ) -> Result:
+        slot = self._slots.take(current_owner.get())
+        try:
+            return await anyio.to_thread.run_sync(function, *arguments, limiter=self._limiter)
+        finally:
+            slot.release()

@@ -1,6 +1,7 @@
 """Passwords: strength, change and reset; verification of email addresses."""
 
 import asyncio
+import threading
 from datetime import timedelta
 
 import pytest
@@ -12,6 +13,7 @@ from sqlmodel import select
 
 from features.users.accounts.tables import User
 from features.users.passwords.tasks import send_password_resets
+from features.users.state import state_of
 from features.users.tests.conftest import (
     EMAIL,
     Execute,
@@ -24,7 +26,8 @@ from features.users.tests.conftest import (
     tokens_of,
 )
 from shared.db import database_of
-from tests.kit import PASSWORD, run_until_idle
+from shared.slots import Slots
+from tests.kit import PASSWORD, connect, eventually, run_until_idle
 
 NEW = "another long enough password"
 
@@ -223,3 +226,37 @@ async def test_who_squatted_an_address_loses_every_way_in_when_its_owner_resets(
     assert await reset(anonymous, await mailed_token(EMAIL, "reset")) == 204
     assert await status_with(anonymous, header) == 401
     assert await status_with(anonymous, squatter.header) == 401
+
+
+async def test_passwords_that_are_checked_hold_nobody_else_up(
+    app: FastAPI, anonymous: AsyncClient, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hasher, gate = state_of(app).hasher, threading.Event()
+    monkeypatch.setattr(hasher, "_slots", Slots("password_hashing", 2))
+
+    def check_slowly(*_: str) -> tuple[bool, None]:
+        gate.wait(30)
+        return False, None
+
+    monkeypatch.setattr(hasher._hasher, "verify_and_update", check_slowly)
+    async with connect(app, "192.0.2.1") as one, connect(app, "192.0.2.2") as two:
+        guesses = [asyncio.create_task(by_password(each)) for each in (one, two)]
+        await eventually(lambda: hasher._slots.in_use == 2, "two that are checked", 30)
+        refused = await by_password(anonymous)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert (await client.get("/users/me")).status_code == 200
+        gate.set()
+        assert [(await guess).status_code for guess in guesses] == [400, 400]
+
+
+async def test_one_address_leaves_the_queue_of_passwords_to_others(
+    app: FastAPI, anonymous: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slots = Slots("password_hashing", 4)
+    monkeypatch.setattr(state_of(app).hasher, "_slots", slots)
+    for _ in range(2):
+        slots.take("127.0.0.1")
+    refused = await by_password(anonymous)
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    async with connect(app, "192.0.2.1") as other:
+        assert (await by_password(other)).status_code == 400

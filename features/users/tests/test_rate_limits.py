@@ -1,6 +1,7 @@
 """Rate limits per address, account and API key; in one process, and shared through Redis."""
 
 import time
+from uuid import uuid4
 
 import pytest
 from fastapi import FastAPI
@@ -97,6 +98,25 @@ async def test_one_network_of_ipv6_is_one_address(app: FastAPI) -> None:
     """A /64 network has 2⁶⁴ addresses."""
     answers = [await from_address(app, f"2001:db8::{i:x}", f"{i}@example.com") for i in range(10)]
     assert answers == [400] * 8 + [429] * 2
+    assert await from_address(app, "2001:db8:0:1::1", EMAIL) == 400
+
+
+async def test_a_site_of_ipv6_has_more_than_one_network_and_a_limit(app: FastAPI) -> None:
+    """A /56 network has 256 of /64, a /48 has 65,536: they may have 4 and 16 times as much."""
+
+    async def guess(network: str) -> int:
+        return await from_address(app, f"2001:db8:{network}::1", f"{uuid4()}@example.com")
+
+    home = [await guess(f"0:{n:x}") for n in range(33)]
+    assert home == [400] * 32 + [429]
+    site = [await guess(f"0:{n // 32 + 1:x}{n % 32:02x}") for n in range(97)]
+    assert site == [400] * 96 + [429]
+    assert await guess("1:0") == 400
+
+
+async def test_a_client_that_is_refused_uses_up_nothing_of_its_neighbours(app: FastAPI) -> None:
+    for n in range(40):
+        await from_address(app, "2001:db8::1", f"{n}@example.com")
     assert await from_address(app, "2001:db8:0:1::1", EMAIL) == 400
 
 

@@ -1,0 +1,219 @@
+"""Slots are shared fairly: requests and connections, between accounts and between addresses."""
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, suppress
+
+import pytest
+from fastapi import APIRouter, FastAPI, Request
+from httpx import AsyncClient, Response
+
+from shared.auth import requires
+from shared.db import database_of
+from shared.problems import TooManyRequests, Unavailable
+from shared.settings import Settings
+from shared.slots import Slot, Slots, current_owner
+from tests.app_helpers import app_with, assert_problem
+from tests.kit import SignUp, connect, within
+
+SIZE = 8
+probe = APIRouter(prefix="/probe", tags=["probe"])
+
+
+@probe.get("/held")
+async def held(request: Request) -> None:
+    request.app.state.held.release()
+    await request.app.state.gate.wait()
+
+
+@probe.get("/held-by-account", dependencies=[requires()])
+async def held_by_account(request: Request) -> None:
+    await held(request)
+
+
+@probe.get("/held-connection", dependencies=[requires()])
+async def held_connection(request: Request) -> None:
+    async with database_of(request.app).primary.connection():
+        await held(request)
+
+
+@probe.get("/held-transaction", dependencies=[requires()])
+async def held_transaction(request: Request) -> None:
+    async with database_of(request.app).transaction():
+        await held(request)
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    update = {"max_concurrency": SIZE, "database_pool_size": 4, "database_pool_timeout": 0.2}
+    return settings.model_copy(update=update)
+
+
+@pytest.fixture
+async def app(settings: Settings) -> AsyncIterator[FastAPI]:
+    async with app_with(settings, probe) as running:
+        running.state.held, running.state.gate = asyncio.Semaphore(0), asyncio.Event()
+        yield running
+
+
+async def hold(
+    app: FastAPI, client: AsyncClient, path: str, number: int
+) -> list["asyncio.Task[Response]"]:
+    """Sends so many requests, and returns once all of them are being answered."""
+    tasks = [asyncio.create_task(client.get(path)) for _ in range(number)]
+    async with within(30, "requests that are held"):
+        for _ in tasks:
+            await app.state.held.acquire()
+    return tasks
+
+
+async def end(app: FastAPI, *requests: "asyncio.Task[Response]") -> None:
+    app.state.gate.set()
+    async with within(30, "the answers to those that were held"):
+        assert {(await request).status_code for request in requests} == {200}
+
+
+def assert_own_share(response: Response) -> None:
+    assert "your requests" in assert_problem(response, 429)["detail"]
+    assert response.headers["retry-after"] == "1"
+
+
+async def test_one_address_leaves_half_of_the_requests_to_others(
+    app: FastAPI, anonymous: AsyncClient
+) -> None:
+    requests = await hold(app, anonymous, "/probe/held", SIZE // 2)
+    assert_own_share(await anonymous.get("/probe/held"))
+    async with connect(app, "192.0.2.1") as other:
+        requests += await hold(app, other, "/probe/held", SIZE // 3)
+        assert_own_share(await other.get("/probe/held"))
+        async with connect(app, "192.0.2.2") as third:
+            assert (await third.get("/items")).status_code == 401
+            await end(app, *requests)
+
+
+async def test_a_site_of_ipv6_is_one_address(app: FastAPI) -> None:
+    async with AsyncExitStack() as stack:
+        requests = []
+        for number in range(SIZE // 2):
+            address = f"2001:db8:0:{number:x}::1"
+            client = await stack.enter_async_context(connect(app, address))
+            requests += await hold(app, client, "/probe/held", 1)
+        client = await stack.enter_async_context(connect(app, "2001:db8:0:ffff::1"))
+        assert_own_share(await client.get("/probe/held"))
+        other = await stack.enter_async_context(connect(app, "2001:db8:1::1"))
+        assert (await other.get("/items")).status_code == 401
+        await end(app, *requests)
+
+
+async def test_many_accounts_behind_one_address_have_a_share_each(
+    app: FastAPI, sign_up: SignUp, anonymous: AsyncClient
+) -> None:
+    one, two = await sign_up(), await sign_up()
+    requests = await hold(app, one, "/probe/held-by-account", SIZE // 2)
+    assert_own_share(await one.get("/probe/held-by-account"))
+    requests += await hold(app, two, "/probe/held-by-account", SIZE // 3)
+    assert (await anonymous.get("/items")).status_code == 401
+    await end(app, *requests)
+
+
+async def test_one_account_behind_many_addresses_has_one_share(
+    app: FastAPI, sign_up: SignUp
+) -> None:
+    client = await sign_up()
+    async with AsyncExitStack() as stack:
+        requests = []
+        for number in range(SIZE // 2):
+            address = f"192.0.2.{number}"
+            same = await stack.enter_async_context(connect(app, address, headers=client.headers))
+            requests += await hold(app, same, "/probe/held-by-account", 1)
+        assert_own_share(await client.get("/probe/held-by-account"))
+        await end(app, *requests)
+
+
+@pytest.mark.parametrize("path", ["/probe/held-connection", "/probe/held-transaction"])
+async def test_one_account_leaves_connections_to_others(
+    app: FastAPI, sign_up: SignUp, path: str
+) -> None:
+    noisy, quiet = await sign_up(), await sign_up()
+    requests = await hold(app, noisy, path, 2)
+    assert_own_share(await noisy.get(path))
+    requests += await hold(app, quiet, path, 1)
+    await end(app, *requests)
+
+
+async def acquired(slots: Slots, owner: str, order: list[str]) -> None:
+    current_owner.set(owner)
+    await slots.acquire(30)
+    order.append(owner)
+
+
+async def test_a_slot_goes_to_the_owner_of_the_fewest() -> None:
+    slots, order = Slots("probe", 2), list[str]()
+    first = [slots.take("noisy"), slots.take("other")]
+    waiting = [
+        asyncio.create_task(acquired(slots, owner, order)) for owner in ("noisy", "noisy", "quiet")
+    ]
+    await asyncio.sleep(0)
+    first[1].release()
+    await asyncio.wait_for(waiting[2], 30)
+    assert order == ["quiet"]
+    first[0].release()
+    await asyncio.wait_for(waiting[0], 30)
+    assert order == ["quiet", "noisy"]
+    waiting[1].cancel()
+
+
+async def test_a_waiter_that_gives_up_leaves_its_slot_to_the_next() -> None:
+    slots, order = Slots("probe", 1), list[str]()
+    held = slots.take("other")
+    waiting = [asyncio.create_task(acquired(slots, owner, order)) for owner in ("one", "two")]
+    await asyncio.sleep(0)
+    held.release()  # gives it to the first, which is cancelled before it runs
+    waiting[0].cancel()
+    await asyncio.wait_for(waiting[1], 30)
+    assert order == ["two"]
+    slots.release("two")
+    assert slots.in_use == 0
+
+
+async def test_who_waits_in_vain_is_told_why() -> None:
+    slots = Slots("probe", 2)
+    current_owner.set("noisy")
+    await slots.acquire(0)
+    with pytest.raises(TooManyRequests):
+        await slots.acquire(0)
+    slots.take("other")
+    with pytest.raises(Unavailable):
+        await slots.acquire(0)
+
+
+def test_work_without_an_owner_is_bound_by_the_size_alone() -> None:
+    slots = Slots("probe", 2)
+    slots.take(None)
+    slots.take(None)
+    with pytest.raises(Unavailable):
+        slots.take(None)
+
+
+def test_what_lasts_long_has_a_smaller_share() -> None:
+    slots = Slots("probe", 100, most=10)
+    for _ in range(10):
+        slots.take("noisy")
+    with pytest.raises(TooManyRequests):
+        slots.take("noisy")
+
+
+def test_owners_that_take_what_they_can_leave_a_share_to_one_more() -> None:
+    slots, owners = Slots("probe", 200), [f"noisy {number}" for number in range(16)]
+    held = deque[Slot]()
+    for turn in range(10_000):
+        with suppress(TooManyRequests, Unavailable):
+            held.append(slots.take(owners[turn % len(owners)]))
+        if turn % 3 == 0:
+            held.popleft().release()
+    share = 200 // (len(owners) + 1)
+    counts = Counter(slot.owner for slot in held)
+    assert max(counts.values()) <= share + 2
+    for _ in range(share // 2 - 1):
+        slots.take("quiet")
