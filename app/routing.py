@@ -10,7 +10,11 @@ from functools import cache
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
-from fastapi._compat import ModelField, field_annotation_is_sequence
+from fastapi._compat import (
+    ModelField,
+    field_annotation_is_sequence,
+    get_cached_model_fields,
+)
 from fastapi.dependencies import utils
 from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
@@ -92,7 +96,7 @@ def refuse_unknown_parameters() -> None:
     has no setting for it, so a method is replaced, in the whole process; as a dependency of each
     router it would take 7 % of a GET of one row.
     """
-    APIRoute.handle = _handle  # type: ignore[method-assign]
+    APIRoute.handle = _handle  # type: ignore[method-assign, assignment]
 
 
 async def _handle(route: APIRoute, scope: Scope, receive: Receive, send: Send) -> None:
@@ -131,7 +135,7 @@ def _declared_parameters(route: Any) -> set[str] | None:
         model = utils._get_param_model(parameter)
         if model and model.model_config.get("extra") == "allow":
             return None
-        for field in utils.get_cached_model_fields(model) if model else [parameter]:
+        for field in get_cached_model_fields(model) if model else [parameter]:
             names.update(alias for _, alias in utils._get_param_aliases(field))
     return names
 
