@@ -3,10 +3,15 @@
 from features.items.changes import item_changes
 from features.items.commands import commands
 from features.items.demo import demo
-from features.items.handlers import create_item, delete_all_items, update_item
+from features.items.handlers import (
+    create_item,
+    delete_all_items,
+    update_item,
+)
 from features.items.router import router
 from features.items.schemas import ItemCreate, ItemFilters, ItemPublic, ItemUpdate
 from features.items.tables import Item
+from features.items.tasks import delete_abandoned_imports
 from features.users import account_changes
 from shared.db.changes import Subscription
 from shared.feature import Feature
@@ -36,6 +41,7 @@ feature = Feature(
         "uq_items_owner_id_external_id": Conflict("You already have an item with this external_id"),
         "fk_items_owner_id": Unauthorized("User not found"),
     },
+    periodic_tasks=(delete_abandoned_imports,),
     subscriptions=(Subscription(account_changes, delete_all_items),),
     commands=commands,
     demo=demo,

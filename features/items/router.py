@@ -1,8 +1,10 @@
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Request, Response, status
+from fastapi import APIRouter, Depends, Query, Request, Response, status
 from fastapi.responses import StreamingResponse
+from fastapi.security import SecurityScopes
 
 from features.items import handlers
 from features.items.content_negotiation import (
@@ -22,8 +24,8 @@ from features.items.schemas import (
     ItemQuery,
     ItemUpdate,
 )
-from shared.auth import Principal, requires
-from shared.db import ReadSession, SnapshotSession, WriteSession
+from shared.auth import Principal, authenticate, requires
+from shared.db import ReadSession, SnapshotSession, WriteSession, database_of
 from shared.problems import (
     BadRequest,
     Conflict,
@@ -46,6 +48,18 @@ router = APIRouter(prefix="/items", tags=["items"])
 
 Reader = Annotated[Principal, requires("items:read")]
 Writer = Annotated[Principal, requires("items:write")]
+
+
+async def _confirm_access(request: Request) -> Callable[[WriteSession], Awaitable[None]]:
+    async def confirm(_: WriteSession) -> None:
+        await authenticate(request, SecurityScopes())
+
+    return confirm
+
+
+ConfirmAccess = Annotated[
+    Callable[[WriteSession], Awaitable[None]], Depends(_confirm_access, scope="function")
+]
 MAX_IMPORT_BYTES = 1 << 50  # no limit: an import is streamed, and not held in memory
 
 
@@ -132,17 +146,25 @@ async def import_(
     principal: Writer,
     format_: ImportFormat,
     gzipped: ImportEncoding,
+    request: Request,
     body: Upload,
-    session: WriteSession,
+    confirm_access: ConfirmAccess,
     dry_run: Annotated[bool, Query(description="Report what would happen, change nothing")] = False,
 ) -> ImportReport:
     """Adds or replaces items from JSON Lines or CSV, by `external_id`.
 
-    The body is a stream of any length. Rows that are not valid are reported with their line
-    number and left out; all others are taken, in one transaction. An empty cell of CSV is no value.
+    Rows that are not valid are reported with their line number and left out; all others are taken,
+    in one transaction, once the whole body has come. An empty cell of CSV is no value. A row of an
+    export, whose `id` is that of one of your items, is that item, and gives it its `external_id` if
+    it has none; any other `id` stands for the `external_id`, if there is no such field.
     """
     batches = parse_rows(gunzip(body) if gzipped else body, format_)
-    return await handlers.import_items(session, principal.user_id, batches, dry_run=dry_run)
+    database = database_of(request.app)
+    report = await handlers.import_items(
+        database, principal.user_id, batches, dry_run=dry_run, confirm_access=confirm_access
+    )
+    await database.record_writer(request)
+    return report
 
 
 @router.get(
