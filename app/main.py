@@ -90,7 +90,11 @@ def create_app(
     install_error_handlers(app)
     app.add_exception_handler(Replay, replay)
     app.add_middleware(EventStreamMiddleware)
-    app.add_middleware(DeadlineMiddleware, seconds=settings.request_timeout)
+    app.add_middleware(
+        DeadlineMiddleware,
+        seconds=settings.request_timeout,
+        stream_seconds=settings.stream_timeout,
+    )
     app.add_middleware(LoadSheddingMiddleware, concurrency=settings.max_concurrency)
     app.add_middleware(ServerErrorMiddleware)
     if settings.cors_origins:

@@ -31,6 +31,12 @@ EXPORT_OPENAPI: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The items, one a line",
         "content": {format_.value: _body(format_.value) for format_ in Format},
+        "headers": {
+            "X-Snapshot-Seconds": {
+                "description": "How long the items are those of one moment",
+                "schema": {"type": "number"},
+            }
+        },
     }
 }
 

@@ -177,12 +177,17 @@ async def export(
 ) -> StreamingResponse:
     """All your items as a stream, oldest first: JSON Lines, or CSV if `Accept` says so.
 
-    CSV has an empty cell where there is no value, and for an empty description.
+    CSV has an empty cell where there is no value, and for an empty description. They are the items
+    of one moment, if they are read within `X-Snapshot-Seconds`; a slower client gets the rest as
+    they are then, none twice.
     """
     batches = handlers.export_items(session, principal.user_id)
     suffix = "csv" if format_ is Format.CSV else "jsonl"
     return StreamingResponse(
         write_items(batches, format_),
         media_type=format_.value,
-        headers={"Content-Disposition": f'attachment; filename="items.{suffix}"'},
+        headers={
+            "Content-Disposition": f'attachment; filename="items.{suffix}"',
+            "X-Snapshot-Seconds": f"{session.seconds:g}",
+        },
     )

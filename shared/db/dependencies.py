@@ -5,7 +5,7 @@ first byte of the response is sent, so a 2xx means committed. An ORM session is 
 the same transaction, with its identity map, which costs as much as a few statements.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Hashable
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -29,10 +29,17 @@ async def _write_session(request: HTTPConnection) -> AsyncIterator[sessions.Writ
     await database.record_writer(request)
 
 
+def stream_holder(request: HTTPConnection) -> Hashable:
+    """Returns whose slots an upload or a download takes: the account's, or without one the
+    address's. A route declares its principal before them."""
+    principal = getattr(request.state, "principal", None)
+    return principal.user_id if principal else request.client and request.client.host
+
+
 async def _snapshot_session(request: Request) -> AsyncIterator[sessions.SnapshotSession]:
     database = database_of(request.app)
     async with (
-        database.stream_slot(database.download_slots),
+        database.download_slots.hold(stream_holder(request)),
         database.snapshot(request) as session,
     ):
         yield session
@@ -54,5 +61,7 @@ OrmSession = Annotated[AsyncSession, Depends(_orm_session, scope="function")]
 """The ORM's view of the request's transaction, to change objects; handlers flush, never commit."""
 
 SnapshotSession = Annotated[sessions.SnapshotSession, Depends(_snapshot_session, scope="request")]
-"""One read-only snapshot that lives as long as the response, for streamed responses. These use at
-most half of the connections at once."""
+"""One read-only snapshot for a streamed response, for at most `APP_DATABASE_SNAPSHOT_TIMEOUT`.
+
+These use at most half of the connections at once, and two fifths of that for one account: declare
+it after the principal."""

@@ -1,10 +1,11 @@
 """A pool of connections for reads, and the slots that streams take."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Hashable, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, TypeAlias
+from weakref import WeakValueDictionary
 
 import asyncpg
 import orjson
@@ -18,11 +19,13 @@ from shared.db.errors import (
     UNREACHABLE,
     Unreachable,
 )
-from shared.problems import SERVICE_BUSY, Unavailable, overloaded
+from shared.problems import SERVICE_BUSY, TooManyRequests, Unavailable, overloaded
 
 CONNECT_TIMEOUT_SECONDS = 3.0
 CANCEL_TIMEOUT_SECONDS = 1.0  # for an abandoned statement to end
 CLOSE_TIMEOUT_SECONDS = 2.0
+
+STREAMS_BUSY = "Too many uploads or downloads are under way; please try again"
 
 log = structlog.get_logger(__name__)
 
@@ -145,6 +148,43 @@ class ReadPool:
         """Closes all idle connections; one in use is closed when it is returned."""
         self._open = False
         await asyncio.gather(*(_close(idle, CLOSE_TIMEOUT_SECONDS) for idle in self._idle))
+
+
+class StreamSlots:
+    """The slots of streams, which last long: half as many as `connections`, and at least one.
+
+    One holder, an account or an address, has at most two fifths of them, and at least one.
+    """
+
+    def __init__(self, connections: int, wait_seconds: float) -> None:
+        size = max(1, connections // 2)
+        self.share, self._wait_seconds = max(1, size * 2 // 5), wait_seconds
+        self._slots = asyncio.Semaphore(size)
+        self._shares: WeakValueDictionary[Hashable, asyncio.Semaphore] = WeakValueDictionary()
+
+    @asynccontextmanager
+    async def hold(self, holder: Hashable) -> AsyncIterator[None]:
+        """Holds a slot.
+
+        Raises:
+            TooManyRequests: the holder has its share, and gives none up in time.
+            Unavailable: no slot becomes free in time.
+        """
+        share = self._shares.setdefault(holder, asyncio.Semaphore(self.share))
+        try:
+            async with asyncio.timeout(self._wait_seconds):
+                await share.acquire()
+        except TimeoutError:
+            detail = f"You may have {self.share} uploads and as many downloads under way at a time"
+            raise TooManyRequests(detail, headers=Unavailable.headers) from None
+        try:
+            await acquire_slot(self._slots, self._wait_seconds, "streams", STREAMS_BUSY)
+            try:
+                yield
+            finally:
+                self._slots.release()
+        finally:
+            share.release()
 
 
 async def acquire_slot(
