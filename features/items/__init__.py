@@ -10,6 +10,7 @@ from features.items.handlers import (
 )
 from features.items.router import router
 from features.items.schemas import ItemCreate, ItemFilters, ItemPublic, ItemUpdate
+from features.items.settings import ItemsSettings
 from features.items.tables import Item
 from features.items.tasks import delete_abandoned_imports
 from features.users import account_changes
@@ -41,6 +42,7 @@ feature = Feature(
         "uq_items_owner_id_external_id": Conflict("You already have an item with this external_id"),
         "fk_items_owner_id": Unauthorized("User not found"),
     },
+    settings=ItemsSettings,
     periodic_tasks=(delete_abandoned_imports,),
     subscriptions=(Subscription(account_changes, delete_all_items),),
     commands=commands,

@@ -15,7 +15,8 @@ from features.items.content_negotiation import (
     ImportFormat,
 )
 from features.items.formats import Format, parse_rows, write_items
-from features.items.formats.gzip import gunzip
+from features.items.formats.gzip import MAX_RATIO, gunzip
+from features.items.formats.limits import limit_rows, limit_size
 from features.items.schemas import (
     ImportReport,
     ItemCreate,
@@ -24,6 +25,7 @@ from features.items.schemas import (
     ItemQuery,
     ItemUpdate,
 )
+from features.items.settings import ItemsSettings
 from shared.auth import Principal, authenticate, requires
 from shared.db import ReadSession, SnapshotSession, WriteSession, database_of
 from shared.problems import (
@@ -33,6 +35,7 @@ from shared.problems import (
     RequestTimeout,
     responses,
 )
+from shared.state import settings_of
 from shared.web.conditional import (
     CREATED_RESPONSE,
     ConditionalGet,
@@ -60,7 +63,7 @@ async def _confirm_access(request: Request) -> Callable[[WriteSession], Awaitabl
 ConfirmAccess = Annotated[
     Callable[[WriteSession], Awaitable[None]], Depends(_confirm_access, scope="function")
 ]
-MAX_IMPORT_BYTES = 1 << 50  # no limit: an import is streamed, and not held in memory
+MAX_IMPORT_BYTES = 1 << 50  # the settings bound it, decompressed
 
 
 @router.get("")
@@ -158,10 +161,14 @@ async def import_(
     export, whose `id` is that of one of your items, is that item, and gives it its `external_id` if
     it has none; any other `id` stands for the `external_id`, if there is no such field.
     """
-    batches = parse_rows(gunzip(body) if gzipped else body, format_)
-    database = database_of(request.app)
+    database, limits = database_of(request.app), settings_of(request.app, ItemsSettings)
+    max_size, max_rows = limits.max_import_size, limits.max_import_rows
+    body = limit_size(body, max_size, max_rows)
+    if gzipped:
+        body = limit_size(gunzip(body, MAX_RATIO), max_size, max_rows)
+    rows = limit_rows(parse_rows(body, format_), max_rows, limits.max_import_errors)
     report = await handlers.import_items(
-        database, principal.user_id, batches, dry_run=dry_run, confirm_access=confirm_access
+        database, principal.user_id, rows, dry_run=dry_run, confirm_access=confirm_access
     )
     await database.record_writer(request)
     return report

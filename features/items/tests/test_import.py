@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import time
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable
 from typing import Any
@@ -12,6 +13,7 @@ from fastapi import FastAPI
 from httpx import AsyncClient, Response
 
 from features.items.formats.records import MAX_RECORD_BYTES
+from features.items.settings import ItemsSettings
 from shared.web import uploads
 from tests.kit import SignUp, eventually, is_ready, within
 
@@ -266,13 +268,13 @@ async def test_the_report_stays_short(client: AsyncClient) -> None:
 async def test_others_are_answered_while_a_file_without_a_valid_row_is_read(
     client: AsyncClient, other_client: AsyncClient
 ) -> None:
-    packed = gzip.compress(b"x\n" * 100_000)
+    packed = gzip.compress((b"x\n" + b"\n" * 50) * 10_000)
     importing = asyncio.create_task(send(client, packed, encoding="gzip"))
     answered = 0
     while not importing.done():
         assert (await other_client.get("/users/me")).status_code == 200
         answered += 1
-    assert (await importing).json()["rejected"] == 100_000
+    assert (await importing).json()["rejected"] == 10_000
     assert answered >= 10
 
 
@@ -328,15 +330,65 @@ async def test_broken_gzip_imports_nothing(client: AsyncClient, data: bytes, det
     assert await titles(client) == []
 
 
-async def test_a_gzip_bomb_takes_no_memory(client: AsyncClient) -> None:
-    bomb = gzip.compress(b"x" * 100_000_000) + gzip.compress(b"\n" + json_lines(row(1)))
-    assert len(bomb) < 200_000
+@pytest.mark.parametrize(
+    "text", [b"x", b"x\n", b"\n", json_lines({"title": "x" * 500, "price": 1})]
+)
+async def test_a_gzip_bomb_is_refused(client: AsyncClient, text: bytes) -> None:
+    bomb = gzip.compress(text * (40_000_000 // len(text)))
+    assert len(bomb) < 300_000
     tracemalloc.start()
-    answer = await report(send(client, bomb, encoding="gzip"))
+    started = time.process_time()
+    answer = await send(client, bomb, encoding="gzip")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
+    assert answer.status_code in {413, 422}
     assert peak < 15_000_000
-    assert (answer["created"], answer["rejected"]) == (1, 1)
+    assert time.process_time() - started < 15
+    assert await titles(client) == []
+
+
+async def test_text_that_is_compressed_well_is_imported(client: AsyncClient) -> None:
+    rows = (row(key, description="the same for all " * 10) for key in range(10_000))
+    packed = gzip.compress(json_lines(*rows), 9)
+    assert await report(send(client, packed, encoding="gzip")) == NO_ROWS | {"created": 10_000}
+
+
+@pytest.fixture
+def limits(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    bounds = ItemsSettings(max_import_size=1_000, max_import_rows=10, max_import_errors=5)
+    monkeypatch.setitem(app.state.feature_settings, ItemsSettings, bounds)
+
+
+LIMITS: dict[str, tuple[bytes, int, str]] = {
+    "bytes": (b"\n" + b" " * 1_000, 413, "An import may have 1,000 bytes: divide the file"),
+    "lines": (b"\n" * 201, 413, "An import may have 200 lines: divide the file"),
+    "rows": (json_lines(*(row(key) for key in range(11))), 422, "An import may have 10 rows"),
+    "errors": (
+        b"\n" + b"x\n" * 6,
+        422,
+        "More than 5 rows are not valid, of which one is in line 2: ",
+    ),
+}
+
+
+@pytest.mark.parametrize("encoding", [None, "gzip"])
+@pytest.mark.parametrize(("data", "status", "detail"), LIMITS.values(), ids=LIMITS)
+@pytest.mark.usefixtures("limits")
+async def test_a_file_that_is_too_large_is_refused(
+    client: AsyncClient, encoding: str | None, data: bytes, status: int, detail: str
+) -> None:
+    within = json_lines(*(row(key) for key in range(5))) + b"x\n" * 5
+    assert (await report(send(client, within)))["created"] == 5
+    answer = await send(client, gzip.compress(data) if encoding else data, encoding=encoding)
+    assert answer.status_code == status
+    assert answer.json()["detail"].startswith(detail)
+    assert len(await titles(client)) == 5
+
+
+@pytest.mark.usefixtures("limits")
+async def test_compressed_data_without_text_has_a_bound(client: AsyncClient) -> None:
+    answer = await send(client, gzip.compress(b"") * 100, encoding="gzip")
+    assert answer.status_code == 413
 
 
 @pytest.mark.parametrize("media_type", ["application/json", "text/plain", "nonsense", ""])
