@@ -13,6 +13,7 @@ from features.items.schemas import ItemCreate, ItemFilters, ItemPublic, ItemUpda
 from features.items.settings import ItemsSettings
 from features.items.tables import Item
 from features.items.tasks import delete_abandoned_imports
+from features.items.usage import lifespan
 from features.users import account_changes
 from shared.db.changes import Subscription
 from shared.feature import Feature
@@ -43,6 +44,7 @@ feature = Feature(
         "fk_items_owner_id": Unauthorized("User not found"),
     },
     settings=ItemsSettings,
+    lifespan=lifespan,
     periodic_tasks=(delete_abandoned_imports,),
     subscriptions=(Subscription(account_changes, delete_all_items),),
     commands=commands,

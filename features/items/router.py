@@ -24,8 +24,10 @@ from features.items.schemas import (
     ItemPublic,
     ItemQuery,
     ItemUpdate,
+    Usage,
 )
 from features.items.settings import ItemsSettings
+from features.items.usage import Quota, text_bytes_of
 from shared.auth import Principal, authenticate, requires
 from shared.db import ReadSession, SnapshotSession, WriteSession, database_of
 from shared.problems import (
@@ -35,7 +37,7 @@ from shared.problems import (
     RequestTimeout,
     responses,
 )
-from shared.state import settings_of
+from shared.state import resource, settings_of
 from shared.web.conditional import (
     CREATED_RESPONSE,
     ConditionalGet,
@@ -51,6 +53,7 @@ router = APIRouter(prefix="/items", tags=["items"])
 
 Reader = Annotated[Principal, requires("items:read")]
 Writer = Annotated[Principal, requires("items:write")]
+QuotaDep = Annotated[Quota, resource(Quota)]
 
 
 async def _confirm_access(request: Request) -> Callable[[WriteSession], Awaitable[None]]:
@@ -104,10 +107,12 @@ async def create(
     request: Request,
     principal: Writer,
     session: WriteSession,
+    quota: QuotaDep,
     idempotency: Idempotency,
 ) -> Response:
     """Adds an item."""
     item = await handlers.create_item(session, principal.user_id, new)
+    await quota.check(session, principal.user_id, items=1, text_bytes=text_bytes_of(new))
     return await idempotency.store(created(request, item))
 
 
@@ -121,10 +126,12 @@ async def update(
     response: Response,
     principal: Writer,
     session: WriteSession,
+    quota: QuotaDep,
     if_match: IfMatch = None,
 ) -> ItemPublic:
     """Changes what is given, and leaves the rest."""
     item = await handlers.update_item(session, principal.user_id, item_id, changes, if_match)
+    await quota.check(session, principal.user_id, items=0, text_bytes=text_bytes_of(changes))
     return tagged(response, item)
 
 
@@ -151,6 +158,7 @@ async def import_(
     gzipped: ImportEncoding,
     request: Request,
     body: Upload,
+    quota: QuotaDep,
     confirm_access: ConfirmAccess,
     dry_run: Annotated[bool, Query(description="Report what would happen, change nothing")] = False,
 ) -> ImportReport:
@@ -168,10 +176,21 @@ async def import_(
         body = limit_size(gunzip(body, MAX_RATIO), max_size, max_rows)
     rows = limit_rows(parse_rows(body, format_), max_rows, limits.max_import_errors)
     report = await handlers.import_items(
-        database, principal.user_id, rows, dry_run=dry_run, confirm_access=confirm_access
+        database,
+        principal.user_id,
+        rows,
+        dry_run=dry_run,
+        quota=quota,
+        confirm_access=confirm_access,
     )
     await database.record_writer(request)
     return report
+
+
+@router.get("/usage")
+async def usage(principal: Reader, session: ReadSession, quota: QuotaDep) -> Usage:
+    """How much you have stored, and the most that you may."""
+    return await quota.usage(session, principal.user_id)
 
 
 @router.get(

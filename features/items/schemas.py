@@ -175,3 +175,12 @@ class ImportReport(BaseModel):
     errors: list[RowError] = Field(
         default=[], description="Why rows were rejected: the first 1,000 of them"
     )
+
+
+class Usage(BaseModel):
+    """What an account has, and the most that it may have. A large one is counted once a minute."""
+
+    items: int
+    max_items: int
+    text_bytes: int = Field(description="Of title, description and external_id, in UTF-8")
+    max_text_bytes: int

@@ -10,6 +10,7 @@ from features.items.formats.rows import Accepted, Rejected, RowBatches
 from features.items.handlers.merging import merge_rows
 from features.items.handlers.staging import delete_staged, stage_rows
 from features.items.schemas import ImportReport, RowError
+from features.items.usage import Quota, text_bytes_of
 from shared.db import Database, WriteSession
 from shared.db.tables import uuid7
 from shared.problems import Unavailable
@@ -25,6 +26,7 @@ async def import_items(
     batches: RowBatches,
     *,
     dry_run: bool = False,
+    quota: Quota | None = None,
     confirm_access: Callable[[WriteSession], Awaitable[None]] | None = None,
 ) -> ImportReport:
     """Inserts the rows as items of the owner, or replaces the items that they name.
@@ -34,19 +36,24 @@ async def import_items(
     merges them.
 
     Raises:
+        Forbidden: the account would have more than it may.
         Unavailable: PostgreSQL has failed over or crashed during the import.
     """
-    import_id, report, staged, has_ids = uuid7(), ImportReport(), 0, False
+    import_id, report, staged, text_bytes, has_ids = uuid7(), ImportReport(), 0, 0, False
     try:
         async for rows in _group(batches, report):
             async with database.transaction() as session:
                 await stage_rows(session, owner_id, import_id, rows)
             staged += len(rows)
+            text_bytes += sum(text_bytes_of(row.row) for row in rows)
             has_ids |= any(row.row.item_id for row in rows)
         async with database.transaction() as session:
             counts, rejected = await merge_rows(
                 session, owner_id, import_id, staged=staged, has_ids=has_ids, dry_run=dry_run
             )
+            if quota and not dry_run:
+                created = counts["created"]
+                await quota.check(session, owner_id, items=created, text_bytes=text_bytes)
             if confirm_access:
                 await confirm_access(session)
     finally:
