@@ -29,7 +29,7 @@ from app.ops.sentry import configure_sentry
 from app.ops.sql import log_statements
 from app.ops.tracing import export_traces, tracing
 from app.outbox import delete_old_changes, outbox_tasks
-from app.routing import skip_routers, validate_queries_at_once
+from app.routing import refuse_unknown_parameters, skip_routers, validate_queries_at_once
 from app.task_runner import Dispatcher, run_until_idle, task_runner
 from shared.feature import Feature, FeatureError
 from shared.settings import (
@@ -90,7 +90,11 @@ def create_app(
     install_error_handlers(app)
     app.add_exception_handler(Replay, replay)
     app.add_middleware(EventStreamMiddleware)
-    app.add_middleware(DeadlineMiddleware, seconds=settings.request_timeout)
+    app.add_middleware(
+        DeadlineMiddleware,
+        seconds=settings.request_timeout,
+        stream_seconds=settings.stream_timeout,
+    )
     app.add_middleware(LoadSheddingMiddleware, concurrency=settings.max_concurrency)
     app.add_middleware(ServerErrorMiddleware)
     if settings.cors_origins:
@@ -119,6 +123,7 @@ def create_app(
     mount_docs(app)
     skip_routers(app)
     validate_queries_at_once()
+    refuse_unknown_parameters()
     return app
 
 

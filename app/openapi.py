@@ -14,6 +14,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
+from app.routing import SAFE_METHODS
 from shared.auth import api_key, bearer
 from shared.problems import MEDIA_TYPE, FieldError, title
 from shared.web.conditional import ETAG_HEADER
@@ -98,8 +99,8 @@ def _exact(app: FastAPI) -> dict[str, Any]:
     if schemes := components.get("securitySchemes"):  # none if no route needs a principal
         _complete_security_schemes(app, schemes)
     for path in document["paths"].values():
-        for operation in path.values():
-            _declare_problems(operation)
+        for method, operation in path.items():
+            _declare_problems(method, operation)
             if security := operation.get("security"):
                 security.append({api_key.scheme_name: security[0][bearer.scheme_name]})
             for parameter in operation.get("parameters", []):
@@ -123,12 +124,14 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
     return {**rest, **kinds[0]} if len(kinds) == 1 else schema | ({"anyOf": kinds} if kinds else {})
 
 
-def _declare_problems(operation: dict[str, Any]) -> None:
+def _declare_problems(method: str, operation: dict[str, Any]) -> None:
     """Declares the problems and entity tags that follow from what the route itself declares."""
     declared, parameters = operation["responses"], operation.get("parameters", [])
     wanted = {int(status) for status in declared if status == "422"} | set(ALWAYS)
     if "security" in operation:
         wanted |= set(WITH_SECURITY)
+    if "security" in operation or method.upper() not in SAFE_METHODS:
+        wanted.add(422)  # for a query parameter that is not declared
     if "requestBody" in operation:
         wanted |= set(WITH_BODY)
         if "multipart/form-data" in operation["requestBody"].get("content", ()):

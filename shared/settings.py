@@ -84,6 +84,7 @@ class Settings(BaseSettings):
     database_pool_timeout: float = Field(default=2.0, gt=0, le=60)
     database_statement_timeout: float = Field(default=10.0, gt=0, le=3600)
     database_lock_timeout: float = Field(default=3.0, gt=0, le=3600)
+    database_snapshot_timeout: float = Field(default=60.0, gt=0, le=3600)
     redis_url: RedisUrl | None = None
     task_queue: Literal["inline", "celery"] = "inline"
     secret_key: SecretStr | None = None
@@ -95,6 +96,7 @@ class Settings(BaseSettings):
     max_body_size: int = Field(default=1_000_000, ge=1_000)
     max_concurrency: int = Field(default=200, ge=1)
     request_timeout: float | None = Field(default=30.0, gt=0, le=3600)
+    stream_timeout: float = Field(default=3600.0, gt=0, le=86_400)
     shutdown_delay: float = Field(default=0.0, ge=0, le=300)
     metrics_port: int | None = Field(default=None, ge=1, le=65535)
     log_format: Literal["console", "json"] | None = None

@@ -1,12 +1,14 @@
 """The time that a request has for its response."""
 
 import asyncio
+import math
 
 import structlog
 from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.ops.tracing import PROBES
+from app.routing import is_event_stream
 from shared.metrics import REQUESTS_EXPIRED
 from shared.problems import Unavailable
 from shared.web.deadlines import extend_deadline
@@ -16,22 +18,26 @@ log = structlog.get_logger("request")
 
 
 class DeadlineMiddleware:
-    """Answers 503 to a request that has no response after `seconds`. A stream has no deadline as
-    long as bytes flow: each chunk extends it. Probes are exempt."""
+    """Answers 503 to a request that has no response after `seconds`. As long as bytes flow, each
+    chunk of a stream extends that, for at most `stream_seconds` from its first byte, or for ever if
+    it is one of events. Probes are exempt."""
 
-    def __init__(self, app: ASGIApp, seconds: float | None) -> None:
-        self.app, self.seconds = app, seconds
+    def __init__(self, app: ASGIApp, seconds: float | None, stream_seconds: float) -> None:
+        self.app, self.seconds, self.stream_seconds = app, seconds, stream_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in PROBES:
             await self.app(scope, receive, send)
             return
-        begun, started = False, asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        begun, started, latest = False, loop.time(), math.inf
 
         async def send_and_extend(message: Message) -> None:
-            nonlocal begun
+            nonlocal begun, latest
+            if not begun and not is_event_stream(scope):
+                latest = loop.time() + self.stream_seconds
             if not begun or message.get("more_body"):  # the last chunk needs no more time
-                extend_deadline(deadline)
+                extend_deadline(deadline, latest)
             begun = True
             await send(message)
 

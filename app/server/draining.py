@@ -20,13 +20,14 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from app.routing import is_event_stream
 from app.server.protocol import HttpProtocol
 from shared.state import state_of
-from shared.web.deadlines import STALL_SECONDS
+from shared.web.deadlines import MIN_BYTES_PER_SECOND, STALL_SECONDS
 
 LINGER_SECONDS = 1.0
 
 
 class AbortOnStall(asyncio.Protocol):
-    """Aborts a connection whose client accepts no bytes for `STALL_SECONDS`."""
+    """Aborts a connection whose client, over `STALL_SECONDS`, accepts less than
+    `MIN_BYTES_PER_SECOND`."""
 
     loop: asyncio.AbstractEventLoop
     transport: asyncio.Transport
@@ -45,7 +46,8 @@ class AbortOnStall(asyncio.Protocol):
         self.stalled = self.loop.call_later(STALL_SECONDS, self._abort_if_stalled, unsent)
 
     def _abort_if_stalled(self, unsent: int) -> None:
-        if self.transport.get_write_buffer_size() < unsent:
+        accepted = unsent - self.transport.get_write_buffer_size()
+        if accepted > STALL_SECONDS * MIN_BYTES_PER_SECOND:
             self._watch()
         else:
             self.transport.abort()

@@ -29,7 +29,7 @@ from app.server.heads import (
 )
 from app.server.refusals import refusal
 from shared.problems import BadRequest, Problem, RequestTimeout
-from shared.web.client_address import network_of
+from shared.web.client_address import site
 from shared.web.deadlines import STALL_SECONDS
 
 HEAD_SECONDS = 10.0
@@ -70,7 +70,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.network = network_of(self.client[0]) if self.client else "unknown"
+        self.network = site(self.client[0]) if self.client else "unknown"
         self.opened_at = self.loop.time()
         self._close_if_idle()
         if len(self.connections) > MAX_CONNECTIONS:

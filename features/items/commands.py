@@ -49,14 +49,11 @@ def import_command(
 
 async def _import(database: Database, file: Path, owner: str, dry_run: bool) -> ImportReport:
     format_ = _format_of(file)
-    async with database.transaction() as session:
-        owner_id = await _owner_id(session, owner)
-        with open_with_progress(file, "rb", description=file.name, console=console) as source:
-            chunks = _read_chunks(source)
-            rows = parse_rows(gunzip(chunks) if file.suffix == ".gz" else chunks, format_)
-            return await import_items(
-                session, owner_id, _report_rejected(rows, file), dry_run=dry_run
-            )
+    owner_id = await _owner_id(database.read(), owner)
+    with open_with_progress(file, "rb", description=file.name, console=console) as source:
+        chunks = _read_chunks(source)
+        rows = parse_rows(gunzip(chunks) if file.suffix == ".gz" else chunks, format_)
+        return await import_items(database, owner_id, _report_rejected(rows, file), dry_run=dry_run)
 
 
 async def _report_rejected(batches: RowBatches, file: Path) -> RowBatches:

@@ -1,5 +1,7 @@
 """Content negotiation of import and export: `Content-Type`, `Content-Encoding` and `Accept`."""
 
+import codecs
+from email.message import Message
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
@@ -29,6 +31,12 @@ EXPORT_OPENAPI: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The items, one a line",
         "content": {format_.value: _body(format_.value) for format_ in Format},
+        "headers": {
+            "X-Snapshot-Seconds": {
+                "description": "How long the items are those of one moment",
+                "schema": {"type": "number"},
+            }
+        },
     }
 }
 
@@ -39,7 +47,19 @@ async def _import_format(request: Request) -> Format:
     if format_ is None:
         known = ", ".join(MEDIA_TYPES)
         raise UnsupportedMediaType(f"The body must be one of {known}, not {sent or 'untyped'}")
+    if not _is_utf8(sent):
+        raise UnsupportedMediaType(f"The body must be in UTF-8, not {sent}")
     return format_
+
+
+def _is_utf8(content_type: str) -> bool:
+    header = Message()
+    header["Content-Type"] = content_type
+    charset = header.get_content_charset("utf-8")
+    try:
+        return codecs.lookup(charset).name in {"utf-8", "ascii"}
+    except LookupError:
+        return False
 
 
 async def _import_encoding(request: Request) -> bool:

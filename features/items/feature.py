@@ -4,6 +4,9 @@ from features.items.commands import commands
 from features.items.demo import demo
 from features.items.handlers import delete_all_items
 from features.items.router import router
+from features.items.settings import ItemsSettings
+from features.items.tasks import delete_abandoned_imports
+from features.items.usage import lifespan
 from features.users import account_changes
 from shared.db.changes import Subscription
 from shared.feature import Feature
@@ -21,6 +24,9 @@ feature = Feature(
         "uq_items_owner_id_external_id": Conflict("You already have an item with this external_id"),
         "fk_items_owner_id": Unauthorized("User not found"),
     },
+    settings=ItemsSettings,
+    lifespan=lifespan,
+    periodic_tasks=(delete_abandoned_imports,),
     subscriptions=(Subscription(account_changes, delete_all_items),),
     commands=commands,
     demo=demo,

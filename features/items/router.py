@@ -1,8 +1,10 @@
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Request, Response, status
+from fastapi import APIRouter, Depends, Query, Request, Response, status
 from fastapi.responses import StreamingResponse
+from fastapi.security import SecurityScopes
 
 from features.items import handlers
 from features.items.content_negotiation import (
@@ -13,7 +15,8 @@ from features.items.content_negotiation import (
     ImportFormat,
 )
 from features.items.formats import Format, parse_rows, write_items
-from features.items.formats.gzip import gunzip
+from features.items.formats.gzip import MAX_RATIO, gunzip
+from features.items.formats.limits import limit_rows, limit_size
 from features.items.schemas import (
     ImportReport,
     ItemCreate,
@@ -21,9 +24,12 @@ from features.items.schemas import (
     ItemPublic,
     ItemQuery,
     ItemUpdate,
+    Usage,
 )
-from shared.auth import Principal, requires
-from shared.db import ReadSession, SnapshotSession, WriteSession
+from features.items.settings import ItemsSettings
+from features.items.usage import Quota, text_bytes_of
+from shared.auth import Principal, authenticate, requires
+from shared.db import ReadSession, SnapshotSession, WriteSession, database_of
 from shared.problems import (
     BadRequest,
     Conflict,
@@ -31,6 +37,7 @@ from shared.problems import (
     RequestTimeout,
     responses,
 )
+from shared.state import resource, settings_of
 from shared.web.conditional import (
     CREATED_RESPONSE,
     ConditionalGet,
@@ -46,7 +53,20 @@ router = APIRouter(prefix="/items", tags=["items"])
 
 Reader = Annotated[Principal, requires("items:read")]
 Writer = Annotated[Principal, requires("items:write")]
-MAX_IMPORT_BYTES = 1 << 50  # no limit: an import is streamed, and not held in memory
+QuotaDep = Annotated[Quota, resource(Quota)]
+
+
+async def _confirm_access(request: Request) -> Callable[[WriteSession], Awaitable[None]]:
+    async def confirm(_: WriteSession) -> None:
+        await authenticate(request, SecurityScopes())
+
+    return confirm
+
+
+ConfirmAccess = Annotated[
+    Callable[[WriteSession], Awaitable[None]], Depends(_confirm_access, scope="function")
+]
+MAX_IMPORT_BYTES = 1 << 50  # the settings bound it, decompressed
 
 
 @router.get("")
@@ -87,10 +107,12 @@ async def create(
     request: Request,
     principal: Writer,
     session: WriteSession,
+    quota: QuotaDep,
     idempotency: Idempotency,
 ) -> Response:
     """Adds an item."""
     item = await handlers.create_item(session, principal.user_id, new)
+    await quota.check(session, principal.user_id, items=1, text_bytes=text_bytes_of(new))
     return await idempotency.store(created(request, item))
 
 
@@ -104,10 +126,12 @@ async def update(
     response: Response,
     principal: Writer,
     session: WriteSession,
+    quota: QuotaDep,
     if_match: IfMatch = None,
 ) -> ItemPublic:
     """Changes what is given, and leaves the rest."""
     item = await handlers.update_item(session, principal.user_id, item_id, changes, if_match)
+    await quota.check(session, principal.user_id, items=0, text_bytes=text_bytes_of(changes))
     return tagged(response, item)
 
 
@@ -132,17 +156,41 @@ async def import_(
     principal: Writer,
     format_: ImportFormat,
     gzipped: ImportEncoding,
+    request: Request,
     body: Upload,
-    session: WriteSession,
+    quota: QuotaDep,
+    confirm_access: ConfirmAccess,
     dry_run: Annotated[bool, Query(description="Report what would happen, change nothing")] = False,
 ) -> ImportReport:
     """Adds or replaces items from JSON Lines or CSV, by `external_id`.
 
-    The body is a stream of any length. Rows that are not valid are reported with their line
-    number and left out; all others are taken, in one transaction. An empty cell of CSV is no value.
+    Rows that are not valid are reported with their line number and left out; all others are taken,
+    in one transaction, once the whole body has come. An empty cell of CSV is no value. A row of an
+    export, whose `id` is that of one of your items, is that item, and gives it its `external_id` if
+    it has none; any other `id` stands for the `external_id`, if there is no such field.
     """
-    batches = parse_rows(gunzip(body) if gzipped else body, format_)
-    return await handlers.import_items(session, principal.user_id, batches, dry_run=dry_run)
+    database, limits = database_of(request.app), settings_of(request.app, ItemsSettings)
+    max_size, max_rows = limits.max_import_size, limits.max_import_rows
+    body = limit_size(body, max_size, max_rows)
+    if gzipped:
+        body = limit_size(gunzip(body, MAX_RATIO), max_size, max_rows)
+    rows = limit_rows(parse_rows(body, format_), max_rows, limits.max_import_errors)
+    report = await handlers.import_items(
+        database,
+        principal.user_id,
+        rows,
+        dry_run=dry_run,
+        quota=quota,
+        confirm_access=confirm_access,
+    )
+    await database.record_writer(request)
+    return report
+
+
+@router.get("/usage")
+async def usage(principal: Reader, session: ReadSession, quota: QuotaDep) -> Usage:
+    """How much you have stored, and the most that you may."""
+    return await quota.usage(session, principal.user_id)
 
 
 @router.get(
@@ -155,7 +203,9 @@ async def export(
 ) -> StreamingResponse:
     """All your items as a stream, oldest first: JSON Lines, or CSV if `Accept` says so.
 
-    CSV has an empty cell where there is no value, and for an empty description.
+    CSV has an empty cell where there is no value, and for an empty description. They are the items
+    of one moment, if they are read within `X-Snapshot-Seconds`; a slower client gets the rest as
+    they are then, none twice.
     """
     batches = handlers.export_items(session, principal.user_id)
     suffix = "csv" if format_ is Format.CSV else "jsonl"
@@ -165,5 +215,6 @@ async def export(
         headers={
             "Content-Disposition": f'attachment; filename="items.{suffix}"',
             "Vary": "Accept",
+            "X-Snapshot-Seconds": f"{session.seconds:g}",
         },
     )

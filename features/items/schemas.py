@@ -1,3 +1,4 @@
+import re
 from datetime import datetime
 from decimal import Decimal
 from typing import Annotated
@@ -8,6 +9,7 @@ from pydantic import (
     AfterValidator,
     AliasChoices,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PlainSerializer,
@@ -19,6 +21,7 @@ from shared.web.pagination import Page, PageQuery, Sort
 
 MAX_PRICE = Decimal("9999999999.99")
 PRICE_STEP = Decimal("1e-10")
+UUID_TEXT = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
 _PRICE_JSON_SCHEMA = WithJsonSchema(
@@ -130,13 +133,24 @@ class ItemPage(Page[ItemPublic]):
     """A page of your items."""
 
 
+def _uuid_or_none(value: object) -> UUID | None:
+    return UUID(value) if isinstance(value, str) and UUID_TEXT.fullmatch(value) else None
+
+
 class ImportRow(ItemCreate):
-    """A row of an import: the fields of an item. Unknown fields are ignored."""
+    """A row of an import: the fields of an item. Unknown fields are ignored.
+
+    An `id` may be that of an item. Where it is not, it stands for the `external_id`, if there is no
+    such field.
+    """
 
     model_config = ConfigDict(extra="ignore", coerce_numbers_to_str=True)
 
     external_id: ExternalId | None = Field(
         default=None, validation_alias=AliasChoices("external_id", "id")
+    )
+    item_id: Annotated[UUID | None, BeforeValidator(_uuid_or_none)] = Field(
+        default=None, validation_alias="id"
     )
 
 
@@ -161,3 +175,12 @@ class ImportReport(BaseModel):
     errors: list[RowError] = Field(
         default=[], description="Why rows were rejected: the first 1,000 of them"
     )
+
+
+class Usage(BaseModel):
+    """What an account has, and the most that it may have. A large one is counted once a minute."""
+
+    items: int
+    max_items: int
+    text_bytes: int = Field(description="Of title, description and external_id, in UTF-8")
+    max_text_bytes: int

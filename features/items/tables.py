@@ -1,13 +1,22 @@
 from decimal import Decimal
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, Index, Numeric, UniqueConstraint
-from sqlmodel import Field
+from sqlalchemy import BigInteger, CheckConstraint, Index, Numeric, UniqueConstraint
+from sqlmodel import Field, SQLModel
 
 from shared.db.tables import Timestamped, table_of, uuid7
 
 
-class Item(Timestamped, table=True):
+class ItemFields(SQLModel):
+    """The columns that a client fills."""
+
+    external_id: str | None = None
+    title: str
+    description: str | None = None
+    price: Decimal = Field(sa_type=Numeric(12, 2))
+
+
+class Item(ItemFields, Timestamped, table=True):
     """An item of an account's private catalogue.
 
     Every index begins with the owner and ends with the id, so that a list reads only its owner's
@@ -26,10 +35,25 @@ class Item(Timestamped, table=True):
 
     id: UUID = Field(default_factory=uuid7, primary_key=True)
     owner_id: UUID = Field(foreign_key="users.id", ondelete="CASCADE")
-    external_id: str | None = None
-    title: str
-    description: str | None = None
-    price: Decimal = Field(sa_type=Numeric(12, 2))
+
+
+class StagedItem(ItemFields, table=True):
+    """A row of an import that is under way: it waits here until all rows of the file have come.
+
+    UNLOGGED, as a crash of PostgreSQL ends the import anyway. Without a foreign key, which would be
+    checked for each row.
+    """
+
+    __tablename__ = "staged_items"
+    __table_args__ = ({"prefixes": ["UNLOGGED"]},)
+
+    owner_id: UUID = Field(primary_key=True)
+    import_id: UUID = Field(primary_key=True)
+    line: int = Field(primary_key=True, sa_type=BigInteger)
+    id: UUID
+    item_id: UUID | None = None
+    """The `id` of the row in the file, which may be that of an item."""
 
 
 ITEMS = table_of(Item)
+STAGED_ITEMS = table_of(StagedItem)

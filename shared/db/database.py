@@ -32,7 +32,7 @@ from shared.db.pool import (
     Connection,
     ReadPool,
     Row,
-    acquire_slot,
+    stream_slots,
 )
 from shared.db.replica import ReadYourWrites, Replica
 from shared.db.sessions import ReadSession, SnapshotSession, WriteSession, transaction
@@ -63,8 +63,7 @@ class Database:
     `direct_url` is a libpq URL that bypasses any pooler. `engine` has the connections of
     transactions, `primary` those of reads, `replica` those to the replica where one is set.
     `probe` has a separate connection, to check whether PostgreSQL answers even when the pools are
-    exhausted. `download_slots` and `upload_slots` are half as many as a pool has connections,
-    and at least one: streams last long, and leave the other connections to other requests.
+    exhausted. `download_slots` and `upload_slots` leave the other connections to other requests.
     """
 
     def __init__(
@@ -82,9 +81,9 @@ class Database:
             writers = ReadYourWrites(settings.redis_url, settings.database_replica_lag)
             pool = _read_pool(settings.database_replica_url, settings)
             self.replica = Replica(pool, self.primary, writers)
+        self._snapshot_seconds = settings.database_snapshot_timeout
         self._write_slots = Slots("connections", size)
-        self.download_slots = asyncio.Semaphore(max(1, size // 2))
-        self.upload_slots = asyncio.Semaphore(max(1, size // 2))
+        self.download_slots, self.upload_slots = stream_slots(size), stream_slots(size)
         self._committing: set[Connection] = set()
         self._subscribers = subscribers_by_topic(subscriptions)
         self._notifier = Notifier(ReadSession(self.primary.connection))
@@ -136,9 +135,10 @@ class Database:
         Raises:
             Unavailable: no connection can be made, or none becomes free in time.
         """
+        connect = partial(self._connection, request, snapshot=True)
         with self._forget_stale_plans():
-            async with self._connection(request, snapshot=True) as connection:
-                yield SnapshotSession(connection)
+            async with SnapshotSession(connect, self._snapshot_seconds) as session:
+                yield session
 
     @asynccontextmanager
     async def direct(self) -> AsyncIterator["asyncpg.Connection[Any]"]:
@@ -154,18 +154,19 @@ class Database:
             connection.terminate()
 
     @asynccontextmanager
-    async def stream_slot(self, slots: asyncio.Semaphore) -> AsyncIterator[None]:
+    async def stream_slot(self, slots: Slots) -> AsyncIterator[None]:
         """Holds one of the slots for a stream.
 
         Raises:
+            TooManyRequests: the request's owner has held its share for too long.
             Unavailable: no slot becomes free in time.
         """
         detail = "Too many uploads or downloads are under way; please try again"
-        await acquire_slot(slots, self._wait_seconds, "streams", detail)
+        owner = await slots.acquire(self._wait_seconds, detail)
         try:
             yield
         finally:
-            slots.release()
+            slots.release(owner)
 
     def pool_usage(self) -> dict[str, tuple[int, int]]:
         """Returns the connections in use, and the most that there may be, by the pool's name."""

@@ -54,5 +54,7 @@ OrmSession = Annotated[AsyncSession, Depends(_orm_session, scope="function")]
 """The ORM's view of the request's transaction, to change objects; handlers flush, never commit."""
 
 SnapshotSession = Annotated[sessions.SnapshotSession, Depends(_snapshot_session, scope="request")]
-"""One read-only snapshot that lives as long as the response, for streamed responses. These use at
-most half of the connections at once."""
+"""One read-only snapshot for a streamed response, for at most `APP_DATABASE_SNAPSHOT_TIMEOUT`.
+
+These use at most half of the connections at once, and two fifths of that for one account: declare
+it after the principal."""

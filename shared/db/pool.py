@@ -18,12 +18,13 @@ from shared.db.errors import (
     UNREACHABLE,
     Unreachable,
 )
-from shared.problems import SERVICE_BUSY, Unavailable, overloaded
+from shared.problems import Unavailable
 from shared.slots import Slots
 
 CONNECT_TIMEOUT_SECONDS = 3.0
 CANCEL_TIMEOUT_SECONDS = 1.0  # for an abandoned statement to end
 CLOSE_TIMEOUT_SECONDS = 2.0
+
 
 log = structlog.get_logger(__name__)
 
@@ -149,23 +150,13 @@ class ReadPool:
         await asyncio.gather(*(_close(idle, CLOSE_TIMEOUT_SECONDS) for idle in self._idle))
 
 
-async def acquire_slot(
-    slots: asyncio.Semaphore, seconds: float, reason: str, detail: str = SERVICE_BUSY
-) -> None:
-    """Acquires a slot of the semaphore.
+def stream_slots(connections: int) -> Slots:
+    """Returns the slots of streams, which last long: half as many as `connections`, at least one.
 
-    Raises:
-        Unavailable: no slot becomes free within `seconds`.
+    One owner has at most two fifths of them, and at least one.
     """
-    if not slots.locked():
-        await slots.acquire()
-        return
-    try:
-        async with asyncio.timeout(seconds):
-            await slots.acquire()
-    except TimeoutError:
-        log.warning("pool_exhausted", reason=reason, seconds=seconds)
-        raise overloaded(reason, detail) from None
+    size = max(1, connections // 2)
+    return Slots("streams", size, most=max(1, size * 2 // 5))
 
 
 async def _decode_json(connection: Connection) -> None:

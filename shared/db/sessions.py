@@ -7,8 +7,14 @@ connection spends more time around a statement than the statement takes
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from typing import Any, NoReturn, TypeAlias, TypeVar
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    nullcontext,
+    suppress,
+)
+from typing import Any, NoReturn, Self, TypeAlias, TypeVar
 
 import structlog
 from asyncpg import PostgresError
@@ -78,23 +84,94 @@ class ReadSession:
 
 
 class SnapshotSession:
-    """A read-only session whose statements all see one snapshot, and whose rows are streamed."""
+    """A read-only session whose statements all see one snapshot, and whose rows are streamed.
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    The snapshot is given up after `seconds`, since PostgreSQL keeps every row that has been deleted
+    after it, in all tables.
+    """
+
+    def __init__(self, connections: Connections, seconds: float) -> None:
+        self._connections, self.seconds = connections, seconds
+        self._snapshot = _Snapshot(connections, seconds)
+
+    async def __aenter__(self) -> Self:
+        await self._snapshot.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: Any) -> None:
+        await self._snapshot.__aexit__(*error)
 
     async def batches(
-        self, statement: Executable, values: Values, size: int
+        self,
+        statement: Executable,
+        values: Values,
+        size: int,
+        following: Executable | None = None,
     ) -> AsyncIterator[Sequence[Row]]:
         """Yields the rows of a statement from a cursor, up to `size` at a time.
 
+        If the snapshot is given up meanwhile, goes on in a new one with the statement `following`:
+        the rows after the last one, whose columns are its parameters, `after_id` and so on.
+
         Raises:
             PostgresError: the statement fails.
+            Unavailable: the snapshot has been given up, and there is no statement `following`.
         """
+        while True:
+            async for batch in self._snapshot.batches(statement, values, size):
+                yield convert_rows(statement, batch)
+                last = dict(batch[-1])
+                values = {**values, **{f"after_{name}": last[name] for name in last}}
+            if not self._snapshot.given_up:
+                return
+            if following is None:
+                raise Unavailable(f"The answer took longer than {self.seconds:g} s")
+            statement = following
+            await self._snapshot.__aexit__(None, None, None)
+            self._snapshot = _Snapshot(self._connections, self.seconds)
+            await self._snapshot.__aenter__()
+
+
+class _Snapshot:
+    """A connection with a snapshot, which is given back after `seconds`, whoever waits for what."""
+
+    def __init__(self, connections: Connections, seconds: float) -> None:
+        self._connections, self._seconds = connections, seconds
+        self._stack, self._reading = AsyncExitStack(), asyncio.Lock()
+        self.given_up = False
+
+    async def __aenter__(self) -> Self:
+        self._connection = await self._stack.enter_async_context(self._connections())
+        self._timer = asyncio.create_task(self._give_up())
+        return self
+
+    async def __aexit__(self, *error: Any) -> None:
+        if not self.given_up:
+            self._timer.cancel()
+        await self._stack.__aexit__(*error)
+
+    async def _give_up(self) -> None:
+        await asyncio.sleep(self._seconds)
+        async with self._reading:
+            self.given_up = True
+            with suppress(Unavailable, *CONNECTION_LOST_ERRORS):  # a new one is opened anyway
+                await self._stack.aclose()
+
+    async def batches(
+        self, statement: Executable, values: Values, size: int
+    ) -> AsyncIterator[list[Row]]:
+        """Yields the rows until the snapshot is given up."""
         sql, arguments = compile_statement(statement, values)
-        cursor = await self._connection.cursor(sql, *arguments)
-        while batch := await cursor.fetch(size):
-            yield convert_rows(statement, batch)
+        cursor: Any = None
+        while True:
+            async with self._reading:
+                if self.given_up:
+                    return
+                cursor = cursor or await self._connection.cursor(sql, *arguments)
+                batch = await cursor.fetch(size)
+            if not batch:
+                return
+            yield batch
 
 
 class WriteSession(ReadSession):

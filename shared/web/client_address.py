@@ -19,7 +19,12 @@ def client_address(request: HTTPConnection) -> str:
 
 def site_of(request: HTTPConnection) -> str:
     """Returns the largest network that may be the client's alone: the owner of its slots."""
-    return networks_of(client_address(request))[-1]
+    return site(client_address(request))
+
+
+def site(host: str) -> str:
+    """Returns the largest network of an address that may be one client's alone."""
+    return networks_of(_normalized(host))[-1]
 
 
 @lru_cache(maxsize=10_000)

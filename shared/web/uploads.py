@@ -8,39 +8,51 @@ from fastapi import Depends, Request
 
 from shared.db import database_of
 from shared.problems import RequestTimeout
-from shared.web.deadlines import STALL_SECONDS, extend_deadline
+from shared.web.deadlines import MIN_BYTES_PER_SECOND, STALL_SECONDS, extend_deadline
 
 
 async def _upload(request: Request) -> AsyncIterator[AsyncIterator[bytes]]:
+    seconds: float = request.app.state.settings.stream_timeout
     database = database_of(request.app)
     async with database.stream_slot(database.upload_slots):
-        yield _while_it_comes(request.stream(), request.state.deadline)
+        yield _while_it_comes(request.stream(), request.state.deadline, seconds)
 
 
 async def _while_it_comes(
-    pieces: AsyncIterator[bytes], deadline: asyncio.Timeout
+    pieces: AsyncIterator[bytes], deadline: asyncio.Timeout, seconds: float
 ) -> AsyncIterator[bytes]:
     """Yields the chunks of an upload; each read extends the request's deadline.
 
     Raises:
-        RequestTimeout: no chunk arrives within `STALL_SECONDS`.
+        RequestTimeout: no chunk arrives within `STALL_SECONDS`, less than `MIN_BYTES_PER_SECOND`
+            over about as long, or not all within `seconds`.
     """
+    clock = asyncio.get_running_loop().time
+    ends_at, waited, came = clock() + seconds, 0.0, 0
     while True:
         extend_deadline(deadline)
+        asked_at = clock()
         try:
-            async with asyncio.timeout(STALL_SECONDS):
+            async with asyncio.timeout_at(min(asked_at + STALL_SECONDS, ends_at)):
                 piece = await anext(pieces)
         except StopAsyncIteration:
             return
         except TimeoutError:
+            if clock() >= ends_at:
+                raise RequestTimeout(f"An upload may take {seconds:g} s") from None
             raise RequestTimeout(f"Nothing more came within {STALL_SECONDS:g} s") from None
+        waited, came = waited + clock() - asked_at, came + len(piece)
+        if waited >= STALL_SECONDS:
+            if came < waited * MIN_BYTES_PER_SECOND:
+                raise RequestTimeout(f"Less than {MIN_BYTES_PER_SECOND:,} bytes a second came")
+            waited, came = 0.0, 0
         yield piece
 
 
 Upload = Annotated[AsyncIterator[bytes], Depends(_upload, scope="function")]
 """A request body of any length, as a stream of chunks.
 
-Reading it extends the request's deadline. Run a query before, so that a dead database connection
-is noticed as early as in other requests. At most half as many uploads as write connections run at
-once; one that stalls gets 408.
+Reading it extends the request's deadline, up to `APP_STREAM_TIMEOUT`. At most half as many uploads
+as write connections run at once, and two fifths of these for one account: declare it after the
+principal. One that stalls or trickles gets 408. Hold no transaction while it comes.
 """

@@ -68,6 +68,35 @@ def test_successes_have_a_shape(document: dict[str, Any]) -> None:
                 assert shape or status == "202", f"{name} {status} {media_type}"
 
 
+def test_a_patch_changes_only_what_is_sent(document: dict[str, Any]) -> None:
+    """A generated client sends the defaults of a body with whatever it changes."""
+    bodies = {
+        name: operation["requestBody"]
+        for name, operation in operations(document)
+        if name.startswith("PATCH ")
+    }
+    assert bodies
+    for name, body in bodies.items():
+        assert list(defaults(body, document)) == [], name
+
+
+def defaults(node: Any, document: dict[str, Any]) -> Iterator[Any]:
+    """Yields the default of each field in a schema, and in those that it refers to."""
+    if isinstance(node, list):
+        for child in node:
+            yield from defaults(child, document)
+    elif isinstance(node, dict):
+        if "default" in node:
+            yield node
+        for key, child in node.items():
+            if key == "$ref":
+                yield from defaults(
+                    document["components"]["schemas"][child.rpartition("/")[2]], document
+                )
+            else:
+                yield from defaults(child, document)
+
+
 def test_examples_are_valid(document: dict[str, Any]) -> None:
     found = list(examples(document, "#"))
     assert found

@@ -1,10 +1,12 @@
 """Requests time out, and are shed beyond the concurrency limit."""
 
 import asyncio
+import select
 import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import pytest
 from fastapi import APIRouter, FastAPI, Request
@@ -16,7 +18,8 @@ from sqlalchemy import text
 from shared.db import ReadSession
 from shared.problems import Unavailable
 from shared.settings import Settings
-from shared.web import deadlines
+from shared.web import deadlines, uploads
+from shared.web.uploads import Upload
 from tests.app_helpers import app_with, assert_problem, count_shed_requests
 from tests.kit import connect, eventually, free_port, is_ready, within
 from tests.serving import ROOT, environment, read_line
@@ -58,6 +61,21 @@ async def stream() -> StreamingResponse:
         yield "ended\n"
 
     return StreamingResponse(lines())
+
+
+@probe.get("/endless")
+async def endless() -> StreamingResponse:
+    async def lines() -> AsyncIterator[str]:
+        while True:
+            yield "more\n"
+            await asyncio.sleep(0.01)
+
+    return StreamingResponse(lines())
+
+
+@probe.put("/upload", max_body_size=1 << 50)
+async def put_upload(body: Upload) -> int:
+    return sum([len(piece) async for piece in body])
 
 
 @probe.get("/held")
@@ -122,7 +140,12 @@ def request_timeout() -> float:
 
 @pytest.fixture
 def settings(settings: Settings, request_timeout: float | None) -> Settings:
-    update = {"request_timeout": request_timeout, "max_concurrency": 2, "database_pool_size": 1}
+    update = {
+        "request_timeout": request_timeout,
+        "stream_timeout": 3 * SECONDS,
+        "max_concurrency": 2,
+        "database_pool_size": 1,
+    }
     return settings.model_copy(update=update)
 
 
@@ -173,6 +196,40 @@ async def test_a_stream_that_stands_still_is_given_up(
     assert (await anonymous.get("/probe/held")).text == "begun\n"  # and is cut off
 
 
+async def test_a_download_has_a_longest_duration(anonymous: AsyncClient) -> None:
+    async with within(30, "the end of the download"):
+        assert (await anonymous.get("/probe/endless")).text.startswith("more\n")  # and is cut off
+
+
+async def pieces(size: int, seconds: float) -> AsyncIterator[bytes]:
+    while True:
+        yield b"x" * size
+        await asyncio.sleep(seconds)
+
+
+async def test_an_upload_has_a_longest_duration(anonymous: AsyncClient) -> None:
+    async with within(30, "the end of the upload"):
+        refused = await anonymous.put("/probe/upload", content=pieces(10_000, 0.01))
+    assert assert_problem(refused, 408)["detail"] == "An upload may take 3 s"
+    assert refused.headers["connection"] == "close"
+
+
+async def test_an_upload_that_trickles_is_ended(
+    anonymous: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "STALL_SECONDS", 0.3)
+    for _ in range(2):  # each frees the only slot
+        refused = await anonymous.put("/probe/upload", content=pieces(1, 0.05))
+        assert "Less than 1,000 bytes a second" in assert_problem(refused, 408)["detail"]
+
+    async def enough() -> AsyncIterator[bytes]:
+        for _ in range(20):
+            yield b"x" * 1_000
+            await asyncio.sleep(0.05)
+
+    assert (await anonymous.put("/probe/upload", content=enough())).json() == 20_000
+
+
 @pytest.mark.parametrize("request_timeout", [None])
 async def test_without_a_timeout_a_request_has_no_deadline(
     anonymous: AsyncClient, request_timeout: None
@@ -213,16 +270,24 @@ async def test_streams_of_events_leave_others_their_slots(
         assert [(await stream).status_code for stream in streams] == [200, 200]
 
 
-def test_an_answer_that_nobody_takes_is_ended() -> None:
+@pytest.mark.parametrize("bytes_taken", [0, 10], ids=["nothing", "little"])
+def test_an_answer_that_nobody_takes_is_ended(bytes_taken: int) -> None:
     port = free_port()
     command = [sys.executable, "-c", UNREAD, str(port)]
     with subprocess.Popen(
         command, cwd=ROOT, env=environment({}), stdout=subprocess.PIPE
     ) as process:
         try:
+            assert process.stdout
             assert read_line(process, "the start of the server") == b"ready\n"
             with socket.create_connection(("127.0.0.1", port), timeout=30) as reader:
+                reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
                 reader.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                for _ in range(3_000 if bytes_taken else 0):
+                    if select.select([process.stdout], [], [], 0.01)[0]:
+                        break
+                    with suppress(ConnectionError):
+                        reader.recv(bytes_taken)
                 assert read_line(process, "the end of the answer") == b"given back\n"
         finally:
             process.kill()

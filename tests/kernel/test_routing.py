@@ -223,6 +223,38 @@ async def test_an_invalid_query_of_an_unauthenticated_request_is_401(settings: S
         assert (await client.get("/things?limit=0")).status_code == 401
 
 
+async def test_a_declared_query_parameter_is_known_wherever_it_is_declared(
+    settings: Settings,
+) -> None:
+    async def of_dependency(verbose: bool = False) -> None: ...
+
+    async def of_router(tenant: str = "") -> None: ...
+
+    inner, outer = APIRouter(), APIRouter(dependencies=[Depends(of_router)])
+
+    @inner.post("/things", dependencies=[Depends(of_dependency)])
+    async def create(
+        tags: Annotated[Tags, Query()], kind: Annotated[str, Query(alias="k")] = ""
+    ) -> None: ...
+
+    @inner.post("/open")
+    async def create_any(query: Annotated[Open, Query()]) -> None: ...
+
+    @inner.get("/redirected")
+    async def redirected(code: str) -> None: ...
+
+    outer.include_router(inner)
+    feature = Feature(name="things", router=outer)
+    async with connect(create_app(settings, [feature], run_tasks=False)) as client:
+        known = "/things?verbose=1&tenant=a&limit=3&tag=a&tag=b&k=1"
+        assert (await client.post(known)).status_code == 200
+        for name in ("sort", "kind", "Tenant", "limit[]"):
+            refused = await client.post("/things", params={name: "1"})
+            assert refused.json()["errors"][0]["pointer"] == f"/{name}"
+        assert (await client.post("/open?anything=1")).status_code == 200
+        assert (await client.get("/redirected?code=1&session_state=2")).status_code == 200
+
+
 def query_field(annotation: Any) -> ModelField:
     async def endpoint(query: Annotated[annotation, Query()] = None) -> None:
         pass

@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 from asyncpg import PostgresError
 from fastapi import APIRouter, FastAPI, HTTPException, Request
-from httpx import AsyncClient, Response
+from httpx import ASGITransport, AsyncClient, Response
 from sqlalchemy import (
     event,
     select,
@@ -465,14 +465,19 @@ async def _exhaust_pool(
 
 @pytest.mark.parametrize("bounds", [{"database_pool_timeout": 0.2}])
 async def test_streams_are_refused_before_all_connections_are_theirs(
-    anonymous: AsyncClient, gate: Gate
+    app: FastAPI, anonymous: AsyncClient, gate: Gate
 ) -> None:
     holder = asyncio.create_task(anonymous.get("/probe/held-stream"))
     await gate.have_entered(1)
     before = count_shed_requests("streams")
-    refused = await anonymous.get("/probe/held-stream")
+    elsewhere = ASGITransport(app, client=("192.0.2.1", 1))
+    async with AsyncClient(transport=elsewhere, base_url="http://test") as other:
+        refused = await other.get("/probe/held-stream")
     assert "uploads or downloads" in unavailable(refused)
     assert count_shed_requests("streams") == before + 1
+    refused = await anonymous.get("/probe/held-stream")
+    assert "You may have 1 uploads" in assert_problem(refused, 429)["detail"]
+    assert refused.headers["retry-after"] == "1"
     await eventually(lambda: is_ready(anonymous), "readiness", 30)
     gate.opened.set()
     async with within(30, "the answer of the stream"):

@@ -11,6 +11,8 @@ from features.items.formats.rows import Accepted, Rejected
 from features.items.schemas import CsvImportRow, ItemPublic
 from shared.problems import Unprocessable
 
+UNCLOSED_QUOTE = "A row that begins here goes on in other lines, as if a quote were not closed"
+
 
 class CsvParser:
     """Parses the records of one file: the first is the header."""
@@ -22,13 +24,16 @@ class CsvParser:
         """Validates a record, or returns None for the header; a record that is too long is None.
 
         Raises:
-            Unprocessable: the header cannot be used.
+            Unprocessable: the header cannot be used, or a quote is not closed, as far as one can
+                tell: nobody knows then how many rows the record has swallowed.
         """
         try:
-            cells = _parse_cells(record)
+            cells = _parse_cells(record, self.header)
         except ValueError as error:
             if not self.header:
                 raise Unprocessable(f"The CSV header in line {line}: {error}") from None
+            if record is None or len(record.splitlines()) > 1:
+                raise Unprocessable(f"Line {line}: {UNCLOSED_QUOTE}: {error}") from None
             return Rejected(line, str(error))
         if self.header:
             return _parse_row(line, cells, self.header)
@@ -36,18 +41,21 @@ class CsvParser:
         return None
 
 
-def _parse_cells(record: bytes | None) -> list[str]:
-    """Returns the cells of a record.
+def _parse_cells(record: bytes | None, header: Sequence[str]) -> list[str]:
+    """Returns the cells of a record, as many as the header has, if there is one.
 
     Raises:
-        ValueError: the record is too long, or not CSV in UTF-8.
+        ValueError: the record is too long, not CSV in UTF-8, or has too few or too many cells.
     """
     if record is None:
         raise ValueError(RECORD_TOO_LONG)
     try:
-        return next(csv.reader([record.decode().removesuffix("\r")], strict=True))
+        cells = next(csv.reader([record.decode()], strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"Not valid CSV in UTF-8: {error}") from None
+    if header and len(cells) != len(header):
+        raise ValueError(f"{len(cells)} cells, but the header has {len(header)}")
+    return cells
 
 
 def _parse_header(cells: list[str]) -> Sequence[str]:
@@ -61,8 +69,6 @@ def _parse_header(cells: list[str]) -> Sequence[str]:
 
 
 def _parse_row(line: int, cells: list[str], header: Sequence[str]) -> Accepted | Rejected:
-    if len(cells) != len(header):
-        return Rejected(line, f"{len(cells)} cells, but the header has {len(header)}")
     row = dict(zip(header, cells, strict=True))
     # An empty cell is an absent value. But an empty external_id is kept, as None: without it
     # the alias `id` would be used instead.

@@ -8,8 +8,10 @@ from typing import TypeAlias
 
 MAX_RECORD_BYTES = 1_000_000
 RECORD_TOO_LONG = f"The row is longer than {MAX_RECORD_BYTES:,} bytes"
+LINE_END = re.compile(rb"[\r\n]")
 OPENING_QUOTE = re.compile(rb'(?:^|,)"')
 THROUGH_CLOSING_QUOTE = re.compile(rb'(?:[^"]+|"")*+"')  # a doubled quote is text
+AFTER_CLOSING_QUOTE = b",\r\n"
 
 Record: TypeAlias = tuple[int, bytes | None]
 """The number of the first line, and the bytes, or None for a record that is too long."""
@@ -19,13 +21,13 @@ Record: TypeAlias = tuple[int, bytes | None]
 class RecordSplitter:
     """Splits a stream into records: a record is a line, or in CSV more, if it ends in quotes.
 
-    The byte order mark that spreadsheets and editors write is removed; blank records are skipped.
-    A record of more than `MAX_RECORD_BYTES` ends there, so that a quote that is never closed does
-    not take the rest of the file.
+    A line ends at LF, CR LF or CR, and keeps its end. The byte order mark that spreadsheets and
+    editors write is removed; blank records are skipped. The record of a line that goes past
+    `MAX_RECORD_BYTES` ends with that line.
     """
 
     newlines_in_quotes: bool
-    incomplete_line: bytes = b""
+    incomplete_line: bytearray = field(default_factory=bytearray)
     next_line: int = 1
     record: list[bytes] = field(default_factory=list)
     length: int = 0
@@ -34,9 +36,17 @@ class RecordSplitter:
 
     def split_lines(self, chunk: bytes) -> list[bytes]:
         """Returns the lines that end in this chunk. Pass them to `join_lines` before the next."""
-        if len(self.incomplete_line) > MAX_RECORD_BYTES:
-            self.too_long, self.incomplete_line = True, b""
-        *lines, self.incomplete_line = (self.incomplete_line + chunk).split(b"\n")
+        tail = self.incomplete_line
+        if len(tail) > MAX_RECORD_BYTES:
+            self.too_long = True
+            del tail[:-1]  # perhaps a CR
+        ended = tail.endswith(b"\r") or LINE_END.search(chunk)
+        tail += chunk
+        if not ended:
+            return []
+        lines = bytes(tail).splitlines(keepends=True)
+        # A CR at the end of the chunk may be half of CR LF.
+        self.incomplete_line = bytearray(b"" if tail.endswith(b"\n") else lines.pop())
         return lines
 
     def join_lines(self, lines: Iterable[bytes]) -> Iterator[Record]:
@@ -48,7 +58,7 @@ class RecordSplitter:
     def end(self) -> Iterator[Record]:
         """Yields the last record, if the stream ends without a newline or in quotes."""
         if self.incomplete_line or self.too_long:
-            self._add(self.incomplete_line)
+            self._add(bytes(self.incomplete_line))
         if self.record and (record := self._end_record()):
             yield record
 
@@ -58,8 +68,8 @@ class RecordSplitter:
             line = line.removeprefix(codecs.BOM_UTF8)
         self.record.append(line)
         self.next_line += 1
-        self.length += len(line) + 1
-        self.too_long |= self.length > MAX_RECORD_BYTES + 1
+        self.length += len(line)
+        self.too_long |= self.length > MAX_RECORD_BYTES
         if self.newlines_in_quotes:
             self.in_quotes = _ends_in_quotes(line, self.in_quotes)
         return self.too_long or not self.in_quotes
@@ -67,16 +77,17 @@ class RecordSplitter:
     def _end_record(self) -> Record | None:
         """Begins the next record, and returns this one unless it is blank."""
         first_line = self.next_line - len(self.record)
-        record = None if self.too_long else b"\n".join(self.record)
+        record = None if self.too_long else b"".join(self.record)
         self.record, self.length = [], 0
         self.in_quotes = self.too_long = False
         return (first_line, record) if record is None or record.strip() else None
 
 
 def _ends_in_quotes(line: bytes, in_quotes: bool) -> bool:
-    """Whether a quoted CSV field is open at the end of this line.
+    """Returns whether a quoted CSV field is open at the end of this line.
 
-    A quote opens a field only at the beginning of the field.
+    A quote opens a field only at the beginning of the field. A line with text after a closing quote
+    is not CSV, and ends its record.
     """
     position = 0
     while True:
@@ -89,3 +100,5 @@ def _ends_in_quotes(line: bytes, in_quotes: bool) -> bool:
         if quoted is None:
             return True
         in_quotes, position = False, quoted.end()
+        if line[position : position + 1] not in AFTER_CLOSING_QUOTE:
+            return False

@@ -10,10 +10,14 @@ import pytest
 from fastapi import FastAPI
 from httpx import AsyncClient
 
-from features.items.handlers import export_items
+from app.main import create_app
+from features.items.handlers import bulk_export, export_items
 from features.items.schemas import ItemPublic
 from shared.db import database_of
-from tests.kit import within
+from shared.settings import Settings
+from tests.kit import SignUp, connect, eventually, sign_in, within
+
+Answer = tuple[int, bytes]
 
 ODD_ITEMS: list[dict[str, Any]] = [
     {"title": "Mug", "price": 19.99, "description": "Blue", "external_id": "M-1"},
@@ -135,41 +139,74 @@ async def test_an_item_without_external_id_gets_none(
 
 
 async def test_stalled_exports_leave_connections_to_others(
-    app: FastAPI, client: AsyncClient, other_client: AsyncClient
+    app: FastAPI, client: AsyncClient, other_client: AsyncClient, sign_up: SignUp
 ) -> None:
+    """An account has two of five slots."""
     begun, gate = asyncio.Semaphore(0), asyncio.Event()
-    reading = [asyncio.create_task(request_export(app, client, begun, gate)) for _ in range(10)]
+    readers = [client, client, client, await sign_up(), await sign_up(), await sign_up()]
+    reading = [asyncio.create_task(request_export(app, each, begun, gate)) for each in readers]
     async with within(30, "the first byte of each export"):
-        for _ in range(10):
+        for _ in reading:
             await begun.acquire()
     for _ in range(3):
         assert (await other_client.get("/items")).status_code == 200
+    assert (await other_client.get("/items/export")).status_code == 503
     gate.set()
     async with within(30, "the end of each export"):
-        statuses = await asyncio.gather(*reading)
-    assert sorted(statuses) == [200] * 5 + [503] * 5
+        statuses = [status for status, _ in await asyncio.gather(*reading)]
+    assert sorted(statuses) == [200] * 5 + [429]
     assert await export(client) == b""
 
 
 async def request_export(
     app: FastAPI, client: AsyncClient, begun: asyncio.Semaphore, gate: asyncio.Event
-) -> int:
-    """Requests an export, but does not read its body until the gate opens; returns the status."""
+) -> Answer:
+    """Requests an export, but does not read its body until the gate opens; returns the status and
+    the body."""
     headers = [(b"authorization", client.headers["Authorization"].encode())]
     scope = {"type": "http", "method": "GET", "path": "/items/export", "query_string": b""}
-    statuses: list[int] = []
+    messages: list[Any] = []
 
     async def receive() -> Any:
         await asyncio.Event().wait()
 
     async def send(message: Any) -> None:
-        if "status" in message:
-            statuses.append(message["status"])
+        messages.append(message)
+        if message.get("body") or "status" not in message:
             begun.release()
             await gate.wait()
 
     await app(scope | {"headers": headers}, receive, send)
-    return statuses[0]
+    return messages[0]["status"], b"".join(each.get("body", b"") for each in messages)
+
+
+async def test_an_export_that_is_read_slowly_holds_no_transaction(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk_export, "BATCH_ROWS", 2)
+    hurried = create_app(
+        settings.model_copy(update={"database_snapshot_timeout": 0.2}), run_tasks=False
+    )
+    begun, gate = asyncio.Semaphore(0), asyncio.Event()
+    async with hurried.router.lifespan_context(hurried), connect(hurried) as client:
+        await sign_in(hurried, client, "ada@example.com")
+        items = await create_items(client, *({"title": f"{n}", "price": 1} for n in range(6)))
+        reading = asyncio.create_task(request_export(hurried, client, begun, gate))
+        async with within(30, "the first bytes of the export"):
+            await begun.acquire()
+
+        async def is_quiet() -> bool:
+            return database_of(hurried).primary.in_use == 0
+
+        await eventually(is_quiet, "the end of the snapshot", 30)
+        await client.delete(f"/items/{items[4]['id']}")
+        added = await create_items(client, {"title": "new", "price": 1})
+        gate.set()
+        async with within(30, "the end of the export"):
+            status, body = await reading
+    assert status == 200
+    left = [*items[:4], items[5], *added]
+    assert [json.loads(line) for line in body.splitlines()] == left
 
 
 async def test_an_export_shows_one_snapshot(app: FastAPI, client: AsyncClient) -> None:

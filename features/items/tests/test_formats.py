@@ -5,14 +5,18 @@ import csv
 import gzip
 import io
 from collections.abc import AsyncIterator, Iterable
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from features.items.formats import Format, parse_rows, records
 from features.items.formats.gzip import gunzip
 from features.items.formats.records import RECORD_TOO_LONG
 from features.items.formats.rows import Accepted, Rejected
+from shared.problems import Unprocessable
 
 
 async def in_chunks(data: bytes, size: int) -> AsyncIterator[bytes]:
@@ -28,9 +32,7 @@ def outcomes(rows: Iterable[Accepted | Rejected]) -> list[Any]:
     return [row if isinstance(row, Accepted) else (row.line, row.detail) for row in rows]
 
 
-@pytest.mark.parametrize(
-    "data", [b"x\n", b"\n", b'"\n', b"x"], ids=["bad", "blank", "open", "endless"]
-)
+@pytest.mark.parametrize("data", [b"x\n", b"\n", b'"",\n'], ids=["bad", "blank", "quoted"])
 @pytest.mark.parametrize("format_", list(Format))
 async def test_files_without_a_valid_row_yield_to_other_tasks(format_: Format, data: bytes) -> None:
     turns = 0
@@ -93,11 +95,70 @@ def _newlines(rows: Iterable[list[str]]) -> Iterable[int]:
     return (sum(cell.count("\n") for cell in cells) + 1 for cells in rows)
 
 
-async def test_an_unclosed_quote_ends_after_the_longest_row(
+PIECES = ["A", "title", ",", "1", '"', '""', '","', "\r", "\n", "\r\n", " ", "Ä", "\x00", "\x0b"]
+MANGLED = st.lists(st.sampled_from([*PIECES, "\ufeff", "\u2028"]), max_size=40).map("".join)
+
+
+@pytest.mark.parametrize("size", [1, 5, 1_000])
+@given(body=MANGLED, bom=st.sampled_from(["", "\ufeff"]))
+@settings(deadline=None)
+def test_every_row_of_a_mangled_csv_file_is_counted(size: int, body: str, bom: str) -> None:
+    text = "title,price,description\n" + body
+    expected, doubtful = _rows_by_the_standard_library(text)
+    if doubtful:
+        with pytest.raises(Unprocessable, match=f"Line {doubtful[0]}: "):
+            asyncio.run(parse((bom + text).encode(), Format.CSV, size))
+    else:
+        found = asyncio.run(parse((bom + text).encode(), Format.CSV, size))
+        assert [row.line for row in found] == expected
+
+
+def _rows_by_the_standard_library(text: str) -> tuple[list[int], list[int]]:
+    """Returns the first line of each row after the header, and of each row over several lines that
+    cannot be read, after which nobody knows how many there are."""
+    lines = io.StringIO(text, newline="").readlines()
+    reader = csv.reader(lines, strict=True)
+    rows, doubtful, end = [], [], 0
+    while end < len(lines):
+        start, cells = end, []
+        with suppress(csv.Error):
+            cells = next(reader)
+        end = reader.line_num
+        if "".join(lines[start:end]).encode().strip():
+            rows.append(start + 1)
+            if end - start > 1 and len(cells) != 3:
+                doubtful.append(start + 1)
+    return rows[1:], doubtful
+
+
+@given(lines=st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\r\n"))))
+@settings(deadline=None)
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_every_line_of_a_mangled_json_lines_file_is_counted(end: str, lines: list[str]) -> None:
+    found = asyncio.run(parse(end.join(lines).encode(), Format.JSON_LINES, 3))
+    text = [
+        line.removeprefix("\ufeff") if not number else line for number, line in enumerate(lines)
+    ]
+    expected = [number for number, line in enumerate(text, 1) if line.encode().strip()]
+    assert [row.line for row in found] == expected
+
+
+@pytest.mark.parametrize("open_quote", [b'"open', b"x" * 60_000], ids=["quote", "line"])
+async def test_a_csv_row_that_is_too_long_refuses_the_file(
+    monkeypatch: pytest.MonkeyPatch, open_quote: bytes
+) -> None:
+    monkeypatch.setattr(records, "MAX_RECORD_BYTES", 50_000)
+    file = b"title,price\nMug,1\n" + open_quote + b"\nMug,1" * 10_000
+    with pytest.raises(Unprocessable, match=f"Line 3: .*{RECORD_TOO_LONG}"):
+        await parse(file, Format.CSV, 1_000)
+
+
+async def test_a_json_line_that_is_too_long_is_rejected_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(records, "MAX_RECORD_BYTES", 50_000)
-    found = await parse(b'title,price\n"open' + b"\n" * 50_100 + b"Mug,1\n", Format.CSV)
-    assert found[0] == Rejected(2, RECORD_TOO_LONG)
-    assert isinstance(found[1], Accepted)
-    assert found[1].line == 50_102
+    for end in (b"\n", b"\r\n", b"\r"):
+        file = b"x" * 300_000 + end + b'{"title": "Mug", "price": 1}' + end
+        too_long, mug = await parse(file, Format.JSON_LINES, 1_000)
+        assert too_long == Rejected(1, RECORD_TOO_LONG)
+        assert (type(mug), mug.line) == (Accepted, 2)

@@ -3,7 +3,7 @@
 from datetime import datetime
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import MISSING, BaseModel, ConfigDict, model_validator
 
 from features.users.accounts.email_addresses import Email
 from features.users.accounts.tables import Role
@@ -34,7 +34,7 @@ class UserUpdate(Body):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"name": "Ada Lovelace"}]})
 
-    name: Name | None = None
+    name: Name | MISSING | None = MISSING
 
 
 class UserPublic(BaseModel):

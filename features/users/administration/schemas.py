@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import ConfigDict, Field, StrictBool
+from pydantic import MISSING, ConfigDict, Field, StrictBool
 
 from features.users.accounts.schemas import UserPublic
 from features.users.accounts.tables import Role
@@ -16,9 +16,9 @@ class UserAdminUpdate(Body):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"is_active": False}]})
 
-    name: Name | None = None
-    role: Role = Role.USER
-    is_active: StrictBool = True
+    name: Name | MISSING | None = MISSING
+    role: Role | MISSING = MISSING
+    is_active: StrictBool | MISSING = MISSING
 
 
 class UserSort(Sort):

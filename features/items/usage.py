@@ -1,0 +1,131 @@
+"""How much an account has stored, and the most that it may.
+
+To count the items of an owner takes as long as there are many, and a counter in a row would make
+each write of an owner wait for the one before. So a process counts once in a while, and adds what
+it has stored since. Near a limit, writes of an owner wait for each other and count, unless that
+takes long: an account of many items can go past a limit by some thousandths.
+"""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from uuid import UUID
+
+from fastapi import FastAPI
+from sqlalchemy import bindparam, func, select, text
+
+from features.items.schemas import ItemCreate, ItemUpdate, Usage
+from features.items.settings import ItemsSettings
+from features.items.tables import ITEMS
+from shared.db import ReadSession, WriteSession
+from shared.db.locks import advisory_lock
+from shared.problems import Forbidden
+from shared.state import settings_of
+
+MAX_OWNERS = 10_000
+NEAR_ITEMS = 100  # to a limit; or a thousandth of it, if that is more
+LONG_COUNT_SECONDS = 0.1
+PAUSE_RATIO = 50  # after a count that took long, no other for so many times as long
+LOCK_USAGE = text("SELECT pg_advisory_xact_lock(CAST(:key AS bigint))")
+TEXT_COLUMNS = (ITEMS.c.title, ITEMS.c.description, ITEMS.c.external_id)
+
+TEXT_BYTES = reduce(add, (func.coalesce(func.octet_length(each), 0) for each in TEXT_COLUMNS))
+COUNT_ITEMS = select(
+    func.count().label("count"), func.coalesce(func.sum(TEXT_BYTES), 0).label("text_bytes")
+).where(ITEMS.c.owner_id == bindparam("owner_id"))
+
+
+@dataclass
+class _Estimate:
+    """What was counted, and what this process has added since. Beyond the bounds it counts again,
+    though not before a time."""
+
+    items: int = 0
+    text_bytes: int = 0
+    items_bound: int = 0
+    text_bytes_bound: int = 0
+    not_before: float = 0.0
+
+
+class Quota:
+    """The most that an account may store, as the settings say."""
+
+    def __init__(self, settings: ItemsSettings) -> None:
+        self.max_items, self.max_text_bytes = settings.max_items, settings.max_items_text
+        self._estimates: dict[UUID, _Estimate] = {}
+
+    async def check(
+        self, session: WriteSession, owner_id: UUID, *, items: int, text_bytes: int
+    ) -> None:
+        """Checks what a transaction has added, at its end; `text_bytes` may be an upper bound.
+
+        Raises:
+            Forbidden: with it, the account has more than it may.
+        """
+        known = self._estimate_of(owner_id)
+        known.items += items
+        known.text_bytes += text_bytes
+        is_beyond = known.items > known.items_bound or known.text_bytes > known.text_bytes_bound
+        is_much = 100 * items > self.max_items or 100 * text_bytes > self.max_text_bytes
+        if is_beyond and (is_much or time.monotonic() >= known.not_before):
+            key = advisory_lock("items.usage", owner_id)
+            await session.execute(LOCK_USAGE, {"key": key})
+            await self._count(session, owner_id, known)
+        if exceeded := self._exceeded(known):
+            known.items -= items  # the transaction is rolled back
+            known.text_bytes -= text_bytes
+            raise Forbidden(f"An account may have {exceeded}")
+
+    def _exceeded(self, known: _Estimate) -> str | None:
+        if known.items > self.max_items:
+            return f"{self.max_items:,} items"
+        if known.text_bytes > self.max_text_bytes:
+            return f"{self.max_text_bytes:,} bytes of text in its items"
+        return None
+
+    async def usage(self, session: ReadSession, owner_id: UUID) -> Usage:
+        """Returns what an account has, and may have."""
+        known = self._estimate_of(owner_id)
+        if time.monotonic() >= known.not_before:
+            await self._count(session, owner_id, known)
+        return Usage(
+            items=known.items,
+            max_items=self.max_items,
+            text_bytes=known.text_bytes,
+            max_text_bytes=self.max_text_bytes,
+        )
+
+    def _estimate_of(self, owner_id: UUID) -> _Estimate:
+        if owner_id not in self._estimates and len(self._estimates) >= MAX_OWNERS:
+            self._estimates.clear()
+        return self._estimates.setdefault(owner_id, _Estimate())
+
+    async def _count(self, session: ReadSession, owner_id: UUID, known: _Estimate) -> None:
+        started = time.monotonic()
+        [found] = await session.fetch(COUNT_ITEMS, {"owner_id": owner_id})
+        seconds = time.monotonic() - started
+        known.items, known.text_bytes = found["count"], int(found.text_bytes)
+        known.items_bound = _next_bound(known.items, self.max_items)
+        known.text_bytes_bound = _next_bound(known.text_bytes, self.max_text_bytes)
+        if seconds > LONG_COUNT_SECONDS:
+            known.not_before = started + PAUSE_RATIO * seconds
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[Quota]:
+    yield Quota(settings_of(app, ItemsSettings))
+
+
+def _next_bound(counted: int, limit: int) -> int:
+    """Returns how much an account may have before it is counted again."""
+    step = max((limit - counted) // 10, limit // 1_000)
+    return min(counted + step, limit - max(NEAR_ITEMS, limit // 1_000))
+
+
+def text_bytes_of(item: ItemCreate | ItemUpdate) -> int:
+    """Returns the length of the text that is given, in UTF-8."""
+    given = (getattr(item, column.name) for column in TEXT_COLUMNS)
+    return sum(len(value.encode()) for value in given if isinstance(value, str))
