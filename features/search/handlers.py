@@ -47,14 +47,16 @@ CROSS JOIN LATERAL (
             FILTER (WHERE NOT embedded AND parked))[1 : 10] AS parked_items
     FROM (
         SELECT coalesce(e.text_hash = d.text_hash, false) AS embedded,
-            coalesce(q.parked, false) AS parked, q.next_attempt_at,
-            jsonb_build_object('item_id', d.item_id, 'attempts', q.attempts, 'error', q.error)
-                AS failure
+            coalesce(q.parked, p.parked, false) AS parked,
+            coalesce(q.next_attempt_at, p.next_attempt_at) AS next_attempt_at,
+            jsonb_build_object('item_id', d.item_id, 'attempts', coalesce(q.attempts, p.attempts),
+                'error', coalesce(q.error, p.error)) AS failure
         FROM search_documents AS d
         LEFT JOIN search_embeddings AS e
             ON e.owner_id = :owner AND e.item_id = d.item_id AND e.model_id = model.id
         LEFT JOIN search_queue AS q
             ON q.owner_id = :owner AND q.item_id = d.item_id AND q.model_id = model.id
+        LEFT JOIN search_pending AS p ON p.owner_id = :owner AND p.item_id = d.item_id
         WHERE d.owner_id = :owner
     ) AS documents
 ) AS counted

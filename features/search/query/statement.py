@@ -58,8 +58,16 @@ WITH owner AS MATERIALIZED (
     FROM words CROSS JOIN LATERAL (
         SELECT s.lexeme, s.word AS spelt,
             row_number() OVER (ORDER BY similarity(s.word, words.word) DESC, s.word) AS place
-        FROM search_words AS s
-        WHERE s.owner_id = :owner AND s.word % words.word
+        FROM (
+            SELECT s.lexeme, s.word FROM search_words AS s
+            WHERE s.owner_id = :owner AND s.word >= left(words.word, 1)
+            AND s.word < left(words.word, 1) || chr(1114111) AND s.word % words.word
+            UNION
+            SELECT s.lexeme, s.word FROM search_words AS s
+            WHERE s.owner_id = :owner AND reverse(s.word) >= left(reverse(words.word), 2)
+            AND reverse(s.word) < left(reverse(words.word), 2) || chr(1114111)
+            AND length(s.word) > 2 AND s.word % words.word
+        ) AS s
         ORDER BY place LIMIT 3
     ) AS more
     WHERE NOT words.known AND length(words.word) > 3
