@@ -152,7 +152,7 @@ async def similar_items(
     if row.model_id == registered.id and row.embedding is not None:
         vector = normalize(np.array(row.embedding))
     else:
-        vector = await runtime.embedders.embed_query(registered.model, row.text)
+        vector = await runtime.embedders.embed_query(owner_id, registered.model, row.text)
     results = await nearest_items(session, owner_id, registered.id, vector, query, item_id)
     return results or await similar_items(
         session, runtime, owner_id, item_id, query, stale=registered

@@ -2,6 +2,7 @@
 not while the model fails."""
 
 import asyncio
+from uuid import UUID
 
 from cashews import Cache
 from prometheus_client import Histogram
@@ -53,18 +54,21 @@ class Embedders:
             self._open[model] = embedder
         return self._open[model]
 
-    async def embed_query(self, model: EmbeddingModel, text: str) -> Vector:
-        """Returns the vector of a query. Concurrent calls for the same text share one request.
+    async def embed_query(self, owner_id: UUID, model: EmbeddingModel, text: str) -> Vector:
+        """Returns the vector of a query. Concurrent calls of an owner for the same text share one
+        request.
 
         Raises:
             EmbeddingUnavailable: the model cannot be reached, or does not embed this text.
         """
-        key = cache_key(model, text)
+        key = cache_key(owner_id, model, text)
         cached = await cached_vector(self._cache, key)
         if cached is not None:
             return cached
         if key not in self._in_flight:
-            task = self._in_flight[key] = asyncio.create_task(self._embed(model, text, key))
+            task = self._in_flight[key] = asyncio.create_task(
+                self._embed(owner_id, model, text, key)
+            )
             task.add_done_callback(lambda _: self._in_flight.pop(key))
         return await asyncio.shield(self._in_flight[key])
 
@@ -72,11 +76,11 @@ class Embedders:
         for embedder in self._open.values():
             await embedder.close()
 
-    async def _embed(self, model: EmbeddingModel, text: str, key: str) -> Vector:
+    async def _embed(self, owner_id: UUID, model: EmbeddingModel, text: str, key: str) -> Vector:
         embedder = self.get(model)
         if embedder is None:
             raise EmbeddingUnavailable(f"The settings do not say how to reach {model.name}")
-        if not self._breaker.allow(key):
+        if not self._breaker.allow(owner_id, text):
             raise EmbeddingUnavailable(f"{model.name} did not answer a moment ago")
         try:
             with EMBEDDING_SECONDS.time():
@@ -84,7 +88,7 @@ class Embedders:
         except EmbeddingRefused as error:
             raise EmbeddingUnavailable(f"{model.name} did not embed the query") from error
         except EmbeddingUnavailable:
-            self._breaker.record_failure(key)
+            self._breaker.record_failure(owner_id, text)
             raise
         self._breaker.record_success()
         await cache_vector(self._cache, key, vector)
