@@ -52,7 +52,13 @@ class SearchDocument(SQLModel, table=True):
 
     __tablename__ = "search_documents"
     __table_args__ = (
-        Index("ix_search_documents_terms", "terms", postgresql_using="gin"),
+        # Each search reads the pending list of this index, which has terms of all owners
+        Index(
+            "ix_search_documents_terms",
+            "terms",
+            postgresql_using="gin",
+            postgresql_with={"gin_pending_list_limit": 64},
+        ),
         Index(
             "ix_search_documents_weights",
             "owner_id",
