@@ -8,6 +8,7 @@ from uuid import UUID
 from features.search.embedding import EmbeddingUnavailable, Vector, normalize, to_pgvector
 from features.search.indexing.models import RegisteredModel
 from features.search.query import ranking
+from features.search.query.deadline import fetch_in_time
 from features.search.query.highlighting import HEADLINE_MARKERS, REPLACED_CHARACTERS, REPLACEMENTS
 from features.search.query.parsing import NO_CORRECTIONS, ParsedQuery
 from features.search.query.statement import search_statement
@@ -144,4 +145,4 @@ async def _fetch(
         "vector": None if vector is None else to_pgvector(vector),
     }
     bounded = frozenset(name for name, bound in filters.items() if bound is not None)
-    return await session.fetch(search_statement(mode, bounded), parameters)
+    return await fetch_in_time(session, search_statement(mode, bounded), parameters)
