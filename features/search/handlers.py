@@ -8,6 +8,7 @@ import numpy as np
 from sqlalchemy import text
 
 from features.search.embedding import EmbeddingRefused, normalize
+from features.search.indexing.embeddings import MAX_CHARACTERS
 from features.search.indexing.models import RegisteredModel
 from features.search.query.highlighting import highlight
 from features.search.query.nearest import nearest_items
@@ -27,7 +28,7 @@ from shared.db import ReadSession, Row
 from shared.problems import FieldError, NotFound, Unprocessable
 
 SELECT_ITEM_EMBEDDING = text("""
-SELECT i.title || E'\\n' || coalesce(i.description, '') AS text,
+SELECT left(i.title || E'\\n' || coalesce(i.description, ''), :max_characters) AS text,
     m.id AS model_id, CAST(CAST(e.embedding AS vector) AS real[]) AS embedding
 FROM items AS i
 LEFT JOIN search_models AS m ON m.active
@@ -145,7 +146,8 @@ async def similar_items(
         EmbeddingUnavailable: no model is active yet, or the item is not embedded and the model
             does not answer.
     """
-    row = await session.fetch_one(SELECT_ITEM_EMBEDDING, {"item": item_id, "owner": owner_id})
+    of = {"item": item_id, "owner": owner_id, "max_characters": MAX_CHARACTERS}
+    row = await session.fetch_one(SELECT_ITEM_EMBEDDING, of)
     if row is None:
         raise NotFound(f"Item {item_id} not found")
     registered = await runtime.active_model(session, stale)

@@ -3,6 +3,7 @@ not while the model fails."""
 
 import asyncio
 from uuid import UUID
+from weakref import WeakValueDictionary
 
 from cashews import Cache
 from prometheus_client import Histogram
@@ -21,6 +22,9 @@ from features.search.embedding.remote import RemoteEmbedder
 from features.search.settings import SearchSettings
 
 OPEN_SECONDS = 5.0
+QUERIES_PER_OWNER = 8
+"""How many queries of an owner the model has at once; more wait here. The local model embeds one
+query after the other: what one owner sends delays no other by more than these."""
 EMBEDDING_SECONDS = Histogram(
     "tessera_embedding_seconds", "How long the model took for a query that was not cached"
 )
@@ -33,6 +37,7 @@ class Embedders:
         self._settings, self._cache = settings, cache
         self._open: dict[EmbeddingModel, Embedder] = {}
         self._in_flight: dict[str, asyncio.Task[Vector]] = {}
+        self._slots: WeakValueDictionary[UUID, asyncio.Semaphore] = WeakValueDictionary()
         self._breaker = TextCircuitBreaker(OPEN_SECONDS)
 
     @property
@@ -80,16 +85,18 @@ class Embedders:
         embedder = self.get(model)
         if embedder is None:
             raise EmbeddingUnavailable(f"The settings do not say how to reach {model.name}")
-        if not self._breaker.allow(owner_id, text):
-            raise EmbeddingUnavailable(f"{model.name} did not answer a moment ago")
-        try:
-            with EMBEDDING_SECONDS.time():
-                vector = await embedder.embed_query(text)
-        except EmbeddingRefused as error:
-            raise EmbeddingUnavailable(f"{model.name} did not embed the query") from error
-        except EmbeddingUnavailable:
-            self._breaker.record_failure(owner_id, text)
-            raise
+        slots = self._slots.setdefault(owner_id, asyncio.Semaphore(QUERIES_PER_OWNER))
+        async with slots:
+            if not self._breaker.allow(owner_id, text):
+                raise EmbeddingUnavailable(f"{model.name} did not answer a moment ago")
+            try:
+                with EMBEDDING_SECONDS.time():
+                    vector = await embedder.embed_query(text)
+            except EmbeddingRefused as error:
+                raise EmbeddingUnavailable(f"{model.name} did not embed the query") from error
+            except EmbeddingUnavailable:
+                self._breaker.record_failure(owner_id, text)
+                raise
         self._breaker.record_success()
         await cache_vector(self._cache, key, vector)
         return vector

@@ -18,7 +18,7 @@ from time_machine import TimeMachineFixture
 
 from features.items import ItemUpdate, update_item
 from features.search.embedding import EmbeddingUnavailable, WrongDimension
-from features.search.embedding.embedders import Embedders
+from features.search.embedding.embedders import QUERIES_PER_OWNER, Embedders
 from features.search.embedding.remote import retry_after
 from features.search.indexing import sweep
 from features.search.runtime import check_model
@@ -204,9 +204,9 @@ async def test_no_connection_waits_for_the_model(
     endpoint.requests.clear()
     answering = asyncio.Event()
     endpoint.meanwhile = answering.wait
-    asked = [asyncio.create_task(find(client, f"kettle {n % 12}")) for n in range(24)]
+    asked = [asyncio.create_task(find(client, f"kettle {n % 6}")) for n in range(24)]
     similar = asyncio.create_task(client.get(f"/items/{waiting['id']}/similar"))
-    await eventually(lambda: len(endpoint.requests) >= 13, "the last request to the model", 60)
+    await eventually(lambda: len(endpoint.requests) >= 7, "the last request to the model", 60)
     assert database_of(app).primary.in_use == 0
     assert (await client.get(f"/items/{waiting['id']}")).status_code == 200
     answering.set()
@@ -214,7 +214,23 @@ async def test_no_connection_waits_for_the_model(
         answers = await asyncio.gather(*asked)
         assert (await similar).status_code == 200
     assert not any(answer["degraded"] for answer in answers)
-    assert len(endpoint.requests) == 13  # equal queries share one request
+    assert len(endpoint.requests) == 7  # equal queries share one request
+
+
+async def test_the_queries_of_one_owner_leave_the_model_to_others(
+    endpoint: Endpoint, remote: Embedders
+) -> None:
+    answering = asyncio.Event()
+    endpoint.meanwhile = answering.wait
+    embed = partial(remote.embed_query, model=remote.configured)
+    asked = [asyncio.create_task(embed(OWNER, text=f"kettle {n}")) for n in range(50)]
+    await eventually(lambda: len(endpoint.requests) >= QUERIES_PER_OWNER, "the first requests")
+    asked.append(asyncio.create_task(embed(OTHER_OWNER, text="teapot")))
+    await eventually(lambda: ["teapot"] in endpoint.requests, "the other owner's request")
+    assert len(endpoint.requests) == QUERIES_PER_OWNER + 1
+    answering.set()
+    async with within(30, "the answer of each"):
+        await asyncio.gather(*asked)
 
 
 @pytest.mark.parametrize("timeouts", [("30", "0.1")])
