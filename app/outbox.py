@@ -6,6 +6,7 @@ again, and the owner's later ones wait for it, until it is parked (a dead letter
 """
 
 import asyncio
+import time
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from functools import partial
@@ -22,7 +23,7 @@ from shared.db.outbox import OUTBOX_CHANNEL
 from shared.tasks import PeriodicTask, Task
 
 POLL_SECONDS = 5.0
-CHANGES_PER_OWNER = 100  # then other owners have their turn
+CHANGES_PER_OWNER, OWNER_SECONDS = 100, 30.0  # then other owners have their turn
 CHANGE_SECONDS = 30.0  # for one change; then it has failed
 FIRST_RETRY = timedelta(seconds=1)  # doubles with each attempt
 MAX_ATTEMPTS = 13  # over about an hour
@@ -138,9 +139,11 @@ async def _deliver_all(app: FastAPI, subscription: Subscription) -> int:
 
 async def _deliver_to(database: Database, subscription: Subscription, owner_id: UUID) -> int:
     """Delivers due changes of an owner, unless another process does; returns their number."""
-    done = 0
-    while done < CHANGES_PER_OWNER and await _deliver_next(database, subscription, owner_id):
+    done, until = 0, time.monotonic() + OWNER_SECONDS
+    while await _deliver_next(database, subscription, owner_id):
         done += 1
+        if done == CHANGES_PER_OWNER or time.monotonic() > until:
+            break
     return done
 
 

@@ -51,12 +51,17 @@ def report_error(_logger: WrappedLogger, _method: str, event: EventDict) -> Even
 
 
 def _before_send(event: Event, _hint: Hint) -> Event:
-    """Adds the ids of the request and the user to a Sentry event; removes the query string."""
+    """Adds the ids of the request and the user to a Sentry event.
+
+    Removes the query string, and the address of the page that sent the request, which has one too:
+    single sign-on codes and search terms are in them.
+    """
     known = structlog.contextvars.get_contextvars()
     if "request_id" in known:
         event.setdefault("tags", {})["request_id"] = known["request_id"]
     if "user_id" in known:
         event["user"] = {"id": known["user_id"]}
     request: dict[str, Any] = event.get("request", {})
-    request.pop("query_string", None)  # it has single sign-on codes and search terms
+    request.pop("query_string", None)
+    request.get("headers", {}).pop("referer", None)
     return event

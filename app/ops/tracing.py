@@ -7,15 +7,19 @@ from contextlib import asynccontextmanager
 
 from fastapi.telemetry import TelemetryConfig
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.instrumentation.asyncpg import AsyncPGInstrumentor
 from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from structlog.typing import EventDict, WrappedLogger
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 FLUSH_MILLISECONDS = 2_000  # to export the last traces when the process stops
+
+URL_ATTRIBUTES = ("url.full", "http.url", "http.target")
+REDACTED = "REDACTED"  # as FastAPI says where it leaves out a parameter
 
 PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 
@@ -37,6 +41,21 @@ def tracing() -> TelemetryConfig:
     }
 
 
+class RemoveQueries(SpanProcessor):
+    """Removes the query of each URL from a span: what people search for, codes of single sign-on.
+
+    Instrumentations set these attributes when they start a span. None can be deleted from it.
+    """
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        attributes = span.attributes or {}
+        if "url.query" in attributes:
+            span.set_attribute("url.query", REDACTED)
+        for name in URL_ATTRIBUTES:
+            if name in attributes:
+                span.set_attribute(name, str(attributes[name]).partition("?")[0])
+
+
 @asynccontextmanager
 async def export_traces() -> AsyncIterator[None]:
     """Exports traces if an OTLP endpoint is set, with spans of queries and outgoing HTTP calls."""
@@ -47,6 +66,7 @@ async def export_traces() -> AsyncIterator[None]:
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
     provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(RemoveQueries())
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
     AsyncPGInstrumentor().instrument()  # type: ignore[no-untyped-call]

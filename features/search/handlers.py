@@ -8,6 +8,7 @@ import numpy as np
 from sqlalchemy import text
 
 from features.search.embedding import EmbeddingRefused, normalize
+from features.search.indexing.embeddings import MAX_CHARACTERS
 from features.search.indexing.models import RegisteredModel
 from features.search.query.highlighting import highlight
 from features.search.query.nearest import nearest_items
@@ -27,7 +28,7 @@ from shared.db import ReadSession, Row
 from shared.problems import FieldError, NotFound, Unprocessable
 
 SELECT_ITEM_EMBEDDING = text("""
-SELECT i.title || E'\\n' || coalesce(i.description, '') AS text,
+SELECT left(i.title || E'\\n' || coalesce(i.description, ''), :max_characters) AS text,
     m.id AS model_id, CAST(CAST(e.embedding AS vector) AS real[]) AS embedding
 FROM items AS i
 LEFT JOIN search_models AS m ON m.active
@@ -47,14 +48,16 @@ CROSS JOIN LATERAL (
             FILTER (WHERE NOT embedded AND parked))[1 : 10] AS parked_items
     FROM (
         SELECT coalesce(e.text_hash = d.text_hash, false) AS embedded,
-            coalesce(q.parked, false) AS parked, q.next_attempt_at,
-            jsonb_build_object('item_id', d.item_id, 'attempts', q.attempts, 'error', q.error)
-                AS failure
+            coalesce(q.parked, p.parked, false) AS parked,
+            coalesce(q.next_attempt_at, p.next_attempt_at) AS next_attempt_at,
+            jsonb_build_object('item_id', d.item_id, 'attempts', coalesce(q.attempts, p.attempts),
+                'error', coalesce(q.error, p.error)) AS failure
         FROM search_documents AS d
         LEFT JOIN search_embeddings AS e
             ON e.owner_id = :owner AND e.item_id = d.item_id AND e.model_id = model.id
         LEFT JOIN search_queue AS q
             ON q.owner_id = :owner AND q.item_id = d.item_id AND q.model_id = model.id
+        LEFT JOIN search_pending AS p ON p.owner_id = :owner AND p.item_id = d.item_id
         WHERE d.owner_id = :owner
     ) AS documents
 ) AS counted
@@ -143,14 +146,15 @@ async def similar_items(
         EmbeddingUnavailable: no model is active yet, or the item is not embedded and the model
             does not answer.
     """
-    row = await session.fetch_one(SELECT_ITEM_EMBEDDING, {"item": item_id, "owner": owner_id})
+    of = {"item": item_id, "owner": owner_id, "max_characters": MAX_CHARACTERS}
+    row = await session.fetch_one(SELECT_ITEM_EMBEDDING, of)
     if row is None:
         raise NotFound(f"Item {item_id} not found")
     registered = await runtime.active_model(session, stale)
     if row.model_id == registered.id and row.embedding is not None:
         vector = normalize(np.array(row.embedding))
     else:
-        vector = await runtime.embedders.embed_query(registered.model, row.text)
+        vector = await runtime.embedders.embed_query(owner_id, registered.model, row.text)
     results = await nearest_items(session, owner_id, registered.id, vector, query, item_id)
     return results or await similar_items(
         session, runtime, owner_id, item_id, query, stale=registered

@@ -40,7 +40,8 @@ class SearchQuery(ItemFilters):
         Field(
             min_length=1,
             max_length=MAX_QUERY_LENGTH,
-            description='Words; `"a phrase"` must be there, `-word` must not, `or` between words',
+            description='Words, of which the first 32 count; `"a phrase"` must be there, '
+            "`-word` must not, `or` between words",
             examples=["wireless headphones"],
             json_schema_extra={"pattern": NOT_BLANK},
         ),

@@ -52,7 +52,13 @@ class SearchDocument(SQLModel, table=True):
 
     __tablename__ = "search_documents"
     __table_args__ = (
-        Index("ix_search_documents_terms", "terms", postgresql_using="gin"),
+        # Each search reads the pending list of this index, which has terms of all owners
+        Index(
+            "ix_search_documents_terms",
+            "terms",
+            postgresql_using="gin",
+            postgresql_with={"gin_pending_list_limit": 64},
+        ),
         Index(
             "ix_search_documents_weights",
             "owner_id",
@@ -100,8 +106,9 @@ class SearchQueueEntry(SQLModel, table=True):
     __tablename__ = "search_queue"
     __table_args__ = (
         Index(
-            "ix_search_queue_due",
+            "ix_search_queue_due_by_owner",
             "model_id",
+            "owner_id",
             "next_attempt_at",
             postgresql_where=text("NOT parked"),
         ),
@@ -118,7 +125,8 @@ class SearchQueueEntry(SQLModel, table=True):
 
 
 class SearchPendingItem(SQLModel, table=True):
-    """An item that has changed since its words were counted.
+    """An item that has changed since its words were counted, or is parked (a dead letter) after too
+    many failures.
 
     `counted` has the words that the statistics count for it now; NULL if they count none.
     """
@@ -128,6 +136,10 @@ class SearchPendingItem(SQLModel, table=True):
     owner_id: UUID = Field(primary_key=True)
     item_id: UUID = Field(primary_key=True)
     counted: str | None = Field(default=None, sa_type=TSVECTOR)
+    attempts: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    next_attempt_at: datetime = Field(sa_column_kwargs={"server_default": func.now()})
+    parked: bool = Field(default=False, sa_column_kwargs={"server_default": "false"})
+    error: str | None = Field(default=None, sa_type=Text)
 
 
 class SearchOwner(SQLModel, table=True):
@@ -163,14 +175,7 @@ class SearchWord(SQLModel, table=True):
     """A word as it is spelt in an owner's items, to complete unfinished words and correct typos."""
 
     __tablename__ = "search_words"
-    __table_args__ = (
-        Index(
-            "ix_search_words_word",
-            "word",
-            postgresql_using="gin",
-            postgresql_ops={"word": "gin_trgm_ops"},
-        ),
-    )
+    __table_args__ = (Index("ix_search_words_reversed", "owner_id", text("reverse(word)")),)
 
     owner_id: UUID = Field(primary_key=True)
     word: str = Field(sa_column=Column(Text(collation="C"), primary_key=True))

@@ -11,12 +11,12 @@ from shared.tasks import PeriodicTask, Task
 
 POLL_SECONDS = 5.0
 SWEEP_SECONDS = 86_400.0
-SELECT_BACKLOG = text("""
+SELECT_BACKLOG = """
 SELECT count(*) FILTER (WHERE NOT parked), count(*) FILTER (WHERE parked),
     greatest(0, extract(epoch FROM
         clock_timestamp() - min(next_attempt_at) FILTER (WHERE NOT parked)))
-FROM search_queue
-""")
+FROM {table}
+"""
 
 log = structlog.get_logger(__name__)
 
@@ -36,14 +36,18 @@ async def _sweep(app: FastAPI) -> None:
 
 
 statistics_task = Task(
-    name="search_statistics", run=_update_statistics, every=POLL_SECONDS, channel=SEARCH_CHANNEL
+    name="search_statistics",
+    run=_update_statistics,
+    every=POLL_SECONDS,
+    channel=SEARCH_CHANNEL,
+    backlog=text(SELECT_BACKLOG.format(table="search_pending")),
 )
 embedding_task = Task(
     name="search_embeddings",
     run=_embed,
     every=POLL_SECONDS,
     channel=SEARCH_CHANNEL,
-    backlog=SELECT_BACKLOG,
+    backlog=text(SELECT_BACKLOG.format(table="search_queue")),
 )
 # For items that somebody has changed past this application: by psql, or with a restore.
 sweep_task = PeriodicTask(name="search_sweep", run=_sweep, every=SWEEP_SECONDS)

@@ -9,6 +9,7 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy import text
 
+from app import outbox
 from app.discovery import find_features
 from app.main import create_app
 from app.outbox import MAX_ATTEMPTS, _record_failure, delete_old_changes, outbox_tasks
@@ -268,6 +269,17 @@ async def test_an_owner_with_many_changes_holds_up_no_other(
         await session.execute(text(f"SELECT pg_advisory_xact_lock({key})"))
         assert await deliver(app, mailer) == 1
     assert [change.owner_id for change in mailer.seen] == [BOB]
+
+
+async def test_an_owner_whose_changes_take_long_holds_up_no_other(
+    app: FastAPI, mailer: Subscriber, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "OWNER_SECONDS", 0.0)
+    await publish(app, *ROWS[:3])
+    await publish(app, ROWS[3], owner=BOB)
+    (task,) = outbox_tasks([mailer.subscription])
+    assert await task.run(app) == 2
+    assert ROWS[3] in mailer.ids
 
 
 async def test_no_failure_is_recorded_of_what_another_process_has_delivered(

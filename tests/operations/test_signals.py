@@ -192,6 +192,27 @@ def test_calls_of_other_services_are_traced(collector: Collector, probed: Probed
     assert (call.name, call.trace_id) == ("POST", span.trace_id)
 
 
+@pytest.mark.verify
+def test_what_is_in_a_query_is_exported_by_nothing(collector: Collector, probed: Probed) -> None:
+    client, query = probed.client, {"q": SECRET, "code": SECRET, "state": SECRET}
+    referer = {"Referer": f"https://shop.example/?q={SECRET}"}
+    answers = [client.get(path, params=query, headers=referer) for path in ("/items", "/nowhere")]
+    elsewhere = f"http://{collector.address}/elsewhere?q={SECRET}"
+    answers += [client.get("/probe", params={"url": elsewhere}, headers=referer)]
+    answers += [client.post("/probe", params=query, json={}, headers=referer)]
+    assert [answer.status_code for answer in answers][2:] == [200, 500]
+    spans = [span_of(collector, answer.headers["x-request-id"]) for answer in answers]
+
+    def calls() -> list[Span]:
+        return [s for s in collector.spans() if s.parent_span_id == spans[2].span_id]
+
+    wait_until(calls, "the span of the call", WITHIN_SECONDS)
+    wait_until(lambda: len(collector.events()) > 1, "the event of the request", WITHIN_SECONDS)
+    found = [path for path, body in collector.received if SECRET.encode() in body]
+    assert found == []
+    assert SECRET not in probed.log.read_text()
+
+
 def span_of(collector: Collector, request_id: str) -> Span:
     """Waits for the one span with this request id, which is exported after the answer."""
 

@@ -1,6 +1,11 @@
-"""Caches the vectors of queries, in Redis where it is set."""
+"""Caches the vectors of queries, in Redis where it is set.
+
+Each owner has entries of their own. An entry that others share would tell them, by the time that a
+search takes, what somebody has searched for.
+"""
 
 import hashlib
+from uuid import UUID
 
 import numpy as np
 from cashews import Cache
@@ -12,8 +17,9 @@ FLOAT_BYTES = np.dtype(np.float32).itemsize
 ROUNDING = 0.001  # of the length of a vector
 
 
-def cache_key(model: EmbeddingModel, text: str) -> str:
-    text = "\0".join((model.provider, model.name, str(model.dimension), text))
+def cache_key(owner_id: UUID, model: EmbeddingModel, text: str) -> str:
+    parts = (str(owner_id), model.provider, model.name, str(model.dimension), text)
+    text = "\0".join(parts)
     return f"embedding:{hashlib.sha256(text.encode()).hexdigest()}"
 
 

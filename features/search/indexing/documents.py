@@ -12,9 +12,11 @@ from datetime import UTC, datetime
 from typing import Any, TypeAlias
 from uuid import UUID
 
-from asyncpg import LockNotAvailableError
+import structlog
+from asyncpg import LockNotAvailableError, PostgresError
 from sqlalchemy import TextClause, text
 
+from features.search.indexing.batches import blames_rows, split
 from features.search.query.ranking import BM25_B, BM25_K1, WEIGHTS_VERSION
 from shared.db import Database, WriteSession
 from shared.db.changes import Change, ChangeKind
@@ -28,7 +30,11 @@ INDEXED_FIELDS = frozenset({"title", "description"})  # of which INDEX makes wor
 WAIT_ATTEMPTS, WAIT_SECONDS = 1_200, 0.1
 Position: TypeAlias = dict[str, Any]
 FIRST: Position = {"created_at": datetime.min.replace(tzinfo=UTC), "id": UUID(int=0)}
+MAX_TERMS = 2_000
+"""How many different words of an item are indexed: the first ones, those of the title included."""
 WEIGHTS = {"k1": BM25_K1, "b": BM25_B, "version": WEIGHTS_VERSION}
+
+log = structlog.get_logger(__name__)
 
 # Serialises changes of the language and of the models.
 LOCK_MODELS = text(f"SELECT pg_advisory_xact_lock({advisory_lock('search.models')})")
@@ -49,6 +55,9 @@ SELECT_LANGUAGE = text("SELECT obj_description('search'::regconfig::oid, 'pg_ts_
 SET_LANGUAGE = text("SELECT search_set_language(CAST(:language AS regconfig), :complete)")
 DELETE_WORDS = text("DELETE FROM search_words")
 
+# A mark that has failed or is parked is tried again when its item changes.
+MARK_ANEW = """(counted, attempts, next_attempt_at, parked, error)
+    = (p.counted, 0, excluded.next_attempt_at, false, NULL)"""
 INDEX = """
 WITH changed AS MATERIALIZED (
     SELECT i.id, search_lexemes(i.title, i.description) AS terms,
@@ -59,9 +68,15 @@ WITH changed AS MATERIALIZED (
 ), marked AS (
     INSERT INTO search_pending AS p (owner_id, item_id, counted)
     SELECT :owner, id, counted FROM changed
-    ON CONFLICT (owner_id, item_id) DO UPDATE SET counted = p.counted
+    ON CONFLICT (owner_id, item_id) DO UPDATE SET {anew}
+), kept AS MATERIALIZED (
+    SELECT id, text_hash, CASE WHEN length(terms) <= :max_terms THEN terms ELSE
+        ts_delete(terms, ARRAY(
+            SELECT lexeme FROM unnest(terms) ORDER BY positions[1], lexeme OFFSET :max_terms))
+        END AS terms
+    FROM changed
 ), measured AS MATERIALIZED (
-    SELECT *, search_length(terms) AS length FROM changed
+    SELECT *, search_length(terms) AS length FROM kept
 ), averaged AS (
     SELECT *, greatest(1, coalesce(
         (SELECT o.length::real / nullif(o.documents, 0) FROM search_owners AS o
@@ -82,21 +97,23 @@ ON CONFLICT (owner_id, item_id) DO UPDATE
            excluded.weights, excluded.text_hash)
 """
 INDEX_CHANGED = text(
-    INDEX.format(condition="d.text_hash IS DISTINCT FROM search_text_hash(i.title, i.description)")
+    INDEX.format(
+        anew=MARK_ANEW,
+        condition="d.text_hash IS DISTINCT FROM search_text_hash(i.title, i.description)",
+    )
 )
-INDEX_ALL = text(INDEX.format(condition="true"))
+INDEX_ALL = text(INDEX.format(anew=MARK_ANEW, condition="true"))
 
-FORGET = """
+FORGET_ITEMS = text(f"""
 WITH marked AS (
     INSERT INTO search_pending AS p (owner_id, item_id, counted)
     SELECT owner_id, item_id, terms FROM search_documents
     WHERE owner_id = :owner AND item_id = ANY (CAST(:ids AS uuid[]))
-    ON CONFLICT (owner_id, item_id) DO UPDATE SET counted = p.counted
+    ON CONFLICT (owner_id, item_id) DO UPDATE SET {MARK_ANEW}
 )
 DELETE FROM search_documents
 WHERE owner_id = :owner AND item_id = ANY (CAST(:ids AS uuid[]))
-"""
-FORGET_ITEMS = text(FORGET)
+""")  # noqa: S608  # a constant
 SELECT_ITEMS = text("""
 WITH page AS MATERIALIZED (
     SELECT id, created_at, title, description FROM items
@@ -119,16 +136,18 @@ FOR NO KEY UPDATE NOWAIT
 OWNERS_OF = """
     SELECT owner_id FROM (
         WITH RECURSIVE owners AS (
-            (SELECT owner_id FROM {table} ORDER BY owner_id LIMIT 1)
+            (SELECT t.owner_id FROM {table} AS t WHERE {due} ORDER BY t.owner_id LIMIT 1)
             UNION ALL
-            SELECT (SELECT t.owner_id FROM {table} AS t WHERE t.owner_id > owners.owner_id
-                ORDER BY t.owner_id LIMIT 1)
+            SELECT (SELECT t.owner_id FROM {table} AS t
+                WHERE t.owner_id > owners.owner_id AND {due} ORDER BY t.owner_id LIMIT 1)
             FROM owners WHERE owners.owner_id IS NOT NULL
         ) SELECT owner_id FROM owners WHERE owner_id IS NOT NULL
     ) AS {table}
 """
 SELECT_OWNERS = text(
-    f"{OWNERS_OF.format(table='items')} UNION {OWNERS_OF.format(table='search_documents')}"
+    " UNION ".join(
+        OWNERS_OF.format(table=table, due="true") for table in ("items", "search_documents")
+    )
 )
 SELECT_ORPHANS = text("""
 SELECT d.item_id FROM search_documents AS d
@@ -147,6 +166,10 @@ DELETE FROM search_queue AS q USING (
 ) AS idle
 WHERE q.owner_id = :owner AND q.item_id = idle.item_id AND q.model_id = idle.model_id
 """)
+
+
+class ItemsLocked(Unavailable):
+    """A transaction has had items of an owner locked for too long."""
 
 
 async def index_change(session: WriteSession, change: Change) -> None:
@@ -227,7 +250,7 @@ async def wait_for_open_writers(database: Database, table: str) -> None:
             if not await session.fetch_value(HAS_OPEN_WRITERS, {"writers": writers}):
                 return
         await asyncio.sleep(WAIT_SECONDS)
-    raise _writer_still_open(table)
+    raise Unavailable(_still_open(table))
 
 
 async def _set_language(session: WriteSession, language: str, *, complete: bool) -> None:
@@ -235,28 +258,59 @@ async def _set_language(session: WriteSession, language: str, *, complete: bool)
 
 
 async def _index_all(database: Database, statement: TextClause) -> int:
+    """Indexes the items of all owners; returns how many documents it wrote or deleted.
+
+    Raises:
+        Unavailable: items of an owner are still locked after two minutes; those of the others
+            have been indexed.
+    """
     async with database.transaction() as session:
         owners = [row.owner_id for row in await session.fetch(SELECT_OWNERS)]
-    return sum([await _index_owner(database, statement, owner_id) for owner_id in owners])
+    done, locked = 0, None
+    for owner_id in owners:
+        try:
+            done += await _index_owner(database, statement, owner_id)
+        except ItemsLocked as error:
+            locked = error
+    if locked:
+        raise locked
+    return done
 
 
 async def _index_owner(database: Database, statement: TextClause, owner_id: UUID) -> int:
     done, after = 0, FIRST
     of = {"owner": owner_id, "batch": ITEMS_PER_BATCH}
-    while rows := await _select_items(database, of | after):
+    while rows := await _select(database, SELECT_ITEMS, of | after):
         ids = [row.id for row in rows if row.changed or statement is INDEX_ALL]
-        done += await _index_locked(database, statement, owner_id, ids)
+        done += await _index_batch(database, statement, owner_id, ids)
         after = {"created_at": rows[-1].created_at, "id": rows[-1].id}
-    async with database.transaction() as session:
-        while orphans := await session.fetch(SELECT_ORPHANS, of):
+    while orphans := await _select(database, SELECT_ORPHANS, of):
+        async with database.transaction() as session:
             await forget_items(session, owner_id, [row.item_id for row in orphans])
-            done += len(orphans)
+        done += len(orphans)
     return done
 
 
-async def _select_items(database: Database, page: Position) -> list[Row]:
+async def _select(database: Database, statement: TextClause, page: Position) -> list[Row]:
     async with database.transaction() as session:  # of the primary: a replica may lag
-        return await session.fetch(SELECT_ITEMS, page)
+        return await session.fetch(statement, page)
+
+
+async def _index_batch(
+    database: Database, statement: TextClause, owner_id: UUID, ids: Sequence[UUID]
+) -> int:
+    """Indexes items, and returns how many. If a batch fails because of its rows, its parts are
+    tried separately; an item that fails alone is left out, and logged."""
+    try:
+        return await _index_locked(database, statement, owner_id, ids)
+    except PostgresError as error:
+        if not blames_rows(error):
+            raise
+        if len(ids) == 1:
+            log.exception("item_not_indexed", item_id=str(ids[0]))
+            return 0
+    parts = split(ids)
+    return sum([await _index_batch(database, statement, owner_id, part) for part in parts])
 
 
 async def _index_locked(
@@ -265,7 +319,7 @@ async def _index_locked(
     """Indexes items, once no other transaction has one of them locked; returns how many it did.
 
     Raises:
-        Unavailable: an item is still locked after two minutes.
+        ItemsLocked: an item is still locked after two minutes.
     """
     if not ids:
         return 0
@@ -278,15 +332,13 @@ async def _index_locked(
         except LockNotAvailableError:
             pass
         await asyncio.sleep(WAIT_SECONDS)
-    raise _writer_still_open("items")
+    raise ItemsLocked(_still_open("items"))
 
 
-def _writer_still_open(table: str) -> Unavailable:
+def _still_open(table: str) -> str:
     seconds = round(WAIT_ATTEMPTS * WAIT_SECONDS)
-    return Unavailable(
-        f"A transaction has been writing to {table} for {seconds} s; try again when it has ended"
-    )
+    return f"A transaction has been writing to {table} for {seconds} s; try again when it has ended"
 
 
 def _values(owner_id: UUID, ids: Sequence[UUID]) -> dict[str, Any]:
-    return {"owner": owner_id, "ids": ids, **WEIGHTS}
+    return {"owner": owner_id, "ids": ids, "max_terms": MAX_TERMS, **WEIGHTS}

@@ -1,10 +1,11 @@
 """Processes the queue of items to embed, in batches; any number of processes can share it."""
 
+import random
 from collections.abc import Sequence
 from typing import Any
-from uuid import UUID
 
 import structlog
+from asyncpg import PostgresError
 from sqlalchemy import text
 
 from features.search.embedding import (
@@ -16,25 +17,45 @@ from features.search.embedding import (
     Vector,
     to_pgvector,
 )
+from features.search.indexing.batches import blames_rows, split
+from features.search.indexing.documents import OWNERS_OF
 from features.search.indexing.models import RegisteredModel, prepare, registered_models
 from shared.db import Database, Row, WriteSession
 
 log = structlog.get_logger(__name__)
 
 ENTRIES_PER_BATCH = 64
-PARTS_OF_A_FAILED_BATCH = 8
+OWNERS_PER_BATCH = 16
 MAX_EMBEDDING_ATTEMPTS = 5
+MAX_CHARACTERS = 50_000  # of an item's text, as of its words
 
+# Chosen at random, so that no owner waits for the others; those with the fewest rows first.
+SELECT_OWNERS = text(
+    """
+SELECT owner_id FROM (
+    SELECT owner_id FROM ({owners}) AS owners ORDER BY random() LIMIT :owners
+) AS chosen
+ORDER BY (SELECT count(*) FROM (
+    SELECT FROM search_queue AS q WHERE q.model_id = :model AND q.owner_id = chosen.owner_id
+    AND NOT q.parked AND q.next_attempt_at <= now() LIMIT :batch
+) AS due)
+""".format(  # noqa: S608  # a constant
+        owners=OWNERS_OF.format(
+            table="search_queue",
+            due="t.model_id = :model AND NOT t.parked AND t.next_attempt_at <= now()",
+        )
+    )
+)
 # The rows stay locked until the vectors are stored. If the process dies, PostgreSQL releases the
 # locks, and another process can claim the rows at once.
 CLAIM_ENTRIES = text("""
 SELECT q.owner_id, q.item_id, q.attempts, d.text_hash,
-    i.title || E'\\n' || coalesce(i.description, '') AS text
+    left(i.title || E'\\n' || coalesce(i.description, ''), :max_characters) AS text
 FROM search_queue AS q
-LEFT JOIN search_documents AS d ON d.owner_id = q.owner_id AND d.item_id = q.item_id
-LEFT JOIN items AS i ON i.owner_id = q.owner_id AND i.id = q.item_id
-WHERE q.model_id = :model AND NOT q.parked AND q.next_attempt_at <= statement_timestamp()
-AND (q.attempts > 0) = :again
+LEFT JOIN search_documents AS d ON d.owner_id = :owner AND d.item_id = q.item_id
+LEFT JOIN items AS i ON i.owner_id = :owner AND i.id = q.item_id
+WHERE q.owner_id = :owner AND q.model_id = :model
+AND NOT q.parked AND q.next_attempt_at <= statement_timestamp() AND (q.attempts > 0) = :again
 AND (CAST(:among AS uuid[]) IS NULL OR q.item_id = ANY (CAST(:among AS uuid[])))
 ORDER BY q.next_attempt_at LIMIT :batch
 FOR UPDATE OF q SKIP LOCKED
@@ -69,16 +90,19 @@ WHERE q.owner_id = gone.owner_id AND q.item_id = gone.item_id AND q.model_id = :
 
 # Exponential backoff: retries after 2, 4, 8 and 16 seconds, then parks the row until its item
 # changes. A document that has changed meanwhile, or is locked by a writer, is not rescheduled,
-# because it was its old text that failed.
+# because it was its old text that failed; nor is a row that another process tries again.
 SCHEDULE_RETRY = text("""
 WITH unchanged AS (
     SELECT FROM search_documents WHERE owner_id = :owner AND item_id = :id AND text_hash = :hash
     FOR SHARE SKIP LOCKED
+), failed AS (
+    SELECT FROM search_queue WHERE owner_id = :owner AND item_id = :id AND model_id = :model
+    AND attempts = :attempts FOR UPDATE SKIP LOCKED
 )
 UPDATE search_queue AS q SET attempts = attempts + 1, error = :error,
     parked = attempts + 1 >= :max_attempts,
     next_attempt_at = statement_timestamp() + make_interval(secs => 2 ^ (attempts + 1))
-FROM unchanged WHERE q.owner_id = :owner AND q.item_id = :id AND q.model_id = :model
+FROM unchanged, failed WHERE q.owner_id = :owner AND q.item_id = :id AND q.model_id = :model
 """)
 
 
@@ -118,56 +142,96 @@ async def _embed(
     database: Database,
     embedder: Embedder,
     registered: RegisteredModel,
-    among: Sequence[UUID] | None = None,
+    among: Sequence[Row] | None = None,
 ) -> int:
     """Embeds a batch of the due rows, or those of the rows in `among` that are due.
 
-    If a batch fails but the model embeds the probe text, the batch is split into parts and each is
-    tried separately, until the failing texts are alone; these are rescheduled. Each part has its
-    own transaction, so that the timeout of one does not undo the others.
+    If a batch fails because of its rows, its parts are tried separately, those of each owner first,
+    until the failing rows are alone; these are rescheduled. The model is not to blame if it embeds
+    the probe text. Each part has its own transaction, so that the timeout of one does not undo the
+    others.
 
     Raises:
-        EmbeddingUnavailable: the model embeds not even the probe text, so the texts are not at
-            fault.
+        EmbeddingUnavailable: the model embeds not even the probe text.
     """
-    async with database.transaction() as session:
-        due = await _claim(session, registered, among)
-        gone = [row for row in due if row.text_hash is None]
-        rows = [row for row in due if row.text_hash is not None]
-        if gone:
-            await session.execute(DELETE_ENTRIES, _keys(registered, gone))
-        if not rows:
-            return len(gone)
-        try:
-            vectors = await embedder.embed_documents([row.text for row in rows])
-            return len(gone) + await _store(session, registered, rows, vectors)
-        except (EmbeddingRefused, EmbeddingUnavailable) as error:
-            await _probe(embedder)
-            if len(rows) == 1:
-                return len(gone) + await _schedule_retry(session, registered, rows[0], str(error))
-    ids, size = [row.item_id for row in rows], -(-len(rows) // PARTS_OF_A_FAILED_BATCH)
-    parts = [ids[start : start + size] for start in range(0, len(ids), size)]
-    return len(gone) + sum([await _embed(database, embedder, registered, part) for part in parts])
+    rows: Sequence[Row] = []
+    try:
+        async with database.transaction() as session:
+            due = await _claim(session, registered, among)
+            gone = [row for row in due if row.text_hash is None]
+            rows = [row for row in due if row.text_hash is not None]
+            if gone:
+                await session.execute(DELETE_ENTRIES, _keys(registered, gone))
+            vectors = await _embed_documents(embedder, [row.text for row in rows])
+            stored = await _store(session, registered, rows, vectors) if rows else 0
+            return len(gone) + stored
+    except (EmbeddingRefused, EmbeddingUnavailable) as error:
+        await _probe(embedder)
+        reason = str(error)
+    except PostgresError as error:
+        if not rows or not blames_rows(error):
+            raise
+        reason = str(error)
+    if len(rows) == 1:
+        return await _schedule_retry(database, registered, rows[0], reason)
+    parts = _by_owner(rows) if rows[0].owner_id != rows[-1].owner_id else split(rows)
+    return sum([await _embed(database, embedder, registered, part) for part in parts])
 
 
 async def _claim(
-    session: WriteSession, registered: RegisteredModel, among: Sequence[UUID] | None
-) -> Sequence[Row]:
-    """Locks and returns a batch of rows that were never tried; if there are none, one row that
-    failed before."""
-    fresh = {"model": registered.id, "among": among, "again": False, "batch": ENTRIES_PER_BATCH}
-    failed = fresh | {"again": True, "batch": 1}
-    return await session.fetch(CLAIM_ENTRIES, fresh) or await session.fetch(CLAIM_ENTRIES, failed)
+    session: WriteSession, registered: RegisteredModel, among: Sequence[Row] | None
+) -> list[Row]:
+    """Locks and returns a batch of rows that were never tried, of which each owner has an equal
+    share; if there are none, one row that failed before."""
+    of: dict[str, Any] = {"model": registered.id, "max_characters": MAX_CHARACTERS}
+    if among is None:
+        bounds = {"owners": OWNERS_PER_BATCH, "batch": ENTRIES_PER_BATCH}
+        owners = [row.owner_id for row in await session.fetch(SELECT_OWNERS, of | bounds)]
+        of["among"] = None
+    else:
+        owners = list(dict.fromkeys(row.owner_id for row in among))
+        of["among"] = [row.item_id for row in among]
+    rows: list[Row] = []
+    for place, owner_id in enumerate(owners):
+        share = -(-(ENTRIES_PER_BATCH - len(rows)) // (len(owners) - place))
+        fresh = of | {"owner": owner_id, "again": False, "batch": share}
+        rows += await session.fetch(CLAIM_ENTRIES, fresh)
+    for owner_id in () if rows else random.sample(owners, len(owners)):
+        if rows := await session.fetch(
+            CLAIM_ENTRIES, of | {"owner": owner_id, "again": True, "batch": 1}
+        ):
+            break
+    return rows
+
+
+def _by_owner(rows: Sequence[Row]) -> list[Sequence[Row]]:
+    owners = dict.fromkeys(row.owner_id for row in rows)
+    return [[row for row in rows if row.owner_id == owner_id] for owner_id in owners]
+
+
+async def _embed_documents(embedder: Embedder, texts: Sequence[str]) -> Sequence[Vector]:
+    """Embeds texts; none are sent to no model.
+
+    Raises:
+        EmbeddingUnavailable: the model does not answer.
+        EmbeddingRefused: the model cannot embed one of the texts, or fails on it.
+    """
+    try:
+        return await embedder.embed_documents(texts) if texts else []
+    except (EmbeddingRefused, EmbeddingUnavailable):
+        raise
+    except Exception as error:  # of any kind: a text that breaks the model must not stop the queue
+        raise EmbeddingRefused(repr(error)) from error
 
 
 async def _probe(embedder: Embedder) -> None:
-    """Embeds a plain text. If this works, the texts that failed before are at fault.
+    """Embeds a plain text. If this works, the texts that failed before are to blame.
 
     Raises:
         EmbeddingUnavailable: the model does not embed the plain text.
     """
     try:
-        await embedder.embed_documents([PROBE_TEXT])
+        await _embed_documents(embedder, [PROBE_TEXT])
     except EmbeddingRefused as error:
         raise EmbeddingUnavailable(str(error)) from error
 
@@ -196,16 +260,17 @@ def _keys(registered: RegisteredModel, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 async def _schedule_retry(
-    session: WriteSession, registered: RegisteredModel, row: Row, error: str
+    database: Database, registered: RegisteredModel, row: Row, error: str
 ) -> int:
     failed = {
         "owner": row.owner_id,
         "id": row.item_id,
         "hash": row.text_hash,
         "model": registered.id,
+        "attempts": row.attempts,
         "error": error[:500],
         "max_attempts": MAX_EMBEDDING_ATTEMPTS,
     }
-    rescheduled = await session.execute(SCHEDULE_RETRY, failed)
     log.warning("embedding_refused", item_id=str(row.item_id), attempts=row.attempts + 1)
-    return rescheduled
+    async with database.transaction() as session:
+        return await session.execute(SCHEDULE_RETRY, failed)

@@ -34,6 +34,11 @@ SET attempts = 0, parked = false, error = NULL, next_attempt_at = clock_timestam
 WHERE model_id = :model AND parked
 """)
 CREATE_INDEX = text("SELECT search_create_index(:model, :dimension)")
+UNPARK_MARKS = text("""
+UPDATE search_pending SET attempts = 0, parked = false, error = NULL,
+    next_attempt_at = statement_timestamp()
+WHERE parked
+""")
 HAS_ACTIVE_MODEL = text("SELECT EXISTS (SELECT FROM search_models WHERE active)")
 ACTIVATE_MODEL = text("UPDATE search_models SET active = true WHERE id = :model")
 
@@ -96,7 +101,7 @@ async def add_model(database: Database, model: EmbeddingModel) -> RegisteredMode
         [row] = await session.fetch(INSERT_MODEL, vars(model))
     async with database.transaction() as session:
         await session.execute(DISABLE_TIMEOUTS)
-        for statement in (ENQUEUE_DOCUMENTS, UNPARK_ENTRIES):
+        for statement in (ENQUEUE_DOCUMENTS, UNPARK_ENTRIES, UNPARK_MARKS):
             await session.execute(statement, {"model": row.id})
     return RegisteredModel(row.id, model, row.active)
 

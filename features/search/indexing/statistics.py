@@ -5,29 +5,49 @@ writers that share a common word do not wait for each other, at the price of sta
 slightly.
 """
 
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
 from uuid import UUID
 
+import structlog
+from asyncpg import PostgresError
 from sqlalchemy import text
 
+from features.search.indexing.batches import blames_rows, split
 from features.search.indexing.documents import OWNERS_OF, SEARCH_CHANNEL, WEIGHTS
-from shared.db import Database, WriteSession
+from shared.db import Database, Row, WriteSession
 from shared.db.locks import advisory_lock
 
 ITEMS_PER_BATCH = 1_000
-WEIGHTS_PER_BATCH = 500
-OWNERS_PER_PASS = 100
+WORDS_PER_BATCH = 25_000  # which take about a second
+WEIGHTS_PER_BATCH = (500, 50, 5)  # the next smaller where a batch takes too long
+OWNERS_PER_PASS = 16
+MAX_ATTEMPTS = 12  # over about an hour, then a mark is parked
+
+log = structlog.get_logger(__name__)
 
 MARK_OUTDATED_OWNERS = text("""
 UPDATE search_owners SET stale = true, weights_version = :version
 WHERE weights_version < :version
 """)
-# In random order, so that processes meet seldom and no owner waits for the others.
+# Chosen at random, so that processes meet seldom and no owner waits for the others; then those with
+# little to do come first, as each of them takes little of the others' time.
 SELECT_OWNERS = text(
     """
 SELECT owner_id FROM (
-    {pending} UNION SELECT owner_id FROM search_owners WHERE stale
-) AS owners ORDER BY random() LIMIT :batch
-""".format(pending=OWNERS_OF.format(table="search_pending"))  # noqa: S608  # a constant
+    SELECT owner_id FROM (
+        {pending} UNION SELECT owner_id FROM search_owners WHERE stale
+    ) AS owners ORDER BY random() LIMIT :batch
+) AS chosen
+ORDER BY (SELECT count(*) FROM (
+    SELECT FROM search_pending AS p WHERE p.owner_id = chosen.owner_id LIMIT 1000
+) AS pending)
+""".format(  # noqa: S608  # a constant
+        pending=OWNERS_OF.format(
+            table="search_pending", due="NOT t.parked AND t.next_attempt_at <= now()"
+        )
+    )
 )
 
 # One process at a time: two that update the same terms in a different order would deadlock.
@@ -36,8 +56,21 @@ TRY_LOCK_OWNER = text("SELECT pg_try_advisory_xact_lock(CAST(:key AS bigint))")
 # Rows that a writer has locked are skipped. The statements after it see all that was committed
 # before: the words that the marks stand for.
 CLAIM_ITEMS = text("""
-SELECT item_id FROM search_pending WHERE owner_id = :owner
-LIMIT :batch FOR UPDATE SKIP LOCKED
+SELECT p.item_id, p.attempts, coalesce(d.length, 0) + coalesce(length(p.counted), 0) AS words
+FROM search_pending AS p
+LEFT JOIN search_documents AS d ON d.owner_id = :owner AND d.item_id = p.item_id
+WHERE p.owner_id = :owner AND NOT p.parked AND p.next_attempt_at <= statement_timestamp()
+AND (p.attempts > 0) = :again
+AND (CAST(:among AS uuid[]) IS NULL OR p.item_id = ANY (CAST(:among AS uuid[])))
+LIMIT :batch FOR UPDATE OF p SKIP LOCKED
+""")
+
+# Exponential backoff. A mark that has changed meanwhile has no attempts, and starts anew.
+SCHEDULE_RETRY = text("""
+UPDATE search_pending SET attempts = attempts + 1, error = :error,
+    parked = attempts + 1 >= :max_attempts,
+    next_attempt_at = statement_timestamp() + make_interval(secs => 2 ^ (attempts + 1))
+WHERE owner_id = :owner AND item_id = :item AND attempts = :attempts
 """)
 
 APPLY_TERM_DELTAS = text("""
@@ -71,6 +104,8 @@ WITH batch AS MATERIALIZED (
 SELECT ARRAY(SELECT lexeme FROM terms WHERE documents <= 0) AS gone_lexemes
 """)
 
+# Scalar subqueries, which read one row of an index for each word: the planner joins tables whose
+# statistics are from before an import in ways that take the square of its words.
 INSERT_WORDS = text("""
 WITH spelt AS (
     SELECT DISTINCT unnest(tsvector_to_array(
@@ -82,10 +117,13 @@ SELECT :owner, word, lexemes[1]
 FROM (
     SELECT word, tsvector_to_array(to_tsvector('search', word)) AS lexemes
     FROM spelt
-    WHERE length(word) BETWEEN 2 AND 64 AND NOT EXISTS (
-        SELECT FROM search_words AS w WHERE w.owner_id = :owner AND w.word = spelt.word)
+    WHERE length(word) BETWEEN 2 AND 64 AND (
+        SELECT w.word FROM search_words AS w WHERE w.owner_id = :owner AND w.word = spelt.word
+    ) IS NULL
 ) AS unseen
-WHERE cardinality(lexemes) = 1
+WHERE cardinality(lexemes) = 1 AND (
+    SELECT t.documents FROM search_terms AS t WHERE t.owner_id = :owner AND t.lexeme = lexemes[1]
+) IS NOT NULL
 ON CONFLICT DO NOTHING
 """)
 DELETE_TERMS = [
@@ -177,7 +215,9 @@ FLUSH_GIN_PENDING_LIST = text("SELECT search_flush_terms()")
 
 
 async def update_statistics(database: Database) -> int:
-    """Counts a batch of the changed items of each owner, and recomputes outdated weights.
+    """Counts a batch of the changed items of some owners, and recomputes outdated weights.
+
+    An owner for whom this fails does not stop the others.
 
     Returns:
         How many items and documents were processed.
@@ -185,23 +225,68 @@ async def update_statistics(database: Database) -> int:
     async with database.transaction() as session:
         await session.execute(MARK_OUTDATED_OWNERS, WEIGHTS)
         rows = await session.fetch(SELECT_OWNERS, {"batch": OWNERS_PER_PASS})
-    return sum([await _update_owner(database, row.owner_id) for row in rows])
+    done = 0
+    for row in rows:
+        try:
+            done += await _count_items(database, row.owner_id)
+            done += await _recompute_weights(database, row.owner_id)
+        except PostgresError:
+            log.exception("statistics_failed", owner_id=str(row.owner_id))
+    if done:
+        async with database.transaction() as session:
+            await session.execute(FLUSH_GIN_PENDING_LIST)
+    return done
 
 
-async def _update_owner(database: Database, owner_id: UUID) -> int:
-    """Returns how many items and documents were processed; 0 also while another process does it."""
-    async with database.transaction() as session:
-        key = advisory_lock("search.statistics", owner_id)
-        if not await session.fetch_value(TRY_LOCK_OWNER, {"key": key}):
-            return 0
-        return await _count_items(session, owner_id) + await _recompute_weights(session, owner_id)
+async def _try_lock(session: WriteSession, owner_id: UUID) -> bool:
+    """Returns whether this transaction is now the one that may change the owner's statistics."""
+    key = advisory_lock("search.statistics", owner_id)
+    locked: bool = await session.fetch_value(TRY_LOCK_OWNER, {"key": key})
+    return locked
 
 
-async def _count_items(session: WriteSession, owner_id: UUID) -> int:
-    claimed = await session.fetch(CLAIM_ITEMS, {"owner": owner_id, "batch": ITEMS_PER_BATCH})
-    if not claimed:
-        return 0
-    batch = {"owner": owner_id, "ids": [row.item_id for row in claimed], **WEIGHTS}
+async def _count_items(
+    database: Database, owner_id: UUID, among: Sequence[UUID] | None = None
+) -> int:
+    """Counts a batch of the marked items of an owner, or those of the items in `among`.
+
+    If a batch fails because of its rows, the parts of it are tried separately, until the failing
+    items are alone; these are tried again later, and parked in the end.
+
+    Returns:
+        How many items were counted or rescheduled; 0 also while another process does it.
+    """
+    claimed: Sequence[Row] = []
+    try:
+        async with database.transaction() as session:
+            if await _try_lock(session, owner_id):
+                claimed = await _claim(session, owner_id, among)
+            if claimed:
+                await _count(session, owner_id, [row.item_id for row in claimed])
+            return len(claimed)
+    except PostgresError as error:
+        if not claimed or not blames_rows(error):
+            raise
+        if len(claimed) == 1:
+            return await _schedule_retry(database, owner_id, claimed[0], error)
+    parts = split([row.item_id for row in claimed])
+    return sum([await _count_items(database, owner_id, part) for part in parts])
+
+
+async def _claim(
+    session: WriteSession, owner_id: UUID, among: Sequence[UUID] | None
+) -> Sequence[Row]:
+    """Locks and returns a batch of marks, at least one and with at most `WORDS_PER_BATCH` words, of
+    those that were never tried; if there are none, one that failed before."""
+    fresh = {"owner": owner_id, "among": among, "again": False, "batch": ITEMS_PER_BATCH}
+    failed = fresh | {"again": True, "batch": 1}
+    rows = await session.fetch(CLAIM_ITEMS, fresh) or await session.fetch(CLAIM_ITEMS, failed)
+    words = accumulate(row.words for row in rows)
+    return rows[: max(1, sum(so_far <= WORDS_PER_BATCH for so_far in words))]
+
+
+async def _count(session: WriteSession, owner_id: UUID, ids: Sequence[UUID]) -> None:
+    batch: dict[str, Any] = {"owner": owner_id, "ids": ids, **WEIGHTS}
     gone = await session.fetch_value(APPLY_TERM_DELTAS, batch)
     await session.execute(INSERT_WORDS, batch)
     if gone:
@@ -209,13 +294,37 @@ async def _count_items(session: WriteSession, owner_id: UUID) -> int:
             await session.execute(statement, {"owner": owner_id, "lexemes": gone})
     for statement in (*ENQUEUE_ITEMS, DELETE_MARKS, MARK_STALE_OWNER, DELETE_EMPTY_OWNER):
         await session.execute(statement, batch)
-    await session.execute(FLUSH_GIN_PENDING_LIST)
     session.notify(SEARCH_CHANNEL)
-    return len(claimed)
 
 
-async def _recompute_weights(session: WriteSession, owner_id: UUID) -> int:
-    values = {"owner": owner_id, "batch": WEIGHTS_PER_BATCH, **WEIGHTS}
-    done = await session.execute(RECOMPUTE_WEIGHTS, values)
-    await session.execute(MARK_WEIGHED_OWNER, values)
-    return done
+async def _schedule_retry(
+    database: Database, owner_id: UUID, row: Row, error: PostgresError
+) -> int:
+    failed = {
+        "owner": owner_id,
+        "item": row.item_id,
+        "attempts": row.attempts,
+        "error": str(error)[:500],
+        "max_attempts": MAX_ATTEMPTS,
+    }
+    log.warning("item_not_counted", item_id=str(row.item_id), attempts=row.attempts + 1)
+    async with database.transaction() as session:
+        return await session.execute(SCHEDULE_RETRY, failed)
+
+
+async def _recompute_weights(database: Database, owner_id: UUID) -> int:
+    """Recomputes outdated weights of an owner; returns how many, 0 also while another process does
+    it. A batch that takes too long is tried again with fewer."""
+    for size in WEIGHTS_PER_BATCH:
+        values = {"owner": owner_id, "batch": size, **WEIGHTS}
+        try:
+            async with database.transaction() as session:
+                if not await _try_lock(session, owner_id):
+                    return 0
+                done = await session.execute(RECOMPUTE_WEIGHTS, values)
+                await session.execute(MARK_WEIGHED_OWNER, values)
+                return done
+        except PostgresError as error:
+            if not blames_rows(error) or size == WEIGHTS_PER_BATCH[-1]:
+                raise
+    return 0

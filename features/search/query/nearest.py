@@ -6,6 +6,7 @@ from sqlalchemy import text
 
 from features.items import ItemPublic
 from features.search.embedding import Vector, to_pgvector
+from features.search.query.deadline import fetch_in_time
 from features.search.query.ranking import CANDIDATES
 from features.search.query.statement import ITEM_COLUMNS
 from features.search.schemas import (
@@ -59,7 +60,7 @@ async def nearest_items(
         "offset": query.offset,
         "except_id": except_id,
     }
-    rows = await session.fetch(SELECT_NEAREST, parameters)
+    rows = await fetch_in_time(session, SELECT_NEAREST, parameters)
     if rows[0].active_model != model_id:
         return None
     hits = [

@@ -5,7 +5,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
-MAX_WORDS = 100
+MAX_WORDS = 32
+"""Words after these are not searched for, so that a search is not as long as its query."""
 NO_CORRECTIONS: Mapping[str, str] = {}
 
 _TOKEN = re.compile(r'(-?)(?:"([^"]*)"|(\S+))')

@@ -8,6 +8,7 @@ from uuid import UUID
 from features.search.embedding import EmbeddingUnavailable, Vector, normalize, to_pgvector
 from features.search.indexing.models import RegisteredModel
 from features.search.query import ranking
+from features.search.query.deadline import fetch_in_time
 from features.search.query.highlighting import HEADLINE_MARKERS, REPLACED_CHARACTERS, REPLACEMENTS
 from features.search.query.parsing import NO_CORRECTIONS, ParsedQuery
 from features.search.query.statement import search_statement
@@ -59,9 +60,9 @@ async def attempt_search(
         EmbeddingUnavailable: the mode is semantic, and the model does not answer.
     """
     started = perf_counter()
-    registered, vector = await _embed(session, runtime, query.mode, parsed, stale)
+    registered, vector = await _embed(session, runtime, owner_id, query.mode, parsed, stale)
     if registered and vector is not None and respelt:
-        vector, respelt = await _blend(runtime, registered, vector, parsed, respelt)
+        vector, respelt = await _blend(runtime, owner_id, registered, vector, parsed, respelt)
     embedded = perf_counter()
     mode = Mode.LEXICAL if vector is None else query.mode
     rows = await _fetch(session, owner_id, query, parsed, mode, registered, vector)
@@ -78,6 +79,7 @@ async def attempt_search(
 async def _embed(
     session: ReadSession,
     runtime: SearchRuntime,
+    owner_id: UUID,
     mode: Mode,
     parsed: ParsedQuery,
     stale: RegisteredModel | None,
@@ -89,7 +91,7 @@ async def _embed(
     try:
         registered = await runtime.active_model(session, stale)
         text = parsed.text_to_embed()
-        return registered, await runtime.embedders.embed_query(registered.model, text)
+        return registered, await runtime.embedders.embed_query(owner_id, registered.model, text)
     except EmbeddingUnavailable:
         if mode is Mode.SEMANTIC:
             raise
@@ -98,6 +100,7 @@ async def _embed(
 
 async def _blend(
     runtime: SearchRuntime,
+    owner_id: UUID,
     registered: RegisteredModel,
     vector: Vector,
     parsed: ParsedQuery,
@@ -108,7 +111,7 @@ async def _blend(
     typed, and no corrections, if the model does not answer."""
     text = parsed.text_to_embed(respelt)
     try:
-        corrected = await runtime.embedders.embed_query(registered.model, text)
+        corrected = await runtime.embedders.embed_query(owner_id, registered.model, text)
     except EmbeddingUnavailable:
         return vector, NO_CORRECTIONS
     return normalize(vector + corrected), respelt
@@ -142,4 +145,4 @@ async def _fetch(
         "vector": None if vector is None else to_pgvector(vector),
     }
     bounded = frozenset(name for name, bound in filters.items() if bound is not None)
-    return await session.fetch(search_statement(mode, bounded), parameters)
+    return await fetch_in_time(session, search_statement(mode, bounded), parameters)

@@ -4,6 +4,8 @@ Each word of the query is expanded to a group of lexemes: its own; for the last 
 may still be typing, also those of longer words with this prefix; for a word in none of the owner's
 documents, also those of similarly spelt words. These variants have half the weight, and at most
 half that of the word itself. Documents with the words as typed rank before those with variants.
+The longer words are those that the owner's items have: a prefix in the query (`:*`) would first
+collect the rows of all owners that match it.
 
 The GIN index on `terms` finds the rows, because the owner's id is one of the terms. The condition
 on `owner_id` is written with IS TRUE, which keeps the planner off the index on owner_id: that index
@@ -45,33 +47,55 @@ WITH owner AS MATERIALIZED (
         FROM (SELECT DISTINCT unnest(words) AS word FROM alternatives) AS given
     ) AS given
     WHERE cardinality(lexemes) > 0
+), newest AS MATERIALIZED (
+    SELECT unnest(tsvector_to_array(d.terms)) AS lexeme
+    FROM (
+        SELECT item_id FROM search_pending WHERE owner_id = :owner ORDER BY item_id DESC LIMIT 20
+    ) AS p
+    JOIN search_documents AS d ON d.owner_id = :owner AND d.item_id = p.item_id
 ), longer AS MATERIALIZED (
     SELECT words.word, more.lexeme
     FROM words CROSS JOIN LATERAL (
-        SELECT DISTINCT s.lexeme FROM search_words AS s
+        (SELECT s.lexeme FROM search_words AS s
         WHERE s.owner_id = :owner AND s.word > words.word AND s.word < words.word || chr(1114111)
-        AND s.lexeme <> ALL (words.lexemes) LIMIT 50
+        LIMIT 100)
+        UNION
+        (SELECT t.lexeme FROM unnest(words.lexemes) AS own (lexeme) JOIN search_terms AS t
+        ON t.owner_id = :owner AND t.lexeme > own.lexeme AND t.lexeme < own.lexeme || chr(1114111)
+        LIMIT 100)
+        UNION
+        (SELECT n.lexeme FROM unnest(words.lexemes) AS own (lexeme) JOIN newest AS n
+        ON n.lexeme > own.lexeme COLLATE "C" AND n.lexeme < own.lexeme || chr(1114111) COLLATE "C"
+        LIMIT 100)
     ) AS more
-    WHERE words.unfinished AND length(words.word) > 1
+    WHERE words.unfinished AND length(words.word) > 1 AND more.lexeme <> ALL (words.lexemes)
 ), alike AS MATERIALIZED (
     SELECT words.word, more.*
     FROM words CROSS JOIN LATERAL (
         SELECT s.lexeme, s.word AS spelt,
             row_number() OVER (ORDER BY similarity(s.word, words.word) DESC, s.word) AS place
-        FROM search_words AS s
-        WHERE s.owner_id = :owner AND s.word % words.word
+        FROM (
+            SELECT s.lexeme, s.word FROM search_words AS s
+            WHERE s.owner_id = :owner AND s.word >= left(words.word, 1)
+            AND s.word < left(words.word, 1) || chr(1114111) AND s.word % words.word
+            UNION
+            SELECT s.lexeme, s.word FROM search_words AS s
+            WHERE s.owner_id = :owner AND reverse(s.word) >= left(reverse(words.word), 2)
+            AND reverse(s.word) < left(reverse(words.word), 2) || chr(1114111)
+            AND length(s.word) > 2 AND s.word % words.word
+        ) AS s
         ORDER BY place LIMIT 3
     ) AS more
     WHERE NOT words.known AND length(words.word) > 3
     AND words.word NOT IN (SELECT word FROM longer)
 ), members AS MATERIALIZED (
-    SELECT word, lexeme, own, unfinished, counted.documents,
+    SELECT word, lexeme, own, counted.documents,
         ln(1 + greatest(0, owner.documents - counted.documents + 0.5)
             / (counted.documents + 0.5)) AS idf
     FROM (
-        SELECT word, unnest(lexemes) AS lexeme, true AS own, unfinished FROM words
-        UNION SELECT word, lexeme, false, false FROM longer
-        UNION SELECT word, lexeme, false, false FROM alike
+        SELECT word, unnest(lexemes) AS lexeme, true AS own FROM words
+        UNION SELECT word, lexeme, false FROM longer
+        UNION SELECT word, lexeme, false FROM alike
     ) AS spelt
     CROSS JOIN LATERAL (
         SELECT coalesce(max(t.documents), 0) AS documents FROM search_terms AS t
@@ -80,9 +104,7 @@ WITH owner AS MATERIALIZED (
     CROSS JOIN owner
 ), groups AS MATERIALIZED (
     SELECT word, sum(documents) AS documents, min(idf) FILTER (WHERE own) AS own_idf,
-        '(' || string_agg(quoted || CASE
-            WHEN unfinished AND length(lexeme) > 1 THEN ':*' ELSE '' END, '|') || ')'
-            AS variants,
+        '(' || string_agg(quoted, '|') || ')' AS variants,
         '(' || string_agg(quoted, '|') FILTER (WHERE own) || ')' AS exact
     FROM (
         SELECT *, '''' || replace(replace(lexeme, '\\', '\\\\'), '''', '''''') || '''' AS quoted

@@ -1,12 +1,12 @@
 -- The nearest items to a vector: an exact scan or the HNSW index, whichever is cheaper.
 --
--- An exact scan reads the n embeddings in question. The index passes over wanted * N / n of its N
--- rows until it has found `wanted` of those, and each costs about 10 times as much: 12 µs, not 1.3.
--- So the scan is exact while n² <= 10 * wanted * N: of 300,000 rows, for 200 wanted, up to 24,000.
--- Both take longest there, about 30 ms: fewer rows are read sooner, and with more rows the index
--- passes over fewer of other owners. Where both cost the same, the exact scan is preferred.
---
--- An index scan that reaches its limits before it has found enough is repeated as an exact one.
+-- An exact scan reads the n embeddings of the owner, or of those that match the filters. The index
+-- passes over embeddings of all owners until it has found `wanted` of these, and each costs about 10
+-- times as much: 12 µs, not 1.3. The scan is exact for up to 100 * wanted embeddings, which takes
+-- about 30 ms. For more, the index may pass over a tenth as many as the owner has, which takes as long
+-- as to read those; if it has not found enough by then, because most of what is near belongs to
+-- others, the scan is repeated as an exact one. So neither the plan nor the most that a search costs
+-- depends on how many embeddings others have.
 
 CREATE FUNCTION search_nearest(
     owner uuid, model integer, query halfvec, wanted integer, required tsquery,
@@ -15,15 +15,15 @@ CREATE FUNCTION search_nearest(
 LANGUAGE plpgsql STABLE ROWS 200
 SET hnsw.iterative_scan = 'relaxed_order'
 SET hnsw.ef_search = 1000
-SET hnsw.max_scan_tuples = 100000
+SET hnsw.max_scan_tuples = 1
 SET hnsw.scan_mem_multiplier = 8
 SET plan_cache_mode = 'force_custom_plan'
 SET enable_sort = off
 SET jit = off
 AS $$
 DECLARE
-    total real := (SELECT reltuples FROM pg_class WHERE oid = 'search_embeddings'::regclass);
-    exact_rows integer := greatest(1000, sqrt(10 * wanted * greatest(0, total)));
+    total integer := coalesce((SELECT documents FROM search_owners WHERE owner_id = owner), 0);
+    exact_rows integer := 100 * wanted;
     filtered boolean := numnode(required) > 0
         OR num_nonnulls(min_price, max_price, created_after, created_before) > 0;
     among uuid[];
@@ -46,15 +46,15 @@ BEGIN
             LIMIT exact_rows + 1
         );
         condition := CASE WHEN cardinality(among) <= exact_rows THEN 'e.item_id = ANY ($4)' ELSE
-            'EXISTS (SELECT FROM items AS i JOIN search_documents AS d ON d.item_id = i.id
-             WHERE i.id = e.item_id
+            'EXISTS (SELECT FROM items AS i
+             JOIN search_documents AS d ON d.owner_id = $2 AND d.item_id = i.id
+             WHERE i.owner_id = $2 AND i.id = e.item_id
              AND ($5 IS NULL OR i.price >= $5) AND ($6 IS NULL OR i.price <= $6)
              AND ($7 IS NULL OR i.created_at > $7) AND ($8 IS NULL OR i.created_at < $8)
              AND (numnode($9) = 0 OR d.terms @@ $9))' END;
     END IF;
-    plan := CASE WHEN exact_rows < coalesce(
-        cardinality(among), (SELECT documents FROM search_owners WHERE owner_id = owner), 0
-    ) THEN 'index' ELSE 'exact' END;
+    plan := CASE WHEN exact_rows < coalesce(cardinality(among), total) THEN 'index' ELSE 'exact' END;
+    PERFORM set_config('hnsw.max_scan_tuples', greatest(1, total / 10)::text, true);
 
     FOREACH plan IN ARRAY (CASE plan WHEN 'index' THEN '{index,exact}' ELSE '{exact}' END)::text[]
     LOOP

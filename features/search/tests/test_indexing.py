@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI
 from httpx import AsyncClient
 
-from features.search.indexing import sweep
+from features.search.indexing import statistics, sweep
 from features.search.indexing.documents import WEIGHTS
 from features.search.runtime import runtime_of
 from features.search.tasks import embedding_task, statistics_task
@@ -19,6 +19,7 @@ from shared.db import database_of
 from tests.kit import eventually, max_queries, run_until_idle, within
 
 Database = asyncpg.Connection
+SEARCH_TABLES = ("documents", "embeddings", "queue", "pending", "terms", "words", "owners")
 
 IS_CONSISTENT = """
 SELECT
@@ -154,7 +155,7 @@ async def test_words_and_statistics_go_with_the_items(
     assert await database.fetchval("SELECT documents FROM search_owners") == 1
     await client.delete("/users/me")
     await index()
-    for table in ("documents", "embeddings", "queue", "pending", "terms", "words", "owners"):
+    for table in SEARCH_TABLES:
         assert await database.fetchval(f"SELECT count(*) FROM search_{table}") == 0, table
 
 
@@ -196,7 +197,31 @@ async def test_a_deleted_account_leaves_nothing_of_an_item_that_was_being_added(
         await eventually(lambda: waits_for_lock(database), "the deletion that waits")
     assert (await deletion).status_code == 204
     await index()
-    for table in ("documents", "embeddings", "queue", "pending", "terms", "words", "owners"):
+    for table in SEARCH_TABLES:
+        assert await database.fetchval(f"SELECT count(*) FROM search_{table}") == 0, table
+
+
+async def test_a_deleted_account_leaves_no_words_that_were_being_counted(
+    app: FastAPI,
+    client: AsyncClient,
+    index: Index,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await index()
+    await add(client, "Copper kettle")
+    count, deletions = statistics._count, []
+
+    async def count_while_deleting(*arguments: Any) -> None:
+        await count(*arguments)
+        deletions.append(asyncio.create_task(client.delete("/users/me")))
+        await eventually(lambda: waits_for_lock(database), "the deletion that waits")
+
+    monkeypatch.setattr(statistics, "_count", count_while_deleting)
+    assert await statistics_task.run(app) == 1
+    assert (await deletions[0]).status_code == 204
+    await index()
+    for table in SEARCH_TABLES:
         assert await database.fetchval(f"SELECT count(*) FROM search_{table}") == 0, table
 
 

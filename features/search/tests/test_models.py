@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 import stamina
@@ -18,7 +18,7 @@ from time_machine import TimeMachineFixture
 
 from features.items import ItemUpdate, update_item
 from features.search.embedding import EmbeddingUnavailable, WrongDimension
-from features.search.embedding.embedders import Embedders
+from features.search.embedding.embedders import QUERIES_PER_OWNER, Embedders
 from features.search.embedding.remote import retry_after
 from features.search.indexing import sweep
 from features.search.runtime import check_model
@@ -40,6 +40,8 @@ from shared.settings import ConfigurationError
 from tests.kit import eventually, run_until_idle, within
 
 __all__ = ["database"]
+
+OWNER, OTHER_OWNER = uuid4(), uuid4()
 
 
 @pytest.fixture
@@ -105,6 +107,22 @@ async def test_a_query_is_embedded_once(
     assert endpoint.requests == [["kettle"]]
 
 
+async def test_no_account_is_told_sooner_what_another_has_searched_for(
+    endpoint: Endpoint, client: AsyncClient, other_client: AsyncClient, index: Index
+) -> None:
+    await index()
+    endpoint.requests.clear()
+    await find(client, "kettle")
+    await find(other_client, "kettle")
+    assert endpoint.requests == [["kettle"]] * 2
+    answering = asyncio.Event()
+    endpoint.meanwhile = answering.wait
+    waiting = [asyncio.create_task(find(each, "teapot")) for each in (client, other_client)]
+    await eventually(lambda: len(endpoint.requests) == 4, "a request for each account", 30)
+    answering.set()
+    await asyncio.gather(*waiting)
+
+
 async def test_scores_are_from_0_to_1_whatever_the_cosines(
     endpoint: Endpoint, client: AsyncClient, index: Index
 ) -> None:
@@ -130,7 +148,7 @@ async def test_an_endpoint_that_does_not_serve_is_unavailable(
 ) -> None:
     endpoint.failures = [(status, {})] * 3
     with pytest.raises(EmbeddingUnavailable, match=f"answered {status}"):
-        await remote.embed_query(remote.configured, "kettle")
+        await remote.embed_query(OWNER, remote.configured, "kettle")
 
 
 async def test_a_wrong_dimension_is_named(endpoint: Endpoint, remote: Embedders) -> None:
@@ -138,7 +156,7 @@ async def test_a_wrong_dimension_is_named(endpoint: Endpoint, remote: Embedders)
     with pytest.raises(
         WrongDimension, match=r"APP_EMBEDDING_DIM: words gives .* 32 numbers, not 64"
     ):
-        await remote.embed_query(remote.configured, "kettle")
+        await remote.embed_query(OWNER, remote.configured, "kettle")
     with pytest.raises(ConfigurationError, match="APP_EMBEDDING_DIM"):
         await check_model(remote)
 
@@ -186,9 +204,9 @@ async def test_no_connection_waits_for_the_model(
     endpoint.requests.clear()
     answering = asyncio.Event()
     endpoint.meanwhile = answering.wait
-    asked = [asyncio.create_task(find(client, f"kettle {n % 12}")) for n in range(24)]
+    asked = [asyncio.create_task(find(client, f"kettle {n % 6}")) for n in range(24)]
     similar = asyncio.create_task(client.get(f"/items/{waiting['id']}/similar"))
-    await eventually(lambda: len(endpoint.requests) >= 13, "the last request to the model", 60)
+    await eventually(lambda: len(endpoint.requests) >= 7, "the last request to the model", 60)
     assert database_of(app).primary.in_use == 0
     assert (await client.get(f"/items/{waiting['id']}")).status_code == 200
     answering.set()
@@ -196,7 +214,23 @@ async def test_no_connection_waits_for_the_model(
         answers = await asyncio.gather(*asked)
         assert (await similar).status_code == 200
     assert not any(answer["degraded"] for answer in answers)
-    assert len(endpoint.requests) == 13  # equal queries share one request
+    assert len(endpoint.requests) == 7  # equal queries share one request
+
+
+async def test_the_queries_of_one_owner_leave_the_model_to_others(
+    endpoint: Endpoint, remote: Embedders
+) -> None:
+    answering = asyncio.Event()
+    endpoint.meanwhile = answering.wait
+    embed = partial(remote.embed_query, model=remote.configured)
+    asked = [asyncio.create_task(embed(OWNER, text=f"kettle {n}")) for n in range(50)]
+    await eventually(lambda: len(endpoint.requests) >= QUERIES_PER_OWNER, "the first requests")
+    asked.append(asyncio.create_task(embed(OTHER_OWNER, text="teapot")))
+    await eventually(lambda: ["teapot"] in endpoint.requests, "the other owner's request")
+    assert len(endpoint.requests) == QUERIES_PER_OWNER + 1
+    answering.set()
+    async with within(30, "the answer of each"):
+        await asyncio.gather(*asked)
 
 
 @pytest.mark.parametrize("timeouts", [("30", "0.1")])
@@ -204,7 +238,7 @@ async def test_a_hanging_model_is_not_waited_for(endpoint: Endpoint, remote: Emb
     answering = asyncio.Event()
     endpoint.meanwhile = answering.wait
     with pytest.raises(EmbeddingUnavailable, match="did not answer in time"):
-        await remote.embed_query(remote.configured, "kettle")
+        await remote.embed_query(OWNER, remote.configured, "kettle")
     answering.set()
     assert len(endpoint.requests) <= 1
 
@@ -212,7 +246,7 @@ async def test_a_hanging_model_is_not_waited_for(endpoint: Endpoint, remote: Emb
 async def test_a_query_that_the_model_fails_on_fails_alone(
     endpoint: Endpoint, remote: Embedders
 ) -> None:
-    embed = partial(remote.embed_query, remote.configured)
+    embed = partial(remote.embed_query, OWNER, remote.configured)
     endpoint.failures = [(500, {})]
     for _ in range(3):
         with pytest.raises(EmbeddingUnavailable):
@@ -223,6 +257,22 @@ async def test_a_query_that_the_model_fails_on_fails_alone(
         with pytest.raises(EmbeddingUnavailable):
             await embed(text)
     assert endpoint.requests == [["kettle"]]
+
+
+async def test_the_queries_of_one_owner_that_fail_degrade_no_other_owner(
+    endpoint: Endpoint, remote: Embedders
+) -> None:
+    endpoint.failures = [(500, {})] * 2
+    for text in ("one", "two", "three"):
+        with pytest.raises(EmbeddingUnavailable):
+            await remote.embed_query(OWNER, remote.configured, text)
+    assert endpoint.requests == []
+    endpoint.failures = [(500, {})]
+    with pytest.raises(EmbeddingUnavailable, match="answered 500"):
+        await remote.embed_query(OTHER_OWNER, remote.configured, "one")
+    with pytest.raises(EmbeddingUnavailable, match="a moment ago"):
+        await remote.embed_query(uuid4(), remote.configured, "kettle")
+    assert endpoint.requests == []
 
 
 @pytest.mark.parametrize(
@@ -390,6 +440,6 @@ def test_a_bad_setting_is_refused(settings: dict[str, Any], message: str) -> Non
 async def test_a_cache_that_does_not_answer_fails_no_query(endpoint: Endpoint) -> None:
     embedders = Embedders(SearchSettings(), open_cache("redis://127.0.0.1:9/0"))
     for _ in range(2):
-        assert len(await embedders.embed_query(embedders.configured, "kettle")) == 64
+        assert len(await embedders.embed_query(OWNER, embedders.configured, "kettle")) == 64
     assert endpoint.requests == [["kettle"], ["kettle"]]
     await embedders.close()

@@ -1,11 +1,13 @@
-"""Both plans of the vector search against an exact scan; word searches use only the GIN index."""
+"""Both plans of the vector search against an exact scan; word searches use only the GIN index, and
+read nothing of a neighbour."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 from uuid import UUID
 
 import asyncpg
 import numpy as np
+import orjson
 import pytest
 from fastapi import FastAPI
 from httpx import AsyncClient
@@ -118,8 +120,19 @@ async def test_an_index_that_finds_too_few_is_not_believed(owner: Owner) -> None
 
 async def test_words_are_found_by_their_index_alone(owner: Owner) -> None:
     await owner.connection.execute("ANALYZE")
-    values = parse_query("mug 77").parameters | {
-        "owner": owner.id,
+    sql, arguments = lexical_search(owner.id, "mug 77")
+    rows = await owner.connection.fetch(f"EXPLAIN {sql}", *arguments)
+    plan = "\n".join(row[0] for row in rows)
+    matching = plan.partition("CTE matching_all")[2]
+    assert "ix_search_documents_terms" in matching
+    assert "pk_search_documents" not in matching
+    assert "ix_search_documents_weights" not in plan
+    assert "ix_items_owner_id" not in plan
+
+
+def lexical_search(owner_id: UUID, q: str) -> tuple[str, Sequence[Any]]:
+    values = parse_query(q).parameters | {
+        "owner": owner_id,
         "min_full_matches": ranking.MIN_FULL_MATCHES,
         "max_retrieved_rows": ranking.MAX_RETRIEVED_ROWS,
         "typo_similarity": ranking.TYPO_SIMILARITY,
@@ -130,10 +143,46 @@ async def test_words_are_found_by_their_index_alone(owner: Owner) -> None:
         "replacements": "",
         "markers": "",
     }
-    sql, arguments = compile_statement(search_statement(Mode.LEXICAL, frozenset()), values)
-    rows = await owner.connection.fetch(f"EXPLAIN {sql}", *arguments)
-    plan = "\n".join(row[0] for row in rows)
-    assert "ix_search_documents_terms" in plan
-    assert "ix_search_documents_weights" not in plan
-    assert "pk_search_documents" not in plan
-    assert "ix_items_owner_id" not in plan
+    return compile_statement(search_statement(Mode.LEXICAL, frozenset()), values)
+
+
+ADD_NEIGHBOURS_ITEMS = """
+INSERT INTO items (id, owner_id, title, price)
+SELECT gen_random_uuid(), $1, format('Kettles%s headphone%s pan', n, n), 1
+FROM generate_series(1, 4000) AS n
+"""
+
+
+async def test_a_search_reads_no_more_where_a_neighbour_has_thousands_of_such_words(
+    app: FastAPI, client: AsyncClient, other_client: AsyncClient, database_url: str
+) -> None:
+    for title in ("Copper kettle", "Headphones", "Iron pan", "Kettledrum"):
+        assert (await client.post("/items", json={"title": title, "price": 5})).is_success
+    await run_until_idle(app, statistics_task)
+    owner_id, neighbour_id = [
+        UUID((await each.get("/users/me")).json()["id"]) for each in (client, other_client)
+    ]
+    connection = await asyncpg.connect(database_url)
+
+    async def read_blocks(q: str) -> tuple[int, int]:
+        """Returns the blocks that a search reads, and the number of hits."""
+        sql, arguments = lexical_search(owner_id, q)
+        await connection.execute("VACUUM ANALYZE")
+        found = len(await connection.fetch(sql, *arguments))
+        row = await connection.fetchval(
+            f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {sql}", *arguments
+        )
+        plan = orjson.loads(row)[0]["Plan"]
+        return plan["Shared Hit Blocks"] + plan["Shared Read Blocks"], found
+
+    # A word with a typo, one that may be unfinished, and a common one.
+    queries = ("headphnes ", "kettl", "pan ", "copper headphnes kettl")
+    alone = [await read_blocks(q) for q in queries]
+    await connection.execute(ADD_NEIGHBOURS_ITEMS, neighbour_id)
+    await sweep(database_of(app))
+    await run_until_idle(app, statistics_task)
+    beside = [await read_blocks(q) for q in queries]
+    await connection.close()
+    assert [found for _, found in alone] == [found for _, found in beside] == [1, 2, 1, 3]
+    for (before, _), (after, _), q in zip(alone, beside, queries, strict=True):
+        assert after <= before + 60, q  # the indexes are deeper

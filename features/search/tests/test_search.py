@@ -1,6 +1,7 @@
 """Search over HTTP: the hits, their order, and the isolation of owners."""
 
 from typing import Any
+from uuid import UUID
 
 import pytest
 from httpx import AsyncClient
@@ -184,10 +185,10 @@ async def test_what_a_misspelt_word_may_mean_is_not_needed(
 ) -> None:
     embed_query = Embedders.embed_query
 
-    async def refuse(self: Embedders, model: EmbeddingModel, text: str) -> Vector:
+    async def refuse(self: Embedders, owner_id: UUID, model: EmbeddingModel, text: str) -> Vector:
         if text == "headphones":
             raise EmbeddingUnavailable("busy")
-        return await embed_query(self, model, text)
+        return await embed_query(self, owner_id, model, text)
 
     monkeypatch.setattr(Embedders, "embed_query", refuse)
     for mode in ("semantic", "hybrid"):

@@ -2,8 +2,8 @@
 
 from alembic import op
 
-revision = "search_0009"
-down_revision = "search_0003"
+revision = "search_0010"
+down_revision = "search_0009"
 branch_labels = None
 depends_on = None
 

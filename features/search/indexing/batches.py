@@ -1,0 +1,25 @@
+"""What to do with a batch that fails: try its parts, until the rows that fail are alone."""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from asyncpg import PostgresError
+
+PARTS_OF_A_FAILED_BATCH = 8
+QUERY_CANCELLED = "57014"
+CLASSES_OF_ROWS = {"21", "22", "23", "54", "XX"}  # SQLSTATE (PostgreSQL, appendix A)
+
+Entry = TypeVar("Entry")
+
+
+def split(batch: Sequence[Entry]) -> list[Sequence[Entry]]:
+    """Splits a failed batch into parts, to be tried one by one."""
+    size = -(-len(batch) // PARTS_OF_A_FAILED_BATCH)
+    return [batch[start : start + size] for start in range(0, len(batch), size)]
+
+
+def blames_rows(error: PostgresError) -> bool:
+    """Returns whether a statement failed because of its rows: their values, or their number, where
+    it took too long. Locks, memory and the server are to blame for other errors."""
+    state = error.sqlstate or ""
+    return state == QUERY_CANCELLED or state[:2] in CLASSES_OF_ROWS
