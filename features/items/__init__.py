@@ -36,7 +36,7 @@ feature = Feature(
         "uq_items_owner_id_external_id": Conflict("You already have an item with this external_id"),
         "fk_items_owner_id": Unauthorized("User not found"),
     },
-    subscriptions=(Subscription(account_changes, delete_all_items),),
+    subscriptions=(Subscription(account_changes, delete_all_items, outbox="items_accounts"),),
     commands=commands,
     demo=demo,
 )

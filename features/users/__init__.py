@@ -1,6 +1,7 @@
 """Accounts, authentication and permissions."""
 
 from features.users.accounts.changes import account_changes
+from features.users.accounts.deletion import remove_deleted_accounts
 from features.users.accounts.handlers import find_user_id
 from features.users.authentication import authenticate
 from features.users.commands import commands
@@ -36,7 +37,7 @@ feature = Feature(
     },
     settings=UsersSettings,
     lifespan=lifespan,
-    tasks=(deliver_mail, send_password_resets, purge_expired_sessions),
+    tasks=(deliver_mail, send_password_resets, purge_expired_sessions, remove_deleted_accounts),
     periodic_tasks=(delete_dead_letters,),
     commands=commands,
     demo=demo,

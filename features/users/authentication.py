@@ -5,7 +5,7 @@ from sqlmodel import col, select
 
 from features.users.access_tokens.jwt import InvalidCredential, UnknownSigningKey
 from features.users.access_tokens.signing_keys import Keyring
-from features.users.accounts.tables import User
+from features.users.accounts.tables import IS_NOT_DELETED, User
 from features.users.opaque_tokens import API_KEY
 from features.users.sessions.tables import Session
 from features.users.state import state_of
@@ -59,7 +59,7 @@ async def _check_in_database(database: Database, principal: Principal) -> None:
     of_principal = (
         select(User.id, Session.id)
         .select_from(User)
-        .where(User.id == principal.user_id)
+        .where(User.id == principal.user_id, IS_NOT_DELETED)
         .outerjoin(
             Session,
             (col(Session.user_id) == col(User.id)) & (col(Session.id) == principal.session_id),

@@ -7,10 +7,10 @@ from sqlalchemy import bindparam, func
 from sqlmodel import col
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from features.users.accounts.deletion import delete_user
 from features.users.accounts.email_addresses import normalize_email
 from features.users.accounts.handlers import (
     SELECT_USERS,
-    delete_user,
     find_user,
     require_another_admin,
 )
@@ -87,7 +87,7 @@ async def update_account(
 async def delete_account(
     session: AsyncSession, user_id: UUID, actor_id: UUID, client: ClientInfo
 ) -> None:
-    """Deletes the account and, by cascading foreign keys, everything it owns.
+    """Deletes the account, and everything it owns.
 
     Raises:
         NotFound: the account does not exist.

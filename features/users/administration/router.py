@@ -53,5 +53,8 @@ async def update(
 async def delete(
     user_id: UUID, admin: AdminSession, session: OrmSession, client: CurrentClient
 ) -> None:
-    """Deletes an account, and everything it owns."""
+    """Deletes an account, and everything it owns.
+
+    From this answer on nothing of it can be read, and its address is free; what is stored is
+    removed in the background."""
     await handlers.delete_account(session, user_id, admin.user_id, client)

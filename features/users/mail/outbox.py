@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 from cryptography.fernet import Fernet
+from sqlalchemy import delete, select
+from sqlmodel import col
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from features.users.mail.tables import OutgoingMail
@@ -27,6 +29,13 @@ MAIL_CHANNEL = "outgoing_mail"
 
 def body_encryption(secret: str) -> Fernet:
     return cipher(secret, "outgoing mail")
+
+
+async def delete_mail(session: AsyncSession, recipient: str) -> None:
+    """Deletes what waits for this address, but for a mail that is being sent."""
+    waiting = select(col(OutgoingMail.id)).where(col(OutgoingMail.recipient) == recipient)
+    idle = waiting.with_for_update(skip_locked=True)
+    await session.exec(delete(OutgoingMail).where(col(OutgoingMail.id).in_(idle)))
 
 
 class Outbox:

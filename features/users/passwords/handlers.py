@@ -6,7 +6,7 @@ from sqlalchemy import delete
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from features.users.accounts.handlers import find_user, get_user
+from features.users.accounts.handlers import find_user, find_user_by_email, get_user
 from features.users.accounts.tables import User
 from features.users.api_keys.tables import ApiKey
 from features.users.client_info import ClientInfo
@@ -81,8 +81,8 @@ async def mail_reset_tokens(session: AsyncSession, outbox: Outbox) -> int:
     requests = (await session.exec(select_waiting)).all()
     for request in requests:
         await session.delete(request)
-        select_user = select(User).where(User.email == request.email, col(User.is_active))
-        if user := (await session.exec(select_user)).one_or_none():
+        user = await find_user_by_email(session, request.email)
+        if user and user.is_active:
             password_fingerprint = fingerprint(user.password_hash)
             await outbox.add_password_reset(session, user.id, user.email, password_fingerprint)
             client = ClientInfo(request.address, request.user_agent)

@@ -12,7 +12,7 @@ from uuid import UUID
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from features.users.accounts.handlers import add_user, get_user
+from features.users.accounts.handlers import add_user, find_user_by_email, get_user
 from features.users.accounts.tables import Role, User
 from features.users.client_info import ClientInfo
 from features.users.events.handlers import record
@@ -53,8 +53,7 @@ async def _find_or_add_user(
 ) -> User:
     if verified.email is None:
         raise Forbidden("The provider has not verified your email address")
-    same_email = select(User).where(User.email == verified.email).with_for_update(key_share=True)
-    user = (await session.exec(same_email)).one_or_none()
+    user = await find_user_by_email(session, verified.email, lock=True)
     if user is None:
         name = (verified.name or "")[:MAX_NAME_LENGTH] or None
         user = await add_user(session, verified.email, None, name, verified=True)

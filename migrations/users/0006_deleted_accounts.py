@@ -1,0 +1,23 @@
+"""Finds deleted accounts without reading all."""
+
+import sqlalchemy as sa
+
+from migrations.operations import create_index_concurrently, drop_index_concurrently
+
+revision = "users_0006"
+down_revision = "users_0005"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    create_index_concurrently(
+        "ix_users_deleted_at",
+        "users",
+        ["deleted_at"],
+        postgresql_where=sa.text("deleted_at IS NOT NULL"),
+    )
+
+
+def downgrade() -> None:
+    drop_index_concurrently("ix_users_deleted_at", "users")
