@@ -22,7 +22,7 @@ from features.items.schemas import (
     ItemQuery,
     ItemUpdate,
 )
-from shared.auth import Principal, requires
+from shared.auth import ConfirmAccess, Principal, requires
 from shared.db import ReadSession, SnapshotSession, WriteSession
 from shared.problems import (
     BadRequest,
@@ -134,6 +134,7 @@ async def import_(
     gzipped: ImportEncoding,
     body: Upload,
     session: WriteSession,
+    confirm_access: ConfirmAccess,
     dry_run: Annotated[bool, Query(description="Report what would happen, change nothing")] = False,
 ) -> ImportReport:
     """Adds or replaces items from JSON Lines or CSV, by `external_id`.
@@ -142,7 +143,9 @@ async def import_(
     number and left out; all others are taken, in one transaction. An empty cell of CSV is no value.
     """
     batches = parse_rows(gunzip(body) if gzipped else body, format_)
-    return await handlers.import_items(session, principal.user_id, batches, dry_run=dry_run)
+    report = await handlers.import_items(session, principal.user_id, batches, dry_run=dry_run)
+    await confirm_access(session)
+    return report
 
 
 @router.get(

@@ -3,7 +3,7 @@
 from features.users.accounts.changes import account_changes
 from features.users.accounts.deletion import remove_deleted_accounts
 from features.users.accounts.handlers import find_user_id
-from features.users.authentication import authenticate
+from features.users.authentication import authenticate, lock_access
 from features.users.commands import commands
 from features.users.demo import DEMO_EMAIL, demo
 from features.users.mail.delivery import delete_dead_letters, deliver_mail
@@ -21,7 +21,9 @@ __all__ = ["DEMO_EMAIL", "account_changes", "feature", "find_user_id"]
 feature = Feature(
     name="users",
     router=router,
-    authenticator=Authenticator(authenticate=authenticate, token_url="auth/token"),
+    authenticator=Authenticator(
+        authenticate=authenticate, lock_access=lock_access, token_url="auth/token"
+    ),
     scopes={
         "users:self": "Read and change your own account",
         "users:admin": "Administer accounts; for administrators alone",
