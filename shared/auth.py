@@ -3,7 +3,7 @@
 The kernel defines the types; a feature has the accounts, and supplies the `Authenticator`.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
 from uuid import UUID
@@ -80,11 +80,15 @@ class Authentication(SecurityBase):
         structlog.contextvars.bind_contextvars(user_id=str(principal.user_id))
         request.state.principal = principal
         if missing := sorted(set(required.scopes) - principal.scopes):
-            scope = " ".join(missing)
-            challenge = f'Bearer error="insufficient_scope", scope="{scope}"'
-            headers = {"WWW-Authenticate": challenge}
-            raise Forbidden(f"This needs the scope {scope}", headers=headers)
+            raise insufficient_scope(missing)
         return principal
+
+
+def insufficient_scope(missing: Iterable[str]) -> Forbidden:
+    """Returns the problem of a credential that lacks these scopes (RFC 6750, section 3.1)."""
+    scope = " ".join(missing)
+    challenge = f'Bearer error="insufficient_scope", scope="{scope}"'
+    return Forbidden(f"This needs the scope {scope}", headers={"WWW-Authenticate": challenge})
 
 
 authenticate = Authentication()

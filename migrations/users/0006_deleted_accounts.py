@@ -1,6 +1,7 @@
 """Finds deleted accounts without reading all."""
 
 import sqlalchemy as sa
+from alembic import op
 
 from migrations.operations import create_index_concurrently, drop_index_concurrently
 
@@ -11,6 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
+    op.execute("SET LOCAL lock_timeout = '5s'")
     create_index_concurrently(
         "ix_users_deleted_at",
         "users",
@@ -20,4 +22,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    op.execute("SET LOCAL lock_timeout = '5s'")
     drop_index_concurrently("ix_users_deleted_at", "users")

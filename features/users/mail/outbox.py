@@ -14,6 +14,9 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from features.users.mail.tables import OutgoingMail
 from features.users.mail.templates import (
+    ACCESS_GRANTED,
+    API_KEY_CREATED,
+    IDENTITY_LINKED,
     PASSWORD_CHANGED,
     MailText,
     reset_mail,
@@ -60,6 +63,15 @@ class Outbox:
 
     async def add_password_changed(self, session: AsyncSession, email: str) -> None:
         await self._add(session, email, PASSWORD_CHANGED)
+
+    async def add_api_key_created(self, session: AsyncSession, email: str) -> None:
+        await self._add(session, email, API_KEY_CREATED)
+
+    async def add_identity_linked(self, session: AsyncSession, email: str) -> None:
+        await self._add(session, email, IDENTITY_LINKED)
+
+    async def add_access_granted(self, session: AsyncSession, email: str) -> None:
+        await self._add(session, email, ACCESS_GRANTED)
 
     async def _add(self, session: AsyncSession, recipient: str, text: MailText) -> None:
         mail = OutgoingMail(

@@ -98,8 +98,10 @@ async def reset_password(
     token: str,
     new: str,
     client: ClientInfo,
+    *,
+    keep_api_keys: bool,
 ) -> None:
-    """Sets the password, and ends every session.
+    """Sets the password, and ends every other way in.
 
     The token came by mail, so this verifies the address too.
 
@@ -116,19 +118,22 @@ async def reset_password(
             or fingerprint(user.password_hash) != password_fingerprint
         ):
             raise BadRequest("This reset token is not valid, or no longer")
-        await claim_account(session, user, new_hash)
+        await claim_account(session, user, new_hash, keep_api_keys=keep_api_keys)
         await record(session, EventKind.PASSWORD_RESET, user_id, client)
         await outbox.add_password_changed(session, user.email)
 
 
-async def claim_account(session: AsyncSession, user: User, password_hash: str) -> None:
-    """Sets the password for the owner of the address, and ends every session.
+async def claim_account(
+    session: AsyncSession, user: User, password_hash: str, *, keep_api_keys: bool = False
+) -> None:
+    """Sets the password for the owner of the address, and ends every other way in: sessions,
+    identities and API keys.
 
-    If the address was not verified, deletes API keys and identities too: they may belong to an
-    attacker who registered the address of another person.
+    Somebody else may have had the old password, and made them. If the address was not verified,
+    API keys are not kept: it may have been registered by an attacker who is not its owner.
     """
-    if not user.email_verified:
+    if not (keep_api_keys and user.email_verified):
         await session.exec(delete(ApiKey).where(col(ApiKey.user_id) == user.id))
-        await session.exec(delete(Identity).where(col(Identity.user_id) == user.id))
+    await session.exec(delete(Identity).where(col(Identity.user_id) == user.id))
     user.password_hash, user.email_verified = password_hash, True
     await revoke_sessions(session, user.id)

@@ -28,6 +28,7 @@ from features.users.tests.conftest import (
     EMAIL,
     Execute,
     MailedToken,
+    SentMail,
     Tokens,
     by_password,
     by_refresh,
@@ -358,13 +359,14 @@ async def begin_link(browser: AsyncClient, tokens: Tokens) -> str:
 
 
 async def test_a_signed_in_account_links_an_identity_and_unlinks_it(
-    anonymous: AsyncClient, provider: IdentityProvider, signed_in: Tokens
+    anonymous: AsyncClient, provider: IdentityProvider, signed_in: Tokens, sent_mail: SentMail
 ) -> None:
     url = await begin_link(anonymous, signed_in)
     back = await provider.sign_in(url, "ada", email="ada@work.example.com", email_verified=True)
     linked = await anonymous.get(back)
     assert linked.status_code == 200
     assert linked.json()["email"] == "ada@work.example.com"
+    assert (await sent_mail(EMAIL))[-1]["subject"] == "Another sign-in was added to your account"
     tokens_of(await sign_in(anonymous, provider, email="ada@work.example.com"))
 
     listed = await anonymous.get("/users/me/identities", headers=signed_in.header)
@@ -410,7 +412,12 @@ async def test_the_last_way_into_an_account_stays(
     await anonymous.post("/auth/password/forgot", json={"email": EMAIL})
     reset = {"token": await mailed_token(EMAIL, "reset"), "new_password": "a first password"}
     assert (await anonymous.post("/auth/password/reset", json=reset)).status_code == 204
+    tokens_of(await sign_in(anonymous, provider))  # links it again, as the reset has unlinked it
     tokens = tokens_of(await by_password(anonymous, password="a first password"))
+    (identity,) = (await anonymous.get("/users/me/identities", headers=tokens.header)).json()[
+        "items"
+    ]
+    url = f"/users/me/identities/{identity['id']}"
     assert (await anonymous.delete(url, headers=tokens.header)).status_code == 204
 
 
