@@ -1,5 +1,7 @@
 """Turns a credential into a principal, in most cases without a database query."""
 
+import asyncio
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from fastapi import FastAPI
@@ -7,15 +9,16 @@ from sqlalchemy import bindparam
 from sqlmodel import col, select
 
 from features.users.access_tokens.jwt import InvalidCredential, UnknownSigningKey
-from features.users.access_tokens.signing_keys import Keyring
 from features.users.accounts.tables import IS_NOT_DELETED, User
 from features.users.api_keys.tables import ApiKey
 from features.users.opaque_tokens import API_KEY
 from features.users.sessions.tables import Session
-from features.users.state import state_of
+from features.users.state import UsersState, state_of
 from shared.auth import Principal
 from shared.db import Database, WriteSession
 from shared.problems import Unauthorized
+
+KEY_WAIT_SECONDS = 1.0
 
 # KEY SHARE: who deletes the row waits, a refresh of the session does not.
 LOCK_SESSION = (
@@ -56,7 +59,7 @@ async def authenticate(app: FastAPI, credential: str) -> Principal:
             raise InvalidCredential
         await state.rate_limits.api_key(str(principal.api_key_id))
         return principal
-    principal = await _read_access_token(state.keyring, credential)
+    principal = await _read_access_token(state, credential)
     if not state.revocation_list.fresh:
         await _check_in_database(state.database, principal)
     elif principal.user_id in state.revocation_list:
@@ -82,13 +85,23 @@ async def lock_access(session: WriteSession, principal: Principal) -> bool:
     )
 
 
-async def _read_access_token(keyring: Keyring, token: str) -> Principal:
+async def _read_access_token(state: UsersState, token: str) -> Principal:
+    """Returns the principal of a token. A signing key that this process does not know is looked
+    for by a poll of the revocation list, which has a connection of its own.
+
+    Anybody may send such tokens: those of a process share few polls a second, and none waits for
+    a connection that others use. A new key signs only minutes after each process has read it, so
+    one that a poll does not find, or cannot look for, is refused.
+    """
     try:
-        return keyring.reader.read(token)
+        return state.keyring.reader.read(token)
     except UnknownSigningKey:
-        if not await keyring.reload():
-            raise
-        return keyring.reader.read(token)
+        if not state.keyring.ids:  # the database could not be reached when the process started
+            await state.keyring.load()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(KEY_WAIT_SECONDS):
+                await state.revocation_list.join_poll()
+        return state.keyring.reader.read(token)
 
 
 async def _check_in_database(database: Database, principal: Principal) -> None:
