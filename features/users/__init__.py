@@ -6,6 +6,7 @@ from features.users.accounts.handlers import find_user_id
 from features.users.authentication import authenticate, lock_access
 from features.users.commands import commands
 from features.users.demo import DEMO_EMAIL, demo
+from features.users.events.tasks import delete_old_events
 from features.users.mail.delivery import delete_dead_letters, deliver_mail
 from features.users.passwords.tasks import send_password_resets
 from features.users.router import router
@@ -40,7 +41,7 @@ feature = Feature(
     settings=UsersSettings,
     lifespan=lifespan,
     tasks=(deliver_mail, send_password_resets, purge_expired_sessions, remove_deleted_accounts),
-    periodic_tasks=(delete_dead_letters,),
+    periodic_tasks=(delete_dead_letters, delete_old_events),
     commands=commands,
     demo=demo,
 )

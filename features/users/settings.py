@@ -52,7 +52,8 @@ SmtpUrl = Annotated[str, AfterValidator(_check_smtp_url)]
 
 
 class UsersSettings(FeatureSettings):
-    """Rates are strings like `10/minute`; lifetimes are seconds.
+    """Rates are strings like `10/minute`; lifetimes are seconds. What happened to an account is
+    kept for `APP_ACCOUNT_EVENTS_DAYS`, failed sign-ins without an account for at most 30 days.
 
     `APP_OIDC_PROVIDERS` is JSON: `{"google": {"issuer": …, "client_id": …, "client_secret": …}}`.
     `APP_FRONTEND_URL` is the base URL of links in mails; without it, mails hold the bare token.
@@ -63,6 +64,7 @@ class UsersSettings(FeatureSettings):
     refresh_grace: int = Field(default=10, ge=0, le=60)
     password_reset_lifetime: int = Field(default=3600, ge=300, le=24 * 3600)
     email_verification_lifetime: int = Field(default=3 * 24 * 3600, ge=300)
+    account_events_days: int = Field(default=365, ge=1)
     frontend_url: HttpUrl | None = None
     smtp_url: SmtpUrl | None = None
     mail_from: str = "Tessera <no-reply@localhost>"
