@@ -6,8 +6,9 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 from limits import parse
-from pydantic import AfterValidator, BaseModel, Field, HttpUrl, SecretStr
+from pydantic import AfterValidator, BaseModel, Field, HttpUrl, SecretStr, ValidationError
 
+from features.users.accounts.email_addresses import EMAIL_ADAPTER
 from shared.settings import FeatureSettings, Settings
 
 MAX_ACCESS_SECONDS = 3600
@@ -38,13 +39,25 @@ def _check_smtp_url(url: str) -> str:
     return url
 
 
+def _normalize_domain(domain: str) -> str:
+    try:
+        return EMAIL_ADAPTER.validate_python(f"a@{domain}").rpartition("@")[2]
+    except ValidationError:
+        raise ValueError(f"{domain!r} must be a domain like example.com") from None
+
+
+EmailDomain = Annotated[str, AfterValidator(_normalize_domain)]
+
+
 class OidcProvider(BaseModel):
-    """An OpenID provider, and the API's client registration there."""
+    """An OpenID provider, and the API's client registration there. With `email_domains`, only
+    verified addresses of these domains sign in by it."""
 
     issuer: HttpUrl
     client_id: str
     client_secret: SecretStr
     scope: str = "openid email profile"
+    email_domains: list[EmailDomain] = []
 
 
 Rate = Annotated[str, AfterValidator(_check_rate)]

@@ -43,7 +43,7 @@ async def sign_in_with(
     """Opens a session for the account of the identity; links or creates an account if needed.
 
     Raises:
-        Forbidden: the provider has not verified the email.
+        Forbidden: the provider has not verified the email, or it is not valid.
         Conflict: the account with this email has never verified its address, or the identity was
             unlinked concurrently.
     """
@@ -68,7 +68,7 @@ async def _find_or_add_user(
 ) -> tuple[User, bool]:
     """Returns the account with the verified email, and whether it is a new one."""
     if verified.email is None:
-        raise Forbidden("The provider has not verified your email address")
+        raise Forbidden("The provider has not verified your email address, or it is not valid")
     user = await find_user_by_email(session, verified.email, lock=True)
     if user is None:
         name = (verified.name or "")[:MAX_NAME_LENGTH] or None
