@@ -20,6 +20,8 @@ from features.users.sessions.tables import Session
 from shared.problems import NotFound, Unauthorized
 
 RECENT_SIGN_IN = timedelta(minutes=10)
+MAX_SESSIONS = 100  # of an account; so to end them all takes one short statement
+SURPLUS_PER_SIGN_IN = 1_000
 
 
 class SignInTooOld(Unauthorized):
@@ -76,7 +78,8 @@ async def open_session(
     lifetime: timedelta,
     scope: str | None = None,
 ) -> Grant:
-    """Opens a session with a new family of tokens. Nothing of an earlier session is reused."""
+    """Opens a session with a new family of tokens. Nothing of an earlier session is reused. Beyond
+    `MAX_SESSIONS`, those that were not used for longest are ended."""
     token, now = new_token(REFRESH_TOKEN), datetime.now(UTC)
     row = Session(
         user_id=user_id,
@@ -90,6 +93,14 @@ async def open_session(
     session.add(row)
     await session.flush()
     session.add(RefreshToken(hash=digest(token), session_id=row.id))
+    surplus = (
+        select(Session.id)
+        .where(Session.user_id == user_id, Session.id != row.id)
+        .order_by(col(Session.last_used_at).desc(), col(Session.id).desc())
+        .offset(MAX_SESSIONS - 1)
+        .limit(SURPLUS_PER_SIGN_IN)
+    )
+    await session.exec(delete(Session).where(col(Session.id).in_(surplus)))
     await record(session, EventKind.SIGNED_IN, user_id, client)
     return Grant(user_id, role, row.id, scope, token)
 
