@@ -163,7 +163,8 @@ async def _deliver_next(database: Database, subscription: Subscription, owner_id
                 return False
             attempted = row
             change = Change(row.topic, ChangeKind(row.kind), owner_id, row.ids)
-            await subscription.run(session, change)
+            if await subscription.run(session, change):
+                return True  # a batch of several: the change waits until nothing is left to do
             if not await session.fetch_value(STOP_WAITING, of | {"id": row.id}):
                 await session.execute(DELETE_CHANGE, of | {"id": row.id})
             return True

@@ -3,17 +3,18 @@
 The kernel defines the types; a feature has the accounts, and supplies the `Authenticator`.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
 import structlog
-from fastapi import FastAPI, Security
+from fastapi import Depends, FastAPI, Request, Security
 from fastapi.security import APIKeyHeader, OAuth2PasswordBearer, SecurityScopes
 from fastapi.security.base import SecurityBase
 from starlette.requests import HTTPConnection
 
+from shared.db.sessions import WriteSession
 from shared.problems import Forbidden, Unauthorized
 from shared.slots import current_owner
 
@@ -22,12 +23,13 @@ from shared.slots import current_owner
 class Principal:
     """The account that a request acts for, and its scopes.
 
-    `session_id` is the login session of the token; an API key has none.
+    Its credential is an access token, with the `session_id` of the sign-in, or an API key.
     """
 
     user_id: UUID
     scopes: frozenset[str]
     session_id: UUID | None = None
+    api_key_id: UUID | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +37,13 @@ class Authenticator:
     """How a feature authenticates the requests to all features.
 
     `authenticate` turns an access token or an API key into its principal, or raises `Unauthorized`.
+    `lock_access` returns whether the principal's credential still holds, and keeps it so until the
+    end of the transaction: who would end it waits.
     `token_url` is the path of the OAuth 2.0 token endpoint, for the documentation.
     """
 
     authenticate: Callable[[FastAPI, str], Awaitable[Principal]]
+    lock_access: Callable[[WriteSession, Principal], Awaitable[bool]]
     token_url: str
 
 
@@ -81,11 +86,15 @@ class Authentication(SecurityBase):
         if slot := request.scope["state"].get("slot"):
             slot.pass_to(owner)
         if missing := sorted(set(required.scopes) - principal.scopes):
-            scope = " ".join(missing)
-            challenge = f'Bearer error="insufficient_scope", scope="{scope}"'
-            headers = {"WWW-Authenticate": challenge}
-            raise Forbidden(f"This needs the scope {scope}", headers=headers)
+            raise insufficient_scope(missing)
         return principal
+
+
+def insufficient_scope(missing: Iterable[str]) -> Forbidden:
+    """Returns the problem of a credential that lacks these scopes (RFC 6750, section 3.1)."""
+    scope = " ".join(missing)
+    challenge = f'Bearer error="insufficient_scope", scope="{scope}"'
+    return Forbidden(f"This needs the scope {scope}", headers={"WWW-Authenticate": challenge})
 
 
 authenticate = Authentication()
@@ -110,3 +119,25 @@ def principal_of(request: HTTPConnection) -> Principal:
     if principal is None:
         raise RuntimeError("Declare the principal of a route before what needs it")
     return principal
+
+
+async def _confirm_access(request: Request) -> Callable[[WriteSession], Awaitable[None]]:
+    async def confirm(session: WriteSession) -> None:
+        authenticator: Authenticator = request.app.state.authenticator
+        if not await authenticator.lock_access(session, principal_of(request)):
+            headers = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
+            detail = "Your access ended while the request was running: nothing was changed"
+            raise Unauthorized(detail, headers=headers)
+
+    return confirm
+
+
+ConfirmAccess = Annotated[
+    Callable[[WriteSession], Awaitable[None]], Depends(_confirm_access, scope="function")
+]
+"""Looks again, in the transaction, whether the request's credential still holds; else raises 401.
+
+For a request that may take longer than a second, such as an upload: its session, key or account
+may have ended since it began. `await confirm_access(session)` is its last statement, so that
+nothing is committed after that end, and who ends it waits for no more than the COMMIT.
+"""

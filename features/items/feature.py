@@ -27,7 +27,7 @@ feature = Feature(
     settings=ItemsSettings,
     lifespan=lifespan,
     periodic_tasks=(delete_abandoned_imports,),
-    subscriptions=(Subscription(account_changes, delete_all_items),),
+    subscriptions=(Subscription(account_changes, delete_all_items, outbox="items_accounts"),),
     commands=commands,
     demo=demo,
 )

@@ -1,10 +1,8 @@
-from collections.abc import Awaitable, Callable
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Query, Request, Response, status
+from fastapi import APIRouter, Query, Request, Response, status
 from fastapi.responses import StreamingResponse
-from fastapi.security import SecurityScopes
 
 from features.items import handlers
 from features.items.content_negotiation import (
@@ -28,7 +26,7 @@ from features.items.schemas import (
 )
 from features.items.settings import ItemsSettings
 from features.items.usage import Quota, text_bytes_of
-from shared.auth import Principal, authenticate, requires
+from shared.auth import ConfirmAccess, Principal, requires
 from shared.db import ReadSession, SnapshotSession, WriteSession, database_of
 from shared.problems import (
     BadRequest,
@@ -54,18 +52,6 @@ router = APIRouter(prefix="/items", tags=["items"])
 Reader = Annotated[Principal, requires("items:read")]
 Writer = Annotated[Principal, requires("items:write")]
 QuotaDep = Annotated[Quota, resource(Quota)]
-
-
-async def _confirm_access(request: Request) -> Callable[[WriteSession], Awaitable[None]]:
-    async def confirm(_: WriteSession) -> None:
-        await authenticate(request, SecurityScopes())
-
-    return confirm
-
-
-ConfirmAccess = Annotated[
-    Callable[[WriteSession], Awaitable[None]], Depends(_confirm_access, scope="function")
-]
 MAX_IMPORT_BYTES = 1 << 50  # the settings bound it, decompressed
 
 

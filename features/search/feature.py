@@ -22,7 +22,7 @@ feature = Feature(
     periodic_tasks=(sweep_task,),
     subscriptions=(
         Subscription(item_changes, index_change),
-        Subscription(account_changes, forget_account),
+        Subscription(account_changes, forget_account, outbox="search_accounts"),
     ),
     commands=commands,
     # Long enough for pgvector's vectorised loops

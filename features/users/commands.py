@@ -5,12 +5,16 @@ from typing import Annotated
 
 import typer
 from pydantic import TypeAdapter, ValidationError
-from sqlmodel import col, select
 
 from features.users.access_tokens.signing_keys import JWKS_MAX_AGE, add_key, remove_keys
 from features.users.accounts.email_addresses import EMAIL_ADAPTER
-from features.users.accounts.handlers import add_user, find_user_id, get_user
-from features.users.accounts.tables import Role, User
+from features.users.accounts.handlers import (
+    add_user,
+    find_user_by_email,
+    find_user_id,
+    get_user,
+)
+from features.users.accounts.tables import Role
 from features.users.administration.handlers import update_account
 from features.users.administration.schemas import UserAdminUpdate
 from features.users.client_info import ClientInfo
@@ -57,8 +61,8 @@ def _validated(adapter: TypeAdapter[str], value: str) -> str:
 
 async def _is_verified(database: Database, email: str) -> bool:
     async with database.orm_transaction() as session:
-        verified = select(User.id).where(User.email == email, col(User.email_verified))
-        return (await session.exec(verified)).one_or_none() is not None
+        user = await find_user_by_email(session, email)
+        return user is not None and user.email_verified
 
 
 async def _make_admin(database: Database, email: str, password: str | None) -> None:

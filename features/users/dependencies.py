@@ -1,12 +1,11 @@
 """Dependencies of the routes: who sends the request, and the state of the feature."""
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import Annotated, Any
-from uuid import UUID
 
 from fastapi import Depends, Request
 
+from features.users.sessions.handlers import SessionPrincipal
 from features.users.state import UsersState
 from shared.auth import Principal, requires
 from shared.problems import Forbidden
@@ -16,15 +15,6 @@ SAFE_METHODS = ("GET", "HEAD")
 
 CurrentPrincipal = Annotated[Principal, requires("users:self")]
 AdminPrincipal = Annotated[Principal, requires("users:admin")]
-
-
-@dataclass(frozen=True)
-class SessionPrincipal:
-    """A principal that has signed in: its account, its session and its scopes."""
-
-    user_id: UUID
-    session_id: UUID
-    scopes: frozenset[str]
 
 
 def _requires_session(*scopes: str) -> Any:

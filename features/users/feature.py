@@ -1,8 +1,10 @@
 """The declaration of users, for the kernel."""
 
-from features.users.authentication import authenticate
+from features.users.accounts.deletion import remove_deleted_accounts
+from features.users.authentication import authenticate, lock_access
 from features.users.commands import commands
 from features.users.demo import demo
+from features.users.events.tasks import delete_old_events
 from features.users.mail.delivery import delete_dead_letters, deliver_mail
 from features.users.passwords.tasks import send_password_resets
 from features.users.router import router
@@ -16,7 +18,9 @@ from shared.problems import Conflict, Unauthorized
 feature = Feature(
     name="users",
     router=router,
-    authenticator=Authenticator(authenticate=authenticate, token_url="auth/token"),
+    authenticator=Authenticator(
+        authenticate=authenticate, lock_access=lock_access, token_url="auth/token"
+    ),
     scopes={
         "users:self": "Read and change your own account",
         "users:admin": "Administer accounts; for administrators alone",
@@ -32,8 +36,8 @@ feature = Feature(
     },
     settings=UsersSettings,
     lifespan=lifespan,
-    tasks=(deliver_mail, send_password_resets, purge_expired_sessions),
-    periodic_tasks=(delete_dead_letters,),
+    tasks=(deliver_mail, send_password_resets, purge_expired_sessions, remove_deleted_accounts),
+    periodic_tasks=(delete_dead_letters, delete_old_events),
     commands=commands,
     demo=demo,
 )

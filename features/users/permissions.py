@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from features.users.accounts.tables import Role
+from shared.auth import insufficient_scope
 
 ADMIN_SUFFIX = ":admin"
 
@@ -20,6 +21,15 @@ class Permissions:
         if role != Role.ADMIN:
             allowed = frozenset(s for s in self.scopes if not s.endswith(ADMIN_SUFFIX))
         return allowed if scope is None else allowed & parse_scope(scope)
+
+    def require_all(self, role: Role, scopes: frozenset[str]) -> None:
+        """Checks that a session has all scopes of the role: it is to open a way in that has them.
+
+        Raises:
+            Forbidden: the session has fewer.
+        """
+        if missing := sorted(self.of(role) - scopes):
+            raise insufficient_scope(missing)
 
 
 def parse_scope(scope: str) -> frozenset[str]:

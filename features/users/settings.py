@@ -6,8 +6,9 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 from limits import parse
-from pydantic import AfterValidator, BaseModel, Field, HttpUrl, SecretStr
+from pydantic import AfterValidator, BaseModel, Field, HttpUrl, SecretStr, ValidationError
 
+from features.users.accounts.email_addresses import EMAIL_ADAPTER
 from shared.settings import FeatureSettings, Settings
 
 MAX_ACCESS_SECONDS = 3600
@@ -38,13 +39,25 @@ def _check_smtp_url(url: str) -> str:
     return url
 
 
+def _normalize_domain(domain: str) -> str:
+    try:
+        return EMAIL_ADAPTER.validate_python(f"a@{domain}").rpartition("@")[2]
+    except ValidationError:
+        raise ValueError(f"{domain!r} must be a domain like example.com") from None
+
+
+EmailDomain = Annotated[str, AfterValidator(_normalize_domain)]
+
+
 class OidcProvider(BaseModel):
-    """An OpenID provider, and the API's client registration there."""
+    """An OpenID provider, and the API's client registration there. With `email_domains`, only
+    verified addresses of these domains sign in by it."""
 
     issuer: HttpUrl
     client_id: str
     client_secret: SecretStr
     scope: str = "openid email profile"
+    email_domains: list[EmailDomain] = []
 
 
 Rate = Annotated[str, AfterValidator(_check_rate)]
@@ -52,7 +65,8 @@ SmtpUrl = Annotated[str, AfterValidator(_check_smtp_url)]
 
 
 class UsersSettings(FeatureSettings):
-    """Rates are strings like `10/minute`; lifetimes are seconds.
+    """Rates are strings like `10/minute`; lifetimes are seconds. What happened to an account is
+    kept for `APP_ACCOUNT_EVENTS_DAYS`, failed sign-ins without an account for at most 30 days.
 
     `APP_OIDC_PROVIDERS` is JSON: `{"google": {"issuer": …, "client_id": …, "client_secret": …}}`.
     `APP_FRONTEND_URL` is the base URL of links in mails; without it, mails hold the bare token.
@@ -63,6 +77,7 @@ class UsersSettings(FeatureSettings):
     refresh_grace: int = Field(default=10, ge=0, le=60)
     password_reset_lifetime: int = Field(default=3600, ge=300, le=24 * 3600)
     email_verification_lifetime: int = Field(default=3 * 24 * 3600, ge=300)
+    account_events_days: int = Field(default=365, ge=1)
     frontend_url: HttpUrl | None = None
     smtp_url: SmtpUrl | None = None
     mail_from: str = "Tessera <no-reply@localhost>"

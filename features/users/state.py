@@ -1,6 +1,6 @@
 """State of the users feature that lives as long as the process."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -56,10 +56,6 @@ def _open_state(app: FastAPI, settings: UsersSettings) -> UsersState:
         lifetime=settings.access_lifetime,
     )
 
-    async def on_key_ids(ids: Sequence[str]) -> None:
-        if keyring.ids != set(ids):
-            await keyring.load()
-
     scopes = (scope for feature in app.state.features for scope in feature.scopes)
     mail_tokens = MailTokens(secret, settings)
     return UsersState(
@@ -68,7 +64,7 @@ def _open_state(app: FastAPI, settings: UsersSettings) -> UsersState:
         permissions=Permissions(frozenset(scopes)),
         hasher=PasswordHasher(cheap=kernel.env == "test"),
         keyring=keyring,
-        revocation_list=RevocationList(database, MAX_ACCESS_LIFETIME, on_key_ids),
+        revocation_list=RevocationList(database, MAX_ACCESS_LIFETIME, keyring.read),
         api_key_cache=ApiKeyCache(),
         mail_tokens=mail_tokens,
         outbox=Outbox(secret, mail_tokens, settings),

@@ -38,7 +38,7 @@ class Change:
     fields: Collection[str] | None = None
 
 
-Subscriber: TypeAlias = "Callable[[WriteSession, Change], Awaitable[None]]"
+Subscriber: TypeAlias = "Callable[[WriteSession, Change], Awaitable[int | None]]"
 Subscribers: TypeAlias = Mapping[str, Sequence[Subscriber]]
 """By the name of the topic."""
 
@@ -97,8 +97,9 @@ class Subscription:
     `run` has the publisher's transaction: its writes are committed with the change, or nothing is.
     With a name for the `outbox`, it runs after the commit, in a transaction of its own, and is
     tried again when it fails (app/outbox.py): what it writes there is written once, what it does
-    elsewhere is done at least once, and the changes of an owner come in order. The name stays the
-    same for ever: changes wait under it.
+    elsewhere is done at least once, and the changes of an owner come in order. If it returns how
+    many rows it did, it is called again, in another transaction, until it returns 0. The name stays
+    the same for ever: changes wait under it.
     """
 
     topic: Topic

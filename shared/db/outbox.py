@@ -17,12 +17,14 @@ from sqlalchemy import (
     Index,
     Text,
     Uuid,
+    bindparam,
     func,
     insert,
+    select,
 )
 from sqlmodel import Field, SQLModel
 
-from shared.db.changes import Change, Subscriber
+from shared.db.changes import Change, Subscriber, Topic
 from shared.db.sessions import WriteSession
 from shared.db.tables import table_of
 
@@ -66,7 +68,22 @@ class OutboxFailure(SQLModel, table=True):
     error: str
 
 
-INSERT_CHANGE = insert(table_of(OutboxChange))
+OUTBOX_CHANGES = table_of(OutboxChange)
+INSERT_CHANGE = insert(OUTBOX_CHANGES)
+SELECT_WAITING = (
+    select(OUTBOX_CHANGES.c.id)
+    .where(
+        OUTBOX_CHANGES.c.owner_id == bindparam("owner_id"),
+        OUTBOX_CHANGES.c.topic == bindparam("topic"),
+    )
+    .limit(1)
+)
+
+
+async def is_delivered(session: WriteSession, topic: Topic, owner_id: UUID) -> bool:
+    """Returns whether no subscriber waits for a change of this owner."""
+    values = {"owner_id": owner_id, "topic": topic.name}
+    return await session.fetch_value(SELECT_WAITING, values) is None
 
 
 def outbox_subscriber(names: Sequence[str]) -> Subscriber:

@@ -69,6 +69,14 @@ DELETE_EXPIRED = (
     )
     .returning(IDEMPOTENCY_KEYS.c.key)
 )
+DELETE_KEYS_OF_USER = delete(IDEMPOTENCY_KEYS).where(
+    IDEMPOTENCY_KEYS.c.user_id == bindparam("user_id"),
+    IDEMPOTENCY_KEYS.c.key.in_(
+        select(IDEMPOTENCY_KEYS.c.key)
+        .where(IDEMPOTENCY_KEYS.c.user_id == bindparam("user_id"))
+        .limit(BATCH_ROWS)
+    ),
+)
 
 
 class Replay(Exception):
@@ -162,6 +170,11 @@ async def _idempotency(
 Idempotency = Annotated[IdempotentRequest, Depends(_idempotency)]
 """Answers a request that was answered before, with the same response, and does not run the route.
 The route returns `await idempotency.store(response)`. Declare it after the principal."""
+
+
+async def delete_keys_of(session: sessions.WriteSession, user_id: UUID) -> int:
+    """Deletes a batch of the keys of an account; returns how many, 0 when none is left."""
+    return await session.execute(DELETE_KEYS_OF_USER, {"user_id": user_id})
 
 
 async def _delete_expired(app: FastAPI) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 from uuid import uuid4
 
+import asyncpg
 import pytest
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
@@ -17,8 +18,16 @@ from app.routing import websockets
 from app.task_runner import run_until_idle
 from shared.db import database_of
 from tests.declarations import declared
-from tests.kit import SignUp, connect, open_websocket
+from tests.kit import SignUp, connect, open_websocket, run_all_tasks
 
+SELECT_UUID_COLUMNS = """
+SELECT table_name, column_name FROM information_schema.columns
+WHERE table_schema = 'public' AND data_type = 'uuid'
+"""
+LEFT_COLUMNS = {
+    ("revocations", "id"),  # for as long as a token may name the account
+    ("account_events", "actor_id"),  # who deleted it
+}
 MARK = "zyzzyva"  # part of everything that the owner writes
 PUBLISHED_MARK = "aardvark"  # part of what the owner publishes
 EVENT_SECONDS = 0.3  # what a stream of events shows at once
@@ -249,6 +258,30 @@ async def test_a_websocket_is_for_those_who_may_open_it(
             )
         if owned:
             assert await status_of_websocket(await sign_up(), url) == 404, path
+
+
+async def test_a_deleted_account_leaves_nothing(
+    app: FastAPI, owner: AsyncClient, ids: dict[str, str], database_url: str
+) -> None:
+    owner_id = (await owner.get("/users/me")).json()["id"]
+    database = await asyncpg.connect(database_url)
+    try:
+        columns = [tuple(row) for row in await database.fetch(SELECT_UUID_COLUMNS)]
+
+        async def tables_with_owner() -> set[tuple[str, str]]:
+            count = "SELECT count(*) FROM {0} WHERE {1} = $1"
+            return {
+                (table, column)
+                for table, column in columns
+                if await database.fetchval(count.format(table, column), owner_id)
+            }
+
+        assert ("users", "id") in await tables_with_owner()
+        assert (await owner.delete("/users/me")).status_code == 204
+        await run_all_tasks(app)
+        assert await tables_with_owner() == LEFT_COLUMNS
+    finally:
+        await database.close()
 
 
 async def status_of_websocket(client: AsyncClient, path: str) -> int:

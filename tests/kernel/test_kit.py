@@ -60,7 +60,9 @@ async def test_without_a_feature_that_has_accounts_the_clients_say_what_is_missi
     refusing = Feature(
         name="probe",
         router=APIRouter(),
-        authenticator=Authenticator(authenticate=refuse, token_url="/token"),
+        authenticator=Authenticator(
+            authenticate=refuse, lock_access=refuse_lock, token_url="/token"
+        ),
     )
     for features, missing in (
         ([], "none of the features under test has an authenticator"),
@@ -75,6 +77,10 @@ async def test_without_a_feature_that_has_accounts_the_clients_say_what_is_missi
 
 async def refuse(_app: FastAPI, _credential: str) -> Principal:
     raise Unauthorized("Nobody has an account")
+
+
+async def refuse_lock(_session: WriteSession, _principal: Principal) -> bool:
+    return False
 
 
 async def test_a_request_over_its_budget_of_queries_fails(client: AsyncClient) -> None:

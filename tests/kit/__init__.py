@@ -20,7 +20,12 @@ from pydantic import SecretStr
 
 from app.task_runner import run_until_idle
 from shared.settings import Settings
-from tests.kit.applications import application, features_under_test, run_outbox
+from tests.kit.applications import (
+    application,
+    features_under_test,
+    run_all_tasks,
+    run_outbox,
+)
 from tests.kit.bodies import payload_for
 from tests.kit.calls import assert_max_calls
 from tests.kit.clients import (
@@ -73,6 +78,7 @@ __all__ = [
     "payload_for",
     "recorded_queries",
     "redis",
+    "run_all_tasks",
     "run_command",
     "run_outbox",
     "run_until_idle",

@@ -8,7 +8,7 @@ import pytest
 from fastapi import FastAPI
 
 from app.discovery import find_features
-from app.main import create_app, prepare
+from app.main import create_app, periodic_tasks_of, prepare
 from app.task_runner import run_until_idle
 from shared.feature import Feature, FeatureError
 from shared.settings import Settings
@@ -61,6 +61,15 @@ async def run_outbox(app: FastAPI, name: str) -> int:
     """Delivers what waits in the outbox under this name; returns the number of changes."""
     (task,) = (task for task in state_of(app).tasks if task.name == f"outbox_{name}")
     return await run_until_idle(app, task)
+
+
+async def run_all_tasks(app: FastAPI) -> None:
+    """Runs the background tasks of all features, but for periodic ones, until none has work."""
+    state = state_of(app)
+    periodic = {each.name for each in periodic_tasks_of(state.features)}
+    tasks = [task for task in state.tasks if task.name not in periodic]
+    while any([await run_until_idle(app, task) for task in tasks]):
+        pass
 
 
 def _key(settings: Settings, features: Sequence[Feature]) -> object:

@@ -86,6 +86,11 @@ def writers() -> set[str]:
     return {*found, owner[1]} if owner[:1] == ["features"] else set()
 
 
+def delivers_change() -> bool:
+    """Returns whether a subscriber runs the statement after the commit of what it subscribes to."""
+    return any(frame.f_globals.get("__name__") == "app.outbox" for frame in _stack())
+
+
 def _stack() -> Iterator[FrameType]:
     """Yields the frames of the call stack, nearest first.
 

@@ -14,7 +14,7 @@ from shared.db import sessions
 from shared.db.changes import Topic
 from shared.db.sessions import WriteSession
 from shared.db.statements import DIALECT
-from tests.kit.ownership import writers, written_tables
+from tests.kit.ownership import delivers_change, writers, written_tables
 
 
 class _Transactions:
@@ -34,7 +34,7 @@ class _Transactions:
         self.silent: set[str] = set()
 
     def write(self, connection: object, tables: set[str]) -> None:
-        if tables & self.topics and writers() - {"shared"}:
+        if tables & self.topics and writers() - {"shared"} and not delivers_change():
             self.written[connection] |= tables & self.topics
 
     def end(self, connection: object, *, committed: bool) -> None:

@@ -13,6 +13,8 @@ from shared.db.tables import columns, uuid7
 from shared.problems import NotFound
 from shared.web.conditional import check_if_match
 
+DELETED_PER_BATCH = 5_000
+
 PUBLIC_COLUMNS = columns(ITEMS, ItemPublic)
 IS_THIS_ITEM = ITEMS.c.id == bindparam("item_id")
 SELECT_ITEMS = select(*PUBLIC_COLUMNS).where(ITEMS.c.owner_id == bindparam("owner_id"))
@@ -21,7 +23,10 @@ LOCK_ITEM = SELECT_ITEM.with_for_update()
 INSERT_ITEM = insert(ITEMS).returning(*PUBLIC_COLUMNS)
 UPDATE_ITEM = update(ITEMS).where(IS_THIS_ITEM).returning(*PUBLIC_COLUMNS)
 DELETE_ITEM = delete(ITEMS).where(IS_THIS_ITEM)
-DELETE_ALL_ITEMS = delete(ITEMS).where(ITEMS.c.owner_id == bindparam("owner_id"))
+IS_OWNERS = ITEMS.c.owner_id == bindparam("owner_id")
+DELETE_BATCH = delete(ITEMS).where(
+    IS_OWNERS, ITEMS.c.id.in_(select(ITEMS.c.id).where(IS_OWNERS).limit(DELETED_PER_BATCH))
+)
 
 
 async def create_item(session: WriteSession, owner_id: UUID, new: ItemCreate) -> ItemPublic:
@@ -87,6 +92,6 @@ async def delete_item(
     await item_changes.deleted(session, owner_id, [item_id])
 
 
-async def delete_all_items(session: WriteSession, deleted: Change) -> None:
-    """Deletes the items of an account that is being deleted."""
-    await session.execute(DELETE_ALL_ITEMS, {"owner_id": deleted.owner_id})
+async def delete_all_items(session: WriteSession, deleted: Change) -> int:
+    """Deletes a batch of the items of a deleted account; returns how many, 0 when none is left."""
+    return await session.execute(DELETE_BATCH, {"owner_id": deleted.owner_id})

@@ -27,6 +27,7 @@ from shared.problems import Unavailable
 SEARCH_CHANNEL = "search"
 ITEMS_PER_BATCH = 500
 INDEXED_FIELDS = frozenset({"title", "description"})  # of which INDEX makes words
+FORGOTTEN_PER_BATCH = 5_000  # rows of each table
 WAIT_ATTEMPTS, WAIT_SECONDS = 1_200, 0.1
 Position: TypeAlias = dict[str, Any]
 FIRST: Position = {"created_at": datetime.min.replace(tzinfo=UTC), "id": UUID(int=0)}
@@ -155,14 +156,18 @@ WHERE d.owner_id = :owner AND NOT EXISTS (
     SELECT FROM items AS i WHERE i.owner_id = :owner AND i.id = d.item_id)
 LIMIT :batch
 """)
-DELETE_OWNER = [
-    text(f"DELETE FROM search_{table} WHERE owner_id = :owner")  # noqa: S608  # constants
+DELETE_OWNER_BATCH = [
+    text(f"""
+DELETE FROM search_{table} WHERE owner_id = :owner AND ctid = ANY (ARRAY(
+    SELECT ctid FROM search_{table} WHERE owner_id = :owner LIMIT :batch))
+""")  # noqa: S608  # constants
     for table in ("pending", "documents", "words", "terms", "owners")
 ]
 # What is being embedded is locked while the model answers; who embeds it deletes it afterwards.
 DELETE_QUEUE = text("""
 DELETE FROM search_queue AS q USING (
-    SELECT item_id, model_id FROM search_queue WHERE owner_id = :owner FOR UPDATE SKIP LOCKED
+    SELECT item_id, model_id FROM search_queue WHERE owner_id = :owner
+    LIMIT :batch FOR UPDATE SKIP LOCKED
 ) AS idle
 WHERE q.owner_id = :owner AND q.item_id = idle.item_id AND q.model_id = idle.model_id
 """)
@@ -191,10 +196,11 @@ async def forget_items(session: WriteSession, owner_id: UUID, ids: Sequence[UUID
     session.notify(SEARCH_CHANNEL)
 
 
-async def forget_account(session: WriteSession, change: Change) -> None:
-    """Deletes all that is known of an account that is being deleted."""
-    for statement in (*DELETE_OWNER, DELETE_QUEUE):
-        await session.execute(statement, {"owner": change.owner_id})
+async def forget_account(session: WriteSession, change: Change) -> int:
+    """Deletes a batch of what is known of a deleted account; returns how many rows, 0 when none is
+    left."""
+    of = {"owner": change.owner_id, "batch": FORGOTTEN_PER_BATCH}
+    return sum([await session.execute(each, of) for each in (*DELETE_OWNER_BATCH, DELETE_QUEUE)])
 
 
 async def sweep(database: Database) -> int:

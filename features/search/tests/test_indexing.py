@@ -1,6 +1,5 @@
 """The index stays consistent with the items after every kind of write; the queue loses no row."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -9,14 +8,14 @@ import pytest
 from fastapi import FastAPI
 from httpx import AsyncClient
 
-from features.search.indexing import statistics, sweep
+from features.search.indexing import documents, statistics, sweep
 from features.search.indexing.documents import WEIGHTS
 from features.search.runtime import runtime_of
 from features.search.tasks import embedding_task, statistics_task
 from features.search.tests.conftest import Index, Write, add_item
 from features.search.tests.test_search import find, titles
 from shared.db import database_of
-from tests.kit import eventually, max_queries, run_until_idle, within
+from tests.kit import max_queries, run_all_tasks, run_outbox, run_until_idle, within
 
 Database = asyncpg.Connection
 SEARCH_TABLES = ("documents", "embeddings", "queue", "pending", "terms", "words", "owners")
@@ -144,7 +143,7 @@ async def test_a_rolled_back_write_leaves_no_trace(
 
 
 async def test_words_and_statistics_go_with_the_items(
-    client: AsyncClient, index: Index, database: Database
+    app: FastAPI, client: AsyncClient, index: Index, database: Database
 ) -> None:
     (kettle, _) = await add(client, "Copper kettle", "Copper pan")
     await index()
@@ -154,7 +153,7 @@ async def test_words_and_statistics_go_with_the_items(
     assert [row["word"] for row in words] == ["copper", "pan"]
     assert await database.fetchval("SELECT documents FROM search_owners") == 1
     await client.delete("/users/me")
-    await index()
+    await run_all_tasks(app)
     for table in SEARCH_TABLES:
         assert await database.fetchval(f"SELECT count(*) FROM search_{table}") == 0, table
 
@@ -189,16 +188,18 @@ async def test_items_without_words_leave_nothing_to_do(
 
 
 async def test_a_deleted_account_leaves_nothing_of_an_item_that_was_being_added(
-    client: AsyncClient, index: Index, write: Write, database: Database
+    app: FastAPI, client: AsyncClient, write: Write, database: Database
 ) -> None:
     async with write() as (session, owner_id):
         await add_item(session, owner_id, "Copper kettle")
-        deletion = asyncio.create_task(client.delete("/users/me"))
-        await eventually(lambda: waits_for_lock(database), "the deletion that waits")
-    assert (await deletion).status_code == 204
-    await index()
+        assert (await client.delete("/users/me")).status_code == 204
+        await run_all_tasks(app)
+        assert await database.fetchval("SELECT count(*) FROM users") == 1
+    await run_all_tasks(app)
     for table in SEARCH_TABLES:
         assert await database.fetchval(f"SELECT count(*) FROM search_{table}") == 0, table
+    assert await database.fetchval("SELECT count(*) FROM items") == 0
+    assert await database.fetchval("SELECT count(*) FROM users") == 0
 
 
 async def test_a_deleted_account_leaves_no_words_that_were_being_counted(
@@ -210,24 +211,40 @@ async def test_a_deleted_account_leaves_no_words_that_were_being_counted(
 ) -> None:
     await index()
     await add(client, "Copper kettle")
-    count, deletions = statistics._count, []
+    count = statistics._count
 
     async def count_while_deleting(*arguments: Any) -> None:
         await count(*arguments)
-        deletions.append(asyncio.create_task(client.delete("/users/me")))
-        await eventually(lambda: waits_for_lock(database), "the deletion that waits")
+        assert (await client.delete("/users/me")).status_code == 204
 
     monkeypatch.setattr(statistics, "_count", count_while_deleting)
     assert await statistics_task.run(app) == 1
-    assert (await deletions[0]).status_code == 204
-    await index()
+    await run_all_tasks(app)
     for table in SEARCH_TABLES:
         assert await database.fetchval(f"SELECT count(*) FROM search_{table}") == 0, table
+    assert await database.fetchval("SELECT count(*) FROM items") == 0
+    assert await database.fetchval("SELECT count(*) FROM users") == 0
 
 
-async def waits_for_lock(database: Database) -> bool:
-    waiting = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-    return bool(await database.fetchval(f"{waiting} AND datname = current_database())"))
+async def test_a_deleted_account_is_forgotten_in_batches(
+    app: FastAPI,
+    client: AsyncClient,
+    other_client: AsyncClient,
+    index: Index,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(documents, "FORGOTTEN_PER_BATCH", 2)
+    await add(other_client, "Iron pan")
+    await add(client, *(f"Copper kettle {n}" for n in range(7)))
+    await index()
+    await client.delete("/users/me")
+    batches = await run_outbox(app, "search_accounts")
+    assert batches > 7 / 2
+    for table in ("documents", "embeddings", "words", "owners"):
+        owners = f"SELECT count(DISTINCT owner_id) FROM search_{table}"
+        assert await database.fetchval(owners) == 1, table
+    assert titles(await find(other_client, "pan")) == ["Iron pan"]
 
 
 async def test_an_account_is_deleted_while_its_items_are_being_embedded(

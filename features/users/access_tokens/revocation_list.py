@@ -25,6 +25,7 @@ from shared.db.errors import CONNECT_ERRORS
 
 ACCESS_CHANNEL = "access"
 POLL_SECONDS = 0.25
+JOINED_POLL_SECONDS = 0.1
 POLL_TIMEOUT_SECONDS = 2.0
 FRESH_SECONDS = 0.8
 
@@ -39,14 +40,15 @@ SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS horizon,
 
 log = structlog.get_logger(__name__)
 
-OnKeyIds = Callable[[Sequence[str]], Awaitable[None]]
+OnKeyIds = Callable[["Connection[Any]", Sequence[str]], Awaitable[None]]
 
 
 @dataclass
 class RevocationList:
     """The revoked ids that this process knows.
 
-    Each is held for as long as a valid token may name it.
+    Each is held for as long as a valid token may name it. After each poll, `on_key_ids` gets its
+    connection, and the ids of the signing keys.
     """
 
     database: Database
@@ -58,6 +60,7 @@ class RevocationList:
     _connection: "Connection[Any] | None" = None
     _poller: asyncio.Task[None] | None = None
     _poll_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _join_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     _notified: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -113,17 +116,28 @@ class RevocationList:
             with suppress(*CONNECT_ERRORS):
                 await self._poll(self._connection)
 
+    async def join_poll(self) -> None:
+        """Returns after a poll that began after this call, if the database can be reached. All
+        callers share one poll in `JOINED_POLL_SECONDS`, however many they are."""
+        asked_at = time.monotonic()
+        async with self._join_lock:
+            pause = self._polled_at + JOINED_POLL_SECONDS - asked_at
+            if self._polled_at < asked_at and pause > 0:
+                await asyncio.sleep(pause)
+            if self._polled_at < asked_at:
+                await self.sync()
+
     async def _poll(self, connection: "Connection[Any]") -> None:
         async with self._poll_lock:
             started = time.monotonic()
             found = await connection.fetchrow(
                 NEW_REVOCATIONS, self._horizon, timeout=POLL_TIMEOUT_SECONDS
             )
-        assert found is not None
-        self._drop_expired(started)
-        self._last_read.update(dict.fromkeys(found["revoked"], started))
-        self._horizon, self._polled_at = found["horizon"], started
-        await self.on_key_ids(found["keys"])
+            assert found is not None
+            self._drop_expired(started)
+            self._last_read.update(dict.fromkeys(found["revoked"], started))
+            self._horizon, self._polled_at = found["horizon"], started
+            await self.on_key_ids(connection, found["keys"])
 
     def _drop_expired(self, now: float) -> None:
         oldest = now - self.lifetime.total_seconds() - 2 * LEEWAY_SECONDS

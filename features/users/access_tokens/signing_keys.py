@@ -5,15 +5,16 @@ for as long as its `Cache-Control` allows never meets an unknown key. An old key
 until the last token that it signed has expired; then a task deletes it.
 """
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from operator import itemgetter
 from typing import Any
 
 import orjson
 import structlog
+from asyncpg import Connection
 from cryptography.fernet import Fernet, InvalidToken
 from joserfc.jwk import OKPKey
 from sqlalchemy import delete, func
@@ -34,15 +35,18 @@ from shared.db.locks import advisory_lock
 from shared.problems import Unavailable
 
 JWKS_MAX_AGE = timedelta(minutes=5)  # a new key is published as long before it signs
-RELOAD_SECONDS = 1.0
 LOCK_KEYS = select(func.pg_advisory_xact_lock(advisory_lock("users.signing_keys")))
+
+SELECT_KEYS = "SELECT id, public_jwk, sealed_private_jwk, active_at FROM signing_keys"
+READ_TIMEOUT_SECONDS = 2.0
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass
 class Keyring:
-    """The signing keys, as this process last loaded them."""
+    """The signing keys, as this process last read them: when it starts, and when a poll of the
+    revocation list finds that there are others."""
 
     database: Database
     encryption: Fernet
@@ -51,34 +55,46 @@ class Keyring:
     ids: frozenset[str] = frozenset()
     _private_keys: list[tuple[datetime, OKPKey]] = field(default_factory=list)
     _public_keys: Mapping[str, OKPKey] = field(default_factory=dict)
-    _loaded_at: float = float("-inf")
     reader: TokenReader = field(init=False)
 
     def __post_init__(self) -> None:
         self.reader = TokenReader(self.issuer, self._public_keys)
 
     async def load(self) -> None:
-        """Loads the keys, and creates one if none of them can sign."""
-        self._loaded_at = time.monotonic()
+        """Loads the keys, and creates one if none of them can sign.
+
+        It waits for who adds or deletes keys, so requests that only verify do not call it.
+        """
         async with self.database.orm_transaction() as session:
             rows = await _lock_keys(session)
             if self._active_key(self._decrypt(rows)) is None:
                 await add_key(session, self.encryption, datetime.now(UTC))
                 rows = await _lock_keys(session)
+        self._use(rows)
+
+    async def read(self, connection: "Connection[Any]", ids: Sequence[str]) -> None:
+        """Reads the keys, unless it has those with these ids. It takes no lock, and no connection
+        of a pool."""
+        if self.ids == set(ids):
+            return
+        found = await connection.fetch(SELECT_KEYS, timeout=READ_TIMEOUT_SECONDS)
+        self._use(
+            [
+                SigningKey(
+                    id=row["id"],
+                    public_jwk=orjson.loads(row["public_jwk"]),
+                    encrypted_private_jwk=row["sealed_private_jwk"],
+                    active_at=row["active_at"],
+                )
+                for row in sorted(found, key=itemgetter("active_at"))
+            ]
+        )
+
+    def _use(self, rows: Sequence[SigningKey]) -> None:
         self._private_keys = self._decrypt(rows)
         self._public_keys = {row.id: OKPKey.import_key(row.public_jwk) for row in rows}
         self.reader = TokenReader(self.issuer, self._public_keys)
         self.ids = frozenset(self._public_keys)
-
-    async def reload(self) -> bool:
-        """Loads the keys because a token names an unknown one.
-
-        Returns False, without loading, within `RELOAD_SECONDS` of the last load.
-        """
-        if time.monotonic() - self._loaded_at < RELOAD_SECONDS:
-            return False
-        await self.load()
-        return True
 
     async def sign(self, principal: Principal) -> str:
         """Returns a signed access token.

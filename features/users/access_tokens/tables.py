@@ -32,14 +32,16 @@ class SigningKey(SQLModel, table=True):
 class Revocation(SQLModel, table=True):
     """The id of a deleted account, session or API key, kept for as long as a token may name it.
 
-    Only triggers write here. `transaction` is the id of the transaction that deleted the row: a
-    poll compares it with its snapshot.
+    Triggers write here, and who deletes an account. `transaction` is the id of the transaction that
+    did: a poll compares it with its snapshot.
     """
 
     __tablename__ = "revocations"
 
     id: UUID = Field(primary_key=True)
     transaction: int = Field(
+        default=None,
+        nullable=False,
         sa_type=BigInteger,
         index=True,
         sa_column_kwargs={"server_default": text("((pg_current_xact_id())::text)::bigint")},

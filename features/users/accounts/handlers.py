@@ -1,4 +1,4 @@
-"""Accounts: register, verify the email address, read, update, delete."""
+"""Accounts: register, verify the email address, find, update."""
 
 from uuid import UUID
 
@@ -7,23 +7,25 @@ from sqlalchemy import bindparam
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from features.users.accounts.changes import account_changes
 from features.users.accounts.email_addresses import normalize_email
 from features.users.accounts.schemas import UserCreate, UserPublic, UserUpdate
-from features.users.accounts.tables import Role, User
+from features.users.accounts.tables import IS_NOT_DELETED, Role, User
 from features.users.client_info import ClientInfo
 from features.users.events.handlers import record
 from features.users.events.tables import EventKind
 from features.users.mail.outbox import Outbox
 from features.users.mail.tokens import MailTokens
 from features.users.passwords.hashing import PasswordHasher
-from features.users.sessions.handlers import revoke_sessions
-from shared.db import Database, ReadSession, write_session_of
+from shared.db import Database, ReadSession
 from shared.problems import BadRequest, Conflict, Unauthorized
 
-SELECT_USERS = sqlalchemy.select(*(getattr(User, name) for name in UserPublic.model_fields))
+SELECT_USERS = sqlalchemy.select(*(getattr(User, name) for name in UserPublic.model_fields)).where(
+    IS_NOT_DELETED
+)
 SELECT_USER = SELECT_USERS.where(col(User.id) == bindparam("id"))
-SELECT_USER_ID = sqlalchemy.select(col(User.id)).where(col(User.email) == bindparam("email"))
+SELECT_USER_ID = sqlalchemy.select(col(User.id)).where(
+    col(User.email) == bindparam("email"), IS_NOT_DELETED
+)
 NO_KEY_UPDATE = {"key_share": True}  # SELECT … FOR NO KEY UPDATE
 
 
@@ -95,7 +97,18 @@ async def find_user(session: AsyncSession, user_id: UUID, *, lock: bool = False)
     has deleted a session and inserts an event would then deadlock with one that has locked the
     account and deletes its sessions.
     """
-    return await session.get(User, user_id, with_for_update=NO_KEY_UPDATE if lock else None)
+    user = await session.get(User, user_id, with_for_update=NO_KEY_UPDATE if lock else None)
+    return None if user is None or user.deleted_at else user
+
+
+async def find_user_by_email(
+    session: AsyncSession, email: str, *, lock: bool = False
+) -> User | None:
+    """Returns the account with this email in its normal form, or None; locks as `find_user`."""
+    same_email = select(User).where(User.email == email, IS_NOT_DELETED)
+    if lock:
+        same_email = same_email.with_for_update(key_share=True)
+    return (await session.exec(same_email)).one_or_none()
 
 
 async def get_user(session: AsyncSession, user_id: UUID, *, lock: bool = False) -> User:
@@ -129,27 +142,6 @@ async def update_user(session: AsyncSession, user_id: UUID, changes: UserUpdate)
     return user
 
 
-async def delete_user(
-    session: AsyncSession, user_id: UUID, actor_id: UUID, client: ClientInfo
-) -> None:
-    """Deletes the account, and everything it owns: other features subscribe to its deletion.
-
-    One event stays: the id, who deleted it, and the address if that was an administrator.
-
-    Raises:
-        Unauthorized: the account was deleted already.
-        Conflict: the account is the last administrator.
-    """
-    await require_another_admin(session, user_id)
-    user = await get_user(session, user_id, lock=True)
-    await revoke_sessions(session, user_id)
-    await session.delete(user)
-    await session.flush()  # waits for who adds rows to the account: subscribers then see them
-    await account_changes.deleted(write_session_of(session), user_id, [user_id])
-    recorded = client if actor_id != user_id else ClientInfo("", "")
-    await record(session, EventKind.DELETED, None, recorded, str(user_id), actor_id=actor_id)
-
-
 async def require_another_admin(session: AsyncSession, user_id: UUID) -> None:
     """Locks the active administrators, so that two of them cannot leave at the same time.
 
@@ -158,7 +150,7 @@ async def require_another_admin(session: AsyncSession, user_id: UUID) -> None:
     """
     admins = (
         select(User.id)
-        .where(User.role == Role.ADMIN, col(User.is_active))
+        .where(User.role == Role.ADMIN, col(User.is_active), IS_NOT_DELETED)
         .order_by(col(User.id))
         .with_for_update(key_share=True)
     )

@@ -7,10 +7,10 @@ from sqlalchemy import bindparam, func
 from sqlmodel import col
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from features.users.accounts.deletion import delete_user
 from features.users.accounts.email_addresses import normalize_email
 from features.users.accounts.handlers import (
     SELECT_USERS,
-    delete_user,
     find_user,
     require_another_admin,
 )
@@ -19,6 +19,9 @@ from features.users.administration.schemas import UserAdminUpdate, UserQuery
 from features.users.client_info import ClientInfo
 from features.users.events.handlers import record
 from features.users.events.tables import EventKind
+from features.users.mail.outbox import Outbox
+from features.users.permissions import Permissions
+from features.users.sessions.handlers import SessionPrincipal, require_recent_sign_in
 from shared.db import ReadSession
 from shared.problems import NotFound
 from shared.web.pagination import ListQuery, Pages
@@ -84,10 +87,41 @@ async def update_account(
     return user
 
 
+async def change_account(
+    session: AsyncSession,
+    permissions: Permissions,
+    outbox: Outbox,
+    user_id: UUID,
+    changes: UserAdminUpdate,
+    admin: SessionPrincipal,
+    client: ClientInfo,
+) -> User:
+    """Updates an account for an administrator. What grants access takes a recent sign-in with all
+    scopes, as the account may then sign in with all of them, and its owner is told by mail.
+
+    Raises:
+        NotFound: the account does not exist.
+        Unauthorized: the administrator's session has ended, or its sign-in is not recent.
+        Forbidden: it has fewer scopes than administrators have.
+        Conflict: the change would leave no active administrator.
+    """
+    given = changes.model_dump(exclude_unset=True)
+    if given.get("role") is not Role.ADMIN and given.get("is_active") is not True:
+        return await update_account(session, user_id, changes, admin.user_id, client)
+    permissions.require_all(Role.ADMIN, admin.scopes)
+    await require_recent_sign_in(session, admin)
+    user = await get_account(session, user_id, lock=True)
+    before = (user.role, user.is_active)
+    user = await update_account(session, user_id, changes, admin.user_id, client)
+    if (user.role, user.is_active) != before:
+        await outbox.add_access_granted(session, user.email)
+    return user
+
+
 async def delete_account(
     session: AsyncSession, user_id: UUID, actor_id: UUID, client: ClientInfo
 ) -> None:
-    """Deletes the account and, by cascading foreign keys, everything it owns.
+    """Deletes the account, and everything it owns.
 
     Raises:
         NotFound: the account does not exist.

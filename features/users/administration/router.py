@@ -7,7 +7,7 @@ from features.users.accounts.schemas import UserPublic
 from features.users.administration import handlers
 from features.users.administration.schemas import UserAdminUpdate, UserPage, UserQuery
 from features.users.client_info import CurrentClient
-from features.users.dependencies import AdminPrincipal, AdminSession
+from features.users.dependencies import AdminPrincipal, AdminSession, StateDep
 from shared.db import OrmSession, ReadSession
 from shared.problems import Conflict, responses
 from shared.web.pagination import Pages
@@ -36,12 +36,18 @@ async def get(user_id: UUID, admin: AdminPrincipal, session: OrmSession) -> User
 async def update(
     user_id: UUID,
     changes: UserAdminUpdate,
+    state: StateDep,
     admin: AdminSession,
     session: OrmSession,
     client: CurrentClient,
 ) -> UserPublic:
-    """Changes an account. A change of role, and deactivation, end its sessions."""
-    user = await handlers.update_account(session, user_id, changes, admin.user_id, client)
+    """Changes an account. A change of role, and deactivation, end its sessions.
+
+    To activate an account, or to make it an administrator's, takes a sign-in of the last 10
+    minutes with all scopes, and its owner is told by mail."""
+    user = await handlers.change_account(
+        session, state.permissions, state.outbox, user_id, changes, admin, client
+    )
     return UserPublic.model_validate(user)
 
 
@@ -53,5 +59,8 @@ async def update(
 async def delete(
     user_id: UUID, admin: AdminSession, session: OrmSession, client: CurrentClient
 ) -> None:
-    """Deletes an account, and everything it owns."""
+    """Deletes an account, and everything it owns.
+
+    From this answer on nothing of it can be read, and its address is free; what is stored is
+    removed in the background."""
     await handlers.delete_account(session, user_id, admin.user_id, client)

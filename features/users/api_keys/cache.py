@@ -3,7 +3,6 @@
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from uuid import UUID
 
 from sqlmodel import col, select
 
@@ -28,7 +27,6 @@ SELECT_API_KEY = (
 
 @dataclass(frozen=True, slots=True)
 class CachedApiKey:
-    id: UUID
     principal: Principal
     expires_at: datetime | None
     cached_until: float
@@ -41,7 +39,7 @@ class ApiKeyCache:
     _keys: dict[bytes, CachedApiKey] = field(default_factory=dict)
 
     async def get(self, database: Database, permissions: Permissions, key: str) -> CachedApiKey:
-        """Returns the key's id, principal and expiry, from the cache or the database.
+        """Returns the key's principal and expiry, from the cache or the database.
 
         Raises:
             InvalidCredential: the key does not exist, has expired, or its account is not active.
@@ -71,5 +69,6 @@ async def _select(
         key, role = row
         if key.last_used_at is None or key.last_used_at < now - LAST_USED_RESOLUTION:
             key.last_used_at = now
-    principal = Principal(user_id=key.user_id, scopes=permissions.of(Role(role), key.scope))
-    return CachedApiKey(key.id, principal, key.expires_at, cached_until)
+    scopes = permissions.of(Role(role), key.scope)
+    principal = Principal(key.user_id, scopes, api_key_id=key.id)
+    return CachedApiKey(principal, key.expires_at, cached_until)

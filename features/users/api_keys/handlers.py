@@ -14,9 +14,10 @@ from features.users.api_keys.tables import ApiKey
 from features.users.client_info import ClientInfo
 from features.users.events.handlers import record
 from features.users.events.tables import EventKind
+from features.users.mail.outbox import Outbox
 from features.users.opaque_tokens import API_KEY, digest, new_token
 from features.users.permissions import format_scope
-from features.users.sessions.handlers import require_session
+from features.users.sessions.handlers import SessionPrincipal, require_recent_sign_in
 from shared.problems import Conflict, FieldError, NotFound, Unprocessable
 
 MAX_KEYS = 100
@@ -25,22 +26,23 @@ HINT_LENGTH = 10
 
 async def create_api_key(
     session: AsyncSession,
-    user_id: UUID,
-    session_id: UUID,
-    allowed: frozenset[str],
+    outbox: Outbox,
+    principal: SessionPrincipal,
     new: ApiKeyCreate,
     client: ClientInfo,
 ) -> tuple[ApiKey, str]:
-    """Creates a key. Returns its row and the key itself, which is not stored.
+    """Creates a key, and tells the owner by mail. Returns its row and the key itself, which is not
+    stored.
 
     Raises:
-        Unprocessable: a scope is not in `allowed`, or `expires_at` is in the past.
-        Unauthorized: the session has ended.
+        Unprocessable: the session does not have a scope, or `expires_at` is in the past.
+        Unauthorized: the session has ended, or its sign-in is not recent.
         Conflict: the account has `MAX_KEYS` keys already.
     """
-    _check(new, allowed)
-    await get_user(session, user_id, lock=True)
-    await require_session(session, user_id, session_id)
+    _check(new, principal.scopes)
+    user_id = principal.user_id
+    user = await get_user(session, user_id, lock=True)
+    await require_recent_sign_in(session, principal)
     count = select(func.count()).select_from(ApiKey).where(ApiKey.user_id == user_id)
     if (await session.exec(count)).one() >= MAX_KEYS:
         raise Conflict(f"There are {MAX_KEYS} API keys already: delete one first")
@@ -57,6 +59,7 @@ async def create_api_key(
     await session.flush()
     await session.refresh(row)
     await record(session, EventKind.API_KEY_CREATED, user_id, client, new.name)
+    await outbox.add_api_key_created(session, user.email)
     return row, key
 
 

@@ -7,7 +7,7 @@ from features.users.api_keys import handlers
 from features.users.api_keys.schemas import ApiKeyCreate, ApiKeyCreated, ApiKeyList, ApiKeyPublic
 from features.users.api_keys.tables import ApiKey
 from features.users.client_info import CurrentClient
-from features.users.dependencies import CurrentSession
+from features.users.dependencies import CurrentSession, StateDep
 from features.users.permissions import parse_scope
 from shared.db import OrmSession
 from shared.problems import Conflict, NotFound, responses
@@ -17,12 +17,17 @@ router = APIRouter(prefix="/users/me/api-keys", tags=["api_keys"])
 
 @router.post("", status_code=status.HTTP_201_CREATED, responses=responses(Conflict))
 async def create(
-    new: ApiKeyCreate, principal: CurrentSession, session: OrmSession, client: CurrentClient
+    new: ApiKeyCreate,
+    state: StateDep,
+    principal: CurrentSession,
+    session: OrmSession,
+    client: CurrentClient,
 ) -> ApiKeyCreated:
-    """Makes a key for a machine. The key itself is in this answer, and nowhere else."""
-    row, key = await handlers.create_api_key(
-        session, principal.user_id, principal.session_id, principal.scopes, new, client
-    )
+    """Makes a key for a machine. The key itself is in this answer, and nowhere else.
+
+    It takes a sign-in of the last 10 minutes, has at most the scopes of the session, and the
+    owner is told by mail."""
+    row, key = await handlers.create_api_key(session, state.outbox, principal, new, client)
     return ApiKeyCreated.model_validate(_public(row) | {"key": key})
 
 

@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 from email.message import EmailMessage
 from email.utils import formatdate, parseaddr
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
-from uuid import UUID
 
 import aiosmtplib
 import structlog
@@ -19,6 +18,7 @@ from sqlmodel import col, select
 
 from features.users.mail.outbox import MAIL_CHANNEL, body_encryption
 from features.users.mail.tables import OutgoingMail
+from features.users.retention import id_of_age
 from features.users.settings import UsersSettings
 from shared.db import database_of
 from shared.state import settings_of
@@ -109,11 +109,11 @@ def _schedule_retry(mail: OutgoingMail, error: Exception) -> None:
 
 async def _delete_dead_letters(app: FastAPI) -> None:
     """Deletes dead letters after 30 days: their tokens have expired, but they hold addresses."""
-    before = round((datetime.now(UTC) - DEAD_LETTER_LIFETIME).timestamp() * 1_000)
-    oldest = UUID(int=before << 80)  # a UUIDv7 begins with its time in ms (RFC 9562, section 5.7)
     dead_letters = delete(OutgoingMail).where(col(OutgoingMail.next_attempt_at).is_(None))
     async with database_of(app).orm_transaction() as session:
-        await session.exec(dead_letters.where(col(OutgoingMail.id) < oldest))
+        await session.exec(
+            dead_letters.where(col(OutgoingMail.id) < id_of_age(DEAD_LETTER_LIFETIME))
+        )
 
 
 BACKLOG = text("""

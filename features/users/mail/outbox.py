@@ -8,10 +8,15 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 from cryptography.fernet import Fernet
+from sqlalchemy import delete, select
+from sqlmodel import col
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from features.users.mail.tables import OutgoingMail
 from features.users.mail.templates import (
+    ACCESS_GRANTED,
+    API_KEY_CREATED,
+    IDENTITY_LINKED,
     PASSWORD_CHANGED,
     MailText,
     reset_mail,
@@ -27,6 +32,13 @@ MAIL_CHANNEL = "outgoing_mail"
 
 def body_encryption(secret: str) -> Fernet:
     return cipher(secret, "outgoing mail")
+
+
+async def delete_mail(session: AsyncSession, recipient: str) -> None:
+    """Deletes what waits for this address, but for a mail that is being sent."""
+    waiting = select(col(OutgoingMail.id)).where(col(OutgoingMail.recipient) == recipient)
+    idle = waiting.with_for_update(skip_locked=True)
+    await session.exec(delete(OutgoingMail).where(col(OutgoingMail.id).in_(idle)))
 
 
 class Outbox:
@@ -51,6 +63,15 @@ class Outbox:
 
     async def add_password_changed(self, session: AsyncSession, email: str) -> None:
         await self._add(session, email, PASSWORD_CHANGED)
+
+    async def add_api_key_created(self, session: AsyncSession, email: str) -> None:
+        await self._add(session, email, API_KEY_CREATED)
+
+    async def add_identity_linked(self, session: AsyncSession, email: str) -> None:
+        await self._add(session, email, IDENTITY_LINKED)
+
+    async def add_access_granted(self, session: AsyncSession, email: str) -> None:
+        await self._add(session, email, ACCESS_GRANTED)
 
     async def _add(self, session: AsyncSession, recipient: str, text: MailText) -> None:
         mail = OutgoingMail(

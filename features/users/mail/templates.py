@@ -15,6 +15,21 @@ PASSWORD_CHANGED = MailText(
     "The password of your account was changed, and other sessions were ended.\n\n"
     "If it was not you, reset it now.\n",
 )
+API_KEY_CREATED = MailText(
+    "An API key was made for your account",
+    "A new API key can use your account.\n\n"
+    "If it was not you, reset your password now: that deletes all keys.\n",
+)
+IDENTITY_LINKED = MailText(
+    "Another sign-in was added to your account",
+    "Somebody at a sign-in provider can now sign in to your account.\n\n"
+    "If it was not you, reset your password now: that removes all such sign-ins.\n",
+)
+ACCESS_GRANTED = MailText(
+    "An administrator changed what your account may do",
+    "An administrator activated your account, or made it an administrator's.\n\n"
+    "If you did not expect it, ask whoever runs the service.\n",
+)
 
 
 def verification_mail(token: str, frontend_url: HttpUrl | None) -> MailText:

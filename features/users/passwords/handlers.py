@@ -6,7 +6,7 @@ from sqlalchemy import delete
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from features.users.accounts.handlers import find_user, get_user
+from features.users.accounts.handlers import find_user, find_user_by_email, get_user
 from features.users.accounts.tables import User
 from features.users.api_keys.tables import ApiKey
 from features.users.client_info import ClientInfo
@@ -81,8 +81,8 @@ async def mail_reset_tokens(session: AsyncSession, outbox: Outbox) -> int:
     requests = (await session.exec(select_waiting)).all()
     for request in requests:
         await session.delete(request)
-        select_user = select(User).where(User.email == request.email, col(User.is_active))
-        if user := (await session.exec(select_user)).one_or_none():
+        user = await find_user_by_email(session, request.email)
+        if user and user.is_active:
             password_fingerprint = fingerprint(user.password_hash)
             await outbox.add_password_reset(session, user.id, user.email, password_fingerprint)
             client = ClientInfo(request.address, request.user_agent)
@@ -98,8 +98,10 @@ async def reset_password(
     token: str,
     new: str,
     client: ClientInfo,
+    *,
+    keep_api_keys: bool,
 ) -> None:
-    """Sets the password, and ends every session.
+    """Sets the password, and ends every other way in.
 
     The token came by mail, so this verifies the address too.
 
@@ -116,19 +118,22 @@ async def reset_password(
             or fingerprint(user.password_hash) != password_fingerprint
         ):
             raise BadRequest("This reset token is not valid, or no longer")
-        await claim_account(session, user, new_hash)
+        await claim_account(session, user, new_hash, keep_api_keys=keep_api_keys)
         await record(session, EventKind.PASSWORD_RESET, user_id, client)
         await outbox.add_password_changed(session, user.email)
 
 
-async def claim_account(session: AsyncSession, user: User, password_hash: str) -> None:
-    """Sets the password for the owner of the address, and ends every session.
+async def claim_account(
+    session: AsyncSession, user: User, password_hash: str, *, keep_api_keys: bool = False
+) -> None:
+    """Sets the password for the owner of the address, and ends every other way in: sessions,
+    identities and API keys.
 
-    If the address was not verified, deletes API keys and identities too: they may belong to an
-    attacker who registered the address of another person.
+    Somebody else may have had the old password, and made them. If the address was not verified,
+    API keys are not kept: it may have been registered by an attacker who is not its owner.
     """
-    if not user.email_verified:
+    if not (keep_api_keys and user.email_verified):
         await session.exec(delete(ApiKey).where(col(ApiKey.user_id) == user.id))
-        await session.exec(delete(Identity).where(col(Identity.user_id) == user.id))
+    await session.exec(delete(Identity).where(col(Identity.user_id) == user.id))
     user.password_hash, user.email_verified = password_hash, True
     await revoke_sessions(session, user.id)

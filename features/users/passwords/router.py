@@ -51,7 +51,10 @@ async def forget(
     responses=responses(BadRequest, TooManyRequests),
 )
 async def reset(body: PasswordReset, state: StateDep, client: CurrentClient) -> None:
-    """Sets a new password with the token that was mailed, and ends every session."""
+    """Sets a new password with the token that was mailed, and ends every other way in: sessions,
+    identities at providers, and, unless they are to be kept, API keys.
+
+    A provider that has verified the same address is linked again by the next sign-in there."""
     await state.rate_limits.mail_token(client.address)
     await handlers.reset_password(
         state.database,
@@ -61,4 +64,5 @@ async def reset(body: PasswordReset, state: StateDep, client: CurrentClient) -> 
         body.token,
         body.new_password,
         client,
+        keep_api_keys=body.keep_api_keys,
     )

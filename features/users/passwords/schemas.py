@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, StrictBool
 
 from features.users.accounts.email_addresses import Email
 from features.users.passwords.hashing import is_common
@@ -27,6 +27,9 @@ class PasswordForgotten(Body):
 class PasswordReset(Body):
     token: MailToken
     new_password: NewPassword
+    keep_api_keys: StrictBool = Field(
+        default=False, description="Whether machines go on with the API keys that they have"
+    )
 
 
 class PasswordChange(Body):

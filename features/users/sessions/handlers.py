@@ -1,6 +1,6 @@
 """Sessions: open, list, revoke."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal
@@ -18,6 +18,33 @@ from features.users.opaque_tokens import REFRESH_TOKEN, digest, new_token
 from features.users.refresh_tokens.tables import RefreshToken
 from features.users.sessions.tables import Session
 from shared.problems import NotFound, Unauthorized
+
+RECENT_SIGN_IN = timedelta(minutes=10)
+MAX_SESSIONS = 100  # of an account; so to end them all takes one short statement
+SURPLUS_PER_SIGN_IN = 1_000
+
+
+class SignInTooOld(Unauthorized):
+    """What is asked takes a recent proof of who asks: the client signs in again (RFC 9470)."""
+
+    headers: Mapping[str, str] = {
+        "WWW-Authenticate": 'Bearer error="insufficient_user_authentication",'
+        ' error_description="Sign in again",'
+        f' max_age="{RECENT_SIGN_IN.total_seconds():.0f}"'
+    }
+
+    def __init__(self) -> None:
+        minutes = round(RECENT_SIGN_IN.total_seconds() / 60)
+        super().__init__(f"This takes a sign-in of the last {minutes} minutes: sign in again")
+
+
+@dataclass(frozen=True)
+class SessionPrincipal:
+    """A principal that has signed in: its account, its session and its scopes."""
+
+    user_id: UUID
+    session_id: UUID
+    scopes: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -51,7 +78,8 @@ async def open_session(
     lifetime: timedelta,
     scope: str | None = None,
 ) -> Grant:
-    """Opens a session with a new family of tokens. Nothing of an earlier session is reused."""
+    """Opens a session with a new family of tokens. Nothing of an earlier session is reused. Beyond
+    `MAX_SESSIONS`, those that were not used for longest are ended."""
     token, now = new_token(REFRESH_TOKEN), datetime.now(UTC)
     row = Session(
         user_id=user_id,
@@ -65,6 +93,14 @@ async def open_session(
     session.add(row)
     await session.flush()
     session.add(RefreshToken(hash=digest(token), session_id=row.id))
+    surplus = (
+        select(Session.id)
+        .where(Session.user_id == user_id, Session.id != row.id)
+        .order_by(col(Session.last_used_at).desc(), col(Session.id).desc())
+        .offset(MAX_SESSIONS - 1)
+        .limit(SURPLUS_PER_SIGN_IN)
+    )
+    await session.exec(delete(Session).where(col(Session.id).in_(surplus)))
     await record(session, EventKind.SIGNED_IN, user_id, client)
     return Grant(user_id, role, row.id, scope, token)
 
@@ -79,16 +115,33 @@ async def list_sessions(session: AsyncSession, user_id: UUID) -> Sequence[Sessio
     return (await session.exec(unexpired)).all()
 
 
-async def require_session(session: AsyncSession, user_id: UUID, session_id: UUID) -> None:
-    """Checks that the session exists. Call it after locking the account, as the session may have
-    ended while the request waited for the lock.
+async def require_session(session: AsyncSession, user_id: UUID, session_id: UUID) -> datetime:
+    """Checks that the session exists, and returns when it was signed in. Call it after locking the
+    account, as the session may have ended while the request waited for the lock.
 
     Raises:
         Unauthorized: the session has ended.
     """
-    same_session = select(Session.id).where(Session.id == session_id, Session.user_id == user_id)
-    if (await session.exec(same_session)).one_or_none() is None:
+    signed_in_at = select(Session.created_at).where(
+        Session.id == session_id, Session.user_id == user_id
+    )
+    found = (await session.exec(signed_in_at)).one_or_none()
+    if found is None:
         raise Unauthorized("The session has ended: sign in and begin again")
+    return found
+
+
+async def require_recent_sign_in(session: AsyncSession, principal: SessionPrincipal) -> None:
+    """Checks that the session exists, and began minutes ago with a password or at a provider: a
+    token that was stolen later, or a device that was left signed in, opens no other way in.
+
+    Raises:
+        Unauthorized: the session has ended.
+        SignInTooOld: it began earlier.
+    """
+    signed_in_at = await require_session(session, principal.user_id, principal.session_id)
+    if signed_in_at < datetime.now(UTC) - RECENT_SIGN_IN:
+        raise SignInTooOld
 
 
 async def revoke_session(

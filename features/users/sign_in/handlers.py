@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from sqlmodel import select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from features.users.accounts.email_addresses import normalize_email
+from features.users.accounts.handlers import find_user_by_email
 from features.users.accounts.tables import User
 from features.users.client_info import ClientInfo
 from features.users.events.handlers import record
@@ -39,15 +39,14 @@ async def sign_in(
     Takes the same time whether or not the account exists, and holds no connection while the
     password is hashed.
     """
+    email = normalize_email(credentials.email)
     async with database.orm_transaction() as session:
-        user = await _find_user(session, credentials.email)
+        user = await find_user_by_email(session, email)
     matches, new_hash = await hasher.verify(
         credentials.password, user.password_hash if user else None
     )
     async with database.orm_transaction() as session:
-        current = (
-            await _find_user(session, credentials.email, lock=True) if user and matches else None
-        )
+        current = await find_user_by_email(session, email, lock=True) if matches else None
         if user is None or current is None:
             await record(session, EventKind.SIGN_IN_FAILED, user.id if user else None, client)
             return WRONG_CREDENTIALS
@@ -74,10 +73,3 @@ async def _open_session(
     if credentials.scope is not None and not parse_scope(credentials.scope) <= allowed:
         return Denial("invalid_scope", "The account does not have all of these scopes")
     return await open_session(session, user.id, user.role, client, lifetime, credentials.scope)
-
-
-async def _find_user(session: AsyncSession, email: str, *, lock: bool = False) -> User | None:
-    user = select(User).where(User.email == normalize_email(email))
-    if lock:
-        user = user.with_for_update(key_share=True)
-    return (await session.exec(user)).one_or_none()

@@ -12,25 +12,38 @@ from uuid import UUID
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from features.users.accounts.handlers import add_user, get_user
+from features.users.accounts.handlers import add_user, find_user_by_email, get_user
 from features.users.accounts.tables import Role, User
 from features.users.client_info import ClientInfo
 from features.users.events.handlers import record
 from features.users.events.tables import EventKind
+from features.users.mail.outbox import Outbox
+from features.users.permissions import Permissions
 from features.users.schemas import MAX_NAME_LENGTH
-from features.users.sessions.handlers import Denial, Grant, open_session, require_session
+from features.users.sessions.handlers import (
+    Denial,
+    Grant,
+    SessionPrincipal,
+    open_session,
+    require_recent_sign_in,
+    require_session,
+)
 from features.users.single_sign_on.provider import VerifiedIdentity
 from features.users.single_sign_on.tables import Identity
 from shared.problems import Conflict, Forbidden, NotFound
 
 
 async def sign_in_with(
-    session: AsyncSession, verified: VerifiedIdentity, client: ClientInfo, lifetime: timedelta
+    session: AsyncSession,
+    outbox: Outbox,
+    verified: VerifiedIdentity,
+    client: ClientInfo,
+    lifetime: timedelta,
 ) -> Grant | Denial:
     """Opens a session for the account of the identity; links or creates an account if needed.
 
     Raises:
-        Forbidden: the provider has not verified the email.
+        Forbidden: the provider has not verified the email, or it is not valid.
         Conflict: the account with this email has never verified its address, or the identity was
             unlinked concurrently.
     """
@@ -40,8 +53,10 @@ async def sign_in_with(
         if await _find_identity(session, verified) is not identity:
             raise Conflict("This identity was unlinked in the meantime: please sign in again")
     else:
-        user = await _find_or_add_user(session, verified, client)
+        user, is_new = await _find_or_add_user(session, verified, client)
         await _add_identity(session, user.id, verified, client)
+        if not is_new:
+            await outbox.add_identity_linked(session, user.email)
     if not user.is_active:
         await record(session, EventKind.SIGN_IN_FAILED, user.id, client, "not active")
         return Denial("invalid_grant", "The account is not active")
@@ -50,40 +65,58 @@ async def sign_in_with(
 
 async def _find_or_add_user(
     session: AsyncSession, verified: VerifiedIdentity, client: ClientInfo
-) -> User:
+) -> tuple[User, bool]:
+    """Returns the account with the verified email, and whether it is a new one."""
     if verified.email is None:
-        raise Forbidden("The provider has not verified your email address")
-    same_email = select(User).where(User.email == verified.email).with_for_update(key_share=True)
-    user = (await session.exec(same_email)).one_or_none()
+        raise Forbidden("The provider has not verified your email address, or it is not valid")
+    user = await find_user_by_email(session, verified.email, lock=True)
     if user is None:
         name = (verified.name or "")[:MAX_NAME_LENGTH] or None
         user = await add_user(session, verified.email, None, name, verified=True)
         await record(session, EventKind.REGISTERED, user.id, client, verified.issuer)
-    elif not user.email_verified:
+        return user, True
+    if not user.email_verified:
         raise Conflict(
             "There is an account with this email whose address was never verified:"
             " verify it or reset its password, and sign in again"
         )
-    return user
+    return user, False
+
+
+async def check_may_link(
+    session: AsyncSession, permissions: Permissions, principal: SessionPrincipal
+) -> None:
+    """Checks that the session may begin to link an identity, by which one signs in with all scopes
+    of the account.
+
+    Raises:
+        Unauthorized: the session has ended, or its sign-in is not recent.
+        Forbidden: the session has fewer scopes than its account.
+    """
+    user = await get_user(session, principal.user_id)
+    permissions.require_all(user.role, principal.scopes)
+    await require_recent_sign_in(session, principal)
 
 
 async def link(
     session: AsyncSession,
+    outbox: Outbox,
     user_id: UUID,
     session_id: UUID,
     verified: VerifiedIdentity,
     client: ClientInfo,
 ) -> Identity:
-    """Links an identity to the account of the session.
+    """Links an identity to the account of the session, and tells the owner by mail.
 
     Raises:
         Unauthorized: the session has ended.
         Conflict: the identity is linked to another account.
     """
-    await get_user(session, user_id, lock=True)
+    user = await get_user(session, user_id, lock=True)
     await require_session(session, user_id, session_id)
     identity = await _find_identity(session, verified)
     if identity is None:
+        await outbox.add_identity_linked(session, user.email)
         return await _add_identity(session, user_id, verified, client)
     if identity.user_id != user_id:
         raise Conflict("This identity is linked to another account")

@@ -2,8 +2,8 @@
 configured from each provider's discovery document."""
 
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from functools import cache
 from ssl import SSLContext
 from typing import Any
@@ -17,20 +17,29 @@ from authlib.oidc.core import CodeIDToken
 from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import KeySet
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
-from features.users.accounts.email_addresses import normalize_email
+from features.users.accounts.email_addresses import EMAIL_ADAPTER
 from features.users.opaque_tokens import random_token
 from features.users.settings import OidcProvider
-from shared.problems import BadRequest, Unavailable
+from features.users.single_sign_on.documents import (
+    DEFAULT_AUTH_METHOD,
+    JwkSet,
+    Profile,
+    ProviderMetadata,
+    TokenAnswer,
+)
+from shared.problems import BadRequest, Forbidden, Unavailable, error_message
 
 PROVIDER_TIMEOUT_SECONDS = 5.0
 METADATA_LIFETIME_SECONDS = 3600.0
 ID_TOKEN_LEEWAY_SECONDS = 60
-DEFAULT_AUTH_METHOD = "client_secret_basic"
 SIGNATURE_ALGORITHMS = frozenset(
     ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "Ed25519")
 )
+
+BAD_DOCUMENT = (OAuthError, JoseError, LookupError, TypeError, ValueError, AttributeError)
+"""What the libraries raise, and pydantic, where a document is not what it should be."""
 
 log = structlog.get_logger(__name__)
 
@@ -51,7 +60,8 @@ class AuthorizationRequest(BaseModel):
 
 
 class VerifiedIdentity(BaseModel):
-    """The claims of an ID token whose signature, issuer and audience were verified."""
+    """Somebody at a provider, by an ID token whose signature, issuer and audience were verified.
+    `email` is None unless the provider has verified it, and it is a valid address."""
 
     issuer: str
     subject: str
@@ -73,7 +83,7 @@ class Provider:
         self._settings = settings
         self._issuer = str(settings.issuer).rstrip("/")
         self._redirect_uri = f"{base_url}/auth/oidc/{name}/callback"
-        self._metadata: Mapping[str, Any] = {}
+        self._metadata: ProviderMetadata | None = None
         self._keys = KeySet([])
         self._metadata_expires_at = float("-inf")
 
@@ -87,9 +97,9 @@ class Provider:
             Unavailable: the provider cannot be reached.
         """
         async with self._client() as client:
-            await self._discover(client)
+            metadata = await self._discover(client)
             url, _ = client.create_authorization_url(
-                self._metadata["authorization_endpoint"],
+                str(metadata.authorization_endpoint),
                 state=request.state,
                 nonce=request.nonce,
                 code_verifier=request.verifier,
@@ -100,88 +110,100 @@ class Provider:
         """Exchanges the code for an ID token, and returns the verified identity.
 
         Raises:
-            BadRequest: the code or the ID token is not valid.
+            BadRequest: the code, the ID token or another document of the provider is not valid.
+            Forbidden: the address is not of a domain that the provider is bound to.
             Unavailable: the provider cannot be reached.
         """
         async with self._client() as client:
-            await self._discover(client)
-            supported = self._metadata.get(
-                "token_endpoint_auth_methods_supported", [DEFAULT_AUTH_METHOD]
-            )
-            if (
-                DEFAULT_AUTH_METHOD not in supported
-            ):  # the default method (OpenID Connect Discovery, 3)
+            metadata = await self._discover(client)
+            if DEFAULT_AUTH_METHOD not in metadata.token_endpoint_auth_methods_supported:
                 client.token_endpoint_auth_method = "client_secret_post"
             try:
                 answer = await client.fetch_token(
-                    self._metadata["token_endpoint"], code=code, code_verifier=request.verifier
+                    str(metadata.token_endpoint), code=code, code_verifier=request.verifier
                 )
-                claims = self._verify(answer, request)
-                claims |= await self._fetch_userinfo(client, claims)
-            except (OAuthError, JoseError, KeyError, TypeError, ValueError) as error:
+                token = self._verify(metadata, TokenAnswer.model_validate(answer), request)
+                profile = await self._fetch_profile(client, metadata, token)
+            except BAD_DOCUMENT as error:
                 log.warning("provider_answer_refused", provider=self.name, error=repr(error))
-                if isinstance(error, JoseError):
-                    self._metadata_expires_at = float(
-                        "-inf"
-                    )  # its keys may have changed: load them again
-                raise BadRequest("The provider's answer is not valid: please begin again") from None
-        verified = claims.get("email_verified") is True
+                if isinstance(error, JoseError):  # its keys may have changed: load them again
+                    self._metadata_expires_at = float("-inf")
+                raise BadRequest(f"The provider's answer is not valid: {_reason(error)}") from None
         return VerifiedIdentity(
             issuer=self._issuer,
-            subject=claims["sub"],
-            email=normalize_email(str(claims["email"]))
-            if verified and claims.get("email")
-            else None,
-            name=claims.get("name"),
+            subject=token.sub,
+            email=self._accepted_email(profile),
+            name=profile.name or token.name,
         )
 
-    def _verify(self, answer: Mapping[str, Any], request: AuthorizationRequest) -> dict[str, Any]:
+    def _verify(
+        self, metadata: ProviderMetadata, answer: TokenAnswer, request: AuthorizationRequest
+    ) -> Profile:
         """Verifies the ID token, and returns its claims (OpenID Connect Core, 3.1.3.7)."""
-        offered = self._metadata.get("id_token_signing_alg_values_supported", ["RS256"])
+        offered = metadata.id_token_signing_alg_values_supported
         algorithms = SIGNATURE_ALGORITHMS.intersection(offered)
-        token = jwt.decode(answer["id_token"], self._keys, algorithms=algorithms)
+        token = jwt.decode(answer.id_token, self._keys, algorithms=algorithms)
         client_id = self._settings.client_id
         claims = CodeIDToken(
             token.claims,
             token.header,
             options={
-                "iss": {"essential": True, "value": self._metadata["issuer"]},
+                "iss": {"essential": True, "value": metadata.issuer},
                 "aud": {"essential": True, "value": client_id},
             },
             params={
                 "nonce": request.nonce,
                 "client_id": client_id,
-                "access_token": answer.get("access_token"),
+                "access_token": answer.access_token,
             },
         )
         claims.validate(leeway=ID_TOKEN_LEEWAY_SECONDS)
-        return dict(claims)
+        return Profile.model_validate(dict(claims))
 
-    async def _fetch_userinfo(self, client: Any, claims: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns email and name from the userinfo endpoint, if the ID token has no email."""
-        if "email" in claims or "userinfo_endpoint" not in self._metadata:
-            return {}
-        answer = await client.get(self._metadata["userinfo_endpoint"])
-        info: dict[str, Any] = answer.raise_for_status().json()
-        if info["sub"] != claims["sub"]:
+    async def _fetch_profile(
+        self, client: Any, metadata: ProviderMetadata, token: Profile
+    ) -> Profile:
+        """Returns the claims of the ID token, or, if it has no email, of the userinfo endpoint."""
+        if token.email is not None or metadata.userinfo_endpoint is None:
+            return token
+        answer = await client.get(str(metadata.userinfo_endpoint))
+        profile = Profile.model_validate(answer.raise_for_status().json())
+        if profile.sub != token.sub:
             raise ValueError("userinfo is of another subject")
-        return {name: info[name] for name in ("email", "email_verified", "name") if name in info}
+        return profile
 
-    async def _discover(self, client: Any) -> None:
-        """Loads the discovery document and the keys, unless they are less than an hour old."""
-        if time.monotonic() < self._metadata_expires_at:
-            return
+    def _accepted_email(self, profile: Profile) -> str | None:
+        """Returns the address in its normal form, if it is verified and valid.
+
+        Raises:
+            Forbidden: the provider is bound to domains, and it is of none of them.
+        """
+        email = None
+        with suppress(ValidationError):
+            email = EMAIL_ADAPTER.validate_python(profile.verified_email)
+        domains = self._settings.email_domains
+        if domains and (email is None or email.rpartition("@")[2] not in domains):
+            raise Forbidden(
+                f"This provider signs in verified addresses of {' or '.join(domains)} alone"
+            )
+        return email
+
+    async def _discover(self, client: Any) -> ProviderMetadata:
+        """Returns the discovery document; loads it and the keys once an hour."""
+        if self._metadata and time.monotonic() < self._metadata_expires_at:
+            return self._metadata
         try:
-            found = await _get_json(client, f"{self._issuer}/.well-known/openid-configuration")
-            self._check_issuer(found["issuer"])
-            self._keys = KeySet.import_key_set(await _get_json(client, found["jwks_uri"]))
-        except (JoseError, KeyError, TypeError, ValueError) as error:
+            url = f"{self._issuer}/.well-known/openid-configuration"
+            found = ProviderMetadata.model_validate(await _get_json(client, url))
+            self._check_issuer(found.issuer)
+            keys = JwkSet.model_validate(await _get_json(client, str(found.jwks_uri)))
+            self._keys = KeySet.import_key_set({"keys": keys.keys})
+        except BAD_DOCUMENT as error:
             log.warning("provider_not_discovered", provider=self.name, error=repr(error))
             raise Unavailable("The provider cannot be used; please try again") from None
-        self._metadata, self._metadata_expires_at = (
-            found,
-            time.monotonic() + METADATA_LIFETIME_SECONDS,
-        )
+        self._metadata = found
+        self._metadata_expires_at = time.monotonic() + METADATA_LIFETIME_SECONDS
+        return found
 
     def _check_issuer(self, issuer: str) -> None:
         if not self.is_issuer(issuer):
@@ -209,3 +231,11 @@ class Provider:
 async def _get_json(client: Any, url: str) -> Any:
     answer = await client.request("GET", url, withhold_token=True)
     return answer.raise_for_status().json()
+
+
+def _reason(error: Exception) -> str:
+    """Returns what is wrong with a document, if it is told without quoting it."""
+    if not isinstance(error, ValidationError):
+        return "please begin again"
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {error_message(first)}"

@@ -60,8 +60,13 @@ async def login(provider: ProviderName, state: StateDep, client: CurrentClient) 
 async def begin(
     provider: ProviderName, state: StateDep, principal: CurrentSession, client: CurrentClient
 ) -> Response:
-    """Begins to link a provider to the account: answers where the browser is to go."""
+    """Begins to link a provider to the account: answers where the browser is to go.
+
+    It takes a sign-in of the last 10 minutes with all scopes of the account, and the owner is told
+    by mail."""
     await state.rate_limits.single_sign_on(client.address)
+    async with state.database.orm_transaction() as session:
+        await handlers.check_may_link(session, state.permissions, principal)
     authorization = AuthorizationRequest(
         provider=provider, user_id=principal.user_id, session_id=principal.session_id
     )
@@ -102,11 +107,16 @@ async def callback(
     async with state.database.orm_transaction() as session:
         if authorization.user_id and authorization.session_id:
             linked = await handlers.link(
-                session, authorization.user_id, authorization.session_id, verified, client
+                session,
+                state.outbox,
+                authorization.user_id,
+                authorization.session_id,
+                verified,
+                client,
             )
             body = IdentityPublic.model_validate(linked).model_dump(mode="json")
             return _delete_cookie(JSONResponse(body, headers=NO_STORE), authorization)
-        outcome = await handlers.sign_in_with(session, verified, client, lifetime)
+        outcome = await handlers.sign_in_with(session, state.outbox, verified, client, lifetime)
     if isinstance(outcome, Denial):
         raise Forbidden(outcome.description)
     return _delete_cookie(await token_response(state, outcome), authorization)

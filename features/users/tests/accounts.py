@@ -16,7 +16,7 @@ from features.users.api_keys.handlers import create_api_key as add_api_key
 from features.users.api_keys.schemas import ApiKeyCreate
 from features.users.client_info import ClientInfo
 from features.users.feature import feature
-from features.users.sessions.handlers import open_session
+from features.users.sessions.handlers import SessionPrincipal, open_session
 from features.users.state import state_of
 from shared.auth import Principal
 from tests.kit import PASSWORD, eventually
@@ -51,7 +51,6 @@ async def create_api_key(app: FastAPI, headers: Mapping[str, str]) -> dict[str, 
     scopes = sorted(state.permissions.scopes - feature.scopes.keys())
     new = ApiKeyCreate(name="robot", scopes=scopes)
     async with state.database.orm_transaction() as session:
-        _, key = await add_api_key(
-            session, principal.user_id, principal.session_id, principal.scopes, new, CLIENT
-        )
+        signed_in = SessionPrincipal(principal.user_id, principal.session_id, principal.scopes)
+        _, key = await add_api_key(session, state.outbox, signed_in, new, CLIENT)
     return {"X-API-Key": key}

@@ -1,10 +1,13 @@
 """Attacks on tokens over HTTP: forged, altered, misused and stolen ones."""
 
+import asyncio
 import base64
 import hmac
 import json
 import time
+from contextlib import AsyncExitStack
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from fastapi import FastAPI
@@ -22,9 +25,12 @@ from features.users.tests.conftest import (
     by_password,
     by_refresh,
     register,
+    status_with,
     tokens_of,
 )
-from tests.kit import SignUp
+from features.users.tests.races import open_transaction
+from shared.db.locks import advisory_lock
+from tests.kit import SignUp, eventually, within
 
 Claims = dict[str, Any]
 
@@ -314,3 +320,33 @@ async def test_a_database_that_leaked_opens_nothing(
                 header = {"Authorization": f"Bearer {leaked}"}
                 assert (await anonymous.get("/users/me", headers=header)).status_code == 401
                 assert (await by_refresh(anonymous, leaked)).status_code == 400
+
+
+async def test_unknown_keys_are_refused_in_time_whatever_others_wait_for(
+    app: FastAPI, anonymous: AsyncClient, signed_in: Tokens, database_url: str
+) -> None:
+    """Neither for the lock of the keys, nor for a connection of a pool; and they share polls."""
+    header, payload, signature = signed_in.access.split(".")
+    unknown = encode_segment(_decode_segment(header) | {"kid": "leaked"})
+    forged = {"Authorization": f"Bearer {unknown}.{payload}.{signature}"}
+    state = state_of(app)
+    await eventually(lambda: state.revocation_list.fresh, "the first poll")
+    polls = 0
+
+    async def count(*_: object) -> None:
+        nonlocal polls
+        polls += 1
+
+    key = advisory_lock("users.signing_keys")
+    async with (
+        open_transaction(database_url, f"SELECT pg_advisory_xact_lock({key})"),
+        AsyncExitStack() as held,
+    ):
+        for _ in range(app.state.settings.database_pool_size):
+            await held.enter_async_context(state.database.transaction())
+            await held.enter_async_context(state.database.primary.connection())
+        with patch.object(state.revocation_list, "on_key_ids", count):
+            async with within(10, "the answers to 100 tokens"):
+                sent = (status_with(anonymous, forged) for _ in range(100))
+                assert set(await asyncio.gather(*sent)) == {401}
+    assert polls < 50

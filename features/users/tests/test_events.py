@@ -1,7 +1,14 @@
 """The audit log of an account."""
 
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import pytest
+from fastapi import FastAPI
 from httpx import AsyncClient
 
+from features.users.events import tasks
+from features.users.events.tasks import delete_old_events
 from features.users.tests.conftest import (
     Execute,
     Tokens,
@@ -9,6 +16,7 @@ from features.users.tests.conftest import (
     by_refresh,
     tokens_of,
 )
+from shared.db.tables import uuid7
 from tests.kit import PASSWORD
 
 
@@ -108,3 +116,46 @@ async def test_a_failure_without_an_account_is_kept_too(
     (event,) = await execute("SELECT * FROM account_events")
     assert event["kind"] == "sign_in_failed"
     assert event["user_id"] is None
+
+
+async def test_old_events_are_deleted_batch_by_batch(
+    app: FastAPI, signed_in: Tokens, execute: Execute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of nobody's address, which hold that of somebody without an account, are first."""
+    monkeypatch.setattr(tasks, "BATCH_SIZE", 2)
+    await execute("DELETE FROM account_events")
+    for days in (1, 31, 364, 366):
+        made_at = datetime.now(UTC) - timedelta(days=days)
+        for kind, user in (("signed_in", "id"), ("sign_in_failed", "NULL"), ("deleted", "NULL")):
+            for _ in range(3):
+                await execute(
+                    "INSERT INTO account_events (id, user_id, kind, address, user_agent, detail)"
+                    f" SELECT $1, {user}, '{kind}', '', '', '{days}' FROM users",
+                    UUID(int=uuid7().int % (1 << 80) | int(made_at.timestamp() * 1_000) << 80),
+                )
+    await delete_old_events.run(app)
+    rows = await execute(
+        "SELECT kind, detail, count(*) FROM account_events GROUP BY 1, 2 ORDER BY detail::int, 1"
+    )
+    assert [tuple(row) for row in rows] == [
+        ("deleted", "1", 3),
+        ("sign_in_failed", "1", 3),
+        ("signed_in", "1", 3),
+        ("deleted", "31", 3),
+        ("signed_in", "31", 3),
+        ("deleted", "364", 3),
+        ("signed_in", "364", 3),
+    ]
+
+
+async def test_old_events_are_found_by_an_index(execute: Execute) -> None:
+    await execute(
+        "INSERT INTO account_events (id, kind, address, user_agent)"
+        " SELECT gen_random_uuid(), 'signed_in', '', '' FROM generate_series(1, 20000)"
+    )
+    await execute("ANALYZE account_events")
+    plan = await execute(
+        "EXPLAIN SELECT id FROM account_events WHERE id < '01000000-0000-7000-8000-000000000000'"
+        " LIMIT 5000"
+    )
+    assert "pk_account_events" in "".join(row[0] for row in plan)

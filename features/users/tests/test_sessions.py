@@ -2,7 +2,9 @@
 
 from httpx import AsyncClient
 
+from features.users.sessions.handlers import MAX_SESSIONS
 from features.users.tests.conftest import (
+    Execute,
     Tokens,
     by_password,
     by_refresh,
@@ -88,3 +90,22 @@ async def test_a_deleted_account_is_not_found(anonymous: AsyncClient, signed_in:
     assert gone.status_code == 401
     assert gone.json()["detail"] == "User not found"
     assert gone.headers["www-authenticate"] == "Bearer"
+
+
+async def test_the_longest_unused_sessions_end_beyond_the_most_that_an_account_has(
+    anonymous: AsyncClient, signed_in: Tokens, execute: Execute
+) -> None:
+    """Else whoever knows the password could make so many that none could be ended in time."""
+    await register(anonymous, "grace@example.com")
+    tokens_of(await by_password(anonymous, "grace@example.com"))
+    await execute(
+        "INSERT INTO sessions (id, user_id, address, user_agent, last_used_at, expires_at)"
+        " SELECT gen_random_uuid(), user_id, '', '', now() + n * interval '1 ms',"
+        " now() + interval '1 day' FROM sessions, generate_series(1, 120) AS n"
+    )
+    another = tokens_of(await by_password(anonymous))
+    listed = (await anonymous.get("/auth/sessions", headers=another.header)).json()["items"]
+    assert len(listed) == MAX_SESSIONS
+    assert any(each["current"] for each in listed)
+    assert await status_with(anonymous, signed_in.header) == 401
+    assert len(await execute("SELECT FROM sessions")) == MAX_SESSIONS + 121

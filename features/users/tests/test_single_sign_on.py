@@ -28,6 +28,7 @@ from features.users.tests.conftest import (
     EMAIL,
     Execute,
     MailedToken,
+    SentMail,
     Tokens,
     by_password,
     by_refresh,
@@ -55,6 +56,7 @@ class IdentityProvider:
         self.token_requests: list[dict[str, list[str]]] = []
         self.forge: Forge | None = None
         self.post_only = False
+        self.replaced: dict[str, object] = {}  # the documents at these paths
         self.key = RSAKey.generate_key(2048, auto_kid=True)  # published while `forge` is set
         self._app = oidc_provider_mock.app(require_nonce=True)
 
@@ -85,6 +87,9 @@ class IdentityProvider:
             answer = response.get_json()
             answer["id_token"] = self.forge(self, decode_token(answer["id_token"])[1])
             response.set_data(json.dumps(answer))
+        if path in self.replaced:
+            response.status_code = 200
+            response.set_data(json.dumps(self.replaced[path]))
 
     async def sign_in(self, url: str, subject: str, **claims: Any) -> str:
         """Signs a user in, and returns the URL that the browser is redirected to."""
@@ -113,6 +118,7 @@ def running_provider() -> Iterator[IdentityProvider]:
 def provider(running_provider: IdentityProvider) -> IdentityProvider:
     running_provider.token_requests.clear()
     running_provider.forge, running_provider.post_only = None, False
+    running_provider.replaced.clear()
     return running_provider
 
 
@@ -125,13 +131,14 @@ def settings(
         "mock": {"issuer": provider.url, **client},
         "away": {"issuer": "http://127.0.0.1:9", **client},
         "other": {"issuer": f"{provider.url}/tenant", **client},
+        "bound": {"issuer": provider.url, **client, "email_domains": ["Example.com"]},
     }
     monkeypatch.setenv("APP_OIDC_PROVIDERS", json.dumps(providers))
     return settings.model_copy(update={"public_url": "http://testserver"})
 
 
-async def begin(browser: AsyncClient) -> str:
-    answer = await browser.get("/auth/oidc/mock/login")
+async def begin(browser: AsyncClient, name: str = "mock") -> str:
+    answer = await browser.get(f"/auth/oidc/{name}/login")
     assert answer.status_code == 302, answer.text
     return str(answer.headers["location"])
 
@@ -295,6 +302,167 @@ async def test_a_forged_id_token(
     assert await execute("SELECT 1 FROM users") == []
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"sub": ""}, "sub: String should have at least 1 character"),
+        ({"sub": 7}, "please begin again"),
+        ({"sub": "x" * 256}, "sub: String should have at most 255 characters"),
+        ({"sub": "a\0da"}, "sub: String should not contain NUL"),
+        ({"name": ["Ada"]}, "name: Input should be a valid string"),
+        ({"name": {"first": "Ada"}}, "name: Input should be a valid string"),
+        ({"name": "A\0da"}, "name: String should not contain NUL"),
+        ({"email": 7}, "email: Input should be a valid string"),
+        ({"email": [EMAIL]}, "email: Input should be a valid string"),
+        ({"exp": "soon"}, "please begin again"),
+        ({"iat": {}}, "please begin again"),
+        ({"aud": 7}, "please begin again"),
+        ({"aud": [["tessera"]]}, "please begin again"),
+        ({"nonce": 7}, "please begin again"),
+        ({"at_hash": 7}, "please begin again"),
+        ({"auth_time": "now"}, "please begin again"),
+    ],
+)
+async def test_a_malformed_id_token_is_refused(
+    anonymous: AsyncClient,
+    provider: IdentityProvider,
+    execute: Execute,
+    change: dict[str, object],
+    told: str,
+) -> None:
+    """The provider itself has signed it."""
+    provider.forge = changed(**ADA | change)
+    refused = await sign_in(anonymous, provider)
+    assert refused.status_code == 400, refused.text
+    assert f"answer is not valid: {told}" in refused.json()["detail"]
+    assert await execute("SELECT 1 FROM users") == []
+
+
+@pytest.mark.parametrize(
+    "email", ["", "ada", "ada@localhost", "ada@example.com, eve@example.com", "@", "a\n@b.com"]
+)
+async def test_an_email_that_is_no_address_makes_no_account(
+    anonymous: AsyncClient, provider: IdentityProvider, execute: Execute, email: str
+) -> None:
+    """But whoever has an account signs in, whatever the provider says of the address."""
+    provider.forge = changed(**ADA | {"email": email})
+    refused = await sign_in(anonymous, provider)
+    assert refused.status_code == 403, refused.text
+    assert "it is not valid" in refused.json()["detail"]
+    assert await execute("SELECT 1 FROM users") == []
+    provider.forge = changed(**ADA)
+    tokens_of(await sign_in(anonymous, provider))
+    provider.forge = changed(**ADA | {"email": email})
+    tokens_of(await sign_in(anonymous, provider))
+
+
+@pytest.mark.parametrize(
+    ("userinfo", "status"),
+    [
+        ({"email": EMAIL, "email_verified": True}, 200),
+        ({"email": EMAIL}, 403),  # what the ID token has verified is another address, or none
+        ({"email_verified": True}, 403),
+        ({"email": EMAIL, "email_verified": "true"}, 403),
+        ({"email": EMAIL, "email_verified": True, "name": 7}, 400),
+        ({"email": EMAIL, "email_verified": True, "sub": "eve"}, 400),
+        ({"email": EMAIL, "email_verified": True, "sub": None}, 400),
+        ([], 400),
+        ("ada", 400),
+        (None, 400),
+    ],
+)
+async def test_an_address_is_verified_by_the_document_that_names_it(
+    anonymous: AsyncClient, provider: IdentityProvider, userinfo: object, status: int
+) -> None:
+    provider.forge = changed(email=None, email_verified=True)
+    if isinstance(userinfo, dict):
+        userinfo = {"sub": "ada"} | userinfo
+    provider.replaced["/userinfo"] = userinfo
+    answer = await sign_in(anonymous, provider)
+    assert answer.status_code == status, answer.text
+
+
+async def test_userinfo_does_not_verify_the_address_of_the_id_token(
+    anonymous: AsyncClient, provider: IdentityProvider
+) -> None:
+    provider.forge = changed(email=EMAIL, email_verified=None)
+    provider.replaced["/userinfo"] = {"sub": "ada", "email_verified": True, "email": "a@b.com"}
+    assert (await sign_in(anonymous, provider)).status_code == 403
+
+
+@pytest.mark.parametrize(
+    "answer", [[], "token", None, {}, {"id_token": 7}, {"id_token": "a.b"}, {"access_token": "x"}]
+)
+async def test_a_malformed_answer_of_the_token_endpoint_is_refused(
+    anonymous: AsyncClient, provider: IdentityProvider, answer: object
+) -> None:
+    provider.replaced["/oauth2/token"] = answer
+    refused = await sign_in(anonymous, provider)
+    assert refused.status_code == 400, refused.text
+    assert "answer is not valid" in refused.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "document"),
+    [
+        ("/.well-known/openid-configuration", []),
+        ("/.well-known/openid-configuration", None),
+        ("/.well-known/openid-configuration", {"issuer": 7}),
+        ("/.well-known/openid-configuration", {"authorization_endpoint": None}),
+        ("/.well-known/openid-configuration", {"token_endpoint": "nowhere"}),
+        ("/.well-known/openid-configuration", {"jwks_uri": ["x"]}),
+        ("/.well-known/openid-configuration", {"id_token_signing_alg_values_supported": "RS256"}),
+        ("/jwks", []),
+        ("/jwks", {"keys": 7}),
+        ("/jwks", {"keys": ["x"]}),
+        ("/jwks", {"keys": [{"kty": "?"}]}),
+    ],
+)
+async def test_a_malformed_discovery_is_no_provider(
+    anonymous: AsyncClient, provider: IdentityProvider, path: str, document: object
+) -> None:
+    if isinstance(document, dict) and path != "/jwks":
+        async with httpx.AsyncClient(timeout=30) as other:
+            document = (await other.get(f"{provider.url}{path}")).json() | document
+    provider.replaced[path] = document
+    answer = await anonymous.get("/auth/oidc/mock/login")
+    assert answer.status_code == 503, answer.text
+    assert "cannot be used" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("claims", "status"),
+    [
+        (ADA, 200),
+        (ADA | {"email": "Ada@EXAMPLE.com"}, 200),
+        (ADA | {"email": "ada@evil.example.com"}, 403),
+        (ADA | {"email": "ada@example.org"}, 403),
+        (ADA | {"email": "ada@example.com@example.org"}, 403),
+        (ADA | {"email_verified": False}, 403),
+        ({}, 403),
+    ],
+)
+async def test_a_provider_may_be_bound_to_domains(
+    anonymous: AsyncClient, provider: IdentityProvider, claims: dict[str, Any], status: int
+) -> None:
+    """Whoever is known there, too: an address is of the domain no longer when somebody leaves."""
+    tokens_of(await sign_in(anonymous, provider, **ADA))
+    back = await provider.sign_in(await begin(anonymous, "bound"), "ada", **claims)
+    answer = await anonymous.get(back)
+    assert answer.status_code == status, answer.text
+    if status == 403:
+        assert "verified addresses of example.com alone" in answer.json()["detail"]
+
+
+async def test_a_domain_of_a_provider_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    provider = {"issuer": "https://id.example.com", "client_id": "a", "client_secret": "b"}
+    bound = {"mock": provider | {"email_domains": ["@example.com"]}}
+    monkeypatch.setenv("APP_OIDC_PROVIDERS", json.dumps(bound))
+    kernel = Settings(env="test", database_url="postgresql://host/db")
+    with pytest.raises(ConfigurationError, match=r"must be a domain like example\.com"):
+        load_feature_settings(UsersSettings, kernel)
+
+
 async def test_a_provider_that_takes_the_secret_in_the_form_alone(
     anonymous: AsyncClient, provider: IdentityProvider
 ) -> None:
@@ -358,13 +526,14 @@ async def begin_link(browser: AsyncClient, tokens: Tokens) -> str:
 
 
 async def test_a_signed_in_account_links_an_identity_and_unlinks_it(
-    anonymous: AsyncClient, provider: IdentityProvider, signed_in: Tokens
+    anonymous: AsyncClient, provider: IdentityProvider, signed_in: Tokens, sent_mail: SentMail
 ) -> None:
     url = await begin_link(anonymous, signed_in)
     back = await provider.sign_in(url, "ada", email="ada@work.example.com", email_verified=True)
     linked = await anonymous.get(back)
     assert linked.status_code == 200
     assert linked.json()["email"] == "ada@work.example.com"
+    assert (await sent_mail(EMAIL))[-1]["subject"] == "Another sign-in was added to your account"
     tokens_of(await sign_in(anonymous, provider, email="ada@work.example.com"))
 
     listed = await anonymous.get("/users/me/identities", headers=signed_in.header)
@@ -410,7 +579,12 @@ async def test_the_last_way_into_an_account_stays(
     await anonymous.post("/auth/password/forgot", json={"email": EMAIL})
     reset = {"token": await mailed_token(EMAIL, "reset"), "new_password": "a first password"}
     assert (await anonymous.post("/auth/password/reset", json=reset)).status_code == 204
+    tokens_of(await sign_in(anonymous, provider))  # links it again, as the reset has unlinked it
     tokens = tokens_of(await by_password(anonymous, password="a first password"))
+    (identity,) = (await anonymous.get("/users/me/identities", headers=tokens.header)).json()[
+        "items"
+    ]
+    url = f"/users/me/identities/{identity['id']}"
     assert (await anonymous.delete(url, headers=tokens.header)).status_code == 204
 
 
