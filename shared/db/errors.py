@@ -15,6 +15,10 @@ from shared.problems import Problem, Unavailable, Unprocessable
 
 CONNECTION_LOST = "The database connection was lost; please try again"
 UNREACHABLE = "The database cannot be reached; please try again"
+OUTCOME_UNKNOWN = (
+    "Whether the request took effect is unknown: the database has not confirmed it. It can be sent"
+    " again with the same Idempotency-Key; without one, look first"
+)
 READ_ONLY = "The database takes no changes for the moment; please try again"
 CONNECT_ERRORS = (OSError, TimeoutError, PostgresError, InterfaceError, InvalidRequestError)
 """The exceptions that `connector` raises; and SQLAlchemy's, which wraps them only after the
