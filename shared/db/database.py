@@ -29,7 +29,6 @@ from shared.db.errors import (
     READ_ONLY,
     UNREACHABLE,
     DatabaseError,
-    database_cause,
     has_stale_plan,
     is_read_only,
 )
@@ -81,10 +80,12 @@ class Database:
         size, self._wait_seconds = settings.database_pool_size, settings.database_pool_timeout
         self.direct_url = settings.database_direct_url or url
         self._connect_directly = connector(self.direct_url, Role.PRIMARY)
-        self._generation = 0
+        self._generation, self._read_only = 0, False
+        self._direct: set[asyncpg.Connection[Any]] = set()
         self.engine, self._probe_engine = (_new_engine(url, settings, n) for n in (size, 1))
         for engine in (self.engine, self._probe_engine):
             event.listen(engine.sync_engine, "checkout", self._refuse_stale)
+            event.listen(engine.sync_engine, "connect", self._follow_writes)
         self.primary, self._probe_pool = (
             _read_pool(url, Role.PRIMARY, settings, n) for n in (size, 1)
         )
@@ -149,14 +150,17 @@ class Database:
     @asynccontextmanager
     async def direct(self) -> AsyncIterator["asyncpg.Connection[Any]"]:
         """Opens a connection that bypasses pools and poolers, for LISTEN and other session state.
+        It is ended when writes go to another server.
 
         Raises:
             OSError, TimeoutError, PostgresError, InterfaceError: it cannot be made.
         """
         connection = await self._connect_directly()
+        self._direct.add(connection)
         try:
             yield connection
         finally:
+            self._direct.discard(connection)
             connection.terminate()
 
     @asynccontextmanager
@@ -174,6 +178,7 @@ class Database:
         async with self._probe_engine.connect() as connection:
             if await connection.scalar(IS_READ_ONLY):
                 self._replace_connections()
+                self._record_read_only()
                 raise Unavailable(READ_ONLY)
             yield connection
 
@@ -240,7 +245,7 @@ class Database:
             if found and generation == self._generation:
                 self._replace_connections()
             if is_read_only in found:
-                log.warning("database_read_only", error=str(database_cause(error)))
+                self._record_read_only()
                 raise Unavailable(READ_ONLY) from error
             raise
 
@@ -248,6 +253,20 @@ class Database:
         self._generation += 1
         for pool in (*self._read_pools.values(), self._probe_pool):
             pool.replace_connections()
+
+    def _record_read_only(self) -> None:
+        if not self._read_only:
+            log.warning("database_read_only")
+        self._read_only = True
+
+    def _follow_writes(self, *_: Any) -> None:
+        """Lets reads follow to the server that takes changes after another took none, and lives."""
+        if self._read_only:
+            self._read_only = False
+            log.info("database_takes_changes")
+            self._replace_connections()
+            for connection in self._direct:
+                connection.terminate()
 
     def _refuse_stale(self, _connection: Any, record: Any, _proxy: Any) -> None:
         generation, expires_at = record.info.setdefault("made", (self._generation, expiry()))
@@ -267,6 +286,7 @@ class Database:
             log.warning("pool_exhausted", reason="connections", seconds=self._wait_seconds)
             raise overloaded("connections") from error
         except NoHostInRole as error:
+            self._record_read_only()
             raise Unavailable(READ_ONLY) from error
         except (*CONNECT_ERRORS, self.engine.dialect.loaded_dbapi.Error) as error:
             raise Unavailable(UNREACHABLE) from error
