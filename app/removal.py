@@ -17,6 +17,7 @@ from app.migrations import (
     schema_state,
 )
 from app.scaffold.documents import document_parts, write_parts
+from shared.db.connecting import connector
 from shared.db.database import new_engine
 from shared.feature import Feature, FeatureError
 from shared.settings import Settings
@@ -88,7 +89,7 @@ def _refuse_if_needed(name: str, dependents: Sequence[str]) -> None:
 
 
 async def _read_schema(url: str) -> SchemaState:
-    engine = new_engine(url, {})
+    engine = new_engine(connector(url, None))
     try:
         async with engine.connect() as connection:
             return await connection.run_sync(schema_state, load_revisions())

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 import structlog
@@ -12,10 +13,10 @@ from fastapi import FastAPI
 from opentelemetry import trace
 
 from shared.db import database_of
-from shared.db.errors import CONNECT_ERRORS
+from shared.db.connecting import expiry
 from shared.metrics import TASK_FAILURES, TASK_ROWS, TASK_SECONDS
 from shared.problems import Unavailable
-from shared.tasks import BATCH_SECONDS, Task
+from shared.tasks import BATCH_SECONDS, Task, is_cancelled, supervise
 
 log = structlog.get_logger(__name__)
 tracer = trace.get_tracer("tessera")
@@ -33,8 +34,10 @@ async def task_runner(
 ) -> AsyncIterator[None]:
     """Runs the tasks until the block ends; a batch in progress is cancelled and rolled back."""
     wake = {task.name: asyncio.Event() for task in tasks}
-    workers = [asyncio.create_task(_work(app, task, dispatch, wake[task.name])) for task in tasks]
-    workers.append(asyncio.create_task(_listen(app, tasks, wake)))
+    running = {task.name: partial(_work, app, task, dispatch, wake[task.name]) for task in tasks}
+    if any(task.channel for task in tasks):
+        running["listen"] = partial(_listen, app, tasks, wake)
+    workers = [asyncio.create_task(supervise(name, run)) for name, run in running.items()]
     try:
         yield
     finally:
@@ -79,18 +82,12 @@ async def _work(app: FastAPI, task: Task, dispatch: Dispatcher, wake: asyncio.Ev
             await dispatch(app, task)
         except Exception as error:
             report_failure(task, error)
-            if _cancelled():
+            if is_cancelled():
                 return
             await asyncio.sleep(RECONNECT_SECONDS)
         with suppress(TimeoutError):
             async with asyncio.timeout(task.every):
                 await wake.wait()
-
-
-def _cancelled() -> bool:
-    """Returns whether this asyncio task was cancelled, even if another exception hid that."""
-    current = asyncio.current_task()
-    return current is not None and current.cancelling() > 0
 
 
 async def _listen(app: FastAPI, tasks: Sequence[Task], wake: dict[str, asyncio.Event]) -> None:
@@ -104,26 +101,25 @@ async def _listen(app: FastAPI, tasks: Sequence[Task], wake: dict[str, asyncio.E
         for event in channels[channel]:
             event.set()
 
-    while channels:
-        with suppress(*CONNECT_ERRORS):
-            async with database_of(app).direct() as connection:
-                for channel in channels:
-                    await connection.add_listener(channel, on_notify)
-                for event in wake.values():
-                    event.set()
-                await _lost(connection)
+    while True:
+        async with database_of(app).direct() as connection:
+            for channel in channels:
+                await connection.add_listener(channel, on_notify)
+            for event in wake.values():
+                event.set()
+            await _wait_for_end(connection)
         await asyncio.sleep(RECONNECT_SECONDS)
 
 
-async def _lost(connection: "Connection[Any]") -> None:
-    """Returns when the connection is closed.
+async def _wait_for_end(connection: "Connection[Any]") -> None:
+    """Returns when the connection is closed, or too old.
 
     Raises:
         TimeoutError: the server no longer answers.
     """
-    closed = asyncio.Event()
+    closed, expires_at = asyncio.Event(), expiry()
     connection.add_termination_listener(lambda _: closed.set())
-    while not closed.is_set():
+    while not closed.is_set() and time.monotonic() < expires_at:
         with suppress(TimeoutError):
             async with asyncio.timeout(PING_SECONDS):
                 await closed.wait()

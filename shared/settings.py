@@ -13,8 +13,8 @@ from pydantic import AfterValidator, Field, HttpUrl, SecretStr, ValidationError,
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from sentry_sdk.utils import BadDsn, Dsn
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
+
+from shared.postgres_urls import hosts_of
 
 DATA = Path(__file__).resolve().parent.parent / ".data"
 MIN_SECRET_BYTES = 32
@@ -27,8 +27,8 @@ class ConfigurationError(RuntimeError):
 
 
 def _postgres_url(url: str) -> str:
-    with suppress(ArgumentError, ValueError):
-        if make_url(url).drivername in {"postgresql", "postgres"}:
+    with suppress(ValueError):
+        if hosts_of(url):
             return url
     raise ValueError("must be a URL like postgresql://user:password@host:5432/database")
 

@@ -6,16 +6,23 @@ processes may work on the same rows (`FOR UPDATE SKIP LOCKED`). `NOTIFY` wakes a
 looks at a regular interval.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import NoReturn
 
+import structlog
 from fastapi import FastAPI
 from sqlalchemy import Executable, text
 from sqlmodel import Field, SQLModel
 
 from shared.db import database_of
+from shared.db.errors import CONNECT_ERRORS
+from shared.metrics import TASK_FAILURES
+from shared.problems import Unavailable
 
+RESTART_SECONDS = 1.0
 BATCH_SECONDS = 300.0  # longer than any batch takes, unless a dependency never answers
 RECORD_START = text("""
 INSERT INTO periodic_tasks AS last (name, started_at) VALUES (:name, clock_timestamp())
@@ -23,6 +30,8 @@ ON CONFLICT (name) DO UPDATE SET started_at = excluded.started_at
 WHERE last.started_at <= excluded.started_at - CAST(:period AS interval)
 RETURNING name
 """)
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,3 +78,28 @@ class PeriodicTask:
                 return 0
         await self.run(app)
         return 1
+
+
+async def supervise(name: str, run: Callable[[], Awaitable[object]]) -> NoReturn:
+    """Runs a function that has no end until it is cancelled: whatever else ends it is logged and
+    counted, and it is started again."""
+    while True:
+        error: BaseException | None = None
+        try:
+            await run()
+        except (Exception, asyncio.CancelledError) as raised:
+            error = raised
+        if is_cancelled():
+            raise asyncio.CancelledError
+        TASK_FAILURES.labels(name).inc()
+        if isinstance(error, (Unavailable, *CONNECT_ERRORS)):
+            log.warning("task_restarted", task=name, error=repr(error))
+        else:
+            log.error("task_restarted", task=name, exc_info=error)
+        await asyncio.sleep(RESTART_SECONDS)
+
+
+def is_cancelled() -> bool:
+    """Returns whether this asyncio task was cancelled, even if another exception hid that."""
+    current = asyncio.current_task()
+    return current is not None and current.cancelling() > 0

@@ -24,16 +24,20 @@ from app.main import create_app
 from app.migrations import describe_unknown, load_revisions, schema_state
 from app.routing import endpoints, websockets
 from shared.cli import exit_on_user_error
+from shared.db import Database
+from shared.db.connecting import Role, connector
 from shared.db.database import UNNAMED_STATEMENTS, new_engine
 from shared.db.errors import CONNECT_ERRORS
 from shared.db.tables import table_owners
 from shared.feature import Feature
+from shared.problems import Unavailable
 from shared.settings import Settings, load_settings
 from shared.state import add_resource
 
 TIMEOUT_SECONDS = 3.0
 OLDEST_POSTGRES = 17
 
+SELECT_1 = text("SELECT 1")
 EXTENSIONS = text("SELECT extname, extversion FROM pg_extension")
 ROLE = text("SELECT rolname, rolsuper FROM pg_roles WHERE rolname = current_user")
 SUPERUSER = (
@@ -117,10 +121,18 @@ async def _examine(app: FastAPI, settings: Settings) -> list[Finding]:
     app.state.revisions = revisions = load_revisions()
     findings = [Finding("Python", platform.python_version()), *await _redis(settings)]
     findings += filter(None, (_branch(revisions, feature) for feature in app.state.features))
-    servers = {"": settings.database_url, " of the replica": settings.database_replica_url}
+    pooler = settings.database_direct_url is not None
+    servers = [
+        ("", settings.database_url, None if pooler else Role.READ_WRITE),
+        (" past the pooler", settings.database_direct_url, Role.READ_WRITE),
+        (" of the replica", settings.database_replica_url, None if pooler else Role.STANDBY),
+    ]
     try:
-        for of, url in servers.items():
-            findings += await _server(of, url, app.state.features, revisions) if url else []
+        for of, url, role in servers:
+            if url:
+                findings += await _server(of, url, role, app.state.features, revisions)
+        if all(finding.ok for finding in findings):
+            findings.append(await _sessions(database))
         if all(finding.ok for finding in findings):
             async with AsyncExitStack() as stack:
                 findings += [await _start(app, stack, feature) for feature in app.state.features]
@@ -139,11 +151,14 @@ def _branch(revisions: ScriptDirectory, feature: Feature) -> Finding | None:
 
 
 async def _server(
-    of: str, url: str, features: Sequence[Feature], revisions: ScriptDirectory
+    of: str,
+    url: str,
+    role: Role | None,
+    features: Sequence[Feature],
+    revisions: ScriptDirectory,
 ) -> list[Finding]:
-    engine = new_engine(
-        url, {"timeout": TIMEOUT_SECONDS, "statement_cache_size": 0}, UNNAMED_STATEMENTS
-    )
+    connect = connector(url, role, timeout=TIMEOUT_SECONDS, statement_cache_size=0)
+    engine = new_engine(connect, UNNAMED_STATEMENTS)
     try:
         async with engine.connect() as connection:
             version = (await connection.execute(text("SHOW server_version"))).scalar_one()
@@ -173,6 +188,27 @@ async def _server(
             for revision in schema.unknown
         ),
     ]
+
+
+async def _sessions(database: Database) -> Finding:
+    """Checks that each kind of session, with the settings of its pool, runs a statement."""
+    kind = "read"
+    try:
+        await database.read().fetch(SELECT_1)
+        kind = "snapshot"
+        async with database.snapshot() as snapshot:
+            async for _ in snapshot.batches(SELECT_1, {}, 1):
+                pass
+        kind = "write"
+        async with database.transaction() as session:
+            await session.fetch(SELECT_1)
+        kind = "direct"
+        async with database.direct() as connection:
+            await connection.execute("SELECT 1")
+    except (Unavailable, *CONNECT_ERRORS) as error:
+        reason = error.__cause__ or error
+        return Finding(f"{kind} session", f"fails: {reason}", ok=False)
+    return Finding("sessions", "read, snapshot, write and direct")
 
 
 async def _start(app: FastAPI, stack: AsyncExitStack, feature: Feature) -> Finding:

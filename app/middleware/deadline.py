@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.ops.tracing import PROBES
 from app.routing import is_event_stream
+from shared.db.errors import OUTCOME_UNKNOWN
 from shared.metrics import REQUESTS_EXPIRED
 from shared.problems import Unavailable
 from shared.web.deadlines import extend_deadline
@@ -53,5 +54,7 @@ class DeadlineMiddleware:
             if begun:
                 raise
             allowed = round((deadline.when() or started) - started, 1)
-            late = Unavailable(f"There was no answer within {allowed:g} s; please try again")
+            unknown = scope["state"].get("commits")
+            advice = OUTCOME_UNKNOWN if unknown else "Please try again"
+            late = Unavailable(f"There was no answer within {allowed:g} s. {advice}")
             await problem(Request(scope), late)(scope, receive, send)

@@ -11,7 +11,8 @@ from pydantic import BaseModel, Field
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.migrations import SchemaState, describe_unknown, schema_state
-from shared.db.errors import CONNECT_ERRORS
+from shared.db.connecting import NoHostInRole
+from shared.db.errors import CONNECT_ERRORS, READ_ONLY
 from shared.problems import Unavailable, responses
 from shared.state import state_of
 from shared.tasks import Task
@@ -44,8 +45,8 @@ async def alive() -> Health:
 
 @router.get("/readyz", responses=responses(Unavailable), response_model_exclude_none=True)
 async def ready(request: Request) -> Readiness:
-    """Whether the database answers within 1.5 s and its schema is not behind the code, and the
-    process is not about to stop."""
+    """Whether the database can be read and written within 1.5 s, its schema is not behind the code,
+    and the process is not about to stop."""
     if state_of(request.app).is_stopping:
         raise Unavailable("This process is about to stop")
     schema = await check(request.app)
@@ -53,10 +54,10 @@ async def ready(request: Request) -> Readiness:
 
 
 async def check(app: FastAPI) -> SchemaState:
-    """Checks that the database answers in time, and that its schema is not behind the code.
+    """Checks that the database serves in time, and that its schema is not behind the code.
 
     Raises:
-        Unavailable: the database does not answer, or its schema is behind the code.
+        Unavailable: the database does not answer or is read-only, or its schema is behind the code.
     """
     schema = await read_schema(app)
     if schema.pending:
@@ -68,7 +69,7 @@ async def read_schema(app: FastAPI) -> SchemaState:
     """Compares the migrations of the database with those of the code.
 
     Raises:
-        Unavailable: the database does not answer in time.
+        Unavailable: the database does not answer in time, or is read-only.
     """
     asking = asyncio.create_task(_schema_state(app))
     asking.add_done_callback(_retrieve_exception)
@@ -78,7 +79,12 @@ async def read_schema(app: FastAPI) -> SchemaState:
         return asking.result()
     except (*CONNECT_ERRORS, SQLAlchemyError, asyncio.InvalidStateError) as error:
         log.warning("not_ready", error=repr(error))
+        if isinstance(error, NoHostInRole):
+            raise Unavailable(READ_ONLY) from None
         raise Unavailable("The database does not answer") from None
+    except Unavailable as error:
+        log.warning("not_ready", error=repr(error.__cause__ or error))
+        raise
 
 
 async def warn_of_unknown_migrations(app: FastAPI) -> None:
@@ -96,7 +102,7 @@ def _retrieve_exception(asked: "asyncio.Task[SchemaState]") -> None:
 
 
 async def _schema_state(app: FastAPI) -> SchemaState:
-    async with state_of(app).database.probe.connect() as connection:
+    async with state_of(app).database.probe() as connection:
         return await connection.run_sync(schema_state, state_of(app).revisions)
 
 

@@ -31,7 +31,7 @@ from shared.metrics import BACKLOG_AGE, BACKLOG_ROWS, CONNECTIONS, CONNECTIONS_M
 from shared.problems import Unavailable
 from shared.settings import ConfigurationError
 from shared.state import state_of
-from shared.tasks import Task
+from shared.tasks import Task, supervise
 
 BACKLOG_SECONDS = 5.0  # at most one query in this time, however often we are scraped
 BACKLOG_TIMEOUT_SECONDS = 1.0
@@ -102,7 +102,7 @@ async def pool_sampler(database: Database) -> AsyncIterator[None]:
             await asyncio.sleep(POOLS_SECONDS)
 
     _show_pools(database)
-    watcher = asyncio.create_task(watch())
+    watcher = asyncio.create_task(supervise("pool_sampler", watch))
     try:
         yield
     finally:

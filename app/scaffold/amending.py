@@ -11,6 +11,7 @@ from alembic.util import to_tuple
 from app.migrations import ROOT, alembic_config, has_revisions, head_of, load_revisions
 from app.scaffold.affected import run_git
 from app.scaffold.revising import NothingToRevise, write_revision
+from shared.db.connecting import connector
 from shared.db.database import new_engine
 from shared.feature import FeatureError
 
@@ -66,7 +67,7 @@ def _refuse_known(revisions: ScriptDirectory, script: Script) -> None:
 
 async def _applied(url: str, revisions: ScriptDirectory) -> set[str]:
     """Returns the revisions that the database has."""
-    engine = new_engine(url, {})
+    engine = new_engine(connector(url, None))
     async with engine.connect() as connection:
         heads = await connection.run_sync(
             lambda sync: MigrationContext.configure(sync).get_current_heads()

@@ -5,30 +5,37 @@ sets its own timeouts, and each statement of a read session runs in a read-only 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import Any
 
 import asyncpg
 import structlog
-from asyncpg import PostgresError, connect
+from asyncpg import PostgresError
 from fastapi import FastAPI
-from sqlalchemy import event
-from sqlalchemy.engine import make_url
+from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
 from starlette.requests import HTTPConnection
 
 from shared.db.changes import Subscriber, Subscribers, Subscription
-from shared.db.errors import CONNECT_ERRORS, UNREACHABLE, has_stale_plan
+from shared.db.connecting import Connect, NoHostInRole, Role, connector, expiry
+from shared.db.errors import (
+    CONNECT_ERRORS,
+    READ_ONLY,
+    UNREACHABLE,
+    DatabaseError,
+    has_stale_plan,
+    is_read_only,
+)
 from shared.db.notifications import Notifier
 from shared.db.outbox import outbox_subscriber
 from shared.db.pool import (
     CLOSE_TIMEOUT_SECONDS,
-    CONNECT_TIMEOUT_SECONDS,
     Connection,
     ReadPool,
     Row,
@@ -53,6 +60,7 @@ KEEPALIVE: Mapping[str, str] = {
 """Lets the server detect within a minute, not hours, a client that vanished without closing its
 connections, and release its locks."""
 IDLE_IN_TRANSACTION_SECONDS = 300.0
+IS_READ_ONLY = text("SELECT current_setting('transaction_read_only')::boolean")  # so in recovery
 
 log = structlog.get_logger(__name__)
 
@@ -62,7 +70,7 @@ class Database:
 
     `direct_url` is a libpq URL that bypasses any pooler. `engine` has the connections of
     transactions, `primary` those of reads, `replica` those to the replica where one is set.
-    `probe` has a separate connection, to check whether PostgreSQL answers even when the pools are
+    `probe` has separate connections, to check whether PostgreSQL serves even when the pools are
     exhausted. `download_slots` and `upload_slots` leave the other connections to other requests.
     """
 
@@ -71,15 +79,20 @@ class Database:
     ) -> None:
         size, self._wait_seconds = settings.database_pool_size, settings.database_pool_timeout
         self.direct_url = settings.database_direct_url or url
-        self.engine = _new_engine(url, settings, size)
-        event.listen(self.engine.sync_engine, "checkout", self._refuse_stale)
-        self._generation = 0
-        self.probe = _new_engine(url, settings, 1)
-        self.primary = _read_pool(url, settings)
+        self._connect_directly = connector(self.direct_url, Role.PRIMARY)
+        self._generation, self._read_only = 0, False
+        self._direct: set[asyncpg.Connection[Any]] = set()
+        self.engine, self._probe_engine = (_new_engine(url, settings, n) for n in (size, 1))
+        for engine in (self.engine, self._probe_engine):
+            event.listen(engine.sync_engine, "checkout", self._refuse_stale)
+            event.listen(engine.sync_engine, "connect", self._follow_writes)
+        self.primary, self._probe_pool = (
+            _read_pool(url, Role.PRIMARY, settings, n) for n in (size, 1)
+        )
         self.replica: Replica | None = None
         if settings.database_replica_url:
             writers = ReadYourWrites(settings.redis_url, settings.database_replica_lag)
-            pool = _read_pool(settings.database_replica_url, settings)
+            pool = _read_pool(settings.database_replica_url, Role.STANDBY, settings, size)
             self.replica = Replica(pool, self.primary, writers)
         self._snapshot_seconds = settings.database_snapshot_timeout
         self._write_slots = Slots("connections", size)
@@ -99,14 +112,15 @@ class Database:
 
         Raises:
             TooManyRequests: the request's owner has held its share of connections for too long.
-            Unavailable: no connection can be made or becomes free in time, or it is lost.
+            Unavailable: no connection can be made or becomes free in time, it is lost, or the
+                server is read-only.
             PostgresError: the commit fails.
         """
         owner = await self._write_slots.acquire(self._wait_seconds)
         try:
             with self._translate_connect_errors():
                 pooled = await self.engine.raw_connection()
-            with self._forget_stale_plans():
+            with self._replace_connections_if(has_stale_plan, is_read_only):
                 async with transaction(
                     self.engine, self._begin, pooled, self._committing, self._subscribers
                 ) as session:
@@ -136,22 +150,44 @@ class Database:
             Unavailable: no connection can be made, or none becomes free in time.
         """
         connect = partial(self._connection, request, snapshot=True)
-        with self._forget_stale_plans():
+        with self._replace_connections_if(has_stale_plan):
             async with SnapshotSession(connect, self._snapshot_seconds) as session:
                 yield session
 
     @asynccontextmanager
     async def direct(self) -> AsyncIterator["asyncpg.Connection[Any]"]:
         """Opens a connection that bypasses pools and poolers, for LISTEN and other session state.
+        It is ended when writes go to another server.
 
         Raises:
             OSError, TimeoutError, PostgresError, InterfaceError: it cannot be made.
         """
-        connection = await connect(self.direct_url, timeout=CONNECT_TIMEOUT_SECONDS)
+        connection = await self._connect_directly()
+        self._direct.add(connection)
         try:
             yield connection
         finally:
+            self._direct.discard(connection)
             connection.terminate()
+
+    @asynccontextmanager
+    async def probe(self) -> AsyncIterator[AsyncConnection]:
+        """Opens a separate connection that may write, if reads are served too.
+
+        Replaces all connections to a server that has become read-only, as no request may notice.
+
+        Raises:
+            Unavailable: the server is read-only.
+            CONNECT_ERRORS, SQLAlchemyError: it does not answer.
+        """
+        async with self._probe_pool.connection() as reading:
+            await reading.execute("SELECT 1")
+        async with self._probe_engine.connect() as connection:
+            if await connection.scalar(IS_READ_ONLY):
+                self._replace_connections()
+                self._record_read_only()
+                raise Unavailable(READ_ONLY)
+            yield connection
 
     @asynccontextmanager
     async def stream_slot(self, slots: Slots) -> AsyncIterator[None]:
@@ -186,9 +222,9 @@ class Database:
         await self._notifier.close()
         for connection in self._committing:
             connection.terminate()  # to cancel the COMMIT would change what it means
-        for pool in self._read_pools.values():
+        for pool in (*self._read_pools.values(), self._probe_pool):
             await pool.close()
-        for engine in (self.engine, self.probe):
+        for engine in (self.engine, self._probe_engine):
             with suppress(TimeoutError):
                 async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
                     await engine.dispose()
@@ -203,20 +239,46 @@ class Database:
         return self.replica.connection(request, snapshot=snapshot)
 
     @contextmanager
-    def _forget_stale_plans(self) -> Iterator[None]:
-        """Replaces all connections if one has a stale plan, as each would fail once."""
+    def _replace_connections_if(self, *useless: Callable[[DatabaseError], bool]) -> Iterator[None]:
+        """Replaces all connections if an error shows that one is useless, as each would fail once.
+
+        Raises:
+            Unavailable: the server is read-only.
+        """
         generation = self._generation
         try:
             yield
         except (PostgresError, DBAPIError) as error:
-            if has_stale_plan(error) and generation == self._generation:
-                self._generation += 1
-                for pool in self._read_pools.values():
-                    pool.replace_connections()
+            found = [each for each in useless if each(error)]
+            if found and generation == self._generation:
+                self._replace_connections()
+            if is_read_only in found:
+                self._record_read_only()
+                raise Unavailable(READ_ONLY) from error
             raise
 
+    def _replace_connections(self) -> None:
+        self._generation += 1
+        for pool in (*self._read_pools.values(), self._probe_pool):
+            pool.replace_connections()
+
+    def _record_read_only(self) -> None:
+        if not self._read_only:
+            log.warning("database_read_only")
+        self._read_only = True
+
+    def _follow_writes(self, *_: Any) -> None:
+        """Lets reads follow to the server that takes changes after another took none, and lives."""
+        if self._read_only:
+            self._read_only = False
+            log.info("database_takes_changes")
+            self._replace_connections()
+            for connection in self._direct:
+                connection.terminate()
+
     def _refuse_stale(self, _connection: Any, record: Any, _proxy: Any) -> None:
-        if record.info.setdefault("generation", self._generation) != self._generation:
+        generation, expires_at = record.info.setdefault("made", (self._generation, expiry()))
+        if generation != self._generation or time.monotonic() > expires_at:
             raise DisconnectionError  # SQLAlchemy connects anew
 
     @contextmanager
@@ -231,6 +293,9 @@ class Database:
         except PoolTimeoutError as error:
             log.warning("pool_exhausted", reason="connections", seconds=self._wait_seconds)
             raise overloaded("connections") from error
+        except NoHostInRole as error:
+            self._record_read_only()
+            raise Unavailable(READ_ONLY) from error
         except (*CONNECT_ERRORS, self.engine.dialect.loaded_dbapi.Error) as error:
             raise Unavailable(UNREACHABLE) from error
 
@@ -247,25 +312,19 @@ def subscribers_by_topic(subscriptions: Sequence[Subscription]) -> Subscribers:
     return found
 
 
-def _read_pool(url: str, settings: Settings) -> ReadPool:
+def _read_pool(url: str, role: Role, settings: Settings, size: int) -> ReadPool:
     server, first_statement = _timeouts(settings)
     if first_statement is None:
         server = server | {"default_transaction_read_only": "on"}
-    size, seconds = settings.database_pool_size, settings.database_pool_timeout
-    return ReadPool(url, size, seconds, server, first_statement)
+    connect = _connector(url, role, server, pooler=first_statement is not None)
+    return ReadPool(connect, size, settings.database_pool_timeout, first_statement)
 
 
 def _new_engine(url: str, settings: Settings, size: int) -> AsyncEngine:
     server, first_statement = _timeouts(settings)
-    connecting: dict[str, Any] = {
-        "timeout": CONNECT_TIMEOUT_SECONDS,
-        "server_settings": server,
-        "record_class": Row,
-    }
     pooler = first_statement is not None
     engine = new_engine(
-        url,
-        connecting | ({"statement_cache_size": 0} if pooler else {}),
+        _connector(url, Role.READ_WRITE, server, pooler=pooler),
         UNNAMED_STATEMENTS if pooler else {},
         pool_size=size,
         max_overflow=0,
@@ -275,6 +334,13 @@ def _new_engine(url: str, settings: Settings, size: int) -> AsyncEngine:
     )
     event.listen(engine.sync_engine, "checkout", _refuse_closed)
     return engine
+
+
+def _connector(url: str, role: Role, server: Mapping[str, str], *, pooler: bool) -> Connect:
+    options: dict[str, Any] = {"server_settings": dict(server), "record_class": Row}
+    if pooler:  # it chooses the server anew for each transaction
+        return connector(url, None, statement_cache_size=0, **options)
+    return connector(url, role, **options)
 
 
 def _timeouts(settings: Settings) -> tuple[dict[str, str], str | None]:
@@ -296,20 +362,15 @@ def _timeouts(settings: Settings) -> tuple[dict[str, str], str | None]:
 
 
 def new_engine(
-    url: str,
-    connecting: Mapping[str, Any],
-    statements: Mapping[str, Any] | None = None,
-    **options: Any,
+    connect: Connect, statements: Mapping[str, Any] | None = None, **options: Any
 ) -> AsyncEngine:
-    """Creates an engine for a libpq URL. asyncpg parses it, as it knows `sslmode` and the like."""
+    """Creates an engine whose connections asyncpg makes, as it knows libpq's URLs."""
 
     def connection() -> Any:
         dbapi: Any = engine.sync_engine.dialect.dbapi
-        creator = partial(connect, url, **connecting)
-        return dbapi.connect(async_creator_fn=creator, **(statements or {}))
+        return dbapi.connect(async_creator_fn=connect, **(statements or {}))
 
-    shown = make_url(url).set(drivername="postgresql+asyncpg", query={})
-    engine = create_async_engine(shown, creator=connection, **options)
+    engine = create_async_engine("postgresql+asyncpg://", creator=connection, **options)
     return engine
 
 

@@ -26,6 +26,7 @@ async def _write_session(request: HTTPConnection) -> AsyncIterator[sessions.Writ
     database = database_of(request.app)
     async with database.transaction() as session:
         yield session
+        request.state.commits = True  # DeadlineMiddleware: from here on, the outcome is unknown
     await database.record_writer(request)
 
 

@@ -1,10 +1,13 @@
 """The errors of PostgreSQL and of its connections, and the problems that they are to a client."""
 
+from typing import TypeAlias
+
 from asyncpg import (
     InterfaceError,
     InternalClientError,
     InvalidCachedStatementError,
     PostgresError,
+    ReadOnlySQLTransactionError,
 )
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
 
@@ -12,32 +15,45 @@ from shared.problems import Problem, Unavailable, Unprocessable
 
 CONNECTION_LOST = "The database connection was lost; please try again"
 UNREACHABLE = "The database cannot be reached; please try again"
+OUTCOME_UNKNOWN = (
+    "Whether the request took effect is unknown: the database has not confirmed it. It can be sent"
+    " again with the same Idempotency-Key; without one, look first"
+)
+READ_ONLY = "The database takes no changes for the moment; please try again"
 CONNECT_ERRORS = (OSError, TimeoutError, PostgresError, InterfaceError, InvalidRequestError)
-"""The exceptions that asyncpg raises while it connects; and SQLAlchemy's, which wraps them only
-after the connect, where a new connection is closed before its first use."""
+"""The exceptions that `connector` raises; and SQLAlchemy's, which wraps them only after the
+connect, where a new connection is closed before its first use."""
 
 CONNECTION_LOST_ERRORS = (OSError, InterfaceError, InternalClientError)
 """The exceptions that asyncpg raises where a connection is lost, or is used wrongly."""
+
+DatabaseError: TypeAlias = DBAPIError | PostgresError
 
 
 class Unreachable(Unavailable):
     """No connection to the database can be made."""
 
 
-def database_cause(error: DBAPIError | PostgresError) -> BaseException | None:
+def database_cause(error: DatabaseError) -> BaseException | None:
     """Returns asyncpg's exception, which SQLAlchemy wraps unless asyncpg is used directly."""
     if isinstance(error, DBAPIError):
         return error.orig.__cause__ if error.orig else None
     return error
 
 
-def has_stale_plan(error: DBAPIError | PostgresError) -> bool:
+def has_stale_plan(error: DatabaseError) -> bool:
     """Returns whether a migration has changed the columns of a statement since its connection
     prepared it. asyncpg prepares it again itself, but not in a transaction."""
     return isinstance(database_cause(error), InvalidCachedStatementError)
 
 
-def database_problem(error: DBAPIError | PostgresError) -> Problem | None:
+def is_read_only(error: DatabaseError) -> bool:
+    """Returns whether the server, or the transaction, takes no changes: as that of a primary that
+    has become a standby."""
+    return isinstance(database_cause(error), ReadOnlySQLTransactionError)
+
+
+def database_problem(error: DatabaseError) -> Problem | None:
     """Translates a database error into a problem; returns None for a bug in our code.
 
     Decides by SQLSTATE (PostgreSQL, appendix A): cancelled by a timeout, lock not available,

@@ -1,9 +1,9 @@
 """A pool of connections for reads, and the slots that streams take."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from functools import partial
 from typing import Any, TypeAlias
 
 import asyncpg
@@ -11,6 +11,7 @@ import orjson
 import structlog
 from asyncpg import InterfaceError, PostgresError, Record
 
+from shared.db.connecting import Connect, expiry
 from shared.db.errors import (
     CONNECT_ERRORS,
     CONNECTION_LOST,
@@ -21,7 +22,6 @@ from shared.db.errors import (
 from shared.problems import Unavailable
 from shared.slots import Slots
 
-CONNECT_TIMEOUT_SECONDS = 3.0
 CANCEL_TIMEOUT_SECONDS = 1.0  # for an abandoned statement to end
 CLOSE_TIMEOUT_SECONDS = 2.0
 
@@ -55,27 +55,18 @@ class ReadPool:
 
     def __init__(
         self,
-        url: str,
+        connect: Connect,
         size: int,
         wait_seconds: float,
-        server_settings: Mapping[str, str],
         timeouts: str | None = None,
     ) -> None:
         self.size, self.wait_seconds, self.timeouts = size, wait_seconds, timeouts
         self.in_use = 0
         self._slots = Slots("connections", size)
-        self._idle: list[Connection] = []
+        self._idle: list[tuple[Connection, float]] = []
         self._generation = 0
         self._open = True
-        pooler: dict[str, Any] = {"statement_cache_size": 0} if timeouts else {}
-        self._connect = partial(
-            asyncpg.connect,
-            url,
-            record_class=Row,
-            timeout=CONNECT_TIMEOUT_SECONDS,
-            server_settings=dict(server_settings),
-            **pooler,
-        )
+        self._connect = connect
 
     @asynccontextmanager
     async def connection(self, *, snapshot: bool = False) -> AsyncIterator[Connection]:
@@ -88,7 +79,7 @@ class ReadPool:
         """
         owner = await self._slots.acquire(self.wait_seconds)
         try:
-            connection = await self._idle_or_new()
+            connection, expires_at = await self._idle_or_new()
             self.in_use += 1
             reusable, generation = True, self._generation
             try:
@@ -108,27 +99,30 @@ class ReadPool:
             finally:
                 self.in_use -= 1
                 if reusable and self._open and generation == self._generation:
-                    self._idle.append(connection)
+                    self._idle.append((connection, expires_at))
                 else:
                     await _close(connection, CANCEL_TIMEOUT_SECONDS)
         finally:
             self._slots.release(owner)
 
-    async def _idle_or_new(self) -> Connection:
-        """Returns an idle connection that is still open, or a new one.
+    async def _idle_or_new(self) -> tuple[Connection, float]:
+        """Returns an idle connection that is still open, or a new one, and when it expires.
 
         A read leaves no state on a connection, so it needs no reset.
         """
         while self._idle:
-            connection = self._idle.pop()
-            if not connection.is_closed():
-                return connection
+            connection, expires_at = self._idle.pop()
+            if connection.is_closed():
+                continue
+            if time.monotonic() < expires_at:
+                return connection, expires_at
+            connection.terminate()
         try:
             connection = await self._connect()
             await _decode_json(connection)
         except CONNECT_ERRORS as error:
             raise Unreachable(UNREACHABLE) from error
-        return connection
+        return connection, expiry()
 
     @asynccontextmanager
     async def _transaction(self, connection: Connection, *, snapshot: bool) -> AsyncIterator[None]:
@@ -142,12 +136,12 @@ class ReadPool:
         """Closes all idle connections now, and those in use when they are returned."""
         self._generation += 1
         while self._idle:
-            self._idle.pop().terminate()
+            self._idle.pop()[0].terminate()
 
     async def close(self) -> None:
         """Closes all idle connections; one in use is closed when it is returned."""
         self._open = False
-        await asyncio.gather(*(_close(idle, CLOSE_TIMEOUT_SECONDS) for idle in self._idle))
+        await asyncio.gather(*(_close(idle, CLOSE_TIMEOUT_SECONDS) for idle, _ in self._idle))
 
 
 def stream_slots(connections: int) -> Slots:

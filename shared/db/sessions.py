@@ -17,7 +17,12 @@ from contextlib import (
 from typing import Any, NoReturn, Self, TypeAlias, TypeVar
 
 import structlog
-from asyncpg import PostgresError
+from asyncpg import (
+    AdminShutdownError,
+    CrashShutdownError,
+    PostgresConnectionError,
+    PostgresError,
+)
 from pydantic import BaseModel
 from sqlalchemy import Executable
 from sqlalchemy.engine import Connection as OrmConnection
@@ -26,7 +31,7 @@ from sqlalchemy.pool import PoolProxiedConnection
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from shared.db.changes import Subscribers
-from shared.db.errors import CONNECTION_LOST, CONNECTION_LOST_ERRORS
+from shared.db.errors import CONNECTION_LOST, CONNECTION_LOST_ERRORS, OUTCOME_UNKNOWN
 from shared.db.pool import CANCEL_TIMEOUT_SECONDS, Connection, Row
 from shared.db.statements import compile_many, compile_statement, convert_rows
 from shared.problems import Unavailable
@@ -34,6 +39,7 @@ from shared.problems import Unavailable
 Connections: TypeAlias = Callable[[], AbstractAsyncContextManager[Connection]]
 Values: TypeAlias = Mapping[str, Any]
 NO_VALUES: Values = {}
+ABANDONED_COMMIT_SECONDS = 60.0  # then its connection is closed, as the server may be gone
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -262,6 +268,10 @@ class _OrmView(AsyncSession):
         raise RuntimeError("Raise a problem to roll back; use begin_nested() for a part")
 
 
+class EndedByAnswer(Exception):
+    """Ends a request with an answer that holds only once its transaction is committed."""
+
+
 @asynccontextmanager
 async def transaction(
     engine: AsyncEngine,
@@ -270,13 +280,14 @@ async def transaction(
     committing: set[Connection],
     subscribers: Subscribers,
 ) -> AsyncIterator[WriteSession]:
-    """Begins a transaction with `begin`; commits it at the end, or rolls it back on any error.
+    """Begins a transaction with `begin`; commits it at the end, or rolls it back on any error but
+    `EndedByAnswer`.
 
     Returns the connection to the pool. A connection whose COMMIT the caller has given up is in
     `committing` until the COMMIT ends, and keeps its place in the pool until then.
 
     Raises:
-        Unavailable: the connection is lost.
+        Unavailable: the connection is lost; in the commit, the outcome is unknown.
         PostgresError: the commit fails.
         RuntimeError: a statement failed and its error was suppressed.
     """
@@ -289,10 +300,14 @@ async def transaction(
 
     driver: Any = pooled.driver_connection
     session = WriteSession(driver, open_orm, subscribers)
+    answer: EndedByAnswer | None = None
     try:
         try:
             await driver.execute(begin)
-            yield session
+            try:
+                yield session
+            except EndedByAnswer as ended:
+                answer = ended
             await session.flush()
         except BaseException:
             await _roll_back(driver)
@@ -306,18 +321,27 @@ async def transaction(
         session._close_orm()
         if driver not in committing:
             pooled.close()
+    if answer:
+        raise answer
 
 
 async def _commit(
     connection: Connection, pooled: PoolProxiedConnection, committing: set[Connection]
 ) -> None:
     """Commits. A caller that is cancelled meanwhile leaves the COMMIT running: PostgreSQL makes one
-    that waits for a synchronous standby a local one when it is cancelled."""
+    that waits for a synchronous standby a local one when it is cancelled.
+
+    Raises:
+        Unavailable: the connection is lost meanwhile: the outcome is unknown.
+    """
     commit = asyncio.ensure_future(connection.execute("COMMIT"))
+    timer: asyncio.TimerHandle | None = None
 
     def discard(done: "asyncio.Future[str]") -> None:
         if not done.cancelled():
             done.exception()
+        if timer:
+            timer.cancel()
         connection.terminate()
         committing.discard(connection)
         pooled.close()
@@ -326,8 +350,12 @@ async def _commit(
         tag = await asyncio.shield(commit)
     except asyncio.CancelledError:
         committing.add(connection)
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(ABANDONED_COMMIT_SECONDS, connection.terminate)
         commit.add_done_callback(discard)
         raise
+    except (OSError, PostgresConnectionError, AdminShutdownError, CrashShutdownError) as error:
+        raise Unavailable(OUTCOME_UNKNOWN) from error
     if tag != "COMMIT":  # it rolls back without an error where a failed statement was suppressed
         raise RuntimeError("A statement had failed: nothing was committed")
 

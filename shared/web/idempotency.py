@@ -52,7 +52,9 @@ IS_THIS_KEY = (
 TRY_LOCK_KEY = select(
     func.pg_try_advisory_xact_lock(bindparam("lock", type_=BigInteger)).label("locked")
 )
-SELECT_KEY = select(IDEMPOTENCY_KEYS).where(*IS_THIS_KEY)
+# FOR UPDATE writes to the WAL, so that the COMMIT of a replay waits for a synchronous standby, and
+# with that for the first request's, which the standby may not have confirmed.
+SELECT_KEY = select(IDEMPOTENCY_KEYS).where(*IS_THIS_KEY).with_for_update()
 INSERT_KEY = insert(IDEMPOTENCY_KEYS)
 DELETE_KEY = delete(IDEMPOTENCY_KEYS).where(*IS_THIS_KEY)
 SELECT_EXPIRED = (
@@ -79,7 +81,7 @@ DELETE_KEYS_OF_USER = delete(IDEMPOTENCY_KEYS).where(
 )
 
 
-class Replay(Exception):
+class Replay(sessions.EndedByAnswer):
     """Ends a request whose response is stored already. `replay` turns it into that response."""
 
     def __init__(self, response: Response) -> None:

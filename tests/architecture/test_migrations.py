@@ -25,6 +25,7 @@ from app.migrations import (
     upgrade,
 )
 from app.scaffold.comparing import Changes, compare_models
+from shared.db.connecting import connector
 from shared.db.database import new_engine
 from shared.db.tables import table_owners
 from tests.architecture.ownership import creators
@@ -83,7 +84,7 @@ def check_models(url: str, branch: str) -> None:
 
 async def _compare(url: str, branch: str) -> Changes:
     """Returns what Alembic does not compare: enum types and check constraints."""
-    engine = new_engine(url, {})
+    engine = new_engine(connector(url, None))
     async with engine.connect() as connection:
         own = [table for table, owner in table_owners().items() if owner == branch]
         found = await connection.run_sync(compare_models, own)
@@ -298,7 +299,7 @@ def state(url: str, revisions: ScriptDirectory | None = None) -> SchemaState:
 
 
 async def _state(url: str, revisions: ScriptDirectory) -> SchemaState:
-    engine = new_engine(url, {})
+    engine = new_engine(connector(url, None))
     async with engine.connect() as connection:
         found = await connection.run_sync(schema_state, revisions)
     await engine.dispose()

@@ -28,6 +28,7 @@ from shared.db import (
     WriteSession,
     database,
     database_of,
+    sessions,
     write_session_of,
 )
 from shared.problems import Conflict
@@ -367,6 +368,35 @@ async def test_a_commit_is_not_cancelled_with_its_caller(
     await eventually(is_committed, "the COMMIT of the cancelled caller")
     await eventually(lambda: pool.checkedout() == 0, "its place in the pool")
     assert (await anonymous.post("/probe/write/rows/unmapped")).status_code == 201
+
+
+async def test_a_commit_without_an_end_gives_its_place_back(
+    app: FastAPI, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As to a server that has vanished: its connection is closed, and no cancel request is sent."""
+    monkeypatch.setattr(sessions, "ABANDONED_COMMIT_SECONDS", 0.1)
+    holder = await asyncpg.connect(database_url)
+    await holder.execute("SELECT pg_advisory_lock(1)")
+    await holder.execute(WAITS_AT_COMMIT)
+    writing = asyncio.create_task(write_row(app))
+    waits = "pg_locks WHERE locktype = 'advisory' AND NOT granted"
+
+    async def is_committing() -> bool:
+        return await count(database_url, waits) == 1
+
+    await eventually(is_committing, "the COMMIT that waits")
+    writing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    pool: Any = database_of(app).engine.pool
+    await eventually(lambda: pool.checkedout() == 0, "its place in the pool")
+    assert await is_committing(), "the COMMIT was cancelled"
+    await holder.close()
+
+    async def is_committed() -> bool:
+        return await count(database_url) == 1
+
+    await eventually(is_committed, "the COMMIT of the cancelled caller")
 
 
 async def write_row(app: FastAPI) -> None:

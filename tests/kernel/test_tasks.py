@@ -1,13 +1,22 @@
 """Background tasks that fail, are cancelled, or are woken by a notification."""
 
 import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
 
 import asyncpg
+import pytest
 from fastapi import FastAPI
 
+from app.main import create_app
 from app.task_runner import run_until_idle, task_runner
+from shared import tasks
+from shared.db import database_of
+from shared.db.connecting import NoHostInRole
 from shared.problems import Unavailable
-from shared.tasks import Task
+from shared.settings import Settings
+from shared.tasks import Task, supervise
 from tests.app_helpers import capture_log
 from tests.kit import eventually, within
 
@@ -69,3 +78,84 @@ async def test_a_notification_wakes_a_task_also_after_the_connection_was_lost(
             await connection.execute(statement)
             await batches.get()
     await connection.close()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [NoHostInRole("none"), asyncpg.InternalClientError("a bug"), asyncio.CancelledError(), None],
+    ids=repr,
+)
+async def test_a_supervised_task_ends_only_when_it_is_cancelled(
+    error: BaseException | None,
+    events: list[Mapping[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tasks, "RESTART_SECONDS", 0.0)
+    starts = asyncio.Semaphore(0)
+
+    async def end() -> None:
+        starts.release()
+        if error:
+            raise error
+
+    running = asyncio.create_task(supervise("probe", end))
+    async with within(20, "three starts"):
+        for _ in range(3):
+            await starts.acquire()
+    assert [event["task"] for event in events if event["event"] == "task_restarted"][:2] == [
+        "probe",
+        "probe",
+    ]
+    running.cancel()
+    async with within(20, "the end of the task"):
+        await asyncio.wait([running])
+    assert running.cancelled()
+
+
+async def test_what_a_process_runs_for_ever_is_supervised(settings: Settings) -> None:
+    """Each task, the kernel's and the features': what is thrown into it does not end it."""
+    before = asyncio.all_tasks()
+    app = create_app(settings)
+    async with app.router.lifespan_context(app):
+        await asyncio.sleep(0)
+        names = {
+            task.get_coro().__name__  # type: ignore[union-attr]
+            for task in asyncio.all_tasks() - before
+            if "/site-packages/" not in task.get_coro().cr_code.co_filename  # type: ignore[union-attr]
+        }
+    assert names == {"supervise"}
+
+
+async def test_listening_begins_again_once_a_host_takes_changes(
+    app: FastAPI, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between a primary and its successor there is none, for some seconds."""
+    batches: asyncio.Queue[None] = asyncio.Queue()
+    direct, failures = database_of(app).direct, 2
+    monkeypatch.setattr(tasks, "RESTART_SECONDS", 0.05)
+
+    @asynccontextmanager
+    async def fail_first() -> AsyncIterator[Any]:
+        nonlocal failures
+        failures -= 1
+        if failures >= 0:
+            raise NoHostInRole("none")
+        async with direct() as connection:
+            yield connection
+
+    async def find_nothing(_app: FastAPI) -> int:
+        batches.put_nowait(None)
+        return 0
+
+    monkeypatch.setattr(database_of(app), "direct", fail_first)
+    task = Task(name="probe", run=find_nothing, every=600, channel="probe")
+    async with (
+        within(30, "a batch for each notification"),
+        task_runner(app, [task], run_until_idle),
+    ):
+        for _ in range(2):
+            await batches.get()  # one at the start, one once it listens
+        connection = await asyncpg.connect(database_url)
+        await connection.execute("NOTIFY probe")
+        await batches.get()
+        await connection.close()

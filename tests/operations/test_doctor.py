@@ -61,7 +61,7 @@ def test_the_primary_and_the_replica_are_both_checked(database_url: str, tmp_pat
     said, status = doctor(tmp_path, NOWHERE, APP_DATABASE_REPLICA_URL=database_url)
     assert status == 1
     assert "wrong database: cannot be reached: " in said
-    assert "ok    database of the replica: PostgreSQL" in said
+    assert "wrong database of the replica: cannot be reached: no host has the role standby" in said
     said, status = doctor(tmp_path, database_url, APP_DATABASE_REPLICA_URL=NOWHERE)
     assert status == 1
     assert "ok    database: PostgreSQL" in said

@@ -2,62 +2,33 @@
 primary."""
 
 import asyncio
-import os
-import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, contextmanager
-from pathlib import Path
+from contextlib import AsyncExitStack
 
 import asyncpg
 import pytest
 from fastapi import FastAPI
 from httpx import AsyncClient
 
-from app.embedded import EmbeddedServer, embedded_postgres, ensure_database
-from app.embedded.home import find_home, run_program
+from app.embedded import EmbeddedServer, ensure_database
 from app.main import create_app
 from app.migrations import upgrade
 from shared import cache
 from shared.settings import Settings
 from tests.app_helpers import capture_log
 from tests.kit import Redis, connect, eventually, free_port, sign_in, within
+from tests.resilience.pairs import running_primary, running_standby
 from tests.resilience.servers import Proxy
 
 pytestmark = pytest.mark.verify
 
-SMALL = {"shared_buffers": "16MB", "fsync": "off"}
 WITHIN_SECONDS = 30.0
 CAUGHT_UP = "SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn"
 
 
-@contextmanager
-def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="tessera-test-") as name:
-        Path(name).chmod(0o755)
-        yield Path(name)
-
-
-@contextmanager
-def replica_of(primary: EmbeddedServer) -> Iterator[EmbeddedServer]:
-    with folder() as root:
-        home = find_home(root)
-        home.data.mkdir(mode=0o700)
-        if home.account:
-            os.chown(home.data, home.account["user"], home.account["group"])
-        options = [f"--pgdata={home.data}", f"--dbname={primary.url()}", "--write-recovery-conf"]
-        run_program(home, "pg_basebackup", *options, "--checkpoint=fast", "--no-sync")
-        (home.folder / "password").write_text(primary.password)
-        with embedded_postgres(root, SMALL) as server:
-            yield server
-
-
 @pytest.fixture(scope="module")
 def servers() -> Iterator[tuple[EmbeddedServer, EmbeddedServer]]:
-    with (
-        folder() as root,
-        embedded_postgres(root, SMALL) as primary,
-        replica_of(primary) as replica,
-    ):
+    with running_primary() as primary, running_standby(primary) as replica:
         upgrade(asyncio.run(ensure_database(primary, "tessera")))
         yield primary, replica
 

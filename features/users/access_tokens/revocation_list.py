@@ -21,7 +21,9 @@ from asyncpg import Connection
 
 from features.users.access_tokens.jwt import LEEWAY_SECONDS
 from shared.db import Database
+from shared.db.connecting import expiry
 from shared.db.errors import CONNECT_ERRORS
+from shared.tasks import supervise
 
 ACCESS_CHANNEL = "access"
 POLL_SECONDS = 0.25
@@ -74,7 +76,7 @@ class RevocationList:
     @asynccontextmanager
     async def polling(self) -> AsyncIterator[None]:
         """Polls the database in a background task until the block ends."""
-        self._poller = asyncio.create_task(self._poll_until_cancelled())
+        self._poller = asyncio.create_task(supervise("revocation_list", self._poll_for_ever))
         try:
             yield
         finally:
@@ -88,7 +90,7 @@ class RevocationList:
                 await self._poller
         self._polled_at = float("-inf")
 
-    async def _poll_until_cancelled(self) -> None:
+    async def _poll_for_ever(self) -> None:
         """Polls again and again; reconnects after a failure."""
         while True:
             try:
@@ -96,7 +98,8 @@ class RevocationList:
                     await connection.add_listener(ACCESS_CHANNEL, lambda *_: self._notified.set())
                     # This may be another database, or a restored one: read the whole table.
                     self._connection, self._horizon = connection, 0
-                    while True:
+                    expires_at = expiry()
+                    while time.monotonic() < expires_at:
                         self._notified.clear()
                         await self._poll(connection)
                         with suppress(TimeoutError):
@@ -104,8 +107,6 @@ class RevocationList:
                                 await self._notified.wait()
             except CONNECT_ERRORS as error:
                 log.warning("revocations_not_read", error=repr(error))
-            except Exception:
-                log.exception("revocations_not_read")
             finally:
                 self._connection = None
             await asyncio.sleep(POLL_SECONDS)
