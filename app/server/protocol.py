@@ -153,6 +153,7 @@ class HttpProtocol(HttpToolsProtocol):
             and b"transfer-encoding" not in head
             and head.get(b"content-length", b"0") == b"0"
             and self.is_waiting()  # else two would write to the connection
+            and not self.waiting
             and super()._should_upgrade()
         )
 
@@ -180,6 +181,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._stop_timer()
+        self._unset_keepalive_if_required()  # set if the response before ended since
         self.scope["method"] = self.parser.get_method().decode()
         self.scope["http_version"] = self.parser.get_http_version()
         check_head(self.scope, self.url)

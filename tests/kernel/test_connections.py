@@ -314,3 +314,27 @@ async def test_responses_that_nobody_reads_are_bounded(
     await eventually(lambda: len(raw.state.connections) <= 3, "the end of the others")
     assert (await mine.answer()).body == LARGE
     assert sum([len(await client.rest()) >= len(LARGE) for client in theirs]) < len(theirs)
+
+
+async def test_a_head_that_began_before_the_last_response_ended_is_not_idle(
+    raw: RawServer, app: FastAPI
+) -> None:
+    start = head(1, path=b"/probe/paused")
+    client = await raw.send(GET + start[:20])
+    assert (await client.answer()).status == 200
+    await client.send(start[20:] + b"x")
+    await app.state.begun.wait()
+    await asyncio.sleep(1.5 * KEEP_ALIVE_SECONDS)
+    app.state.gate.set()
+    assert (await client.answer()).body == b"1"
+
+
+async def test_no_handshake_overtakes_a_response(raw: RawServer) -> None:
+    handshake = GET[:-2] + (
+        b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    client = await raw.send(GET_LARGE, GET, handshake)
+    assert (await client.answer()).body == LARGE
+    for _ in range(2):
+        assert (await client.answer()).body == b'"got"'
