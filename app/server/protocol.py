@@ -5,7 +5,6 @@ server, as two readers of the same bytes, such as a proxy and we, must find the 
 """
 
 import asyncio
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -19,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from app.server import connections
 from app.server.heads import (
     MAX_FIELD_BYTES,
     MAX_TARGET_BYTES,
@@ -28,7 +28,7 @@ from app.server.heads import (
     too_many_fields,
 )
 from app.server.refusals import refusal
-from shared.problems import BadRequest, Problem, RequestTimeout
+from shared.problems import BadRequest, Problem, RequestTimeout, TooManyRequests
 from shared.web.client_address import site
 from shared.web.deadlines import STALL_SECONDS
 
@@ -38,8 +38,7 @@ MIN_BYTES_PER_SECOND = 1_000  # of a body, on average over STALL_SECONDS
 BODY_BUFFER_BYTES = 1_000_000  # a request begins when so much of its body has arrived, or all
 BODY_BUFFERS_BYTES = 64_000_000  # of all bodies that wait in this process
 
-MAX_CONNECTIONS = 1_000
-EVICTED_CONNECTIONS = 100  # at a time, as it takes long to choose
+MAX_PIPELINED = 64  # requests of a connection that are sent before earlier ones are answered
 
 LINGER_SECONDS = 2.0  # a client that is still sending has so long to read a response
 
@@ -47,8 +46,9 @@ LINGER_SECONDS = 2.0  # a client that is still sending has so long to read a res
 class HttpProtocol(HttpToolsProtocol):
     """A connection on which one request is one request, whatever a client sends.
 
-    - A request begins when its body has arrived, so that one that is sent slowly holds nothing but
-      its connection. A body beyond `BODY_BUFFER_BYTES` is read while it arrives.
+    - A request begins when its body has arrived and the response before has been taken, so that a
+      slow client holds nothing but its connection. A body beyond `BODY_BUFFER_BYTES` is read while
+      it arrives.
     - `Upgrade` is ignored (RFC 9110, section 7.8), except in the handshake of a websocket.
     - What cannot be read in one way only is refused with a problem, and nothing after it is read.
     """
@@ -59,7 +59,7 @@ class HttpProtocol(HttpToolsProtocol):
         super().__init__(*arguments, **options)
         self.network, self.opened_at = "unknown", 0.0
         self.reading: Literal["head", "body"] | None = None
-        self.waiting: tuple[RequestResponseCycle, ASGIApp] | None = None  # for its body
+        self.waiting: tuple[RequestResponseCycle, ASGIApp] | None = None  # begins next
         self.active: RequestResponseCycle | None = None  # the last one that has begun
         self.ended = False  # what arrives is discarded
         self.is_lingering = False
@@ -73,8 +73,8 @@ class HttpProtocol(HttpToolsProtocol):
         self.network = site(self.client[0]) if self.client else "unknown"
         self.opened_at = self.loop.time()
         self._close_if_idle()
-        if len(self.connections) > MAX_CONNECTIONS:
-            make_room(self.connections)
+        if len(self.connections) > connections.MAX_CONNECTIONS:
+            connections.make_room(self._all())
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
@@ -83,6 +83,10 @@ class HttpProtocol(HttpToolsProtocol):
             self.active.disconnected = True
             self.active.message_event.set()
         super().connection_lost(exc)
+
+    def _all(self) -> "list[HttpProtocol]":
+        """Returns all connections of this process, except websockets."""
+        return [each for each in self.connections if isinstance(each, HttpProtocol)]
 
     def is_waiting(self) -> bool:
         """Returns whether no request of this connection is in progress."""
@@ -149,6 +153,7 @@ class HttpProtocol(HttpToolsProtocol):
             and b"transfer-encoding" not in head
             and head.get(b"content-length", b"0") == b"0"
             and self.is_waiting()  # else two would write to the connection
+            and not self.waiting
             and super()._should_upgrade()
         )
 
@@ -176,9 +181,12 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._stop_timer()
+        self._unset_keepalive_if_required()  # set if the response before ended since
         self.scope["method"] = self.parser.get_method().decode()
         self.scope["http_version"] = self.parser.get_http_version()
         check_head(self.scope, self.url)
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise TooManyRequests(f"More than {MAX_PIPELINED} requests wait for their responses")
         if self.parser.should_upgrade():
             return
         self.expect_100_continue &= self.scope["http_version"] == "1.1"
@@ -190,10 +198,10 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_body(body)
         self.body_bytes += len(body)
         self.other_bytes = 0
-        if self.waiting and not self._may_wait():
-            self._start(*self.waiting)
-        elif self.waiting:
+        if self._awaits_body():
             self.flow.resume_reading()
+        else:
+            self._start_if_ready()
         self.was_paused |= self.flow.read_paused
 
     def on_message_complete(self) -> None:
@@ -202,16 +210,27 @@ class HttpProtocol(HttpToolsProtocol):
         self._stop_timer()
         self.reading = None
         super().on_message_complete()
-        if self.waiting:
-            self._start(*self.waiting)
+        self._start_if_ready()
 
     # Requests and responses
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        if cycle.more_body:
-            self.waiting = cycle, app
-        else:
-            self._start(cycle, app)
+        self.waiting = cycle, app
+        self._start_if_ready()
+
+    def _start_if_ready(self) -> None:
+        # Before the client has read the last response, it could not be sent the next.
+        if self.waiting and not self._awaits_body() and not self.flow.write_paused:
+            self._start(*self.waiting)
+
+    def _awaits_body(self) -> bool:
+        if not self.waiting or not self.waiting[0].more_body:
+            return False
+        size = len(self.waiting[0].body)
+        if size <= HIGH_WATER_LIMIT:
+            return True
+        buffered = sum(len(each.waiting[0].body) for each in self._all() if each.waiting)
+        return size < BODY_BUFFER_BYTES and buffered < BODY_BUFFERS_BYTES
 
     def _start(self, cycle: RequestResponseCycle, app: Any) -> None:
         self.waiting, self.active = None, cycle
@@ -221,13 +240,13 @@ class HttpProtocol(HttpToolsProtocol):
             app = _without_chunks(app, cycle)
         super()._start_asgi_task(cycle, app)
 
-    def _may_wait(self) -> bool:
-        size = len(self.cycle.body)
-        if size <= HIGH_WATER_LIMIT:
-            return True
-        others = (each for each in self.connections if isinstance(each, HttpProtocol))
-        waiting = sum(len(each.cycle.body) for each in others if each.waiting)
-        return size < BODY_BUFFER_BYTES and waiting < BODY_BUFFERS_BYTES
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        connections.drop_slow_readers(self._all())
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._start_if_ready()
 
     def on_response_complete(self) -> None:
         if self.is_lingering:
@@ -244,11 +263,11 @@ class HttpProtocol(HttpToolsProtocol):
         refused, self.cycle = self.cycle, self._new_cycle()
         answer = self.cycle, refusal(error)
         if self.reading != "body":
-            if self.is_waiting():
+            if self.is_waiting() and not self.waiting:
                 self._start(*answer)
             else:
                 self.pipeline.appendleft(answer)  # type: ignore[arg-type]
-        elif self.waiting:
+        elif self.waiting and self.waiting[0] is refused:
             self._start(*answer)
         elif self.pipeline:
             self.pipeline[0] = answer  # type: ignore[assignment]
@@ -346,19 +365,6 @@ class _LingeringTransport:
         self.write = connection.transport.write
         self.is_closing = connection.transport.is_closing
         self.close = connection.linger
-
-
-def make_room(connections: set[Any]) -> None:
-    """Closes some of the connections that have no request in progress.
-
-    The first to go are those of the network that has most of them, and of these the oldest, so
-    that who takes all connections takes them from nobody else.
-    """
-    waiting = [each for each in connections if isinstance(each, HttpProtocol) and each.is_waiting()]
-    counts = Counter(each.network for each in waiting)
-    waiting.sort(key=lambda each: (-counts[each.network], each.opened_at))
-    for each in waiting[:EVICTED_CONNECTIONS]:
-        each.transport.close()
 
 
 def _without_chunks(app: Any, cycle: RequestResponseCycle) -> ASGIApp:

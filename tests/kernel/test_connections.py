@@ -5,9 +5,9 @@ import tracemalloc
 from collections.abc import AsyncIterator
 
 import pytest
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request, Response
 
-from app.server import heads, protocol
+from app.server import connections, heads, protocol
 from shared.settings import Settings
 from tests.app_helpers import app_with
 from tests.kit import eventually, within
@@ -20,6 +20,8 @@ GET = b"GET /probe HTTP/1.1\r\nHost: localhost\r\n\r\n"
 LIMIT = 2
 KEEP_ALIVE_SECONDS = 1
 MEGABYTE = 1_000_000
+LARGE = b"x" * 20 * MEGABYTE  # more than the operating system takes from us for a client
+GET_LARGE = GET.replace(b"/probe", b"/probe/large")
 
 
 @probe.get("")
@@ -38,6 +40,11 @@ async def paused(request: Request) -> int:
     request.app.state.begun.set()
     await request.app.state.gate.wait()
     return len(await request.body())
+
+
+@probe.get("/large")
+async def large() -> Response:
+    return Response(LARGE)
 
 
 @probe.post("/unread", max_body_size=1 << 30)
@@ -248,8 +255,8 @@ async def test_the_rest_of_an_answered_body_is_not_awaited_for_long(raw: RawServ
 async def test_who_has_most_connections_loses_them_first(
     raw: RawServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(protocol, "MAX_CONNECTIONS", 20)
-    monkeypatch.setattr(protocol, "EVICTED_CONNECTIONS", 2)
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 20)
+    monkeypatch.setattr(connections, "CLOSED_CONNECTIONS", 2)
     mine = [await raw.connect("127.0.0.2") for _ in range(3)]
     for client in mine:
         await client.send(head(2), b"x")
@@ -264,7 +271,7 @@ async def test_who_has_most_connections_loses_them_first(
 async def test_a_request_in_progress_is_never_closed_for_room(
     raw: RawServer, app: FastAPI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(protocol, "MAX_CONNECTIONS", 3)
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 3)
     client = await raw.send(head(1, path=b"/probe/paused"), b"x")
     await app.state.begun.wait()
     for _ in range(20):
@@ -282,3 +289,52 @@ async def test_a_pipelining_client_that_leaves_ends_its_first_request(
     client.writer.transport.abort()
     app.state.gate.set()
     await eventually(lambda: not raw.state.tasks, "the end of the request")
+
+
+@pytest.mark.parametrize("together", [True, False])
+async def test_a_client_that_reads_no_response_holds_no_slot(
+    raw: RawServer, together: bool
+) -> None:
+    clients = []
+    for _ in range(3 * LIMIT):
+        clients.append(await raw.connect())
+        await clients[-1].send(*([GET_LARGE + GET] if together else [GET_LARGE, GET]))
+    assert (await (await raw.send(GET)).answer()).status == 200
+    for client in clients:
+        assert (await client.answer()).body == LARGE
+        assert (await client.answer()).status == 200
+
+
+async def test_responses_that_nobody_reads_are_bounded(
+    raw: RawServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "MAX_UNSENT_BYTES", 2 * len(LARGE))
+    mine = await (await raw.connect("127.0.0.2")).send(GET_LARGE)
+    theirs = [await raw.send(GET_LARGE) for _ in range(5)]
+    await eventually(lambda: len(raw.state.connections) <= 3, "the end of the others")
+    assert (await mine.answer()).body == LARGE
+    assert sum([len(await client.rest()) >= len(LARGE) for client in theirs]) < len(theirs)
+
+
+async def test_a_head_that_began_before_the_last_response_ended_is_not_idle(
+    raw: RawServer, app: FastAPI
+) -> None:
+    start = head(1, path=b"/probe/paused")
+    client = await raw.send(GET + start[:20])
+    assert (await client.answer()).status == 200
+    await client.send(start[20:] + b"x")
+    await app.state.begun.wait()
+    await asyncio.sleep(1.5 * KEEP_ALIVE_SECONDS)
+    app.state.gate.set()
+    assert (await client.answer()).body == b"1"
+
+
+async def test_no_handshake_overtakes_a_response(raw: RawServer) -> None:
+    handshake = GET[:-2] + (
+        b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    client = await raw.send(GET_LARGE, GET, handshake)
+    assert (await client.answer()).body == LARGE
+    for _ in range(2):
+        assert (await client.answer()).body == b'"got"'

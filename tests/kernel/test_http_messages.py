@@ -8,6 +8,7 @@ from fastapi import APIRouter, FastAPI, Request, WebSocket
 from fastapi.responses import StreamingResponse
 from httpx import AsyncClient
 
+from app.server.protocol import MAX_PIPELINED
 from shared.settings import Settings
 from tests.app_helpers import app_with, capture_log
 from tests.kit import within
@@ -114,10 +115,18 @@ async def test_the_body_of_a_request_that_offers_an_upgrade_is_its_body(
 
 async def test_many_offers_in_one_segment_are_as_many_requests(raw: RawServer) -> None:
     offer = b"GET /probe/echo HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"
-    client = await raw.send(offer * 500 + VICTIM)
-    for _ in range(500):
+    client = await raw.send(offer * 50 + VICTIM)
+    for _ in range(50):
         assert (await client.answer()).json()["query"] == ""
     assert (await client.answer()).json()["query"] == "victim"
+
+
+async def test_requests_are_answered_in_order_as_many_as_may_wait(raw: RawServer) -> None:
+    client = await raw.send(VICTIM * 9_000)
+    for _ in range(1 + MAX_PIPELINED):
+        assert (await client.answer()).json()["query"] == "victim"
+    assert (await client.answer()).problem()["status"] == 429
+    assert await client.rest() == b""
 
 
 async def test_clients_that_offer_h2c_lose_no_body(raw: RawServer, client: AsyncClient) -> None:
