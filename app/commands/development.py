@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,13 +11,15 @@ from alembic.script import Script
 from app.development import running_database
 from app.discovery import find_features
 from app.main import create_app
-from app.migrations import load_revisions
+from app.migrations import ROOT, load_revisions
 from app.removal import remove
 from app.scaffold.affected import affected_by, changed_files
 from app.scaffold.documents import write_parts
 from shared.cli import exit_on_user_error
 from shared.feature import FeatureError
 from shared.settings import ConfigurationError, Settings, load_settings
+
+MEND = "Mend it, or accept it there: ACCEPTED = (…,)  # why"
 
 commands = typer.Typer()
 
@@ -54,7 +57,8 @@ def remove_feature(
 
 @commands.command("keep-openapi")
 def keep_openapi() -> None:
-    """Write the OpenAPI document into the tests again, after a wanted change of the API."""
+    """Write the OpenAPI document into the tests again, after a wanted change of the API; print the
+    files that have changed."""
     with exit_on_user_error():
         for path in write_parts(create_app(load_settings(Settings))):
             typer.echo(path)
@@ -90,7 +94,12 @@ def migration(
             script = write_revision(url, feature, message, empty=empty)
         else:
             raise FeatureError('say what changes: make migration feature=… message="add colour"')
-    _refuse_unsafe([script])
+    path = Path(script.path).relative_to(ROOT.parent)
+    _refuse_unsafe(
+        [script],
+        f"{path} is written. {MEND}\nOr change the tables and write it anew:"
+        f" make migration feature={feature} amend=yes. Or delete it",
+    )
 
 
 @commands.command("lint-migrations")
@@ -100,10 +109,9 @@ def lint_migrations() -> None:
         _refuse_unsafe(load_revisions().walk_revisions())
 
 
-def _refuse_unsafe(scripts: Iterable[Script]) -> None:
+def _refuse_unsafe(scripts: Iterable[Script], advice: str = MEND) -> None:
     from app.scaffold.linting import unsafe_operations
 
     if unsafe := [line for script in scripts for line in unsafe_operations(script)]:
-        mend = "Mend it, or accept it there: ACCEPTED = (…,)  # why"
-        typer.echo("\n".join([*unsafe, mend]), err=True)
+        typer.echo("\n".join([*unsafe, advice]), err=True)
         raise typer.Exit(1)

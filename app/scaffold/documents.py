@@ -51,12 +51,16 @@ def document_parts(app: FastAPI) -> dict[Path, dict[str, Any]]:
 
 
 def write_parts(app: FastAPI, only: Collection[str] = ()) -> list[Path]:
-    """Writes the parts of the named features, or all parts, and returns their files."""
+    """Writes the parts of the named features, or all parts, and returns the files that differ."""
     wanted = {Path("features", name, FILE) for name in only}
     parts = {path: part for path, part in document_parts(app).items() if path in wanted or not only}
+    changed = []
     for path, part in parts.items():
-        (ROOT / path).write_text(json.dumps(part, indent=2, ensure_ascii=False) + "\n")
-    return list(parts)
+        text, file = json.dumps(part, indent=2, ensure_ascii=False) + "\n", ROOT / path
+        if not file.exists() or file.read_text() != text:
+            file.write_text(text)
+            changed.append(path)
+    return changed
 
 
 def _used_by(operations: dict[str, Any], schemas: dict[str, Any]) -> dict[str, Any]:

@@ -93,3 +93,4 @@ def test_four_edits_in_two_files_add_a_field(code: Path, server: Server) -> None
         assert changed - documents == {TABLES, SCHEMAS, "migrations/items/0004_add_colour.py"}
         make(code, "test", "feature=items", "args=-n0", database=server.admin_url)
         make(code, "check", database=server.admin_url)
+        assert set(documented.stdout.split()) == documents

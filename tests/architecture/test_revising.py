@@ -201,6 +201,21 @@ def repository(code: Path) -> Path:
     return code
 
 
+def test_an_unsafe_revision_is_named_with_what_to_do(
+    repository: Path, tables: Change, server: Server
+) -> None:
+    code = repository
+    tables("    title: str\n", "    title: str\n    colour: str\n")
+    done = run_app(code, "migration", "orders", "add colour", database=server.admin_url)
+    assert done.returncode == 1
+    assert "adding-required-field" in done.stderr
+    assert "migrations/orders/0002_add_colour.py is written. Mend it, or accept it" in done.stderr
+    tables("    colour: str\n", "    colour: str | None = None\n")
+    done = run_app(code, "migration", "orders", "--amend", database=server.admin_url)
+    assert done.returncode == 0, done.stderr
+    assert revisions_of(code) == ["0001_orders.py", "0002_add_colour.py"]
+
+
 def revisions_of(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("migrations/orders/*.py"))
 
