@@ -54,6 +54,7 @@ EXPOSED_HEADERS = (
     "RateLimit",
     "RateLimit-Policy",
     "Retry-After",
+    "WWW-Authenticate",  # says when to sign in again (RFC 9470)
     "X-Request-ID",
 )
 

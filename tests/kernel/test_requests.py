@@ -92,7 +92,7 @@ async def test_an_allowed_origin_may_read_every_answer(anonymous: AsyncClient, p
     assert response.headers["access-control-allow-origin"] == ORIGIN
     assert "Origin" in response.headers["vary"]
     exposed = response.headers["access-control-expose-headers"]
-    assert {"ETag", "Location", "X-Request-ID"} <= set(exposed.split(", "))
+    assert {"ETag", "Location", "WWW-Authenticate", "X-Request-ID"} <= set(exposed.split(", "))
 
 
 @pytest.mark.parametrize(
