@@ -38,7 +38,11 @@ async def sign_in(
 
     Takes the same time whether or not the account exists, and holds no connection while the
     password is hashed.
+
+    Raises:
+        TooManyRequests, Unavailable: the queue of passwords has no slot for the client.
     """
+    hasher.check_queue()
     async with database.orm_transaction() as session:
         user = await _find_user(session, credentials.email)
     matches, new_hash = await hasher.verify(
