@@ -15,7 +15,7 @@ from fastapi.security.base import SecurityBase
 from starlette.requests import HTTPConnection
 
 from shared.problems import Forbidden, Unauthorized
-from shared.slots import current_owner
+from shared.slots import current_holder
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +74,12 @@ class Authentication(SecurityBase):
         principal: Principal = await request.app.state.authenticator.authenticate(
             request.app, credential
         )
-        owner = str(principal.user_id)
-        structlog.contextvars.bind_contextvars(user_id=owner)
+        holder = str(principal.user_id)
+        structlog.contextvars.bind_contextvars(user_id=holder)
         request.state.principal = principal
-        current_owner.set(owner)
+        current_holder.set(holder)
         if slot := request.scope["state"].get("slot"):
-            slot.pass_to(owner)
+            slot.pass_to(holder)
         if missing := sorted(set(required.scopes) - principal.scopes):
             scope = " ".join(missing)
             challenge = f'Bearer error="insufficient_scope", scope="{scope}"'

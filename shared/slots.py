@@ -1,6 +1,6 @@
-"""Slots: a bounded number of things that may run at once, shared fairly between owners.
+"""Slots: a bounded number of things that may run at once, shared fairly between holders.
 
-The owner of a request is its account, or, without one, the network of its client's address.
+The holder of what a request needs is its account, or, without one, its client's network.
 """
 
 import asyncio
@@ -13,19 +13,19 @@ from shared.problems import SERVICE_BUSY, Problem, TooManyRequests, overloaded
 
 RETRY_AFTER = {"Retry-After": "1"}
 
-current_owner: ContextVar[str | None] = ContextVar("current_owner", default=None)
-"""The owner of the request that is being answered. Background tasks have none."""
+current_holder: ContextVar[str | None] = ContextVar("current_holder", default=None)
+"""The holder of what the current request needs. Background tasks have none."""
 
 log = structlog.get_logger(__name__)
 
 
 class Slots:
-    """Up to `size` slots. An owner has its share when it holds as many as are free: alone it gets
-    half of them, and n owners that take what they can come to 1/(n+1) each, with as much left for
+    """Up to `size` slots. A holder has its share when it holds as many as are free: alone it gets
+    half of them, and n holders that take what they can come to 1/(n+1) each, with as much left for
     the next.
 
     `most` bounds a share further, where slots are held for so long that it would shrink too late.
-    Work without an owner is bound by the size alone. `reason` names the slots in log and metrics.
+    Work without a holder is bound by the size alone. `reason` names the slots in log and metrics.
     """
 
     def __init__(self, reason: str, size: int, *, most: int | None = None) -> None:
@@ -34,74 +34,74 @@ class Slots:
         self._held: dict[str | None, int] = {}
         self._waiting: dict[asyncio.Future[None], str | None] = {}
 
-    def take(self, owner: str | None) -> "Slot":
+    def take(self, holder: str | None) -> "Slot":
         """Takes a slot at once.
 
         Raises:
-            TooManyRequests: the owner holds its share.
+            TooManyRequests: the holder holds its share.
             Unavailable: all slots are taken.
         """
-        if not self._allows(owner):
+        if not self._allows(holder):
             raise self._refusal()
-        self._hold(owner)
-        return Slot(self, owner)
+        self._hold(holder)
+        return Slot(self, holder)
 
     async def acquire(self, seconds: float, detail: str = SERVICE_BUSY) -> str | None:
-        """Waits for a slot, and returns the current owner, which `release` is to be given.
+        """Waits for a slot for the current holder, and returns it, to be given to `release`.
 
         Raises:
-            TooManyRequests: the owner has held its share for `seconds`.
+            TooManyRequests: the holder has held its share for `seconds`.
             Unavailable: all slots have been taken for `seconds`.
         """
-        owner = current_owner.get()
-        if self._allows(owner):
-            self._hold(owner)
-            return owner
+        holder = current_holder.get()
+        if self._allows(holder):
+            self._hold(holder)
+            return holder
         waiter = asyncio.get_running_loop().create_future()
-        self._waiting[waiter] = owner
+        self._waiting[waiter] = holder
         try:
             async with asyncio.timeout(seconds):
                 await waiter
         except BaseException as error:
             if waiter.done() and not waiter.cancelled():  # given to one that has just given up
-                self.release(owner)
+                self.release(holder)
             if not isinstance(error, TimeoutError):
                 raise
             log.warning("pool_exhausted", reason=self.reason, seconds=seconds)
             raise self._refusal(detail) from None
         finally:
             del self._waiting[waiter]
-        return owner
+        return holder
 
-    def release(self, owner: str | None) -> None:
-        """Gives a slot back. The next to have it is, of those who wait, the owner of the fewest."""
+    def release(self, holder: str | None) -> None:
+        """Gives a slot back. Of those who wait, it then goes to the holder of the fewest."""
         self.in_use -= 1
-        self._held[owner] -= 1
-        if not self._held[owner]:
-            del self._held[owner]
+        self._held[holder] -= 1
+        if not self._held[holder]:
+            del self._held[holder]
         if self._waiting:
             self._give_to_next()
 
     def _give_to_next(self) -> None:
         waiting = (
-            (self._held.get(owner, 0), number, waiter, owner)
-            for number, (waiter, owner) in enumerate(self._waiting.items())
-            if not waiter.done() and self._allows(owner)
+            (self._held.get(holder, 0), number, waiter, holder)
+            for number, (waiter, holder) in enumerate(self._waiting.items())
+            if not waiter.done() and self._allows(holder)
         )
-        _, _, waiter, owner = min(waiting, default=(0, 0, None, None))
+        _, _, waiter, holder = min(waiting, default=(0, 0, None, None))
         if waiter:
-            self._hold(owner)
+            self._hold(holder)
             waiter.set_result(None)
 
-    def _allows(self, owner: str | None) -> bool:
+    def _allows(self, holder: str | None) -> bool:
         free = self.size - self.in_use
-        if owner is None:
+        if holder is None:
             return free > 0
-        return self._held.get(owner, 0) < min(free, self._most)
+        return self._held.get(holder, 0) < min(free, self._most)
 
-    def _hold(self, owner: str | None) -> None:
+    def _hold(self, holder: str | None) -> None:
         self.in_use += 1
-        self._held[owner] = self._held.get(owner, 0) + 1
+        self._held[holder] = self._held.get(holder, 0) + 1
 
     def _refusal(self, detail: str = SERVICE_BUSY) -> Problem:
         if self.in_use >= self.size:
@@ -114,22 +114,22 @@ class Slots:
 class Slot:
     """A slot that is held until it is released."""
 
-    def __init__(self, slots: Slots, owner: str | None) -> None:
-        self._slots, self.owner, self._held = slots, owner, True
+    def __init__(self, slots: Slots, holder: str | None) -> None:
+        self._slots, self.holder, self._held = slots, holder, True
 
-    def pass_to(self, owner: str) -> None:
-        """Has another owner hold the slot, if it has not been released.
+    def pass_to(self, holder: str) -> None:
+        """Has another holder hold the slot, if it has not been released.
 
         Raises:
-            TooManyRequests: the other owner holds its share; nobody holds the slot then.
+            TooManyRequests: the other holder holds its share; nobody holds the slot then.
         """
-        if self._held and owner != self.owner:
+        if self._held and holder != self.holder:
             self.release()
-            self._slots.take(owner)
-            self.owner, self._held = owner, True
+            self._slots.take(holder)
+            self.holder, self._held = holder, True
 
     def release(self) -> None:
         """Gives the slot back, once."""
         if self._held:
             self._held = False
-            self._slots.release(self.owner)
+            self._slots.release(self.holder)

@@ -10,7 +10,7 @@ from pwdlib import PasswordHash
 from pwdlib.hashers.argon2 import Argon2Hasher
 from zxcvbn.frequency_lists import FREQUENCY_LISTS
 
-from shared.slots import Slots, current_owner
+from shared.slots import Slots, current_holder
 
 QUEUE_PER_CORE = 16  # a hash takes a core for 0.1 s: nobody waits for longer than 2 s
 Arguments = TypeVarTuple("Arguments")
@@ -50,7 +50,7 @@ class PasswordHasher:
 
     def check_queue(self) -> None:
         """Raises what `verify` would now, for a handler that has queries to run before."""
-        self._slots.take(current_owner.get()).release()
+        self._slots.take(current_holder.get()).release()
 
     async def hash(self, password: str) -> str:
         return await self._run(self._hasher.hash, password)
@@ -68,7 +68,7 @@ class PasswordHasher:
     async def _run(
         self, function: Callable[[*Arguments], Result], *arguments: *Arguments
     ) -> Result:
-        slot = self._slots.take(current_owner.get())
+        slot = self._slots.take(current_holder.get())
         try:
             return await anyio.to_thread.run_sync(function, *arguments, limiter=self._limiter)
         finally:
