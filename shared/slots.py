@@ -4,6 +4,7 @@ The holder of what a request needs is its account, or, without one, its client's
 """
 
 import asyncio
+from collections import deque
 from contextvars import ContextVar
 
 import structlog
@@ -32,7 +33,7 @@ class Slots:
         self.reason, self.size, self._most = reason, size, most or size
         self.in_use = 0
         self._held: dict[str | None, int] = {}
-        self._waiting: dict[asyncio.Future[None], str | None] = {}
+        self._waiting: dict[str | None, deque[asyncio.Future[bool]]] = {}
 
     def take(self, holder: str | None) -> "Slot":
         """Takes a slot at once.
@@ -57,21 +58,36 @@ class Slots:
         if self._allows(holder):
             self._hold(holder)
             return holder
-        waiter = asyncio.get_running_loop().create_future()
-        self._waiting[waiter] = holder
-        try:
-            async with asyncio.timeout(seconds):
-                await waiter
-        except BaseException as error:
-            if waiter.done() and not waiter.cancelled():  # given to one that has just given up
-                self.release(holder)
-            if not isinstance(error, TimeoutError):
-                raise
+        if not await self._wait(holder, seconds):
             log.warning("pool_exhausted", reason=self.reason, seconds=seconds)
-            raise self._refusal(detail) from None
-        finally:
-            del self._waiting[waiter]
+            raise self._refusal(detail)
         return holder
+
+    async def _wait(self, holder: str | None, seconds: float) -> bool:
+        """Returns whether a slot was given to the holder in time."""
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[bool] = loop.create_future()
+        timer = loop.call_later(seconds, _end_wait, waiter)  # takes less time than a timeout
+        self._waiting.setdefault(holder, deque()).append(waiter)
+        given = False
+        try:
+            given = await waiter
+        except asyncio.CancelledError:
+            if not waiter.cancelled() and waiter.result():
+                self.release(holder)
+            raise
+        finally:
+            timer.cancel()
+            if not given:
+                self._forget(holder, waiter)
+        return given
+
+    def _forget(self, holder: str | None, waiter: "asyncio.Future[bool]") -> None:
+        waiting = self._waiting.get(holder, ())
+        if waiter in waiting:
+            self._waiting[holder].remove(waiter)
+        if not waiting:
+            self._waiting.pop(holder, None)
 
     def release(self, holder: str | None) -> None:
         """Gives a slot back. Of those who wait, it then goes to the holder of the fewest."""
@@ -79,19 +95,23 @@ class Slots:
         self._held[holder] -= 1
         if not self._held[holder]:
             del self._held[holder]
-        if self._waiting:
-            self._give_to_next()
+        while self._waiting and not self._give_to_next():
+            pass  # the next had given up
 
-    def _give_to_next(self) -> None:
-        waiting = (
-            (self._held.get(holder, 0), number, waiter, holder)
-            for number, (waiter, holder) in enumerate(self._waiting.items())
-            if not waiter.done() and self._allows(holder)
-        )
-        _, _, waiter, holder = min(waiting, default=(0, 0, None, None))
-        if waiter:
-            self._hold(holder)
-            waiter.set_result(None)
+    def _give_to_next(self) -> bool:
+        """Returns whether whoever was next still waited, or nobody may have a slot."""
+        allowed = [holder for holder in self._waiting if self._allows(holder)]
+        if not allowed:
+            return True
+        holder = min(allowed, key=lambda each: self._held.get(each, 0))
+        waiter = self._waiting[holder].popleft()
+        if not self._waiting[holder]:
+            del self._waiting[holder]
+        if waiter.done():
+            return False
+        self._hold(holder)
+        waiter.set_result(True)
+        return True
 
     def _allows(self, holder: str | None) -> bool:
         free = self.size - self.in_use
@@ -109,6 +129,11 @@ class Slots:
         RATE_LIMITED.labels(self.reason).inc()
         detail = "Too many of your requests are under way; please try again when one has ended"
         return TooManyRequests(detail, headers=RETRY_AFTER)
+
+
+def _end_wait(waiter: "asyncio.Future[bool]") -> None:
+    if not waiter.done():
+        waiter.set_result(False)
 
 
 class Slot:

@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
+from random import Random
 
 import pytest
 from fastapi import APIRouter, FastAPI, Request
@@ -176,6 +177,46 @@ async def test_a_waiter_that_gives_up_leaves_its_slot_to_the_next() -> None:
     assert order == ["two"]
     slots.release("two")
     assert slots.in_use == 0
+
+
+async def test_who_has_given_up_is_not_waited_for() -> None:
+    slots, order = Slots("probe", 1), list[str]()
+    held = slots.take("other")
+    current_holder.set("noisy")
+    for _ in range(3):
+        with pytest.raises(Unavailable):
+            await slots.acquire(0)
+    late = asyncio.create_task(acquired(slots, "noisy", order))
+    await asyncio.sleep(0)
+    late.cancel()
+    await asyncio.wait([late])
+    waiting = asyncio.create_task(acquired(slots, "quiet", order))
+    await asyncio.sleep(0)
+    held.release()
+    await asyncio.wait_for(waiting, 30)
+    assert order == ["quiet"]
+
+
+async def test_slots_survive_any_order_of_waits_and_cancellations() -> None:
+    slots, random = Slots("probe", 3), Random(7)
+
+    async def use(holder: str) -> None:
+        current_holder.set(holder)
+        await slots.acquire(random.choice((0, 0.001, 30)))
+        try:
+            for _ in range(random.randrange(4)):
+                await asyncio.sleep(0)
+        finally:
+            slots.release(holder)
+
+    users = [asyncio.create_task(use(random.choice("abcd"))) for _ in range(500)]
+    for user in random.sample(users, 200):
+        await asyncio.sleep(0)
+        user.cancel()
+    async with within(60, "all who use the slots"):
+        await asyncio.wait(users)
+    assert slots.in_use == 0
+    assert not slots._waiting
 
 
 async def test_who_waits_in_vain_is_told_why() -> None:
