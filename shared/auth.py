@@ -16,7 +16,7 @@ from starlette.requests import HTTPConnection
 
 from shared.db.sessions import WriteSession
 from shared.problems import Forbidden, Unauthorized
-from shared.slots import current_owner
+from shared.slots import current_holder
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +79,12 @@ class Authentication(SecurityBase):
         principal: Principal = await request.app.state.authenticator.authenticate(
             request.app, credential
         )
-        owner = str(principal.user_id)
-        structlog.contextvars.bind_contextvars(user_id=owner)
+        holder = str(principal.user_id)
+        structlog.contextvars.bind_contextvars(user_id=holder)
         request.state.principal = principal
-        current_owner.set(owner)
+        current_holder.set(holder)
         if slot := request.scope["state"].get("slot"):
-            slot.pass_to(owner)
+            slot.pass_to(holder)
         if missing := sorted(set(required.scopes) - principal.scopes):
             raise insufficient_scope(missing)
         return principal

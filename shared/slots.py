@@ -1,9 +1,10 @@
-"""Slots: a bounded number of things that may run at once, shared fairly between owners.
+"""Slots: a bounded number of things that may run at once, shared fairly between holders.
 
-The owner of a request is its account, or, without one, the network of its client's address.
+The holder of what a request needs is its account, or, without one, its client's network.
 """
 
 import asyncio
+from collections import deque
 from contextvars import ContextVar
 
 import structlog
@@ -13,95 +14,114 @@ from shared.problems import SERVICE_BUSY, Problem, TooManyRequests, overloaded
 
 RETRY_AFTER = {"Retry-After": "1"}
 
-current_owner: ContextVar[str | None] = ContextVar("current_owner", default=None)
-"""The owner of the request that is being answered. Background tasks have none."""
+current_holder: ContextVar[str | None] = ContextVar("current_holder", default=None)
+"""The holder of what the current request needs. Background tasks have none."""
 
 log = structlog.get_logger(__name__)
 
 
 class Slots:
-    """Up to `size` slots. An owner has its share when it holds as many as are free: alone it gets
-    half of them, and n owners that take what they can come to 1/(n+1) each, with as much left for
+    """Up to `size` slots. A holder has its share when it holds as many as are free: alone it gets
+    half of them, and n holders that take what they can come to 1/(n+1) each, with as much left for
     the next.
 
     `most` bounds a share further, where slots are held for so long that it would shrink too late.
-    Work without an owner is bound by the size alone. `reason` names the slots in log and metrics.
+    Work without a holder is bound by the size alone. `reason` names the slots in log and metrics.
     """
 
     def __init__(self, reason: str, size: int, *, most: int | None = None) -> None:
         self.reason, self.size, self._most = reason, size, most or size
         self.in_use = 0
         self._held: dict[str | None, int] = {}
-        self._waiting: dict[asyncio.Future[None], str | None] = {}
+        self._waiting: dict[str | None, deque[asyncio.Future[bool]]] = {}
 
-    def take(self, owner: str | None) -> "Slot":
+    def take(self, holder: str | None) -> "Slot":
         """Takes a slot at once.
 
         Raises:
-            TooManyRequests: the owner holds its share.
+            TooManyRequests: the holder holds its share.
             Unavailable: all slots are taken.
         """
-        if not self._allows(owner):
+        if not self._allows(holder):
             raise self._refusal()
-        self._hold(owner)
-        return Slot(self, owner)
+        self._hold(holder)
+        return Slot(self, holder)
 
     async def acquire(self, seconds: float, detail: str = SERVICE_BUSY) -> str | None:
-        """Waits for a slot, and returns the current owner, which `release` is to be given.
+        """Waits for a slot for the current holder, and returns it, to be given to `release`.
 
         Raises:
-            TooManyRequests: the owner has held its share for `seconds`.
+            TooManyRequests: the holder has held its share for `seconds`.
             Unavailable: all slots have been taken for `seconds`.
         """
-        owner = current_owner.get()
-        if self._allows(owner):
-            self._hold(owner)
-            return owner
-        waiter = asyncio.get_running_loop().create_future()
-        self._waiting[waiter] = owner
-        try:
-            async with asyncio.timeout(seconds):
-                await waiter
-        except BaseException as error:
-            if waiter.done() and not waiter.cancelled():  # given to one that has just given up
-                self.release(owner)
-            if not isinstance(error, TimeoutError):
-                raise
+        holder = current_holder.get()
+        if self._allows(holder):
+            self._hold(holder)
+            return holder
+        if not await self._wait(holder, seconds):
             log.warning("pool_exhausted", reason=self.reason, seconds=seconds)
-            raise self._refusal(detail) from None
+            raise self._refusal(detail)
+        return holder
+
+    async def _wait(self, holder: str | None, seconds: float) -> bool:
+        """Returns whether a slot was given to the holder in time."""
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[bool] = loop.create_future()
+        timer = loop.call_later(seconds, _end_wait, waiter)  # takes less time than a timeout
+        self._waiting.setdefault(holder, deque()).append(waiter)
+        given = False
+        try:
+            given = await waiter
+        except asyncio.CancelledError:
+            if not waiter.cancelled() and waiter.result():
+                self.release(holder)
+            raise
         finally:
-            del self._waiting[waiter]
-        return owner
+            timer.cancel()
+            if not given:
+                self._forget(holder, waiter)
+        return given
 
-    def release(self, owner: str | None) -> None:
-        """Gives a slot back. The next to have it is, of those who wait, the owner of the fewest."""
+    def _forget(self, holder: str | None, waiter: "asyncio.Future[bool]") -> None:
+        waiting = self._waiting.get(holder, ())
+        if waiter in waiting:
+            self._waiting[holder].remove(waiter)
+        if not waiting:
+            self._waiting.pop(holder, None)
+
+    def release(self, holder: str | None) -> None:
+        """Gives a slot back. Of those who wait, it then goes to the holder of the fewest."""
         self.in_use -= 1
-        self._held[owner] -= 1
-        if not self._held[owner]:
-            del self._held[owner]
-        if self._waiting:
-            self._give_to_next()
+        self._held[holder] -= 1
+        if not self._held[holder]:
+            del self._held[holder]
+        while self._waiting and not self._give_to_next():
+            pass  # the next had given up
 
-    def _give_to_next(self) -> None:
-        waiting = (
-            (self._held.get(owner, 0), number, waiter, owner)
-            for number, (waiter, owner) in enumerate(self._waiting.items())
-            if not waiter.done() and self._allows(owner)
-        )
-        _, _, waiter, owner = min(waiting, default=(0, 0, None, None))
-        if waiter:
-            self._hold(owner)
-            waiter.set_result(None)
+    def _give_to_next(self) -> bool:
+        """Returns whether whoever was next still waited, or nobody may have a slot."""
+        allowed = [holder for holder in self._waiting if self._allows(holder)]
+        if not allowed:
+            return True
+        holder = min(allowed, key=lambda each: self._held.get(each, 0))
+        waiter = self._waiting[holder].popleft()
+        if not self._waiting[holder]:
+            del self._waiting[holder]
+        if waiter.done():
+            return False
+        self._hold(holder)
+        waiter.set_result(True)
+        return True
 
-    def _allows(self, owner: str | None) -> bool:
+    def _allows(self, holder: str | None) -> bool:
         free = self.size - self.in_use
-        if owner is None:
+        if holder is None:
             return free > 0
-        return self._held.get(owner, 0) < min(free, self._most)
+        return self._held.get(holder, 0) < min(free, self._most)
 
-    def _hold(self, owner: str | None) -> None:
+    def _hold(self, holder: str | None) -> None:
         self.in_use += 1
-        self._held[owner] = self._held.get(owner, 0) + 1
+        self._held[holder] = self._held.get(holder, 0) + 1
 
     def _refusal(self, detail: str = SERVICE_BUSY) -> Problem:
         if self.in_use >= self.size:
@@ -111,25 +131,30 @@ class Slots:
         return TooManyRequests(detail, headers=RETRY_AFTER)
 
 
+def _end_wait(waiter: "asyncio.Future[bool]") -> None:
+    if not waiter.done():
+        waiter.set_result(False)
+
+
 class Slot:
     """A slot that is held until it is released."""
 
-    def __init__(self, slots: Slots, owner: str | None) -> None:
-        self._slots, self.owner, self._held = slots, owner, True
+    def __init__(self, slots: Slots, holder: str | None) -> None:
+        self._slots, self.holder, self._held = slots, holder, True
 
-    def pass_to(self, owner: str) -> None:
-        """Has another owner hold the slot, if it has not been released.
+    def pass_to(self, holder: str) -> None:
+        """Has another holder hold the slot, if it has not been released.
 
         Raises:
-            TooManyRequests: the other owner holds its share; nobody holds the slot then.
+            TooManyRequests: the other holder holds its share; nobody holds the slot then.
         """
-        if self._held and owner != self.owner:
+        if self._held and holder != self.holder:
             self.release()
-            self._slots.take(owner)
-            self.owner, self._held = owner, True
+            self._slots.take(holder)
+            self.holder, self._held = holder, True
 
     def release(self) -> None:
         """Gives the slot back, once."""
         if self._held:
             self._held = False
-            self._slots.release(self.owner)
+            self._slots.release(self.holder)

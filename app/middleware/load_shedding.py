@@ -1,4 +1,4 @@
-"""The number of requests that a process works on at a time, and each owner's share of them."""
+"""The number of requests that a process works on at a time, and each holder's share of them."""
 
 from contextlib import suppress
 
@@ -8,16 +8,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.ops.tracing import PROBES
 from app.routing import is_event_stream
 from shared.problems import Problem
-from shared.slots import Slots, current_owner
+from shared.slots import Slots, current_holder
 from shared.web.client_address import site_of
 from shared.web.problem_details import problem
 
-MAX_PARTS = 10  # an owner may have one in so many of all streams of events
+MAX_PARTS = 10  # a holder may have one in so many of all streams of events
 
 
 class LoadSheddingMiddleware:
     """Answers 503 at once to more than `concurrency` requests at a time, so that the others stay
-    fast, and 429 to more than the share of one owner. Probes are exempt.
+    fast, and 429 to more than the share of one holder. Probes are exempt.
 
     A request counts for its network until it is authenticated, then for its account. A stream of
     events is a request until it begins; then there may be `concurrency` more of these.
@@ -32,20 +32,20 @@ class LoadSheddingMiddleware:
         if scope["type"] != "http" or scope["path"] in PROBES:
             await self.app(scope, receive, send)
             return
-        owner = site_of(Request(scope))
+        holder = site_of(Request(scope))
         try:
-            slot = self.requests.take(owner)
+            slot = self.requests.take(holder)
         except Problem as refused:
             await problem(Request(scope), refused)(scope, receive, send)
             return
-        current_owner.set(owner)
+        current_holder.set(holder)
         scope["state"]["slot"] = slot
 
         async def send_and_count(message: Message) -> None:
             nonlocal slot
             if message["type"] == "http.response.start" and is_event_stream(scope):
                 with suppress(Problem):  # it goes on to hold the slot of a request
-                    stream = self.streams.take(slot.owner)
+                    stream = self.streams.take(slot.holder)
                     slot.release()
                     slot = stream
             await send(message)

@@ -18,12 +18,12 @@ from app.ops.tracing import tag_trace
 from shared.auth import authenticate
 from shared.metrics import WEBSOCKETS
 from shared.problems import NotFound, Problem, Unavailable
-from shared.slots import Slots, current_owner
+from shared.slots import Slots, current_holder
 from shared.web.client_address import site_of
 from shared.web.problem_details import internal_error, problem
 
 CREDENTIAL_SECONDS = 5.0  # a message is sent if the credential was valid so long ago
-MAX_PARTS = 10  # an owner may have one in so many of all websockets
+MAX_PARTS = 10  # a holder may have one in so many of all websockets
 ACCEPTED = 101
 MAX_REASON_BYTES = 123  # RFC 6455, section 5.5
 POLICY_VIOLATION = 1008
@@ -68,12 +68,12 @@ class WebSocketMiddleware:
     async def _run_in_slot(self, socket: "_Socket") -> Response | None:
         """Runs the application for one websocket, which counts for its network until it is
         authenticated, then for its account; returns the response to its error."""
-        owner = site_of(socket.connection)
+        holder = site_of(socket.connection)
         try:
-            slot = self.slots.take(owner)
+            slot = self.slots.take(holder)
         except Problem as refused:
             return problem(socket.connection, refused)
-        current_owner.set(owner)
+        current_holder.set(holder)
         socket.connection.state.slot = slot
         WEBSOCKETS.set(self.slots.in_use)
         try:

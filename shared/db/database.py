@@ -111,12 +111,12 @@ class Database:
         """Opens a transaction: commits at the end, rolls back on any error.
 
         Raises:
-            TooManyRequests: the request's owner has held its share of connections for too long.
+            TooManyRequests: the account or network has held its share of connections for too long.
             Unavailable: no connection can be made or becomes free in time, it is lost, or the
                 server is read-only.
             PostgresError: the commit fails.
         """
-        owner = await self._write_slots.acquire(self._wait_seconds)
+        holder = await self._write_slots.acquire(self._wait_seconds)
         try:
             with self._translate_connect_errors():
                 pooled = await self.engine.raw_connection()
@@ -126,7 +126,7 @@ class Database:
                 ) as session:
                     yield session
         finally:
-            self._write_slots.release(owner)
+            self._write_slots.release(holder)
         self._notifier.notify(session.notified)
 
     @asynccontextmanager

@@ -73,11 +73,11 @@ class ReadPool:
         """Lends a connection. With `snapshot`, its statements see one snapshot and may use cursors.
 
         Raises:
-            TooManyRequests: the request's owner has held its share of connections for too long.
+            TooManyRequests: the account or network has held its share of connections for too long.
             Unavailable: no connection becomes free in time, or it is lost.
             Unreachable: no connection can be made.
         """
-        owner = await self._slots.acquire(self.wait_seconds)
+        holder = await self._slots.acquire(self.wait_seconds)
         try:
             connection, expires_at = await self._idle_or_new()
             self.in_use += 1
@@ -103,7 +103,7 @@ class ReadPool:
                 else:
                     await _close(connection, CANCEL_TIMEOUT_SECONDS)
         finally:
-            self._slots.release(owner)
+            self._slots.release(holder)
 
     async def _idle_or_new(self) -> tuple[Connection, float]:
         """Returns an idle connection that is still open, or a new one, and when it expires.

@@ -18,7 +18,7 @@ def client_address(request: HTTPConnection) -> str:
 
 
 def site_of(request: HTTPConnection) -> str:
-    """Returns the largest network that may be the client's alone: the owner of its slots."""
+    """Returns the largest network that may be the client's alone: the holder of its slots."""
     return site(client_address(request))
 
 

@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
+from random import Random
 
 import pytest
 from fastapi import APIRouter, FastAPI, Request
@@ -13,7 +14,7 @@ from shared.auth import requires
 from shared.db import database_of
 from shared.problems import TooManyRequests, Unavailable
 from shared.settings import Settings
-from shared.slots import Slot, Slots, current_owner
+from shared.slots import Slot, Slots, current_holder
 from tests.app_helpers import app_with, assert_problem
 from tests.kit import SignUp, connect, within
 
@@ -46,8 +47,8 @@ async def held_transaction(request: Request) -> None:
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    update = {"max_concurrency": SIZE, "database_pool_size": 4, "database_pool_timeout": 0.2}
-    return settings.model_copy(update=update)
+    bounds = {"database_pool_size": 4, "database_pool_timeout": 0.2, "request_timeout": None}
+    return settings.model_copy(update={"max_concurrency": SIZE, **bounds})
 
 
 @pytest.fixture
@@ -142,17 +143,18 @@ async def test_one_account_leaves_connections_to_others(
     await end(app, *requests)
 
 
-async def acquired(slots: Slots, owner: str, order: list[str]) -> None:
-    current_owner.set(owner)
+async def acquired(slots: Slots, holder: str, order: list[str]) -> None:
+    current_holder.set(holder)
     await slots.acquire(30)
-    order.append(owner)
+    order.append(holder)
 
 
-async def test_a_slot_goes_to_the_owner_of_the_fewest() -> None:
+async def test_a_slot_goes_to_the_holder_of_the_fewest() -> None:
     slots, order = Slots("probe", 2), list[str]()
     first = [slots.take("noisy"), slots.take("other")]
     waiting = [
-        asyncio.create_task(acquired(slots, owner, order)) for owner in ("noisy", "noisy", "quiet")
+        asyncio.create_task(acquired(slots, holder, order))
+        for holder in ("noisy", "noisy", "quiet")
     ]
     await asyncio.sleep(0)
     first[1].release()
@@ -167,7 +169,7 @@ async def test_a_slot_goes_to_the_owner_of_the_fewest() -> None:
 async def test_a_waiter_that_gives_up_leaves_its_slot_to_the_next() -> None:
     slots, order = Slots("probe", 1), list[str]()
     held = slots.take("other")
-    waiting = [asyncio.create_task(acquired(slots, owner, order)) for owner in ("one", "two")]
+    waiting = [asyncio.create_task(acquired(slots, holder, order)) for holder in ("one", "two")]
     await asyncio.sleep(0)
     held.release()  # gives it to the first, which is cancelled before it runs
     waiting[0].cancel()
@@ -177,9 +179,49 @@ async def test_a_waiter_that_gives_up_leaves_its_slot_to_the_next() -> None:
     assert slots.in_use == 0
 
 
+async def test_who_has_given_up_is_not_waited_for() -> None:
+    slots, order = Slots("probe", 1), list[str]()
+    held = slots.take("other")
+    current_holder.set("noisy")
+    for _ in range(3):
+        with pytest.raises(Unavailable):
+            await slots.acquire(0)
+    late = asyncio.create_task(acquired(slots, "noisy", order))
+    await asyncio.sleep(0)
+    late.cancel()
+    await asyncio.wait([late])
+    waiting = asyncio.create_task(acquired(slots, "quiet", order))
+    await asyncio.sleep(0)
+    held.release()
+    await asyncio.wait_for(waiting, 30)
+    assert order == ["quiet"]
+
+
+async def test_slots_survive_any_order_of_waits_and_cancellations() -> None:
+    slots, random = Slots("probe", 3), Random(7)
+
+    async def use(holder: str) -> None:
+        current_holder.set(holder)
+        await slots.acquire(random.choice((0, 0.001, 30)))
+        try:
+            for _ in range(random.randrange(4)):
+                await asyncio.sleep(0)
+        finally:
+            slots.release(holder)
+
+    users = [asyncio.create_task(use(random.choice("abcd"))) for _ in range(500)]
+    for user in random.sample(users, 200):
+        await asyncio.sleep(0)
+        user.cancel()
+    async with within(60, "all who use the slots"):
+        await asyncio.wait(users)
+    assert slots.in_use == 0
+    assert not slots._waiting
+
+
 async def test_who_waits_in_vain_is_told_why() -> None:
     slots = Slots("probe", 2)
-    current_owner.set("noisy")
+    current_holder.set("noisy")
     await slots.acquire(0)
     with pytest.raises(TooManyRequests):
         await slots.acquire(0)
@@ -188,7 +230,7 @@ async def test_who_waits_in_vain_is_told_why() -> None:
         await slots.acquire(0)
 
 
-def test_work_without_an_owner_is_bound_by_the_size_alone() -> None:
+def test_work_without_a_holder_is_bound_by_the_size_alone() -> None:
     slots = Slots("probe", 2)
     slots.take(None)
     slots.take(None)
@@ -204,16 +246,16 @@ def test_what_lasts_long_has_a_smaller_share() -> None:
         slots.take("noisy")
 
 
-def test_owners_that_take_what_they_can_leave_a_share_to_one_more() -> None:
-    slots, owners = Slots("probe", 200), [f"noisy {number}" for number in range(16)]
+def test_holders_that_take_what_they_can_leave_a_share_to_one_more() -> None:
+    slots, holders = Slots("probe", 200), [f"noisy {number}" for number in range(16)]
     held = deque[Slot]()
     for turn in range(10_000):
         with suppress(TooManyRequests, Unavailable):
-            held.append(slots.take(owners[turn % len(owners)]))
+            held.append(slots.take(holders[turn % len(holders)]))
         if turn % 3 == 0:
             held.popleft().release()
-    share = 200 // (len(owners) + 1)
-    counts = Counter(slot.owner for slot in held)
+    share = 200 // (len(holders) + 1)
+    counts = Counter(slot.holder for slot in held)
     assert max(counts.values()) <= share + 2
     for _ in range(share // 2 - 1):
         slots.take("quiet")

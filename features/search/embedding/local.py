@@ -44,11 +44,11 @@ class LocalEmbedder:
         self._closed = Event()
 
     async def embed_query(self, text: str) -> Vector:
-        owner = await self._query_slots.acquire(QUERY_SECONDS)
+        holder = await self._query_slots.acquire(QUERY_SECONDS)
         try:
             return (await self._run(self._for_queries, [text]))[0]
         finally:
-            self._query_slots.release(owner)
+            self._query_slots.release(holder)
 
     async def embed_documents(self, texts: Sequence[str]) -> list[Vector]:
         return await self._run(self._for_documents, texts)

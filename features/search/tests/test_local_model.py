@@ -1,4 +1,4 @@
-"""The packaged model when its process shuts down."""
+"""The packaged model: when its process shuts down, and when one account asks much."""
 
 import asyncio
 import threading
@@ -8,6 +8,7 @@ import pytest
 
 from features.search.embedding import EmbeddingUnavailable, local
 from features.search.embedding.local import LocalEmbedder
+from shared.slots import current_holder
 from tests.kit import within
 
 
@@ -34,3 +35,30 @@ async def test_a_batch_under_way_ends_soon_after_the_model_is_closed(
         async with within(60, "the end of the batch"):
             await batch
     assert runs == 1
+
+
+async def test_queries_of_one_account_leave_the_thread_to_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    go_on, forward = threading.Event(), local._forward
+
+    def held(*inputs: Any) -> Any:
+        assert go_on.wait(60), "the test did not go on within 60 s"
+        return forward(*inputs)
+
+    monkeypatch.setattr(local, "_forward", held)
+    monkeypatch.setattr(local, "QUERY_SECONDS", 60.0)
+    embedder, order = LocalEmbedder(None, threads=1), list[str]()
+
+    async def embed(account: str) -> None:
+        current_holder.set(account)
+        await embedder.embed_query("a query")
+        order.append(account)
+
+    async with within(60, "all vectors"), asyncio.TaskGroup() as group:
+        for account in ("noisy",) * 8 + ("quiet",):
+            group.create_task(embed(account))
+        await asyncio.sleep(0)  # until each of them waits
+        go_on.set()
+    await embedder.close()
+    assert order.index("quiet") <= local.QUERY_SLOTS // 2

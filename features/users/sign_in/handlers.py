@@ -38,7 +38,11 @@ async def sign_in(
 
     Takes the same time whether or not the account exists, and holds no connection while the
     password is hashed.
+
+    Raises:
+        TooManyRequests, Unavailable: the queue of passwords has no slot for the client.
     """
+    hasher.check_queue()
     email = normalize_email(credentials.email)
     async with database.orm_transaction() as session:
         user = await find_user_by_email(session, email)
