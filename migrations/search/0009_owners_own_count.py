@@ -31,7 +31,7 @@ def upgrade() -> None:
         "DECLARE\n"
         "    total integer := coalesce((SELECT documents FROM search_owners WHERE "
         "owner_id = owner), 0);\n"
-        "    exact_rows integer := 100 * wanted;\n"
+        "    exact_rows integer := 125 * wanted;\n"
         "    filtered boolean := numnode(required) > 0\n"
         "        OR num_nonnulls(min_price, max_price, created_after, created_before) > "
         "0;\n"

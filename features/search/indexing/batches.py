@@ -1,11 +1,13 @@
 """What to do with a batch that fails: try its parts, until the rows that fail are alone."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
 
 from asyncpg import PostgresError
 
 PARTS_OF_A_FAILED_BATCH = 8
+PARTS_SECONDS = 30.0  # for the parts of one batch; then others have their turn
 QUERY_CANCELLED = "57014"
 CLASSES_OF_ROWS = {"21", "22", "23", "54", "XX"}  # SQLSTATE (PostgreSQL, appendix A)
 
@@ -16,6 +18,19 @@ def split(batch: Sequence[Entry]) -> list[Sequence[Entry]]:
     """Splits a failed batch into parts, to be tried one by one."""
     size = -(-len(batch) // PARTS_OF_A_FAILED_BATCH)
     return [batch[start : start + size] for start in range(0, len(batch), size)]
+
+
+async def run_parts(
+    parts: Iterable[Sequence[Entry]], run: Callable[[Sequence[Entry]], Awaitable[int]]
+) -> int:
+    """Runs the parts of a failed batch, and returns how many rows they processed. After
+    `PARTS_SECONDS` the rest is left to a later batch."""
+    done, until = 0, time.monotonic() + PARTS_SECONDS
+    for part in parts:
+        done += await run(part)
+        if time.monotonic() > until:
+            break
+    return done
 
 
 def blames_rows(error: PostgresError) -> bool:

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import structlog
@@ -17,7 +18,7 @@ from features.search.embedding import (
     Vector,
     to_pgvector,
 )
-from features.search.indexing.batches import blames_rows, split
+from features.search.indexing.batches import blames_rows, run_parts, split
 from features.search.indexing.documents import OWNERS_OF
 from features.search.indexing.models import RegisteredModel, prepare, registered_models
 from shared.db import Database, Row, WriteSession
@@ -175,7 +176,7 @@ async def _embed(
     if len(rows) == 1:
         return await _schedule_retry(database, registered, rows[0], reason)
     parts = _by_owner(rows) if rows[0].owner_id != rows[-1].owner_id else split(rows)
-    return sum([await _embed(database, embedder, registered, part) for part in parts])
+    return await run_parts(parts, partial(_embed, database, embedder, registered))
 
 
 async def _claim(

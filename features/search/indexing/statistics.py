@@ -6,6 +6,7 @@ slightly.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Any
 from uuid import UUID
@@ -14,7 +15,7 @@ import structlog
 from asyncpg import PostgresError
 from sqlalchemy import text
 
-from features.search.indexing.batches import blames_rows, split
+from features.search.indexing.batches import blames_rows, run_parts, split
 from features.search.indexing.documents import OWNERS_OF, SEARCH_CHANNEL, WEIGHTS
 from shared.db import Database, Row, WriteSession
 from shared.db.locks import advisory_lock
@@ -270,7 +271,7 @@ async def _count_items(
         if len(claimed) == 1:
             return await _schedule_retry(database, owner_id, claimed[0], error)
     parts = split([row.item_id for row in claimed])
-    return sum([await _count_items(database, owner_id, part) for part in parts])
+    return await run_parts(parts, partial(_count_items, database, owner_id))
 
 
 async def _claim(

@@ -2,7 +2,7 @@
 --
 -- An exact scan reads the n embeddings of the owner, or of those that match the filters. The index
 -- passes over embeddings of all owners until it has found `wanted` of these, and each costs about 10
--- times as much: 12 µs, not 1.3. The scan is exact for up to 100 * wanted embeddings, which takes
+-- times as much: 12 µs, not 1.3. The scan is exact for up to 125 * wanted embeddings, which takes
 -- about 30 ms. For more, the index may pass over a tenth as many as the owner has, which takes as long
 -- as to read those; if it has not found enough by then, because most of what is near belongs to
 -- others, the scan is repeated as an exact one. So neither the plan nor the most that a search costs
@@ -23,7 +23,7 @@ SET jit = off
 AS $$
 DECLARE
     total integer := coalesce((SELECT documents FROM search_owners WHERE owner_id = owner), 0);
-    exact_rows integer := 100 * wanted;
+    exact_rows integer := 125 * wanted;
     filtered boolean := numnode(required) > 0
         OR num_nonnulls(min_price, max_price, created_after, created_before) > 0;
     among uuid[];

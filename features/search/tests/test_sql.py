@@ -30,7 +30,7 @@ CHANGES = {
     "one character": """
         DO $do$ BEGIN
             EXECUTE replace(
-                pg_get_functiondef('search_nearest'::regproc), '100 * wanted', '101 * wanted');
+                pg_get_functiondef('search_nearest'::regproc), '125 * wanted', '126 * wanted');
         END $do$
     """,
     "a trigger": """
