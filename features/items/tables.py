@@ -41,7 +41,7 @@ class StagedItem(ItemFields, table=True):
     """A row of an import that is under way: it waits here until all rows of the file have come.
 
     UNLOGGED, as a crash of PostgreSQL ends the import anyway. Without a foreign key, which would be
-    checked for each row.
+    checked for each row: an import ends with its account, and then deletes its rows.
     """
 
     __tablename__ = "staged_items"

@@ -6,10 +6,11 @@ it has stored since. Near a limit, writes of an owner wait for each other and co
 takes long: an account of many items can go past a limit by some thousandths.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
 from uuid import UUID
@@ -48,6 +49,8 @@ class _Estimate:
     items_bound: int = 0
     text_bytes_bound: int = 0
     not_before: float = 0.0
+    counted_at: float = 0.0
+    counting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class Quota:
@@ -88,9 +91,10 @@ class Quota:
 
     async def usage(self, session: ReadSession, owner_id: UUID) -> Usage:
         """Returns what an account has, and may have."""
-        known = self._estimate_of(owner_id)
-        if time.monotonic() >= known.not_before:
-            await self._count(session, owner_id, known)
+        known, asked_at = self._estimate_of(owner_id), time.monotonic()
+        async with known.counting:  # many who ask at once are told what one has counted
+            if asked_at >= max(known.not_before, known.counted_at):
+                await self._count(session, owner_id, known)
         return Usage(
             items=known.items,
             max_items=self.max_items,
@@ -106,6 +110,7 @@ class Quota:
     async def _count(self, session: ReadSession, owner_id: UUID, known: _Estimate) -> None:
         started = time.monotonic()
         [found] = await session.fetch(COUNT_ITEMS, {"owner_id": owner_id})
+        known.counted_at = started
         seconds = time.monotonic() - started
         known.items, known.text_bytes = found["count"], int(found.text_bytes)
         known.items_bound = _next_bound(known.items, self.max_items)

@@ -431,7 +431,7 @@ ALBUMS = {
             openapi_extra={"requestBody": {"content": {"audio/flac": {}}}},
         )
         async def put_recording(
-            album_id: UUID, principal: Writer, session: WriteSession, body: Upload
+            album_id: UUID, principal: Writer, session: ReadSession, body: Upload
         ) -> Received:
             """Receives a recording of any length, chunk by chunk."""
             await handlers.get_album(session, principal.user_id, album_id)

@@ -19,7 +19,7 @@ from tests.repository_copies import BIN, ROOT, copy_repository, make, run, run_a
 pytestmark = pytest.mark.timeout(900)
 
 FILTERS_OF_ITEMS = {"min_price", "max_price", "q"}
-BULK = {"items_import", "items_export"}
+BULK = {"items_import", "items_export", "items_usage"}
 
 
 @pytest.fixture(scope="module")
