@@ -8,7 +8,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
-from functools import partial
 from typing import Any
 
 import asyncpg
@@ -41,7 +40,7 @@ from shared.db.pool import (
     Row,
     acquire_slot,
 )
-from shared.db.replica import ReadYourWrites, Replica
+from shared.db.replica import ReadYourWrites, Replica, ReplicaReadSession
 from shared.db.sessions import ReadSession, SnapshotSession, WriteSession, transaction
 from shared.problems import Unavailable, overloaded
 from shared.settings import Settings
@@ -92,8 +91,11 @@ class Database:
         self.replica: Replica | None = None
         if settings.database_replica_url:
             writers = ReadYourWrites(settings.redis_url, settings.database_replica_lag)
-            pool = _read_pool(settings.database_replica_url, Role.STANDBY, settings, size)
-            self.replica = Replica(pool, self.primary, writers)
+            pool, probe = (
+                _read_pool(settings.database_replica_url, Role.STANDBY, settings, n)
+                for n in (size, 1)
+            )
+            self.replica = Replica(pool, probe, self.primary, writers)
         self.download_slots = asyncio.Semaphore(max(1, size // 2))
         self.upload_slots = asyncio.Semaphore(max(1, size // 2))
         self._committing: set[Connection] = set()
@@ -103,7 +105,9 @@ class Database:
 
     def read(self, request: HTTPConnection | None = None) -> ReadSession:
         """Returns a read session, for a request or outside one."""
-        return ReadSession(partial(self._connection, request))
+        if self.replica is None:
+            return ReadSession(self.primary.connection)
+        return ReplicaReadSession(self.replica, request)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[WriteSession]:
@@ -221,7 +225,7 @@ class Database:
                 async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
                     await engine.dispose()
         if self.replica:
-            await self.replica.writers.close()
+            await self.replica.close()
 
     def _connection(
         self, request: HTTPConnection | None, *, snapshot: bool = False
