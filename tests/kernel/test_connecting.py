@@ -1,5 +1,6 @@
 """Connections to a list of hosts: to the first that has the role, each host with its own time."""
 
+import asyncio
 import socket
 import time
 from collections.abc import Iterator
@@ -87,6 +88,26 @@ async def test_a_silent_host_takes_its_own_time_and_is_then_tried_last(
     assert time.monotonic() - started < 0.9, "the host that answered is tried first"
     for connection in (first, second):
         await connection.close()
+
+
+async def test_a_host_that_its_caller_does_not_wait_for_is_tried_last(
+    database_url: str, silent_port: int
+) -> None:
+    url = with_hosts(database_url, silent_port, port_of(database_url))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await connector(url, Role.PRIMARY)()
+    connection = await connector(url, Role.READ_WRITE, timeout=30.0)()
+    await connection.close()
+
+
+async def test_the_kernel_notices_that_a_host_has_vanished(database_url: str) -> None:
+    """Else who waits for an answer, with nothing left to send, would wait for ever."""
+    connection: Any = await connector(database_url, None)()
+    sock = connection._transport.get_extra_info("socket")
+    assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 10_000
+    await connection.close()
 
 
 async def test_a_host_without_the_role_is_passed_over(database_url: str) -> None:
