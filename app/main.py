@@ -16,6 +16,7 @@ from app.middleware import (
     DeadlineMiddleware,
     EventStreamMiddleware,
     LoadSheddingMiddleware,
+    ReadYourWritesMiddleware,
     RequestIdMiddleware,
     SecurityHeadersMiddleware,
     ServerErrorMiddleware,
@@ -98,6 +99,8 @@ def create_app(
     )
     app.add_middleware(LoadSheddingMiddleware, concurrency=settings.max_concurrency)
     app.add_middleware(ServerErrorMiddleware)
+    if settings.database_replica_url:
+        app.add_middleware(ReadYourWritesMiddleware)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

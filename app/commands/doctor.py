@@ -223,7 +223,8 @@ async def _start(app: FastAPI, stack: AsyncExitStack, feature: Feature) -> Findi
 
 async def _redis(settings: Settings) -> list[Finding]:
     if settings.redis_url is None:
-        return [Finding("Redis", "not set: the cache is in each process")]
+        missed = ", and so is who has just written" if settings.database_replica_url else ""
+        return [Finding("Redis", f"not set: the cache is in each process{missed}")]
     client = Redis.from_url(
         settings.redis_url, socket_timeout=TIMEOUT_SECONDS, socket_connect_timeout=TIMEOUT_SECONDS
     )

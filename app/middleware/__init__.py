@@ -4,6 +4,7 @@ from app.middleware.access_log import AccessLogMiddleware
 from app.middleware.deadline import DeadlineMiddleware
 from app.middleware.event_streams import EventStreamMiddleware
 from app.middleware.load_shedding import LoadSheddingMiddleware
+from app.middleware.read_your_writes import ReadYourWritesMiddleware
 from app.middleware.request_id import RequestIdMiddleware
 from app.middleware.security_headers import SecurityHeadersMiddleware
 from app.middleware.server_errors import ServerErrorMiddleware
@@ -14,6 +15,7 @@ __all__ = [
     "DeadlineMiddleware",
     "EventStreamMiddleware",
     "LoadSheddingMiddleware",
+    "ReadYourWritesMiddleware",
     "RequestIdMiddleware",
     "SecurityHeadersMiddleware",
     "ServerErrorMiddleware",

@@ -1,9 +1,12 @@
 """Connecting to the host of a URL that has the role which is asked for."""
 
+import asyncio
 import random
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import asyncpg
@@ -14,6 +17,14 @@ from shared.postgres_urls import hosts_of
 
 CONNECT_TIMEOUT_SECONDS = 3.0  # for each host
 MAX_AGE_SECONDS = 300.0  # of a connection, so that a name that has moved is followed
+
+SOCKET_OPTIONS = {
+    "TCP_KEEPIDLE": 5,
+    "TCP_KEEPINTVL": 2,
+    "TCP_KEEPCNT": 3,
+    "TCP_USER_TIMEOUT": 10_000,  # milliseconds
+}
+"""Let a connection to a machine that has lost power fail after some ten seconds, whatever waits."""
 
 Connect: TypeAlias = Callable[[], Awaitable["asyncpg.Connection[Any]"]]
 
@@ -40,11 +51,12 @@ def connector(
 ) -> Connect:
     """Returns a function that connects to the first host that answers and has the role.
 
-    It tries the host that it connected to last before the others. Each host has `timeout` seconds,
+    It tries the host that it connected to last before the others, and one that a caller would not
+    wait for after them. Each host has `timeout` seconds,
     as asyncpg's own timeout is that of all hosts, and a silent one would use it up. Without a role
     `target_session_attrs` of the URL counts. The function raises CONNECT_ERRORS.
     """
-    hosts = hosts_of(url)
+    hosts = _hosts_in_order(url)
     if role:
         options["target_session_attrs"] = str(role)
 
@@ -59,12 +71,32 @@ def connector(
                 failures.append(NoHostInRole(f"no host has the role {role or 'of the URL'}"))
             except CONNECT_ERRORS as error:
                 failures.append(error)
+            except asyncio.CancelledError:  # the caller had less time than the host
+                hosts.sort(key=lambda each: each is host)
+                raise
             else:
                 hosts.sort(key=lambda each: each is not host)
+                _notice_silence(connection)
                 return connection
         raise failures[0]  # of the host that was connected to last
 
     return connect
+
+
+@lru_cache
+def _hosts_in_order(url: str) -> list[dict[str, Any]]:
+    """Returns the hosts of a URL: one list, from whose order all that connect to them learn."""
+    return hosts_of(url)
+
+
+def _notice_silence(connection: "asyncpg.Connection[Any]") -> None:
+    transport: Any = connection._transport  # type: ignore[attr-defined]  # no other way to it
+    found: socket.socket = transport.get_extra_info("socket")
+    if found.family != socket.AF_UNIX:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in SOCKET_OPTIONS.items():
+            if option := getattr(socket, name, None):  # not on each operating system
+                found.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def expiry() -> float:

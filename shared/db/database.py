@@ -41,7 +41,7 @@ from shared.db.pool import (
     Row,
     stream_slots,
 )
-from shared.db.replica import ReadYourWrites, Replica
+from shared.db.replica import ReadYourWrites, Replica, ReplicaReadSession
 from shared.db.sessions import ReadSession, SnapshotSession, WriteSession, transaction
 from shared.problems import Unavailable, overloaded
 from shared.settings import Settings
@@ -92,8 +92,11 @@ class Database:
         self.replica: Replica | None = None
         if settings.database_replica_url:
             writers = ReadYourWrites(settings.redis_url, settings.database_replica_lag)
-            pool = _read_pool(settings.database_replica_url, Role.STANDBY, settings, size)
-            self.replica = Replica(pool, self.primary, writers)
+            pool, probe = (
+                _read_pool(settings.database_replica_url, Role.STANDBY, settings, n)
+                for n in (size, 1)
+            )
+            self.replica = Replica(pool, probe, self.primary, writers)
         self._snapshot_seconds = settings.database_snapshot_timeout
         self._write_slots = Slots("connections", size)
         self.download_slots, self.upload_slots = stream_slots(size), stream_slots(size)
@@ -104,7 +107,9 @@ class Database:
 
     def read(self, request: HTTPConnection | None = None) -> ReadSession:
         """Returns a read session, for a request or outside one."""
-        return ReadSession(partial(self._connection, request))
+        if self.replica is None:
+            return ReadSession(self.primary.connection)
+        return ReplicaReadSession(self.replica, request)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[WriteSession]:
@@ -194,15 +199,15 @@ class Database:
         """Holds one of the slots for a stream.
 
         Raises:
-            TooManyRequests: the request's owner has held its share for too long.
+            TooManyRequests: the account or network has held its share for too long.
             Unavailable: no slot becomes free in time.
         """
         detail = "Too many uploads or downloads are under way; please try again"
-        owner = await slots.acquire(self._wait_seconds, detail)
+        holder = await slots.acquire(self._wait_seconds, detail)
         try:
             yield
         finally:
-            slots.release(owner)
+            slots.release(holder)
 
     def pool_usage(self) -> dict[str, tuple[int, int]]:
         """Returns the connections in use, and the most that there may be, by the pool's name."""
@@ -229,7 +234,7 @@ class Database:
                 async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
                     await engine.dispose()
         if self.replica:
-            await self.replica.writers.close()
+            await self.replica.close()
 
     def _connection(
         self, request: HTTPConnection | None, *, snapshot: bool = False

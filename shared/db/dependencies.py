@@ -23,11 +23,9 @@ async def _read_session(request: HTTPConnection) -> sessions.ReadSession:
 async def _write_session(request: HTTPConnection) -> AsyncIterator[sessions.WriteSession]:
     if request.scope["type"] == "websocket":
         raise RuntimeError("A websocket stays open: use database.transaction() for each message")
-    database = database_of(request.app)
-    async with database.transaction() as session:
+    async with database_of(request.app).transaction() as session:
         yield session
         request.state.commits = True  # DeadlineMiddleware: from here on, the outcome is unknown
-    await database.record_writer(request)
 
 
 async def _snapshot_session(request: Request) -> AsyncIterator[sessions.SnapshotSession]:

@@ -147,7 +147,7 @@ class ReadPool:
 def stream_slots(connections: int) -> Slots:
     """Returns the slots of streams, which last long: half as many as `connections`, at least one.
 
-    One owner has at most two fifths of them, and at least one.
+    One holder has at most two fifths of them, and at least one.
     """
     size = max(1, connections // 2)
     return Slots("streams", size, most=max(1, size * 2 // 5))

@@ -16,13 +16,14 @@ from app.migrations import upgrade
 from shared import cache
 from shared.settings import Settings
 from tests.app_helpers import capture_log
-from tests.kit import Redis, connect, eventually, free_port, sign_in, within
+from tests.kit import PASSWORD, Redis, connect, eventually, free_port, sign_in, within
 from tests.resilience.pairs import running_primary, running_standby
 from tests.resilience.servers import Proxy
 
 pytestmark = pytest.mark.verify
 
 WITHIN_SECONDS = 30.0
+MUG = {"title": "Mug", "price": 1}
 CAUGHT_UP = "SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn"
 
 
@@ -112,6 +113,107 @@ async def test_what_a_client_wrote_it_reads_although_the_replica_lags(
         await replica.execute("SELECT pg_wal_replay_resume()")
         await caught_up(database_url, replica)
         assert (await there.get(item)).status_code == 200
+
+
+async def test_who_has_just_signed_up_reads_the_account_although_the_replica_lags(
+    settings: Settings, database_url: str, replica: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    async with AsyncExitStack() as stack:
+        _, client = await start_app(settings, stack)
+        await replica.execute("SELECT pg_wal_replay_pause()")
+        account = {"email": "new@example.com", "password": PASSWORD}
+        assert (await client.post("/users", json=account)).status_code == 201
+        form = {"grant_type": "password", "username": "new@example.com", "password": PASSWORD}
+        token = (await client.post("/auth/token", data=form)).json()["access_token"]
+        client.headers["Authorization"] = f"Bearer {token}"
+        assert (await client.get("/users/me")).json()["email"] == "new@example.com"
+
+
+async def test_a_silent_replica_costs_a_moment(
+    settings: Settings,
+    database_url: str,
+    servers: tuple[EmbeddedServer, EmbeddedServer],
+    replica: "asyncpg.Connection[asyncpg.Record]",
+) -> None:
+    """It neither answers nor closes a connection: what waits for it is read from the primary."""
+    proxy = Proxy(target=servers[1].port)
+    listener = await proxy.start()
+    way = EmbeddedServer(proxy.port, servers[1].password).url("tessera")
+    settings = settings.model_copy(update={"database_replica_url": f"{way}?sslmode=disable"})
+    async with AsyncExitStack() as stack:
+        stack.callback(listener.close)
+        stack.callback(proxy.reset_connections)
+        (app, here), (_, there) = [await start_app(settings, stack) for _ in range(2)]
+        log = capture_log()
+        await sign_in(app, here, "silent@example.com")
+        there.headers["Authorization"] = here.headers["Authorization"]
+        await caught_up(database_url, replica)
+        await replica.execute("SELECT pg_wal_replay_pause()")
+        item = (await here.post("/items", json=MUG)).headers["location"]
+        await until_status(there, item, 404)  # from the lagging replica
+
+        proxy.freeze()
+        async with within(10, "the answer of each request"):
+            answers = await asyncio.gather(*(there.get(item) for _ in range(30)))
+        assert {answer.status_code for answer in answers} == {200}
+        async with within(2, "an answer without waiting"):
+            assert (await there.get(item)).status_code == 200
+        assert log.getvalue().count("replica_away") == 1
+
+        proxy.thaw()
+        await until_status(there, item, 404)
+
+
+async def test_a_replica_that_lags_too_far_is_not_read_from(
+    settings: Settings, database_url: str, replica: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    """Own writes are remembered for `database_replica_lag` seconds, and would then not be found."""
+    settings = settings.model_copy(update={"database_replica_lag": 1.0, "log_level": "info"})
+    async with AsyncExitStack() as stack:
+        app, client = await start_app(settings, stack)
+        log = capture_log()
+        await sign_in(app, client, "late@example.com")
+        await caught_up(database_url, replica)
+        assert (await client.get("/items")).status_code == 200
+        await replica.execute("SELECT pg_wal_replay_pause()")
+        item = (await client.post("/items", json=MUG)).headers["location"]
+
+        async def is_away() -> bool:
+            await client.get(item)
+            return "lags by more than 1 s" in log.getvalue()
+
+        await eventually(is_away, "that the replica is not read from", WITHIN_SECONDS)
+        assert (await client.get(item)).status_code == 200
+
+        await replica.execute("SELECT pg_wal_replay_resume()")
+
+        async def is_back() -> bool:
+            assert (await client.get(item)).status_code == 200
+            return "replica_back" in log.getvalue()
+
+        await eventually(is_back, "that the replica is read from", WITHIN_SECONDS)
+
+
+async def test_a_replica_that_was_promoted_is_not_read_from(
+    settings: Settings, servers: tuple[EmbeddedServer, EmbeddedServer]
+) -> None:
+    with running_standby(servers[0]) as promoted:
+        url = promoted.url("tessera")
+        settings = settings.model_copy(update={"database_replica_url": url})
+        async with AsyncExitStack() as stack:
+            (app, here), (_, there) = [await start_app(settings, stack) for _ in range(2)]
+            log = capture_log()
+            await sign_in(app, here, "promoted@example.com")
+            there.headers["Authorization"] = here.headers["Authorization"]
+            await until_status(there, "/items", 200)  # has connections to the replica
+            connection = await asyncpg.connect(promoted.url())
+            await connection.execute("SELECT pg_promote()")
+            await connection.close()
+            item = (await here.post("/items", json=MUG)).headers["location"]
+            await until_status(there, item, 200)
+            assert "it has been promoted" in log.getvalue()
+            for _ in range(10):
+                assert (await there.get(item)).status_code == 200
 
 
 async def test_the_primary_reads_while_the_replica_is_away(

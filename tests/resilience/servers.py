@@ -56,12 +56,14 @@ def postgres_folder() -> Iterator[Path]:
 class Proxy:
     """A fixed address in front of a server that moves, like a load balancer or a DNS name.
 
-    With `hides_closing`, it does not tell one side that the other has closed the connection.
+    With `hides_closing`, it does not tell one side that the other has closed the connection; while
+    `frozen`, it says nothing at all.
     """
 
     port: int = 0
     target: int = 0
     hides_closing: bool = False
+    frozen: bool = False
     _streams: set[asyncio.StreamWriter] = field(default_factory=set)
     _to_server: set[asyncio.StreamWriter] = field(default_factory=set)
     _silent: set[asyncio.StreamWriter] = field(default_factory=set)
@@ -72,6 +74,8 @@ class Proxy:
         return server
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while self.frozen:  # noqa: ASYNC110  # until the test thaws it
+            await asyncio.sleep(0.02)
         try:
             there, back = await asyncio.open_connection("127.0.0.1", self.target)
         except OSError:
@@ -99,6 +103,15 @@ class Proxy:
         self._silent |= self._streams
         for back in self._to_server:
             back.transport.abort()
+
+    def freeze(self) -> None:
+        """Takes connections and says nothing, on new ones either, as a host that hangs."""
+        self.frozen = True
+        self._silent |= self._streams
+
+    def thaw(self) -> None:
+        self.frozen = False
+        self.reset_connections()
 
     def reset_connections(self) -> None:
         """Resets all connections."""

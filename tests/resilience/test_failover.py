@@ -127,6 +127,22 @@ async def test_a_primary_that_is_read_only_is_left_for_its_successor(
     report("PostgreSQL read-only, then a standby promoted behind the same address", load)
 
 
+async def test_a_host_that_says_nothing_blocks_no_other(pair: Pair, report: Report) -> None:
+    """Its machine has lost power: connections fail when the kernel notices, and new ones hang."""
+    api = await pair.start_api(pair.url(pair.to_primary, pair.to_standby), request_timeout="2")
+    async with under_load(api.address) as load:
+        pair.to_primary.freeze()
+        pair.to_primary.reset_connections()
+        await load.wait_for_failure()
+        await pair.promote()
+        load.end_fault()
+        await load.wait_for_writes()
+        await eventually(lambda: is_ready(api), "readiness", WITHIN_SECONDS)
+    assert load.answers.keys() <= {200, 201, 503}, load.answers
+    await audit(load, pair.standby.url(DATABASE))
+    report("PostgreSQL: of two hosts the primary is silent, the other is promoted", load)
+
+
 async def test_of_several_hosts_the_one_that_takes_changes_is_found(
     pair: Pair, report: Report
 ) -> None:
