@@ -43,7 +43,7 @@ class Slots:
             Unavailable: all slots are taken.
         """
         if not self._allows(holder):
-            raise self._refusal()
+            raise self._refusal(holder)
         self._hold(holder)
         return Slot(self, holder)
 
@@ -60,7 +60,7 @@ class Slots:
             return holder
         if not await self._wait(holder, seconds):
             log.warning("pool_exhausted", reason=self.reason, seconds=seconds)
-            raise self._refusal(detail)
+            raise self._refusal(holder, detail)
         return holder
 
     async def _wait(self, holder: str | None, seconds: float) -> bool:
@@ -123,8 +123,8 @@ class Slots:
         self.in_use += 1
         self._held[holder] = self._held.get(holder, 0) + 1
 
-    def _refusal(self, detail: str = SERVICE_BUSY) -> Problem:
-        if self.in_use >= self.size:
+    def _refusal(self, holder: str | None, detail: str = SERVICE_BUSY) -> Problem:
+        if self.in_use >= self.size and self._held.get(holder, 0) < self._most:
             return overloaded(self.reason, detail)
         RATE_LIMITED.labels(self.reason).inc()
         detail = "Too many of your requests are under way; please try again when one has ended"

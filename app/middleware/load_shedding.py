@@ -38,7 +38,7 @@ class LoadSheddingMiddleware:
         except Problem as refused:
             await problem(Request(scope), refused)(scope, receive, send)
             return
-        current_holder.set(holder)
+        before = current_holder.set(holder)
         scope["state"]["slot"] = slot
 
         async def send_and_count(message: Message) -> None:
@@ -54,3 +54,4 @@ class LoadSheddingMiddleware:
             await self.app(scope, receive, send_and_count)
         finally:
             slot.release()
+            current_holder.reset(before)

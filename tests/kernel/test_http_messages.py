@@ -1,12 +1,13 @@
 """One HTTP request is one HTTP request, whatever bytes a client sends."""
 
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
-from fastapi import APIRouter, FastAPI, Request, WebSocket
+from fastapi import APIRouter, FastAPI, Query, Request, WebSocket
 from fastapi.responses import StreamingResponse
 from httpx import AsyncClient
+from pydantic import BaseModel, ConfigDict
 
 from app.server.protocol import MAX_PIPELINED
 from shared.settings import Settings
@@ -25,8 +26,12 @@ SMUGGLED = b"DELETE /probe/echo?smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n"
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
 
 
+class AnyQuery(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+
 @probe.api_route("/echo", methods=["GET", "POST", "DELETE"])
-async def echo(request: Request) -> dict[str, Any]:
+async def echo(request: Request, _query: Annotated[AnyQuery, Query()]) -> dict[str, Any]:
     return {
         "method": request.method,
         "query": request.url.query,
