@@ -15,7 +15,7 @@ from app.server.draining import GracefulHttpProtocol, GracefulWebSocketProtocol
 from shared.problems import MEDIA_TYPE
 from tests.kit import within
 
-SECONDS = 10.0
+SECONDS = 30.0
 
 
 @dataclass(frozen=True)
