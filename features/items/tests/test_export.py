@@ -10,12 +10,11 @@ import pytest
 from fastapi import FastAPI
 from httpx import AsyncClient
 
-from app.main import create_app
 from features.items.handlers import bulk_export, export_items
 from features.items.schemas import ItemPublic
 from shared.db import database_of
 from shared.settings import Settings
-from tests.kit import SignUp, connect, eventually, sign_in, within
+from tests.kit import SignUp, eventually, within
 
 Answer = tuple[int, bytes]
 
@@ -24,6 +23,16 @@ ODD_ITEMS: list[dict[str, Any]] = [
     {"title": 'A "big", mug', "price": 0.01, "description": "two\r\nlines\n", "external_id": "M-2"},
     {"title": "Ünïcödé 🫖 \u2028", "price": 9999999999.99, "description": None, "external_id": "ö"},
 ]  # fmt: skip
+
+
+@pytest.fixture
+def snapshot_seconds() -> float:
+    return 60.0
+
+
+@pytest.fixture
+def settings(settings: Settings, snapshot_seconds: float) -> Settings:
+    return settings.model_copy(update={"database_snapshot_timeout": snapshot_seconds})
 
 
 async def create_items(client: AsyncClient, *items: dict[str, Any]) -> list[dict[str, Any]]:
@@ -180,30 +189,26 @@ async def request_export(
     return messages[0]["status"], b"".join(each.get("body", b"") for each in messages)
 
 
+@pytest.mark.parametrize("snapshot_seconds", [0.2])
 async def test_an_export_that_is_read_slowly_holds_no_transaction(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
+    app: FastAPI, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bulk_export, "BATCH_ROWS", 2)
-    hurried = create_app(
-        settings.model_copy(update={"database_snapshot_timeout": 0.2}), run_tasks=False
-    )
     begun, gate = asyncio.Semaphore(0), asyncio.Event()
-    async with hurried.router.lifespan_context(hurried), connect(hurried) as client:
-        await sign_in(hurried, client, "ada@example.com")
-        items = await create_items(client, *({"title": f"{n}", "price": 1} for n in range(6)))
-        reading = asyncio.create_task(request_export(hurried, client, begun, gate))
-        async with within(30, "the first bytes of the export"):
-            await begun.acquire()
+    items = await create_items(client, *({"title": f"{n}", "price": 1} for n in range(6)))
+    reading = asyncio.create_task(request_export(app, client, begun, gate))
+    async with within(30, "the first bytes of the export"):
+        await begun.acquire()
 
-        async def is_quiet() -> bool:
-            return database_of(hurried).primary.in_use == 0
+    async def is_quiet() -> bool:
+        return database_of(app).primary.in_use == 0
 
-        await eventually(is_quiet, "the end of the snapshot", 30)
-        await client.delete(f"/items/{items[4]['id']}")
-        added = await create_items(client, {"title": "new", "price": 1})
-        gate.set()
-        async with within(30, "the end of the export"):
-            status, body = await reading
+    await eventually(is_quiet, "the end of the snapshot", 30)
+    await client.delete(f"/items/{items[4]['id']}")
+    added = await create_items(client, {"title": "new", "price": 1})
+    gate.set()
+    async with within(30, "the end of the export"):
+        status, body = await reading
     assert status == 200
     left = [*items[:4], items[5], *added]
     assert [json.loads(line) for line in body.splitlines()] == left

@@ -330,9 +330,7 @@ async def test_broken_gzip_imports_nothing(client: AsyncClient, data: bytes, det
     assert await titles(client) == []
 
 
-@pytest.mark.parametrize(
-    "text", [b"x", b"x\n", b"\n", json_lines({"title": "x" * 500, "price": 1})]
-)
+@pytest.mark.parametrize("text", [b"x\n", json_lines({"title": "x" * 500, "price": 1})])
 async def test_a_gzip_bomb_is_refused(client: AsyncClient, text: bytes) -> None:
     bomb = gzip.compress(text * (40_000_000 // len(text)))
     assert len(bomb) < 300_000
