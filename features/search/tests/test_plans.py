@@ -186,3 +186,25 @@ async def test_a_search_reads_no_more_where_a_neighbour_has_thousands_of_such_wo
     assert [found for _, found in alone] == [found for _, found in beside] == [1, 2, 1, 3]
     for (before, _), (after, _), q in zip(alone, beside, queries, strict=True):
         assert after <= before + 60, q  # the indexes are deeper
+
+
+async def test_a_vector_search_reads_nothing_of_a_neighbour_with_thousands(
+    app: FastAPI, other_client: AsyncClient, owner: Owner
+) -> None:
+    for title in ("Copper kettle", "Iron pan"):
+        assert (await other_client.post("/items", json={"title": title, "price": 5})).is_success
+    await run_until_idle(app, statistics_task)
+    owner_id = UUID((await other_client.get("/users/me")).json()["id"])
+    ids = await owner.connection.fetchval(
+        "SELECT array_agg(id) FROM items WHERE owner_id = $1", owner_id
+    )
+    vectors = _vectors(2, seed=3)
+    await owner.connection.execute(INSERT_EMBEDDINGS, owner_id, owner.model, ids, vectors)
+    await owner.connection.execute("VACUUM ANALYZE")
+    for max_price in (None, 7):
+        values = (owner_id, owner.model, vectors[0], WANTED, max_price)
+        rows = await owner.connection.fetch(SELECT_BY_PLAN, *values)
+        assert [row["plan"] for row in rows] == ["exact"] * 2
+        explain = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {SELECT_BY_PLAN}"
+        plan = orjson.loads(await owner.connection.fetchval(explain, *values))[0]["Plan"]
+        assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 60
