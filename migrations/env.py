@@ -18,7 +18,7 @@ import shared.db.tables  # noqa: F401  # the naming convention, whatever else is
 from app.discovery import find_features
 from app.migrations import BranchRows, known_heads, without_implied
 from migrations.operations import DEFAULT_WAIT_SECONDS
-from shared.db.connecting import Role, connector
+from shared.db.connecting import ServerRole, connector
 from shared.db.database import new_engine
 from shared.db.locks import advisory_lock
 
@@ -73,7 +73,7 @@ def prepare(migration: MigrationContext) -> None:
 
 
 async def run(url: str) -> None:
-    connect = connector(url, Role.READ_WRITE, server_settings=SESSION)
+    connect = connector(url, ServerRole.READ_WRITE, server_settings=SESSION)
     engine = new_engine(connect, poolclass=NullPool)
     async with engine.connect() as connection:
         await lock(connection)
@@ -114,7 +114,7 @@ async def blockers_logged(url: str, pid: int) -> AsyncIterator[None]:
 
 async def log_blockers(url: str, pid: int) -> None:
     await asyncio.sleep(POLL_SECONDS)  # most migrations have ended by then
-    connection = await connector(url, Role.READ_WRITE, server_settings=SESSION)()
+    connection = await connector(url, ServerRole.READ_WRITE, server_settings=SESSION)()
     logged: set[int] = set()
     try:
         while True:

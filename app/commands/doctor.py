@@ -25,7 +25,7 @@ from app.migrations import describe_unknown, load_revisions, schema_state
 from app.routing import endpoints, websockets
 from shared.cli import exit_on_user_error
 from shared.db import Database
-from shared.db.connecting import Role, connector
+from shared.db.connecting import ServerRole, connector
 from shared.db.database import UNNAMED_STATEMENTS, new_engine
 from shared.db.errors import CONNECT_ERRORS
 from shared.db.tables import table_owners
@@ -123,9 +123,9 @@ async def _examine(app: FastAPI, settings: Settings) -> list[Finding]:
     findings += filter(None, (_branch(revisions, feature) for feature in app.state.features))
     pooler = settings.database_direct_url is not None
     servers = [
-        ("", settings.database_url, None if pooler else Role.READ_WRITE),
-        (" past the pooler", settings.database_direct_url, Role.READ_WRITE),
-        (" of the replica", settings.database_replica_url, None if pooler else Role.STANDBY),
+        ("", settings.database_url, None if pooler else ServerRole.READ_WRITE),
+        (" past the pooler", settings.database_direct_url, ServerRole.READ_WRITE),
+        (" of the replica", settings.database_replica_url, None if pooler else ServerRole.STANDBY),
     ]
     try:
         for of, url, role in servers:
@@ -153,7 +153,7 @@ def _branch(revisions: ScriptDirectory, feature: Feature) -> Finding | None:
 async def _server(
     of: str,
     url: str,
-    role: Role | None,
+    role: ServerRole | None,
     features: Sequence[Feature],
     revisions: ScriptDirectory,
 ) -> list[Finding]:

@@ -33,7 +33,7 @@ class NoHostInRole(ConnectionError):
     """Each host answers or is away, and none of those that answer has the role."""
 
 
-class Role(StrEnum):
+class ServerRole(StrEnum):
     """What a server must be, in the words of `target_session_attrs`.
 
     Each use of a connection asks for its own, whatever the URL says: what a server is, it may cease
@@ -47,7 +47,7 @@ class Role(StrEnum):
 
 
 def connector(
-    url: str, role: Role | None, *, timeout: float = CONNECT_TIMEOUT_SECONDS, **options: Any
+    url: str, role: ServerRole | None, *, timeout: float = CONNECT_TIMEOUT_SECONDS, **options: Any
 ) -> Connect:
     """Returns a function that connects to the first host that answers and has the role.
 

@@ -23,7 +23,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from starlette.requests import HTTPConnection
 
 from shared.db.changes import Subscriber, Subscribers, Subscription
-from shared.db.connecting import Connect, NoHostInRole, Role, connector, expiry
+from shared.db.connecting import Connect, NoHostInRole, ServerRole, connector, expiry
 from shared.db.errors import (
     CONNECT_ERRORS,
     READ_ONLY,
@@ -42,7 +42,13 @@ from shared.db.pool import (
     stream_slots,
 )
 from shared.db.replica import ReadYourWrites, Replica, ReplicaReadSession
-from shared.db.sessions import ReadSession, SnapshotSession, WriteSession, transaction
+from shared.db.sessions import (
+    ReadSession,
+    SnapshotSession,
+    WriteSession,
+    notice_unconfirmed,
+    transaction,
+)
 from shared.problems import Unavailable, overloaded
 from shared.settings import Settings
 from shared.slots import Slots
@@ -79,7 +85,7 @@ class Database:
     ) -> None:
         size, self._wait_seconds = settings.database_pool_size, settings.database_pool_timeout
         self.direct_url = settings.database_direct_url or url
-        self._connect_directly = connector(self.direct_url, Role.PRIMARY)
+        self._connect_directly = connector(self.direct_url, ServerRole.PRIMARY)
         self._generation, self._read_only = 0, False
         self._direct: set[asyncpg.Connection[Any]] = set()
         self.engine, self._probe_engine = (_new_engine(url, settings, n) for n in (size, 1))
@@ -87,13 +93,13 @@ class Database:
             event.listen(engine.sync_engine, "checkout", self._refuse_stale)
             event.listen(engine.sync_engine, "connect", self._follow_writes)
         self.primary, self._probe_pool = (
-            _read_pool(url, Role.PRIMARY, settings, n) for n in (size, 1)
+            _read_pool(url, ServerRole.PRIMARY, settings, n) for n in (size, 1)
         )
         self.replica: Replica | None = None
         if settings.database_replica_url:
             writers = ReadYourWrites(settings.redis_url, settings.database_replica_lag)
             pool, probe = (
-                _read_pool(settings.database_replica_url, Role.STANDBY, settings, n)
+                _read_pool(settings.database_replica_url, ServerRole.STANDBY, settings, n)
                 for n in (size, 1)
             )
             self.replica = Replica(pool, probe, self.primary, writers)
@@ -317,7 +323,7 @@ def subscribers_by_topic(subscriptions: Sequence[Subscription]) -> Subscribers:
     return found
 
 
-def _read_pool(url: str, role: Role, settings: Settings, size: int) -> ReadPool:
+def _read_pool(url: str, role: ServerRole, settings: Settings, size: int) -> ReadPool:
     server, first_statement = _timeouts(settings)
     if first_statement is None:
         server = server | {"default_transaction_read_only": "on"}
@@ -329,7 +335,7 @@ def _new_engine(url: str, settings: Settings, size: int) -> AsyncEngine:
     server, first_statement = _timeouts(settings)
     pooler = first_statement is not None
     engine = new_engine(
-        _connector(url, Role.READ_WRITE, server, pooler=pooler),
+        _connector(url, ServerRole.READ_WRITE, server, pooler=pooler),
         UNNAMED_STATEMENTS if pooler else {},
         pool_size=size,
         max_overflow=0,
@@ -338,10 +344,11 @@ def _new_engine(url: str, settings: Settings, size: int) -> AsyncEngine:
         pool_timeout=settings.database_pool_timeout,
     )
     event.listen(engine.sync_engine, "checkout", _refuse_closed)
+    event.listen(engine.sync_engine, "connect", _notice_unconfirmed)
     return engine
 
 
-def _connector(url: str, role: Role, server: Mapping[str, str], *, pooler: bool) -> Connect:
+def _connector(url: str, role: ServerRole, server: Mapping[str, str], *, pooler: bool) -> Connect:
     options: dict[str, Any] = {"server_settings": dict(server), "record_class": Row}
     if pooler:  # it chooses the server anew for each transaction
         return connector(url, None, statement_cache_size=0, **options)
@@ -381,6 +388,10 @@ def new_engine(
 
 def _milliseconds(seconds: float) -> str:
     return str(round(seconds * 1000))
+
+
+def _notice_unconfirmed(connection: Any, _record: object) -> None:
+    notice_unconfirmed(connection.driver_connection)
 
 
 def _refuse_closed(connection: Any, record: Any, proxy: Any) -> None:

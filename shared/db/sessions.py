@@ -15,6 +15,7 @@ from contextlib import (
     suppress,
 )
 from typing import Any, NoReturn, Self, TypeAlias, TypeVar
+from weakref import WeakSet
 
 import structlog
 from asyncpg import (
@@ -40,6 +41,9 @@ Connections: TypeAlias = Callable[[], AbstractAsyncContextManager[Connection]]
 Values: TypeAlias = Mapping[str, Any]
 NO_VALUES: Values = {}
 ABANDONED_COMMIT_SECONDS = 60.0  # then its connection is closed, as the server may be gone
+
+UNCONFIRMED: WeakSet[Connection] = WeakSet()
+"""Connections whose last COMMIT is not on the synchronous standby."""
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -332,7 +336,8 @@ async def _commit(
     that waits for a synchronous standby a local one when it is cancelled.
 
     Raises:
-        Unavailable: the connection is lost meanwhile: the outcome is unknown.
+        Unavailable: the connection is lost meanwhile, or an administrator has cancelled that wait:
+            the outcome is unknown.
     """
     commit = asyncio.ensure_future(connection.execute("COMMIT"))
     timer: asyncio.TimerHandle | None = None
@@ -356,8 +361,24 @@ async def _commit(
         raise
     except (OSError, PostgresConnectionError, AdminShutdownError, CrashShutdownError) as error:
         raise Unavailable(OUTCOME_UNKNOWN) from error
+    if connection in UNCONFIRMED:
+        UNCONFIRMED.discard(connection)
+        raise Unavailable(OUTCOME_UNKNOWN)
     if tag != "COMMIT":  # it rolls back without an error where a failed statement was suppressed
         raise RuntimeError("A statement had failed: nothing was committed")
+
+
+def notice_unconfirmed(connection: Connection) -> None:
+    """Lets `_commit` know of a COMMIT whose wait for a synchronous standby was cancelled.
+
+    PostgreSQL answers it like any other, after a warning, whose words depend on `lc_messages`.
+    """
+
+    def record(_: object, message: Any) -> None:
+        if message.as_dict().get("server_source_function") == "SyncRepWaitForLSN":
+            UNCONFIRMED.add(connection)
+
+    connection.add_log_listener(record)
 
 
 async def _roll_back(connection: Connection) -> None:

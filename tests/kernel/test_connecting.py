@@ -12,7 +12,7 @@ from fastapi import APIRouter
 from sqlalchemy import text
 
 from shared.db import Database, connecting
-from shared.db.connecting import NoHostInRole, Role, connector
+from shared.db.connecting import NoHostInRole, ServerRole, connector
 from shared.postgres_urls import hosts_of
 from shared.settings import ConfigurationError, Settings, load_settings
 from tests.app_helpers import app_with
@@ -80,7 +80,7 @@ async def test_a_silent_host_takes_its_own_time_and_is_then_tried_last(
     database_url: str, silent_port: int
 ) -> None:
     url = with_hosts(database_url, silent_port, port_of(database_url))
-    open_connection = connector(url, Role.READ_WRITE, timeout=1.0)
+    open_connection = connector(url, ServerRole.READ_WRITE, timeout=1.0)
     async with within(20, "a connection past the silent host"):
         first = await open_connection()
     started = time.monotonic()
@@ -96,8 +96,8 @@ async def test_a_host_that_its_caller_does_not_wait_for_is_tried_last(
     url = with_hosts(database_url, silent_port, port_of(database_url))
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.1):
-            await connector(url, Role.PRIMARY)()
-    connection = await connector(url, Role.READ_WRITE, timeout=30.0)()
+            await connector(url, ServerRole.PRIMARY)()
+    connection = await connector(url, ServerRole.READ_WRITE, timeout=30.0)()
     await connection.close()
 
 
@@ -113,10 +113,10 @@ async def test_the_kernel_notices_that_a_host_has_vanished(database_url: str) ->
 async def test_a_host_without_the_role_is_passed_over(database_url: str) -> None:
     port = port_of(database_url)
     with pytest.raises(NoHostInRole, match="no host has the role standby"):
-        await connector(database_url, Role.STANDBY)()
+        await connector(database_url, ServerRole.STANDBY)()
     with pytest.raises(OSError, match=str(nowhere := free_port())):
         await connector(with_hosts(database_url, nowhere, nowhere), None)()
-    connection = await connector(with_hosts(database_url, nowhere, port), Role.PRIMARY)()
+    connection = await connector(with_hosts(database_url, nowhere, port), ServerRole.PRIMARY)()
     await connection.close()
 
 

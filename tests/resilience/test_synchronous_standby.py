@@ -35,8 +35,13 @@ def database_url(server_of_standby: EmbeddedServer) -> str:
 
 
 @pytest.fixture
-def settings(settings: Settings) -> Settings:
-    return settings.model_copy(update={"request_timeout": 1.0})
+def request_timeout() -> float:
+    return 1.0
+
+
+@pytest.fixture
+def settings(settings: Settings, request_timeout: float) -> Settings:
+    return settings.model_copy(update={"request_timeout": request_timeout})
 
 
 @pytest.fixture
@@ -99,3 +104,24 @@ async def test_a_commit_is_not_cancelled_by_the_end_of_the_process(
     await app.state.database.dispose()
     await asyncio.sleep(0.2)  # in which a cancel request would arrive
     assert len(await primary.fetch(SELECT_WAITING)) == 1
+
+
+@pytest.mark.parametrize("request_timeout", [30.0])
+async def test_a_commit_whose_wait_an_administrator_cancels_is_not_acknowledged(
+    sign_up: SignUp, primary: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    """PostgreSQL answers it as if it were confirmed, after a warning."""
+    client = await sign_up()
+    await wait_for_standby(primary, "nobody")
+    writing = asyncio.create_task(client.post("/items", json=MUG, headers=KEY))
+
+    async def waiting() -> int | None:
+        pid: int | None = await primary.fetchval(SELECT_WAITING)
+        return pid
+
+    await primary.execute("SELECT pg_cancel_backend($1)", await eventually(waiting, "the COMMIT"))
+    assert "is unknown" in assert_problem(await writing, 503)["detail"]
+    await wait_for_standby(primary, "")
+    confirmed = await client.post("/items", json=MUG, headers=KEY)
+    assert (confirmed.status_code, confirmed.headers["idempotency-replayed"]) == (201, "true")
+    assert (await client.post("/items", json=MUG)).status_code == 201, "said once"
