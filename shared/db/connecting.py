@@ -52,11 +52,11 @@ def connector(
     """Returns a function that connects to the first host that answers and has the role.
 
     It tries the host that it connected to last before the others, and one that a caller would not
-    wait for after them. Each host has `timeout` seconds,
-    as asyncpg's own timeout is that of all hosts, and a silent one would use it up. Without a role
-    `target_session_attrs` of the URL counts. The function raises CONNECT_ERRORS.
+    wait for after them. Each host has `timeout` seconds: asyncpg's own timeout is that of all
+    hosts, and a silent one would use it up. Without a role `target_session_attrs` of the URL
+    counts. The function raises CONNECT_ERRORS.
     """
-    hosts = _hosts_in_order(url)
+    hosts = _hosts_in_order(url, standby=role is ServerRole.STANDBY)
     if role:
         options["target_session_attrs"] = str(role)
 
@@ -84,8 +84,9 @@ def connector(
 
 
 @lru_cache
-def _hosts_in_order(url: str) -> list[dict[str, Any]]:
-    """Returns the hosts of a URL: one list, from whose order all that connect to them learn."""
+def _hosts_in_order(url: str, *, standby: bool) -> list[dict[str, Any]]:
+    """Returns the hosts of a URL: one list, from whose order all that connect to them learn, and
+    another for those that need a standby."""
     return hosts_of(url)
 
 
