@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from itertools import accumulate
 from typing import TypeVar
 
 from asyncpg import PostgresError
@@ -12,6 +13,11 @@ QUERY_CANCELLED = "57014"
 CLASSES_OF_ROWS = {"21", "22", "23", "54", "XX"}  # SQLSTATE (PostgreSQL, appendix A)
 
 Entry = TypeVar("Entry")
+
+
+def take(rows: Sequence[Entry], size: Callable[[Entry], int], most: int) -> Sequence[Entry]:
+    """Returns the first rows, at least one if there are any, whose sizes add up to `most`."""
+    return rows[: max(1, sum(so_far <= most for so_far in accumulate(map(size, rows))))]
 
 
 def split(batch: Sequence[Entry]) -> list[Sequence[Entry]]:

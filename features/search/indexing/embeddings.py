@@ -18,7 +18,7 @@ from features.search.embedding import (
     Vector,
     to_pgvector,
 )
-from features.search.indexing.batches import blames_rows, run_parts, split
+from features.search.indexing.batches import blames_rows, run_parts, split, take
 from features.search.indexing.documents import OWNERS_OF
 from features.search.indexing.models import RegisteredModel, prepare, registered_models
 from shared.db import Database, Row, WriteSession
@@ -27,6 +27,8 @@ log = structlog.get_logger(__name__)
 
 ENTRIES_PER_BATCH = 64
 OWNERS_PER_BATCH = 16
+CHARACTERS_PER_BATCH = 16_000  # so that one of long texts takes no longer, as others wait for it
+CHARACTERS_READ = 1_200  # of a text by the local model, about
 MAX_EMBEDDING_ATTEMPTS = 5
 MAX_CHARACTERS = 50_000  # of an item's text, as of its words
 
@@ -193,16 +195,24 @@ async def _claim(
         owners = list(dict.fromkeys(row.owner_id for row in among))
         of["among"] = [row.item_id for row in among]
     rows: list[Row] = []
-    for place, owner_id in enumerate(owners):
-        share = -(-(ENTRIES_PER_BATCH - len(rows)) // (len(owners) - place))
+    characters = CHARACTERS_PER_BATCH
+    for owners_left, owner_id in zip(range(len(owners), 0, -1), owners, strict=True):
+        share = -(-(ENTRIES_PER_BATCH - len(rows)) // owners_left)
         fresh = of | {"owner": owner_id, "again": False, "batch": share}
-        rows += await session.fetch(CLAIM_ENTRIES, fresh)
+        found = await session.fetch(CLAIM_ENTRIES, fresh)
+        rows += (taken := take(found, _size, characters // owners_left))
+        characters -= sum(map(_size, taken))
     for owner_id in () if rows else random.sample(owners, len(owners)):
         if rows := await session.fetch(
             CLAIM_ENTRIES, of | {"owner": owner_id, "again": True, "batch": 1}
         ):
             break
     return rows
+
+
+def _size(row: Row) -> int:
+    """Returns how many characters of a text the model reads."""
+    return min(len(row.text or ""), CHARACTERS_READ)
 
 
 def _by_owner(rows: Sequence[Row]) -> list[Sequence[Row]]:

@@ -7,7 +7,7 @@ slightly.
 
 from collections.abc import Sequence
 from functools import partial
-from itertools import accumulate
+from operator import attrgetter
 from typing import Any
 from uuid import UUID
 
@@ -15,7 +15,7 @@ import structlog
 from asyncpg import PostgresError
 from sqlalchemy import text
 
-from features.search.indexing.batches import blames_rows, run_parts, split
+from features.search.indexing.batches import blames_rows, run_parts, split, take
 from features.search.indexing.documents import OWNERS_OF, SEARCH_CHANNEL, WEIGHTS
 from shared.db import Database, Row, WriteSession
 from shared.db.locks import advisory_lock
@@ -282,8 +282,7 @@ async def _claim(
     fresh = {"owner": owner_id, "among": among, "again": False, "batch": ITEMS_PER_BATCH}
     failed = fresh | {"again": True, "batch": 1}
     rows = await session.fetch(CLAIM_ITEMS, fresh) or await session.fetch(CLAIM_ITEMS, failed)
-    words = accumulate(row.words for row in rows)
-    return rows[: max(1, sum(so_far <= WORDS_PER_BATCH for so_far in words))]
+    return take(rows, attrgetter("words"), WORDS_PER_BATCH)
 
 
 async def _count(session: WriteSession, owner_id: UUID, ids: Sequence[UUID]) -> None:

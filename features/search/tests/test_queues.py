@@ -250,3 +250,19 @@ async def test_texts_that_take_long_to_fail_let_others_have_their_turn(
     await index()
     status = (await client.get("/search/status")).json()
     assert (status["indexed"], status["pending"]) == (0, 20)
+
+
+async def test_a_batch_of_long_texts_has_fewer_of_each_owner(
+    endpoint: Endpoint, app: FastAPI, client: AsyncClient, other_client: AsyncClient, index: Index
+) -> None:
+    await index()
+    for each, word in ((client, "kettle "), (other_client, "teapot ")):
+        item = {"title": "Long", "price": 5, "description": word * 400}
+        for _ in range(12):
+            assert (await each.post("/items", json=item)).status_code == 201
+    await run_until_idle(app, statistics_task)
+    endpoint.requests.clear()
+    await embedding_task.run(app)
+    (texts,) = endpoint.requests
+    kettles = len([text for text in texts if "kettle" in text])
+    assert (len(texts), kettles) in {(13, 6), (13, 7)}
