@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup run dev shell psql reset test verify check fix bench lock feature remove migration openapi up deploy down clean
+.PHONY: help setup run dev shell psql reset test verify faults check fix bench lock feature remove migration openapi up deploy down clean
 
 PYTHON ?= python3
 PORT ?= 8000
@@ -53,6 +53,9 @@ endif
 
 verify: setup ## What takes long: features alone, deletion, merge, scaffold, faults, containers; args=long for longer
 	@VERIFY=$(filter long,$(args)) exec $(BIN)/python -m pytest -n 2 --verify $(filter-out long,$(args))
+
+faults: setup ## Attacks and faults against running processes, part of verify: clients, proxies, kills, fail-overs
+	@$(BIN)/python -m pytest -n0 --verify tests/resilience $(args)
 
 check: setup ## Format, lint, types, slice boundaries, migrations, workflows
 	@$(BIN)/ruff format --check .

@@ -124,7 +124,7 @@ class Slots:
         self._held[holder] = self._held.get(holder, 0) + 1
 
     def _refusal(self, holder: str | None, detail: str = SERVICE_BUSY) -> Problem:
-        if self.in_use >= self.size and self._held.get(holder, 0) < self._most:
+        if holder is None or (self.in_use >= self.size and self._held.get(holder, 0) < self._most):
             return overloaded(self.reason, detail)
         RATE_LIMITED.labels(self.reason).inc()
         detail = "Too many of your requests are under way; please try again when one has ended"
