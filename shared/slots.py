@@ -23,7 +23,8 @@ log = structlog.get_logger(__name__)
 class Slots:
     """Up to `size` slots. A holder has its share when it holds as many as are free: alone it gets
     half of them, and n holders that take what they can come to 1/(n+1) each, with as much left for
-    the next.
+    the next. Where slots are waited for, all but a fifth are anybody's, and at least one: what is
+    given back goes to the holder of the fewest.
 
     `most` bounds a share further, where slots are held for so long that it would shrink too late.
     Work without a holder is bound by the size alone. `reason` names the slots in log and metrics.
@@ -55,7 +56,7 @@ class Slots:
             Unavailable: all slots have been taken for `seconds`.
         """
         holder = current_holder.get()
-        if self._allows(holder):
+        if self._allows_to_wait(holder):
             self._hold(holder)
             return holder
         if not await self._wait(holder, seconds):
@@ -100,7 +101,7 @@ class Slots:
 
     def _give_to_next(self) -> bool:
         """Returns whether whoever was next still waited, or nobody may have a slot."""
-        allowed = [holder for holder in self._waiting if self._allows(holder)]
+        allowed = [holder for holder in self._waiting if self._allows_to_wait(holder)]
         if not allowed:
             return True
         holder = min(allowed, key=lambda each: self._held.get(each, 0))
@@ -118,6 +119,13 @@ class Slots:
         if holder is None:
             return free > 0
         return self._held.get(holder, 0) < min(free, self._most)
+
+    def _allows_to_wait(self, holder: str | None) -> bool:
+        if self._held.get(holder, 0) < self._most and self.size - self.in_use > max(
+            1, self.size // 5
+        ):
+            return True
+        return self._allows(holder)
 
     def _hold(self, holder: str | None) -> None:
         self.in_use += 1

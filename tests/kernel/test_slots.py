@@ -137,7 +137,7 @@ async def test_one_account_leaves_connections_to_others(
     app: FastAPI, sign_up: SignUp, path: str
 ) -> None:
     noisy, quiet = await sign_up(), await sign_up()
-    requests = await hold(app, noisy, path, 2)
+    requests = await hold(app, noisy, path, 3)
     assert_own_share(await noisy.get(path))
     requests += await hold(app, quiet, path, 1)
     await end(app, *requests)
