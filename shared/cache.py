@@ -30,7 +30,7 @@ def open_cache(redis_url: str | None) -> Cache:
         cache.setup(
             redis_url,
             middlewares=(_fail_open(CircuitBreaker(REDIS_RETRY_SECONDS)),),
-            pickle_type=PicklerType.NULL,  # a pickle runs the code of whoever has written it
+            pickle_type=PicklerType.NULL,  # a pickle runs code when it is read
             suppress=False,  # with True, cashews logs a traceback for each failed command
             socket_timeout=REDIS_TIMEOUT_SECONDS,
             socket_connect_timeout=REDIS_TIMEOUT_SECONDS,

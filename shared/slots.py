@@ -1,6 +1,6 @@
 """Slots: a bounded number of things that may run at once, shared fairly between holders.
 
-The holder of what a request needs is its account, or, without one, its client's network.
+The holder of a request's slots is its account, or, without one, its client's network.
 """
 
 import asyncio
@@ -22,9 +22,9 @@ log = structlog.get_logger(__name__)
 
 class Slots:
     """Up to `size` slots. A holder has its share when it holds as many as are free: alone it gets
-    half of them, and n holders that take what they can come to 1/(n+1) each, with as much left for
-    the next. Where slots are waited for, all but a fifth are anybody's, and at least one: what is
-    given back goes to the holder of the fewest.
+    half of them, and n greedy holders come to 1/(n+1) each, with as much left for the next. Where
+    slots are waited for, a holder may have all but a fifth (at least one): a slot that is given
+    back goes to the waiting holder of the fewest.
 
     `most` bounds a share further, where slots are held for so long that it would shrink too late.
     Work without a holder is bound by the size alone. `reason` names the slots in log and metrics.
@@ -100,7 +100,7 @@ class Slots:
             pass  # the next had given up
 
     def _give_to_next(self) -> bool:
-        """Returns whether whoever was next still waited, or nobody may have a slot."""
+        """Returns whether the next one still waited, or no waiting holder may have a slot."""
         allowed = [holder for holder in self._waiting if self._allows_to_wait(holder)]
         if not allowed:
             return True
@@ -154,7 +154,7 @@ class Slot:
         """Has another holder hold the slot, if it has not been released.
 
         Raises:
-            TooManyRequests: the other holder holds its share; nobody holds the slot then.
+            TooManyRequests: the other holder holds its share; the slot is free then.
         """
         if self._held and holder != self.holder:
             self.release()

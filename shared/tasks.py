@@ -81,8 +81,8 @@ class PeriodicTask:
 
 
 async def supervise(name: str, run: Callable[[], Awaitable[object]]) -> NoReturn:
-    """Runs a function that has no end until it is cancelled: whatever else ends it is logged and
-    counted, and it is started again."""
+    """Runs a function that has no end until it is cancelled: any other end is logged and counted,
+    and it is started again."""
     while True:
         error: BaseException | None = None
         try:

@@ -52,7 +52,7 @@ celery = Celery(
         "socket_timeout": REDIS_TIMEOUT_SECONDS,
         "socket_connect_timeout": REDIS_TIMEOUT_SECONDS,
     },
-    accept_content=["json"],  # a pickle runs the code of whoever has written it
+    accept_content=["json"],  # a pickle runs code when it is read
     task_serializer="json",
     result_accept_content=["json"],
     task_ignore_result=True,

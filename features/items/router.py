@@ -153,7 +153,7 @@ async def import_(
     Rows that are not valid are reported with their line number and left out; all others are taken,
     in one transaction, once the whole body has come. An empty cell of CSV is no value. A row of an
     export, whose `id` is that of one of your items, is that item, and gives it its `external_id` if
-    it has none; any other `id` stands for the `external_id`, if there is no such field.
+    it has none; any other `id` stands for the `external_id`, if that field is missing.
     """
     database, limits = database_of(request.app), settings_of(request.app, ItemsSettings)
     max_size, max_rows = limits.max_import_size, limits.max_import_rows
@@ -189,7 +189,7 @@ async def export(
 ) -> StreamingResponse:
     """All your items as a stream, oldest first: JSON Lines, or CSV if `Accept` says so.
 
-    CSV has an empty cell where there is no value, and for an empty description. They are the items
+    CSV has an empty cell for a missing value, and for an empty description. They are the items
     of one moment, if they are read within `X-Snapshot-Seconds`; a slower client gets the rest as
     they are then, none twice.
     """

@@ -140,8 +140,8 @@ def _uuid_or_none(value: object) -> UUID | None:
 class ImportRow(ItemCreate):
     """A row of an import: the fields of an item. Unknown fields are ignored.
 
-    An `id` may be that of an item. Where it is not, it stands for the `external_id`, if there is no
-    such field.
+    An `id` may be that of an item. Where it is not, it stands for the `external_id`, if that field
+    is missing.
     """
 
     model_config = ConfigDict(extra="ignore", coerce_numbers_to_str=True)

@@ -41,7 +41,7 @@ COUNT_ITEMS = select(
 
 @dataclass
 class _Estimate:
-    """What was counted, and what this process has added since. Beyond the bounds it counts again,
+    """The last count, and the additions of this process since. Beyond the bounds it counts again,
     though not before a time."""
 
     items: int = 0
@@ -63,7 +63,7 @@ class Quota:
     async def check(
         self, session: WriteSession, owner_id: UUID, *, items: int, text_bytes: int
     ) -> None:
-        """Checks what a transaction has added, at its end; `text_bytes` may be an upper bound.
+        """Checks the additions of a transaction, at its end; `text_bytes` may be an upper bound.
 
         Raises:
             Forbidden: with it, the account has more than it may.
@@ -92,7 +92,7 @@ class Quota:
     async def usage(self, session: ReadSession, owner_id: UUID) -> Usage:
         """Returns what an account has, and may have."""
         known, asked_at = self._estimate_of(owner_id), time.monotonic()
-        async with known.counting:  # many who ask at once are told what one has counted
+        async with known.counting:  # many concurrent checks share one count
             if asked_at >= max(known.not_before, known.counted_at):
                 await self._count(session, owner_id, known)
         return Usage(

@@ -20,7 +20,7 @@ console = Console(stderr=True)
 @commands.command("reindex")
 def reindex_command(context: typer.Context) -> None:
     """Bring the search index to the model and language of the settings. Run it again if it was
-    cut off: it goes on where it was."""
+    cut off: it continues where it was."""
     model, parked = run_with_database(context, _reindex)
     typer.echo(f"Searching with {model.name} ({model.dimension} dimensions)")
     if parked:

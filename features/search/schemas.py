@@ -33,7 +33,7 @@ class Mode(StrEnum):
 
 
 class SearchQuery(ItemFilters):
-    """What to look for, and among which items."""
+    """The words to look for, and filters of the items."""
 
     q: Annotated[
         DatabaseText,

@@ -1,6 +1,6 @@
 """The tables of the search index.
 
-What is written when items change stands in indexing/documents.py; background tasks write the rest.
+indexing/documents.py writes it when items change; background tasks write the rest.
 The owner is first in every key.
 """
 

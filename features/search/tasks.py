@@ -49,5 +49,5 @@ embedding_task = Task(
     channel=SEARCH_CHANNEL,
     backlog=text(SELECT_BACKLOG.format(table="search_queue")),
 )
-# For items that somebody has changed past this application: by psql, or with a restore.
+# For items that were changed past this application: by psql, or with a restore.
 sweep_task = PeriodicTask(name="search_sweep", run=_sweep, every=SWEEP_SECONDS)

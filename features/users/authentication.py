@@ -87,9 +87,9 @@ async def lock_access(session: WriteSession, principal: Principal) -> bool:
 
 async def _read_access_token(state: UsersState, token: str) -> Principal:
     """Returns the principal of a token. A signing key that this process does not know is looked
-    for by a poll of the revocation list, which has a connection of its own.
+    for by a poll of the revocation list, which has a separate connection.
 
-    Anybody may send such tokens: those of a process share few polls a second, and none waits for
+    Any client may send such tokens: those of a process share few polls a second, and none waits for
     a connection that others use. A new key signs only minutes after each process has read it, so
     one that a poll does not find, or cannot look for, is refused.
     """

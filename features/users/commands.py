@@ -39,8 +39,8 @@ COMMAND_LINE = ClientInfo(address="", user_agent="python -m app create-admin")
 def create_admin(
     context: typer.Context, email: Annotated[str, typer.Argument(help="Of the account")]
 ) -> None:
-    """Make an account an administrator's. Where there is none, or whoever made it never proved
-    that the address is theirs, ask for a password, and end every other way in."""
+    """Make an account an administrator's. If the account is new, or its address was never verified,
+    ask for a password, and end every other way in."""
     with exit_on_user_error():
         address = _validated(EMAIL_ADAPTER, email)
     password = None

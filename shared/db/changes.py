@@ -95,11 +95,11 @@ class Subscription:
     """A function of a feature that runs when rows of a topic have changed.
 
     `run` has the publisher's transaction: its writes are committed with the change, or nothing is.
-    With a name for the `outbox`, it runs after the commit, in a transaction of its own, and is
-    tried again when it fails (app/outbox.py): what it writes there is written once, what it does
-    elsewhere is done at least once, and the changes of an owner come in order. If it returns how
-    many rows it did, it is called again, in another transaction, until it returns 0. The name stays
-    the same for ever: changes wait under it.
+    With a name for the `outbox`, it runs after the commit, in a separate transaction, and is tried
+    again when it fails (app/outbox.py): its writes there are made once, its other effects at least
+    once, and the changes of an owner come in order. If it returns how many rows it did, it is
+    called again, in another transaction, until it returns 0. The name stays the same for ever:
+    changes wait under it.
     """
 
     topic: Topic

@@ -34,10 +34,10 @@ class NoHostInRole(ConnectionError):
 
 
 class ServerRole(StrEnum):
-    """What a server must be, in the words of `target_session_attrs`.
+    """The role that a server must have, in the words of `target_session_attrs`.
 
-    Each use of a connection asks for its own, whatever the URL says: what a server is, it may cease
-    to be while the URL stays the same.
+    Each use of a connection asks for a role, whether or not the URL does: a server may change its
+    role while the URL stays the same.
     """
 
     READ_WRITE = "read-write"

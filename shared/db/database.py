@@ -232,7 +232,7 @@ class Database:
         """Closes all connections; does not wait for a server that does not answer."""
         await self._notifier.close()
         for connection in self._committing:
-            connection.terminate()  # to cancel the COMMIT would change what it means
+            connection.terminate()  # to cancel the COMMIT would change its meaning
         for pool in (*self._read_pools.values(), self._probe_pool):
             await pool.close()
         for engine in (self.engine, self._probe_engine):
@@ -290,7 +290,7 @@ class Database:
     def _refuse_stale(self, _connection: Any, record: Any, _proxy: Any) -> None:
         generation, expires_at = record.info.setdefault("made", (self._generation, expiry()))
         if generation != self._generation or time.monotonic() > expires_at:
-            raise DisconnectionError  # SQLAlchemy connects anew
+            raise DisconnectionError  # SQLAlchemy connects again
 
     @contextmanager
     def _translate_connect_errors(self) -> Iterator[None]:
@@ -350,7 +350,7 @@ def _new_engine(url: str, settings: Settings, size: int) -> AsyncEngine:
 
 def _connector(url: str, role: ServerRole, server: Mapping[str, str], *, pooler: bool) -> Connect:
     options: dict[str, Any] = {"server_settings": dict(server), "record_class": Row}
-    if pooler:  # it chooses the server anew for each transaction
+    if pooler:  # it chooses a server for each transaction
         return connector(url, None, statement_cache_size=0, **options)
     return connector(url, role, **options)
 

@@ -53,9 +53,9 @@ class ReplicaReadSession(ReadSession):
 class Replica:
     """Lends connections to the replica, or to the primary.
 
-    While reads come, it checks each second that the replica answers, is one, and has replayed what
-    the primary had written `database_replica_lag` seconds before. `probe` is a separate pool of one
-    connection to the replica.
+    While reads come, it checks twice a second that the replica answers, is one, and has replayed
+    what the primary had written `database_replica_lag` seconds before. `probe` is a separate pool
+    of one connection to the replica.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class Replica:
         return None
 
     async def _watch(self) -> None:
-        """Checks the replica until nobody asks for it."""
+        """Checks the replica until no read has asked for it."""
         while self._asked or self._lent:
             self._asked = False
             if reason := await self._reason_against():
@@ -140,7 +140,7 @@ class Replica:
         await asyncio.wait({asking}, timeout=CHECK_TIMEOUT_SECONDS)
         if not asking.done():
             asking.cancel()  # not awaited: to close a connection to a silent server takes a second
-            for lent in self._lent:  # what waits for it is read from the primary
+            for lent in self._lent:  # its waiting reads go to the primary
                 lent.terminate()
             return f"no answer within {CHECK_TIMEOUT_SECONDS:g} s"
         try:

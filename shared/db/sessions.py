@@ -120,12 +120,13 @@ class SnapshotSession:
     ) -> AsyncIterator[Sequence[Row]]:
         """Yields the rows of a statement from a cursor, up to `size` at a time.
 
-        If the snapshot is given up meanwhile, goes on in a new one with the statement `following`:
-        the rows after the last one, whose columns are its parameters, `after_id` and so on.
+        If the snapshot is given up meanwhile, continues in a new one with the statement
+        `following`: the rows after the last one, whose columns are its parameters, `after_id` and
+        so on.
 
         Raises:
             PostgresError: the statement fails.
-            Unavailable: the snapshot has been given up, and there is no statement `following`.
+            Unavailable: the snapshot has been given up, and `following` is missing.
         """
         while True:
             async for batch in self._snapshot.batches(statement, values, size):
@@ -143,7 +144,8 @@ class SnapshotSession:
 
 
 class _Snapshot:
-    """A connection with a snapshot, which is given back after `seconds`, whoever waits for what."""
+    """A connection with a snapshot, which is given back after `seconds`, even while a client is
+    waiting."""
 
     def __init__(self, connections: Connections, seconds: float) -> None:
         self._connections, self._seconds = connections, seconds

@@ -165,7 +165,7 @@ class Paginator:
         is_next = after is not None
         page = page_statement(listed, filters, query.sort, after_cursor=is_next, total=query.total)
         found = await session.fetch(page, values)
-        if query.total:  # each row has it; a page without rows is counted anew
+        if query.total:  # each row has it; a page without rows is counted again
             counted = found or await session.fetch(count_statement(listed, filters), values)
             total = counted[0][TOTAL]
         rows, more = found[: query.limit], len(found) > query.limit

@@ -59,7 +59,7 @@ class BoundedStorage(MemoryStorage):
     """Counts in this process, for up to `MAX_KEYS` keys, in the same time for any number.
 
     For each new key a few others are looked at in turn, and those that have expired deleted. If
-    none has and there is no room, the one that has counted least is: who adds many keys deletes
+    none has and there is no room, the one with the lowest count is: who adds many keys deletes
     their like, and not the count of an account whose password is being guessed. The storage of
     `limits` looks at all keys at each request.
     """
@@ -140,7 +140,7 @@ class Limiter:
     def _record_outcome(self) -> Iterator[None]:
         try:
             yield
-        except (StorageError, ValueError) as error:  # ValueError: a count that is no number
+        except (StorageError, ValueError) as error:  # ValueError: a count that is not a number
             REDIS_FAILURES.inc()
             if self._circuit.record_failure():
                 log.warning("limits_not_shared", error=str(error))

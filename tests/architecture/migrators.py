@@ -1,4 +1,4 @@
-"""Migrates in other processes, which do not have what a test has patched."""
+"""Migrates in other processes, without the patches of a test."""
 
 import multiprocessing
 from concurrent.futures import Executor, ProcessPoolExecutor

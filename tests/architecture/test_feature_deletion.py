@@ -233,7 +233,7 @@ def fill(client: httpx.Client, feature: str) -> str:
 
 
 def use(client: httpx.Client, item: str) -> None:
-    """Changes and deletes what was there when the code had the feature."""
+    """Changes and deletes rows from when the code had the feature."""
     assert client.get("/users/me/api-keys").raise_for_status().json()["items"]
     client.patch(item, json={"title": "Cup"}).raise_for_status()
     client.get("/items").raise_for_status()
@@ -258,7 +258,7 @@ async def _tables(url: str) -> set[str]:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Returns the files of a copy of the repository by name, without those that nobody commits."""
+    """Returns the files of a copy of the repository by name, without those that are ignored."""
     with_caches = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
     return {
         str(name): path.read_bytes()

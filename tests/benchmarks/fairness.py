@@ -1,8 +1,8 @@
-"""Measures what a quiet account waits for its answers while others make noise.
+"""Measures the time of a quiet account's requests while others make noise.
 
 python -m tests.benchmarks.fairness [SECONDS]
 
-One worker of the real server, without rate limits: what is measured is how slots are shared. The
+One worker of the real server, without rate limits: this measures how slots are shared. The
 noise comes from another process, which shares the cores with the server and PostgreSQL.
 """
 

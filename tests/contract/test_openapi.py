@@ -69,7 +69,7 @@ def test_successes_have_a_shape(document: dict[str, Any]) -> None:
 
 
 def test_a_patch_changes_only_what_is_sent(document: dict[str, Any]) -> None:
-    """A generated client sends the defaults of a body with whatever it changes."""
+    """A generated client sends the defaults of a body with each change."""
     bodies = {
         name: operation["requestBody"]
         for name, operation in operations(document)

@@ -1,4 +1,5 @@
-"""A circuit breaker skips what has failed, and lets one call after another try it again."""
+"""A circuit breaker skips a service that has failed, and lets one call after another try it
+again."""
 
 import time
 

@@ -102,7 +102,7 @@ async def test_a_host_that_its_caller_does_not_wait_for_is_tried_last(
 
 
 async def test_the_kernel_notices_that_a_host_has_vanished(database_url: str) -> None:
-    """Else who waits for an answer, with nothing left to send, would wait for ever."""
+    """Else a client that waits for an answer, with nothing left to send, would wait for ever."""
     connection: Any = await connector(database_url, None)()
     sock = connection._transport.get_extra_info("socket")
     assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1

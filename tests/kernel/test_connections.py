@@ -1,4 +1,4 @@
-"""What a client may take by connecting and sending: time, memory, and slots of nobody else."""
+"""Bounds of what clients take by connecting and sending: time, memory, slots."""
 
 import asyncio
 import tracemalloc

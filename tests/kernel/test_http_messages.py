@@ -1,4 +1,4 @@
-"""One HTTP request is one HTTP request, whatever bytes a client sends."""
+"""One HTTP request is one HTTP request, for any bytes that a client sends."""
 
 from collections.abc import AsyncIterator
 from typing import Annotated, Any

@@ -248,7 +248,7 @@ async def test_a_parked_change_that_a_removed_subscriber_waits_for_is_deleted(
     app: FastAPI, mailer: Subscriber
 ) -> None:
     mailer.fails = lambda change: True
-    await publish(app, ROWS[0])  # the auditor, who waits for it too, is then removed
+    await publish(app, ROWS[0])  # the auditor, another subscriber, is then removed
     for _ in range(MAX_ATTEMPTS):
         await deliver(app, mailer)
         await end_pauses(app)

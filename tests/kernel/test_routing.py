@@ -1,4 +1,4 @@
-"""Whatever route FastAPI can have, a feature can have: routers are skipped and queries validated in
+"""A feature can have any route that FastAPI can have: routers are skipped and queries validated in
 less time only where the answer is the same."""
 
 from collections.abc import Mapping

@@ -37,7 +37,7 @@ async def database(settings: Settings, seconds: float) -> AsyncIterator[Database
 
 
 async def change(database: Database) -> None:
-    """Deletes a number that is not read yet, and adds one behind and one before what is read."""
+    """Deletes a number that is not read yet, and adds one before and one after the current one."""
     async with database.transaction() as session:
         await session.execute(text("DELETE FROM numbers WHERE id = 5"))
         await session.execute(text("INSERT INTO numbers VALUES (0), (11)"))

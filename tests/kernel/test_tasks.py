@@ -113,7 +113,7 @@ async def test_a_supervised_task_ends_only_when_it_is_cancelled(
 
 
 async def test_what_a_process_runs_for_ever_is_supervised(settings: Settings) -> None:
-    """Each task, the kernel's and the features': what is thrown into it does not end it."""
+    """Each task, the kernel's and the features': an exception in it does not end it."""
     before = asyncio.all_tasks()
     app = create_app(settings)
     async with app.router.lifespan_context(app):

@@ -151,7 +151,7 @@ def _is_asked_for(item: pytest.Item, *, verify: bool) -> bool:
 
 
 def pytest_collection_finish() -> None:
-    """Takes what has been imported out of the garbage collector, which would visit it each time:
+    """Takes imported objects out of the garbage collector, which would visit it each time:
     a tenth of the time of a test."""
     gc.freeze()
 

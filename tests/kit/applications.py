@@ -58,7 +58,8 @@ def application(
 
 
 async def run_outbox(app: FastAPI, name: str) -> int:
-    """Delivers what waits in the outbox under this name; returns the number of changes."""
+    """Delivers the changes that wait in the outbox under this name; returns the number of
+    changes."""
     (task,) = (task for task in state_of(app).tasks if task.name == f"outbox_{name}")
     return await run_until_idle(app, task)
 
@@ -74,6 +75,6 @@ async def run_all_tasks(app: FastAPI) -> None:
 
 def _key(settings: Settings, features: Sequence[Feature]) -> object:
     given = {name: value for name, value in settings if name not in DATABASES}
-    # pytest sets PYTEST_CURRENT_TEST anew for each phase of each test.
+    # pytest sets PYTEST_CURRENT_TEST for each phase of each test.
     variables = sorted(pair for pair in os.environ.items() if pair[0] != "PYTEST_CURRENT_TEST")
     return tuple(given.items()), tuple(variables), tuple(feature.name for feature in features)

@@ -26,7 +26,7 @@ async def minimal_route() -> Response:
 async def assert_max_calls(client: AsyncClient, app: FastAPI, url: str, most: float) -> None:
     """Fails if the client's GET makes more than `most` times the calls of a minimal FastAPI route.
 
-    One more dependency or middleware adds about 0.4. Leave at least 0.2 above what it takes now:
+    One more dependency or middleware adds about 0.4. Leave at least 0.2 above the present ratio:
     a tick of a background task inside each of the counted requests adds a few calls.
     """
     token = client.headers["Authorization"].removeprefix("Bearer ")

@@ -87,7 +87,7 @@ def writers() -> set[str]:
 
 
 def delivers_change() -> bool:
-    """Returns whether a subscriber runs the statement after the commit of what it subscribes to."""
+    """Returns whether a subscriber runs the statement after the publisher's commit."""
     return any(frame.f_globals.get("__name__") == "app.outbox" for frame in _stack())
 
 

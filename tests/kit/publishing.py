@@ -1,4 +1,4 @@
-"""Checks at runtime that a feature publishes what it writes to a table that has a topic."""
+"""Checks at runtime that a feature publishes its writes to a table with a topic."""
 
 import sys
 from collections import defaultdict

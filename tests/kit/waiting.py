@@ -1,4 +1,4 @@
-"""Waits with a timeout in seconds, and an error that says what was awaited."""
+"""Waits with a timeout in seconds, and an error that names the awaited event."""
 
 import asyncio
 import inspect

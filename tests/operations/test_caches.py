@@ -1,4 +1,4 @@
-"""A shared cache in front of the service, as it comes: it serves nobody what is another's."""
+"""A shared cache in front of the service, as it comes: it serves no answer to another account."""
 
 import shutil
 import subprocess

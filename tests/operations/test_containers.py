@@ -174,7 +174,7 @@ def the_metrics_are_not_for_everybody(address: str) -> None:
 
 
 def nothing_reaches_what_it_does_not_need(stack: Stack) -> None:
-    """Neither a host nor a password is known to who has no need of it."""
+    """Each service knows only the hosts and passwords that it needs."""
     assert "postgres" not in hosts_known_to(stack, "proxy")
     assert "redis" not in hosts_known_to(stack, "proxy")
     assert hosts_known_to(stack, "postgres") == {"postgres", "redis", "api", "worker"}

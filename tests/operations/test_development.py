@@ -1,4 +1,4 @@
-"""The loop of development: the application starts anew when a file is saved, on a PostgreSQL that
+"""The loop of development: the application starts again when a file is saved, on a PostgreSQL that
 starts by itself."""
 
 import asyncio

@@ -135,7 +135,7 @@ async def test_a_silent_replica_costs_a_moment(
     servers: tuple[EmbeddedServer, EmbeddedServer],
     replica: "asyncpg.Connection[asyncpg.Record]",
 ) -> None:
-    """It neither answers nor closes a connection: what waits for it is read from the primary."""
+    """It neither answers nor closes a connection: its waiting reads go to the primary."""
     proxy = Proxy(target=servers[1].port)
     listener = await proxy.start()
     way = EmbeddedServer(proxy.port, servers[1].password).url("tessera")

@@ -25,7 +25,7 @@ class CsvParser:
 
         Raises:
             Unprocessable: the header cannot be used, or a quote is not closed, as far as one can
-                tell: nobody knows then how many rows the record has swallowed.
+                tell: the number of rows in the record is then unknown.
         """
         try:
             cells = _parse_cells(record, self.header)

@@ -4,11 +4,11 @@ from features.items.handlers.bulk_export import export_items
 from features.items.handlers.bulk_import import import_items
 from features.items.handlers.crud import (
     create_item,
-    delete_all_items,
     delete_item,
     get_item,
     update_item,
 )
+from features.items.handlers.deleted_accounts import delete_all_items
 from features.items.handlers.listing import list_items
 from features.items.handlers.merging import merge_rows
 from features.items.handlers.staging import delete_abandoned_rows, delete_staged, stage_rows

@@ -24,7 +24,7 @@ async def export_items(
 ) -> AsyncIterator[Sequence[ItemPublic]]:
     """Yields the owner's items in batches, oldest first.
 
-    For a client so slow that the snapshot is given up, goes on in a new one: no item comes twice,
+    For a client so slow that the snapshot is given up, continues in a new one: no item comes twice,
     and none is missing that was there all the time.
     """
     values = {"owner_id": owner_id}

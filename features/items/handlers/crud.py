@@ -8,12 +8,9 @@ from features.items.changes import item_changes
 from features.items.schemas import ItemCreate, ItemPublic, ItemUpdate
 from features.items.tables import ITEMS
 from shared.db import ReadSession, WriteSession
-from shared.db.changes import Change
 from shared.db.tables import columns, uuid7
 from shared.problems import NotFound
 from shared.web.conditional import check_if_match
-
-DELETED_PER_BATCH = 5_000
 
 PUBLIC_COLUMNS = columns(ITEMS, ItemPublic)
 IS_THIS_ITEM = ITEMS.c.id == bindparam("item_id")
@@ -23,10 +20,6 @@ LOCK_ITEM = SELECT_ITEM.with_for_update()
 INSERT_ITEM = insert(ITEMS).returning(*PUBLIC_COLUMNS)
 UPDATE_ITEM = update(ITEMS).where(IS_THIS_ITEM).returning(*PUBLIC_COLUMNS)
 DELETE_ITEM = delete(ITEMS).where(IS_THIS_ITEM)
-IS_OWNERS = ITEMS.c.owner_id == bindparam("owner_id")
-DELETE_BATCH = delete(ITEMS).where(
-    IS_OWNERS, ITEMS.c.id.in_(select(ITEMS.c.id).where(IS_OWNERS).limit(DELETED_PER_BATCH))
-)
 
 
 async def create_item(session: WriteSession, owner_id: UUID, new: ItemCreate) -> ItemPublic:
@@ -90,8 +83,3 @@ async def delete_item(
     check_if_match(if_match, item.updated_at)
     await session.execute(DELETE_ITEM, {"item_id": item_id})
     await item_changes.deleted(session, owner_id, [item_id])
-
-
-async def delete_all_items(session: WriteSession, deleted: Change) -> int:
-    """Deletes a batch of the items of a deleted account; returns how many, 0 when none is left."""
-    return await session.execute(DELETE_BATCH, {"owner_id": deleted.owner_id})

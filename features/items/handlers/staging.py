@@ -1,6 +1,6 @@
 """The staging table: where the rows of an import wait until all have come.
 
-Each batch is copied in a transaction of its own, so that none is open while a client is slow.
+Each batch is copied in a separate transaction, so that none is open while a client is slow.
 """
 
 from collections.abc import Sequence

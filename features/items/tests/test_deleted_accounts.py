@@ -4,7 +4,7 @@ import asyncpg
 from fastapi import FastAPI
 from httpx import AsyncClient
 
-from features.items.handlers.crud import DELETED_PER_BATCH
+from features.items.handlers.deleted_accounts import DELETED_PER_BATCH
 from tests.kit import max_queries, run_all_tasks, run_outbox
 
 ITEMS = 20_000

@@ -1,7 +1,7 @@
 """Caches the vectors of queries, in Redis where it is set.
 
-Each owner has entries of their own. An entry that others share would tell them, by the time that a
-search takes, what somebody has searched for.
+Entries are not shared between owners. A shared entry would reveal, by the duration of a search,
+that another owner has searched for the same.
 """
 
 import hashlib
@@ -24,8 +24,8 @@ def cache_key(owner_id: UUID, model: EmbeddingModel, text: str) -> str:
 
 
 async def cached_vector(cache: Cache, key: str, dimension: int) -> Vector | None:
-    """Returns the vector, or None if none is cached: what is no vector of the model, of unit
-    length, was written by others."""
+    """Returns the vector, or None if none is cached: a value that is not a unit vector of the model
+    was not written by us."""
     cached = await cache.get(key)
     if not isinstance(cached, bytes) or len(cached) != dimension * FLOAT_BYTES:
         return None

@@ -16,7 +16,7 @@ import structlog
 from asyncpg import LockNotAvailableError, PostgresError
 from sqlalchemy import TextClause, text
 
-from features.search.indexing.batches import blames_rows, split
+from features.search.indexing.failed_batches import blames_rows, split
 from features.search.query.ranking import BM25_B, BM25_K1, WEIGHTS_VERSION
 from shared.db import Database, WriteSession
 from shared.db.changes import Change, ChangeKind
@@ -163,7 +163,7 @@ DELETE FROM search_{table} WHERE owner_id = :owner AND ctid = ANY (ARRAY(
 """)  # noqa: S608  # constants
     for table in ("pending", "documents", "words", "terms", "owners")
 ]
-# What is being embedded is locked while the model answers; who embeds it deletes it afterwards.
+# A row is locked while its item is being embedded; who embeds it deletes it afterwards.
 DELETE_QUEUE = text("""
 DELETE FROM search_queue AS q USING (
     SELECT item_id, model_id FROM search_queue WHERE owner_id = :owner
@@ -186,7 +186,7 @@ async def index_change(session: WriteSession, change: Change) -> None:
 
 
 async def index_items(session: WriteSession, owner_id: UUID, ids: Sequence[UUID]) -> None:
-    """Indexes those items whose text differs from what is indexed."""
+    """Indexes those items whose text differs from the indexed text."""
     await session.execute(INDEX_CHANGED, _values(owner_id, ids))
     session.notify(SEARCH_CHANNEL)
 
@@ -197,16 +197,16 @@ async def forget_items(session: WriteSession, owner_id: UUID, ids: Sequence[UUID
 
 
 async def forget_account(session: WriteSession, change: Change) -> int:
-    """Deletes a batch of what is known of a deleted account; returns how many rows, 0 when none is
+    """Deletes a batch of the rows of a deleted account; returns how many rows, 0 when none is
     left."""
     of = {"owner": change.owner_id, "batch": FORGOTTEN_PER_BATCH}
     return sum([await session.execute(each, of) for each in (*DELETE_OWNER_BATCH, DELETE_QUEUE)])
 
 
 async def sweep(database: Database) -> int:
-    """Brings the index into step with the items, whoever has changed them.
+    """Brings the index into step with the items, however they were changed.
 
-    It reads all items without locks, and locks those whose text is not what is indexed.
+    It reads all items without locks, and locks those whose text is not the indexed text.
 
     Returns:
         How many documents were written or deleted.
@@ -244,7 +244,8 @@ async def change_language(database: Database, language: str) -> None:
 async def wait_for_open_writers(database: Database, table: str) -> None:
     """Waits until every transaction that is writing to the table now has ended.
 
-    Every later write to it sees what was committed before this call. A replica would not know.
+    Every later write to it sees all that had been committed before this call. A replica would not
+    know.
 
     Raises:
         Unavailable: a transaction is still open after two minutes.

@@ -18,8 +18,8 @@ from features.search.embedding import (
     Vector,
     to_pgvector,
 )
-from features.search.indexing.batches import blames_rows, run_parts, split, take
 from features.search.indexing.documents import OWNERS_OF
+from features.search.indexing.failed_batches import blames_rows, run_parts, split, take
 from features.search.indexing.models import RegisteredModel, prepare, registered_models
 from shared.db import Database, Row, WriteSession
 

@@ -15,8 +15,8 @@ import structlog
 from asyncpg import PostgresError
 from sqlalchemy import text
 
-from features.search.indexing.batches import blames_rows, run_parts, split, take
 from features.search.indexing.documents import OWNERS_OF, SEARCH_CHANNEL, WEIGHTS
+from features.search.indexing.failed_batches import blames_rows, run_parts, split, take
 from shared.db import Database, Row, WriteSession
 from shared.db.locks import advisory_lock
 
@@ -66,7 +66,7 @@ AND (CAST(:among AS uuid[]) IS NULL OR p.item_id = ANY (CAST(:among AS uuid[])))
 LIMIT :batch FOR UPDATE OF p SKIP LOCKED
 """)
 
-# Exponential backoff. A mark that has changed meanwhile has no attempts, and starts anew.
+# Exponential backoff. A mark that has changed meanwhile has no attempts, and starts again.
 SCHEDULE_RETRY = text("""
 UPDATE search_pending SET attempts = attempts + 1, error = :error,
     parked = attempts + 1 >= :max_attempts,

@@ -1,4 +1,4 @@
-"""Items are indexed by Celery whatever is killed, and their backlog holds up nothing else."""
+"""Items are indexed by Celery despite killed processes, and their backlog holds up nothing else."""
 
 import base64
 import json
@@ -114,7 +114,7 @@ def test_what_others_write_to_a_queue_runs_nothing_and_stops_nothing(
 
 
 def hostile_message(kind: str, bomb: Path) -> str:
-    """Returns what somebody who can write to Redis puts into a queue."""
+    """Returns a message that an attacker puts into a queue."""
     body = json.dumps([["search_statistics", {}], {}, {}]).encode()
     headers = {"lang": "py", "task": "drain", "id": str(uuid4())}
     content_type = "application/json"

@@ -1,4 +1,4 @@
-"""What a search may cost: the words of its query, and the time of its statements."""
+"""The cost of a search: the words of its query, and the time of its statements."""
 
 import pytest
 from httpx import AsyncClient

@@ -1,4 +1,4 @@
-"""What a downgrade of search keeps, in a database that has items."""
+"""A downgrade of search keeps its queue, in a database that has items."""
 
 import asyncio
 

@@ -1,4 +1,5 @@
-"""No item, and no owner with many of them, stops or delays what waits for the background tasks."""
+"""No item, and no owner with many of them, stops or delays the other rows of the background
+tasks."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from httpx import AsyncClient
 
 from features.search.embedding import Vector
 from features.search.embedding.local import LocalEmbedder
-from features.search.indexing import batches, statistics, sweep
+from features.search.indexing import failed_batches, statistics, sweep
 from features.search.indexing.documents import MAX_TERMS
 from features.search.tasks import embedding_task, statistics_task
 from features.search.tests.conftest import Index
@@ -51,7 +52,7 @@ Refuse = Callable[[str], Awaitable[None]]
 
 @pytest.fixture
 def refuse(database: Database) -> Refuse:
-    """Lets a table refuse more than ten rows in a statement, and what has the word arsenic."""
+    """Lets a table refuse more than ten rows in a statement, and rows with the word arsenic."""
 
     async def create_trigger(table: str) -> None:
         await database.execute(REFUSE_ROWS)
@@ -236,7 +237,7 @@ async def test_texts_that_take_long_to_fail_let_others_have_their_turn(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     await index()
-    monkeypatch.setattr(batches, "PARTS_SECONDS", 0.0)
+    monkeypatch.setattr(failed_batches, "PARTS_SECONDS", 0.0)
     endpoint.poison = "arsenic"
     await import_items(client, [f"Jar {n} of arsenic" for n in range(20)])
     await run_until_idle(app, statistics_task)

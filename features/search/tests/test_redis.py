@@ -1,4 +1,4 @@
-"""Whoever writes to Redis changes what is cached, and runs nothing in the API."""
+"""Values that others write to Redis run no code in the API."""
 
 import os
 import pickle

@@ -1,4 +1,4 @@
-"""Deletion of accounts: at once for everybody who might look, in batches for what is stored.
+"""Deletion of accounts: at once for every reader, in batches for the stored rows.
 
 To delete an account is to mark its row. That ends its access, erases who it was, and frees its
 address and its identities, in one short transaction however much the account owns. Features that
@@ -47,7 +47,7 @@ SELECT_DELETED = (
     .limit(ACCOUNTS_PER_RUN)
 )
 IS_THIS_USER = col(User.id) == bindparam("user_id")
-# FOR UPDATE: nobody is adding a row to the account, and its DELETE waits for nobody.
+# FOR UPDATE: no transaction is adding a row to the account, and its DELETE waits for none.
 LOCK_USER = select(col(User.id)).where(IS_THIS_USER).with_for_update(skip_locked=True)
 # For a feature that does not subscribe: its foreign key cascades, to however many rows.
 ALLOW_MINUTES = text("SELECT set_config('statement_timeout', '4min', true)")
@@ -64,7 +64,7 @@ DELETE_EVENTS = delete(Event).where(
 async def delete_user(
     session: AsyncSession, user_id: UUID, actor_id: UUID, client: ClientInfo
 ) -> None:
-    """Deletes the account: nobody finds it any more, and what it owns will be removed.
+    """Deletes the account: it is not found any more, and its rows will be removed.
 
     One event stays: the id, who deleted it, and the address if that was an administrator.
 

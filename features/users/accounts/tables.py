@@ -19,7 +19,7 @@ class User(Timestamped, table=True):
     """An account. The email is stored in lower case, so that it is unique in any case.
 
     An account that has only signed in at an OpenID provider has no password. One with `deleted_at`
-    is deleted: nobody finds it, and a task removes the row once nothing of it is left
+    is deleted: no query finds it, and a task removes the row once nothing else of it is left
     (deletion.py).
     """
 

@@ -96,8 +96,8 @@ async def change_account(
     admin: SessionPrincipal,
     client: ClientInfo,
 ) -> User:
-    """Updates an account for an administrator. What grants access takes a recent sign-in with all
-    scopes, as the account may then sign in with all of them, and its owner is told by mail.
+    """Updates an account for an administrator. To grant access takes a recent sign-in with all
+    scopes, as the account may then sign in with all of them; its owner gets a mail.
 
     Raises:
         NotFound: the account does not exist.

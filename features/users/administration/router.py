@@ -43,8 +43,8 @@ async def update(
 ) -> UserPublic:
     """Changes an account. A change of role, and deactivation, end its sessions.
 
-    To activate an account, or to make it an administrator's, takes a sign-in of the last 10
-    minutes with all scopes, and its owner is told by mail."""
+    To activate an account, or to make it an administrator's, takes a sign-in of the last 10 minutes
+    with all scopes; its owner gets a mail."""
     user = await handlers.change_account(
         session, state.permissions, state.outbox, user_id, changes, admin, client
     )

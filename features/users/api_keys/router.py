@@ -25,8 +25,8 @@ async def create(
 ) -> ApiKeyCreated:
     """Makes a key for a machine. The key itself is in this answer, and nowhere else.
 
-    It takes a sign-in of the last 10 minutes, has at most the scopes of the session, and the
-    owner is told by mail."""
+    It takes a sign-in of the last 10 minutes, and has at most the scopes of the session; the owner
+    gets a mail."""
     row, key = await handlers.create_api_key(session, state.outbox, principal, new, client)
     return ApiKeyCreated.model_validate(_public(row) | {"key": key})
 

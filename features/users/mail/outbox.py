@@ -35,7 +35,7 @@ def body_encryption(secret: str) -> Fernet:
 
 
 async def delete_mail(session: AsyncSession, recipient: str) -> None:
-    """Deletes what waits for this address, but for a mail that is being sent."""
+    """Deletes the waiting mails to this address, except one that is being sent."""
     waiting = select(col(OutgoingMail.id)).where(col(OutgoingMail.recipient) == recipient)
     idle = waiting.with_for_update(skip_locked=True)
     await session.exec(delete(OutgoingMail).where(col(OutgoingMail.id).in_(idle)))

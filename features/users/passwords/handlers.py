@@ -129,8 +129,8 @@ async def claim_account(
     """Sets the password for the owner of the address, and ends every other way in: sessions,
     identities and API keys.
 
-    Somebody else may have had the old password, and made them. If the address was not verified,
-    API keys are not kept: it may have been registered by an attacker who is not its owner.
+    An intruder may have had the old password, and made them. If the address was not verified,
+    API keys are not kept: it may have been registered by an attacker.
     """
     if not (keep_api_keys and user.email_verified):
         await session.exec(delete(ApiKey).where(col(ApiKey.user_id) == user.id))

@@ -12,7 +12,7 @@ from zxcvbn.frequency_lists import FREQUENCY_LISTS
 
 from shared.slots import Slots, current_holder
 
-QUEUE_PER_CORE = 16  # a hash takes a core for 0.1 s: nobody waits for longer than 2 s
+QUEUE_PER_CORE = 16  # a hash takes a core for 0.1 s: no request waits for longer than 2 s
 Arguments = TypeVarTuple("Arguments")
 Result = TypeVar("Result")
 

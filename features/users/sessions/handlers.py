@@ -25,7 +25,7 @@ SURPLUS_PER_SIGN_IN = 1_000
 
 
 class SignInTooOld(Unauthorized):
-    """What is asked takes a recent proof of who asks: the client signs in again (RFC 9470)."""
+    """The request takes a recent proof of identity: the client signs in again (RFC 9470)."""
 
     headers: Mapping[str, str] = {
         "WWW-Authenticate": 'Bearer error="insufficient_user_authentication",'

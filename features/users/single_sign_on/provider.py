@@ -22,7 +22,7 @@ from pydantic import BaseModel, Field, ValidationError
 from features.users.accounts.email_addresses import EMAIL_ADAPTER
 from features.users.opaque_tokens import random_token
 from features.users.settings import OidcProvider
-from features.users.single_sign_on.documents import (
+from features.users.single_sign_on.claims import (
     DEFAULT_AUTH_METHOD,
     JwkSet,
     Profile,
@@ -60,7 +60,7 @@ class AuthorizationRequest(BaseModel):
 
 
 class VerifiedIdentity(BaseModel):
-    """Somebody at a provider, by an ID token whose signature, issuer and audience were verified.
+    """A person at a provider, by an ID token whose signature, issuer and audience were verified.
     `email` is None unless the provider has verified it, and it is a valid address."""
 
     issuer: str
@@ -234,7 +234,7 @@ async def _get_json(client: Any, url: str) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """Returns what is wrong with a document, if it is told without quoting it."""
+    """Describes the fault of a document without quoting it."""
     if not isinstance(error, ValidationError):
         return "please begin again"
     first = error.errors()[0]

@@ -62,8 +62,8 @@ async def begin(
 ) -> Response:
     """Begins to link a provider to the account: answers where the browser is to go.
 
-    It takes a sign-in of the last 10 minutes with all scopes of the account, and the owner is told
-    by mail."""
+    It takes a sign-in of the last 10 minutes with all scopes of the account; the owner gets a
+    mail."""
     await state.rate_limits.single_sign_on(client.address)
     async with state.database.orm_transaction() as session:
         await handlers.check_may_link(session, state.permissions, principal)
@@ -137,7 +137,7 @@ async def list_(principal: CurrentSession, session: OrmSession) -> IdentityList:
 async def delete(
     identity_id: UUID, principal: CurrentSession, session: OrmSession, client: CurrentClient
 ) -> None:
-    """Ends that somebody at a provider may sign in to the account."""
+    """Unlinks a provider: it no longer signs in to the account."""
     await handlers.unlink(session, principal.user_id, identity_id, client)
 
 

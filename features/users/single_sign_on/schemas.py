@@ -13,7 +13,7 @@ class Authorization(BaseModel):
 
 
 class IdentityPublic(BaseModel):
-    """Somebody at an OpenID provider who may sign in to the account."""
+    """An identity at an OpenID provider that may sign in to the account."""
 
     model_config = ConfigDict(from_attributes=True)
 

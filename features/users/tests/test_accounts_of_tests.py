@@ -23,7 +23,7 @@ async def test_an_account_of_the_kit_has_the_rows_of_a_registration_and_a_sign_i
 
 
 async def rows_of(execute: Execute, email: str) -> dict[str, list[dict[str, Any]]]:
-    """Returns the account's rows by table, without times and what is new for each."""
+    """Returns the account's rows by table, without times and ids."""
     ((user_id,),) = await execute("SELECT id FROM users WHERE email = $1", email)
     tables = {
         "users": "id = $1",

@@ -1,4 +1,4 @@
-"""A deleted account is gone for everybody at once; its rows are removed afterwards."""
+"""A deleted account is gone for all readers at once; its rows are removed afterwards."""
 
 import pytest
 from fastapi import FastAPI

@@ -1,4 +1,4 @@
-"""A way into an account is made by somebody who has just signed in, never widens, and is told."""
+"""A way into an account takes a recent sign-in, never widens scopes, and is announced by mail."""
 
 from datetime import timedelta
 from uuid import uuid4

@@ -95,7 +95,7 @@ async def test_a_deleted_account_is_not_found(anonymous: AsyncClient, signed_in:
 async def test_the_longest_unused_sessions_end_beyond_the_most_that_an_account_has(
     anonymous: AsyncClient, signed_in: Tokens, execute: Execute
 ) -> None:
-    """Else whoever knows the password could make so many that none could be ended in time."""
+    """Else an intruder with the password could make more than can be ended in time."""
     await register(anonymous, "grace@example.com")
     tokens_of(await by_password(anonymous, "grace@example.com"))
     await execute(

@@ -344,7 +344,7 @@ async def test_a_malformed_id_token_is_refused(
 async def test_an_email_that_is_no_address_makes_no_account(
     anonymous: AsyncClient, provider: IdentityProvider, execute: Execute, email: str
 ) -> None:
-    """But whoever has an account signs in, whatever the provider says of the address."""
+    """A linked account signs in even if the provider has not verified the address."""
     provider.forge = changed(**ADA | {"email": email})
     refused = await sign_in(anonymous, provider)
     assert refused.status_code == 403, refused.text
@@ -445,7 +445,7 @@ async def test_a_malformed_discovery_is_no_provider(
 async def test_a_provider_may_be_bound_to_domains(
     anonymous: AsyncClient, provider: IdentityProvider, claims: dict[str, Any], status: int
 ) -> None:
-    """Whoever is known there, too: an address is of the domain no longer when somebody leaves."""
+    """That includes linked accounts: an address is of the domain no longer when somebody leaves."""
     tokens_of(await sign_in(anonymous, provider, **ADA))
     back = await provider.sign_in(await begin(anonymous, "bound"), "ada", **claims)
     answer = await anonymous.get(back)
