@@ -24,9 +24,13 @@ from features.search.indexing.models import (
     prepare,
 )
 from shared.db import Database
+from shared.problems import Unavailable
 
 POLL_SECONDS = 0.5
 
+MAY_BUILD_INDEX = """
+SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = 'search_embeddings'::regclass
+"""
 COUNT_WAITING = text("SELECT count(*) FROM search_queue WHERE model_id = :model AND NOT parked")
 SELECT_INDEX_DEFINITION = "SELECT search_hnsw_index($1, $2)"
 IS_INDEX_VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass($1)"
@@ -59,8 +63,10 @@ async def reindex(
         The current step, and how many documents are left to embed in it.
 
     Raises:
-        Unavailable: a transaction has been writing to `items` for more than two minutes.
+        Unavailable: the role of the settings is not the tables' owner, or a transaction has been
+            writing to `items` for more than two minutes.
     """
+    await _check_role(database)
     await prepare(database, embedder.model, language)
     await change_language(database, language)
     await sweep(database)
@@ -76,6 +82,13 @@ async def reindex(
     await _switch(database, registered)
     yield "removing what was searched before", 0
     await _delete_other_models(database, registered)
+
+
+async def _check_role(database: Database) -> None:
+    async with database.direct() as session:
+        if not await session.fetchval(MAY_BUILD_INDEX):
+            role = await session.fetchval("SELECT current_user")
+            raise Unavailable(f"{role} may build no index: reindex as the owner of the tables")
 
 
 async def count_parked(database: Database) -> int:

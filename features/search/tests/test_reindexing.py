@@ -14,7 +14,7 @@ from sqlalchemy import TextClause
 
 from features.items import ItemUpdate, update_item
 from features.search.embedding import Embedder, Embedders
-from features.search.indexing import documents, embed_due, embeddings, reindex
+from features.search.indexing import documents, embed_due, embeddings, reindex, reindexing
 from features.search.runtime import runtime_of
 from features.search.settings import SearchSettings
 from features.search.tests.conftest import Index, Write, add_item
@@ -279,6 +279,15 @@ async def finish_while_writing(app: FastAPI, language: str, writer: Database) ->
     await writer.execute("COMMIT")
     async with within(60, "the end of the reindex"):
         await reindexing
+
+
+async def test_a_role_that_may_build_no_index_is_told_at_once(
+    app: FastAPI, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await index()
+    monkeypatch.setattr(reindexing, "MAY_BUILD_INDEX", "SELECT false")
+    with pytest.raises(Unavailable, match="reindex as the owner of the tables"):
+        await run_reindex(app, "english")
 
 
 async def test_a_reindex_asks_no_replica(
