@@ -1,8 +1,9 @@
 """Delivers the changes of the outbox to their subscribers.
 
-Each subscriber has a task, and processes the changes of an owner in order, each in a transaction
-that also takes the subscriber off the change: it writes exactly once. A change that fails is tried
-again, and the owner's later ones wait for it, until it is parked (a dead letter).
+Each subscriber has a task, and processes the changes of an owner in order. Each change is processed
+in one transaction, which also removes the subscriber from the change's `waiting` list, so its
+database writes happen exactly once. A change that fails is tried again, and the owner's later
+changes wait for it, until it is parked (a dead letter).
 """
 
 import asyncio
@@ -23,15 +24,15 @@ from shared.db.outbox import OUTBOX_CHANNEL
 from shared.tasks import PeriodicTask, Task
 
 POLL_SECONDS = 5.0
-CHANGES_PER_OWNER, OWNER_SECONDS = 100, 30.0  # then other owners have their turn
-CHANGE_SECONDS = 30.0  # for one change; then it has failed
-FIRST_RETRY = timedelta(seconds=1)  # doubles with each attempt
-MAX_ATTEMPTS = 13  # over about an hour
-UNKNOWN_LIFETIME = timedelta(days=1)  # longer than old and new releases run side by side
+MAX_CHANGES_PER_OWNER, MAX_SECONDS_PER_OWNER = 100, 30.0  # then other owners have their turn
+CHANGE_TIMEOUT_SECONDS = 30.0  # then the change has failed
+FIRST_RETRY_DELAY = timedelta(seconds=1)  # doubles with each attempt
+MAX_ATTEMPTS = 13  # spread across about an hour
+ORPHANED_LIFETIME = timedelta(days=1)  # must outlast the rollout of a release
 PARKED_LIFETIME = timedelta(days=30)
 
-# Skips from owner to owner in the primary key, however many changes each has. In random order, so
-# that no owner waits for the others.
+# A loose index scan of the primary key: one lookup for each owner, however many changes it has. The
+# result is shuffled, so that no owner is starved.
 SELECT_OWNERS = text("""
 WITH RECURSIVE owners AS (
     (SELECT owner_id FROM outbox_changes ORDER BY owner_id LIMIT 1)
@@ -64,8 +65,8 @@ WHERE c.owner_id = :owner AND c.waiting @> ARRAY[CAST(:name AS text)]
     AND (f.attempts IS NULL OR f.next_attempt_at IS NOT NULL)
 ORDER BY c.id LIMIT 1
 """)
-# Two statements: subscribers that end at the same time wait here for each other, and the last one
-# deletes the row.
+# An UPDATE, then a DELETE: subscribers that finish the same change at once wait for the row lock of
+# this UPDATE, and the one that empties `waiting` deletes the row.
 STOP_WAITING = text("""
 UPDATE outbox_changes SET waiting = array_remove(waiting, CAST(:name AS text))
 WHERE owner_id = :owner AND id = :id RETURNING cardinality(waiting)
@@ -81,7 +82,7 @@ FOR NO KEY UPDATE
 ON CONFLICT (owner_id, change_id, subscriber) DO UPDATE SET attempts = f.attempts + 1,
     next_attempt_at = excluded.next_attempt_at, error = excluded.error
 """)
-DELETE_UNKNOWN = text("""
+DELETE_ORPHANED = text("""
 DELETE FROM outbox_changes WHERE created_at < clock_timestamp() - CAST(:lifetime AS interval)
 AND NOT waiting && CAST(:names AS text[])
 """)
@@ -107,7 +108,7 @@ log = structlog.get_logger(__name__)
 
 
 def outbox_tasks(subscriptions: Iterable[Subscription]) -> list[Task]:
-    """Returns a task for each subscription that runs after the commit."""
+    """Returns one task for each subscription that has an outbox."""
     return [
         Task(
             name=f"outbox_{each.outbox}",
@@ -122,8 +123,8 @@ def outbox_tasks(subscriptions: Iterable[Subscription]) -> list[Task]:
 
 
 def delete_old_changes(subscriptions: Iterable[Subscription]) -> PeriodicTask:
-    """Returns the task that deletes changes which only removed subscribers wait for, after a day,
-    and parked ones, after 30 days."""
+    """Returns the task that deletes changes whose subscribers no longer exist, after a day, and
+    parked ones, after 30 days."""
     names = [each.outbox for each in subscriptions if each.outbox]
     return PeriodicTask(
         name="delete_old_changes", run=partial(_delete_old, names=names), every=3600
@@ -139,54 +140,64 @@ async def _deliver_all(app: FastAPI, subscription: Subscription) -> int:
 
 async def _deliver_to(database: Database, subscription: Subscription, owner_id: UUID) -> int:
     """Delivers due changes of an owner, unless another process does; returns their number."""
-    done, until = 0, time.monotonic() + OWNER_SECONDS
+    done, until = 0, time.monotonic() + MAX_SECONDS_PER_OWNER
     while await _deliver_next(database, subscription, owner_id):
         done += 1
-        if done == CHANGES_PER_OWNER or time.monotonic() > until:
+        if done == MAX_CHANGES_PER_OWNER or time.monotonic() > until:
             break
     return done
 
 
 async def _deliver_next(database: Database, subscription: Subscription, owner_id: UUID) -> bool:
-    """Delivers the next change of an owner; returns whether there was one, and it succeeded."""
+    """Delivers the next change of an owner; returns whether there was one and it succeeded."""
     name = str(subscription.outbox)
-    of = {"owner": owner_id, "name": name}
+    parameters = {"owner": owner_id, "name": name}
     attempted = None
     try:
-        async with database.transaction() as session, asyncio.timeout(CHANGE_SECONDS):
+        async with database.transaction() as session, asyncio.timeout(CHANGE_TIMEOUT_SECONDS):
             if not await session.fetch_value(
                 TRY_LOCK, {"key": advisory_lock("app.outbox", name, owner_id)}
             ):
                 return False
-            row = await session.fetch_one(SELECT_CHANGE, of)
+            row = await session.fetch_one(SELECT_CHANGE, parameters)
             if row is None or not row.due:
                 return False
             attempted = row
             change = Change(row.topic, ChangeKind(row.kind), owner_id, row.ids)
             if await subscription.run(session, change):
-                return True  # a batch of several: the change waits until nothing is left to do
-            if not await session.fetch_value(STOP_WAITING, of | {"id": row.id}):
-                await session.execute(DELETE_CHANGE, of | {"id": row.id})
+                return True  # it did one batch, and is run again until nothing is left to do
+            if not await session.fetch_value(STOP_WAITING, parameters | {"id": row.id}):
+                await session.execute(DELETE_CHANGE, parameters | {"id": row.id})
             return True
     except Exception as error:  # of any kind: the changes of other owners must not wait for this
         if attempted is None:
             raise
-        await _record_failure(database, of | {"id": attempted.id}, attempted.attempts + 1, error)
+        await _record_failure(
+            database, parameters | {"id": attempted.id}, attempted.attempts + 1, error
+        )
         return False
 
 
 async def _record_failure(
-    database: Database, of: dict[str, object], attempts: int, error: Exception
+    database: Database, parameters: dict[str, object], attempts: int, error: Exception
 ) -> None:
     parked = attempts >= MAX_ATTEMPTS
-    pause = None if parked else FIRST_RETRY * 2 ** (attempts - 1)
+    pause = None if parked else FIRST_RETRY_DELAY * 2 ** (attempts - 1)
     async with database.transaction() as session:
-        await session.execute(RECORD_FAILURE, of | {"pause": pause, "error": repr(error)[:1_000]})
+        await session.execute(
+            RECORD_FAILURE, parameters | {"pause": pause, "error": repr(error)[:1_000]}
+        )
     event = "change_parked" if parked else "change_retry_scheduled"
-    log.error(event, subscriber=of["name"], change_id=of["id"], attempts=attempts, exc_info=error)
+    log.error(
+        event,
+        subscriber=parameters["name"],
+        change_id=parameters["id"],
+        attempts=attempts,
+        exc_info=error,
+    )
 
 
 async def _delete_old(app: FastAPI, names: Sequence[str]) -> None:
     async with database_of(app).transaction() as session:
-        await session.execute(DELETE_UNKNOWN, {"names": names, "lifetime": UNKNOWN_LIFETIME})
+        await session.execute(DELETE_ORPHANED, {"names": names, "lifetime": ORPHANED_LIFETIME})
         await session.execute(DELETE_PARKED, {"names": names, "lifetime": PARKED_LIFETIME})

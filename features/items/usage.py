@@ -1,9 +1,10 @@
 """How much an account has stored, and the most that it may.
 
-To count the items of an owner takes as long as there are many, and a counter in a row would make
-each write of an owner wait for the one before. So a process counts once in a while, and adds what
-it has stored since. Near a limit, writes of an owner wait for each other and count, unless that
-takes long: an account of many items can go past a limit by some thousandths.
+Counting takes time in proportion to the number of an owner's items, and a counter in a row would
+make each write of an owner wait for the one before. So each process keeps an estimate in memory:
+its last count, and what it has added since. Close to a limit the writes of an owner wait for each
+other, and each counts again, unless a count is slow: then an account can exceed its limit by a few
+tenths of a percent.
 """
 
 import asyncio
@@ -26,10 +27,10 @@ from shared.db.locks import advisory_lock
 from shared.problems import Forbidden
 from shared.state import settings_of
 
-MAX_OWNERS = 10_000
-NEAR_ITEMS = 100  # to a limit; or a thousandth of it, if that is more
-LONG_COUNT_SECONDS = 0.1
-PAUSE_RATIO = 50  # after a count that took long, no other for so many times as long
+MAX_ESTIMATES = 10_000
+MIN_MARGIN = 100  # this close to a limit each write counts (or 0.1 % of the limit, if that is more)
+SLOW_COUNT_SECONDS = 0.1
+PAUSE_FACTOR = 50  # after a slow count there is no other for 50 times its duration
 LOCK_USAGE = text("SELECT pg_advisory_xact_lock(CAST(:key AS bigint))")
 TEXT_COLUMNS = (ITEMS.c.title, ITEMS.c.description, ITEMS.c.external_id)
 
@@ -41,16 +42,19 @@ COUNT_ITEMS = select(
 
 @dataclass
 class _Estimate:
-    """The last count, and the additions of this process since. Beyond the bounds it counts again,
-    though not before a time."""
+    """The last count, and the additions of this process since.
+
+    Above `recount_items` or `recount_text_bytes` `Quota` counts again, but not before
+    `next_count_at`.
+    """
 
     items: int = 0
     text_bytes: int = 0
-    items_bound: int = 0
-    text_bytes_bound: int = 0
-    not_before: float = 0.0
-    counted_at: float = 0.0
-    counting: asyncio.Lock = field(default_factory=asyncio.Lock)
+    recount_items: int = 0
+    recount_text_bytes: int = 0
+    next_count_at: float = 0.0
+    count_started_at: float = 0.0
+    count_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class Quota:
@@ -66,14 +70,16 @@ class Quota:
         """Checks the additions of a transaction, at its end; `text_bytes` may be an upper bound.
 
         Raises:
-            Forbidden: with it, the account has more than it may.
+            Forbidden: the additions would put the account over its limit.
         """
         known = self._estimate_of(owner_id)
         known.items += items
         known.text_bytes += text_bytes
-        is_beyond = known.items > known.items_bound or known.text_bytes > known.text_bytes_bound
-        is_much = 100 * items > self.max_items or 100 * text_bytes > self.max_text_bytes
-        if is_beyond and (is_much or time.monotonic() >= known.not_before):
+        is_above_threshold = (
+            known.items > known.recount_items or known.text_bytes > known.recount_text_bytes
+        )
+        is_large_write = 100 * items > self.max_items or 100 * text_bytes > self.max_text_bytes
+        if is_above_threshold and (is_large_write or time.monotonic() >= known.next_count_at):
             key = advisory_lock("items.usage", owner_id)
             await session.execute(LOCK_USAGE, {"key": key})
             await self._count(session, owner_id, known)
@@ -92,8 +98,8 @@ class Quota:
     async def usage(self, session: ReadSession, owner_id: UUID) -> Usage:
         """Returns what an account has, and may have."""
         known, asked_at = self._estimate_of(owner_id), time.monotonic()
-        async with known.counting:  # many concurrent checks share one count
-            if asked_at >= max(known.not_before, known.counted_at):
+        async with known.count_lock:  # concurrent calls share one count
+            if asked_at >= max(known.next_count_at, known.count_started_at):
                 await self._count(session, owner_id, known)
         return Usage(
             items=known.items,
@@ -103,20 +109,20 @@ class Quota:
         )
 
     def _estimate_of(self, owner_id: UUID) -> _Estimate:
-        if owner_id not in self._estimates and len(self._estimates) >= MAX_OWNERS:
+        if owner_id not in self._estimates and len(self._estimates) >= MAX_ESTIMATES:
             self._estimates.clear()
         return self._estimates.setdefault(owner_id, _Estimate())
 
     async def _count(self, session: ReadSession, owner_id: UUID, known: _Estimate) -> None:
         started = time.monotonic()
         [found] = await session.fetch(COUNT_ITEMS, {"owner_id": owner_id})
-        known.counted_at = started
+        known.count_started_at = started
         seconds = time.monotonic() - started
         known.items, known.text_bytes = found["count"], int(found.text_bytes)
-        known.items_bound = _next_bound(known.items, self.max_items)
-        known.text_bytes_bound = _next_bound(known.text_bytes, self.max_text_bytes)
-        if seconds > LONG_COUNT_SECONDS:
-            known.not_before = started + PAUSE_RATIO * seconds
+        known.recount_items = _recount_threshold(known.items, self.max_items)
+        known.recount_text_bytes = _recount_threshold(known.text_bytes, self.max_text_bytes)
+        if seconds > SLOW_COUNT_SECONDS:
+            known.next_count_at = started + PAUSE_FACTOR * seconds
 
 
 @asynccontextmanager
@@ -124,13 +130,13 @@ async def lifespan(app: FastAPI) -> AsyncIterator[Quota]:
     yield Quota(settings_of(app, ItemsSettings))
 
 
-def _next_bound(counted: int, limit: int) -> int:
+def _recount_threshold(counted: int, limit: int) -> int:
     """Returns how much an account may have before it is counted again."""
     step = max((limit - counted) // 10, limit // 1_000)
-    return min(counted + step, limit - max(NEAR_ITEMS, limit // 1_000))
+    return min(counted + step, limit - max(MIN_MARGIN, limit // 1_000))
 
 
 def text_bytes_of(item: ItemCreate | ItemUpdate) -> int:
-    """Returns the length of the text that is given, in UTF-8."""
+    """Returns the size in UTF-8 bytes of the texts that are set in an item."""
     given = (getattr(item, column.name) for column in TEXT_COLUMNS)
     return sum(len(value.encode()) for value in given if isinstance(value, str))

@@ -1,7 +1,7 @@
 """`Idempotency-Key`: a request that is sent twice runs once, and gets the same response twice.
 
-The key is stored with the response in the transaction of the work itself, so neither can exist
-without the other (IETF draft-ietf-httpapi-idempotency-key-header).
+The key and the response are stored in the same transaction as the request's own writes, so either
+all are committed or nothing is (IETF draft-ietf-httpapi-idempotency-key-header).
 """
 
 import hashlib
@@ -52,8 +52,9 @@ IS_THIS_KEY = (
 TRY_LOCK_KEY = select(
     func.pg_try_advisory_xact_lock(bindparam("lock", type_=BigInteger)).label("locked")
 )
-# FOR UPDATE writes to the WAL, so that the COMMIT of a replay waits for a synchronous standby, and
-# with that for the first request's, which the standby may not have confirmed.
+# The COMMIT of a read-only transaction does not wait for a synchronous standby. FOR UPDATE writes
+# to the WAL, so the COMMIT of a replay does wait, and the standby has then confirmed that of the
+# first request too, which comes earlier in the WAL.
 SELECT_KEY = select(IDEMPOTENCY_KEYS).where(*IS_THIS_KEY).with_for_update()
 INSERT_KEY = insert(IDEMPOTENCY_KEYS)
 DELETE_KEY = delete(IDEMPOTENCY_KEYS).where(*IS_THIS_KEY)
@@ -82,10 +83,10 @@ DELETE_KEYS_OF_USER = delete(IDEMPOTENCY_KEYS).where(
 
 
 class Replay(sessions.EndedByAnswer):
-    """Ends a request whose response is stored already. `replay` turns it into that response."""
+    """Raised for a request whose response is stored already; `replay` returns that response."""
 
     def __init__(self, response: Response) -> None:
-        super().__init__("answered before")
+        super().__init__("the response is stored already")
         self.response = response
 
 
@@ -104,23 +105,23 @@ class IdempotentRequest:
     key: str | None
     fingerprint: str
 
-    async def check(self) -> None:
-        """Checks that the request has not been answered before.
+    async def lock_and_check(self) -> None:
+        """Locks the key until the transaction ends, and checks that it has not been used before.
 
         Raises:
-            Replay: it has been; the exception has the stored response.
+            Replay: this request has used it; the exception has the stored response.
             Conflict: another request with this key is in progress.
             Unprocessable: the key was used for a different request.
         """
-        this = {"user_id": self.user_id, "key": self.key}
+        parameters = {"user_id": self.user_id, "key": self.key}
         lock = advisory_lock("shared.idempotency", self.user_id, self.key)
         if not await self.session.fetch_value(TRY_LOCK_KEY, {"lock": lock}):
             raise Conflict("A request with this Idempotency-Key is still being worked on")
-        stored = await self.session.fetch_one(SELECT_KEY, this)
+        stored = await self.session.fetch_one(SELECT_KEY, parameters)
         if stored is None:
             return
         if stored.expires_at <= datetime.now(UTC):
-            await self.session.execute(DELETE_KEY, this)
+            await self.session.execute(DELETE_KEY, parameters)
             return
         if stored.fingerprint != self.fingerprint:
             raise Unprocessable("This Idempotency-Key was used for a different request")
@@ -152,8 +153,8 @@ async def _idempotency(
             alias="Idempotency-Key",
             min_length=1,
             max_length=255,
-            description="A unique value for this request: sent again within 24 hours, it is"
-            " answered again, and not done again.",
+            description="A unique value for this request. Sent again with the same value within 24"
+            " hours, the request is not executed again: it gets the stored response.",
         ),
     ] = None,
 ) -> IdempotentRequest:
@@ -163,13 +164,16 @@ async def _idempotency(
     request_line = f"{request.method} {request.url.path}\n".encode()
     fingerprint = hashlib.sha256(request_line + await request.body()).hexdigest()
     idempotent = IdempotentRequest(session, user_id, key, fingerprint)
-    await idempotent.check()
+    await idempotent.lock_and_check()
     return idempotent
 
 
 Idempotency = Annotated[IdempotentRequest, Depends(_idempotency)]
-"""Answers a request that was answered before, with the same response, and does not run the route.
-The route returns `await idempotency.store(response)`. Declare it after the principal."""
+"""Returns the stored response, if the request has one, without running the route.
+
+The route returns `await idempotency.store(response)`. Among its parameters the principal comes
+before this, which needs the account.
+"""
 
 
 async def delete_keys_of(session: sessions.WriteSession, user_id: UUID) -> int:

@@ -274,7 +274,7 @@ async def test_an_owner_with_many_changes_holds_up_no_other(
 async def test_an_owner_whose_changes_take_long_holds_up_no_other(
     app: FastAPI, mailer: Subscriber, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbox, "OWNER_SECONDS", 0.0)
+    monkeypatch.setattr(outbox, "MAX_SECONDS_PER_OWNER", 0.0)
     await publish(app, *ROWS[:3])
     await publish(app, ROWS[3], owner=BOB)
     (task,) = outbox_tasks([mailer.subscription])
