@@ -23,6 +23,12 @@ def copy_repository(target: Path, *caches: str) -> None:
             shutil.copytree(ROOT / cache, target / cache)
 
 
+def last_revision(root: Path, feature: str) -> str:
+    """Returns the id of the newest revision of a feature, such as `items_0002`."""
+    newest = max((root / "migrations" / feature).glob("0*.py"))
+    return f"{feature}_{newest.name[:4]}"
+
+
 def write_files(folder: Path, files: Mapping[str, str]) -> None:
     """Writes the files of an example feature into a copy, without their indentation."""
     for name, text in files.items():

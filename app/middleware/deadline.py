@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.ops.tracing import PROBES
 from app.routing import is_event_stream
 from shared.db.errors import OUTCOME_UNKNOWN
+from shared.db.sessions import request_state
 from shared.metrics import REQUESTS_EXPIRED
 from shared.problems import Unavailable
 from shared.web.deadlines import extend_deadline
@@ -45,6 +46,7 @@ class DeadlineMiddleware:
         try:
             async with asyncio.timeout(self.seconds) as deadline:
                 scope.setdefault("state", {})["deadline"] = deadline
+                request_state.set(scope["state"])
                 await self.app(scope, receive, send_and_extend)
         except TimeoutError:
             if not deadline.expired():

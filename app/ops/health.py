@@ -2,7 +2,9 @@
 
 import asyncio
 from contextlib import suppress
+from contextvars import Context
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import anyio
 import structlog
@@ -22,6 +24,9 @@ HEARTBEAT_SECONDS = 5.0
 
 log = structlog.get_logger(__name__)
 router = APIRouter(tags=["health"])
+
+_asking: "WeakKeyDictionary[FastAPI, asyncio.Task[SchemaState]]" = WeakKeyDictionary()
+"""The check that is under way: all who ask share it, so that no number of them delays it."""
 
 
 class Health(BaseModel):
@@ -71,13 +76,20 @@ async def read_schema(app: FastAPI) -> SchemaState:
     Raises:
         Unavailable: the database does not answer in time, or is read-only.
     """
-    asking = asyncio.create_task(_schema_state(app))
-    asking.add_done_callback(_retrieve_exception)
+    asking = _asking.get(app)
+    if asking is None or asking.done():
+        asking = _asking[app] = asyncio.create_task(_schema_state(app), context=Context())
+        asking.add_done_callback(_retrieve_exception)
     await asyncio.wait({asking}, timeout=READINESS_TIMEOUT_SECONDS)
-    asking.cancel()  # not awaited: to close a connection to a frozen server takes seconds
+    if not asking.done() or asking.cancelled():
+        asking.cancel()  # not awaited: to close a connection to a frozen server takes seconds
+        if _asking.get(app) is asking:
+            del _asking[app]
+        log.warning("not_ready", error=f"no answer within {READINESS_TIMEOUT_SECONDS:g} s")
+        raise Unavailable("The database does not answer")
     try:
         return asking.result()
-    except (*CONNECT_ERRORS, SQLAlchemyError, asyncio.InvalidStateError) as error:
+    except (*CONNECT_ERRORS, SQLAlchemyError) as error:
         log.warning("not_ready", error=repr(error))
         if isinstance(error, NoHostInRole):
             raise Unavailable(READ_ONLY) from None

@@ -27,7 +27,10 @@ def make_room(connections: "Sequence[HttpProtocol]") -> None:
     waiting.sort(key=lambda each: (-counts[each.network], each.opened_at))
     closed = waiting[:CLOSED_CONNECTIONS]
     for each in closed:
-        each.transport.close()
+        if each.transport.is_closing():  # but its client does not take the last response
+            each.transport.abort()
+        else:
+            each.close()
     log.warning("connections_closed", number=len(closed), network=closed[0].network)
 
 

@@ -41,6 +41,7 @@ BODY_BUFFERS_BYTES = 64_000_000  # of all bodies that wait in this process
 MAX_PIPELINED = 64  # requests of a connection that are sent before earlier ones are answered
 
 LINGER_SECONDS = 2.0  # a client that is still sending has so long to read a response
+CLOSE_SECONDS = STALL_SECONDS  # and any other
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -67,6 +68,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.body_bytes = 0  # since the timer was set
         self.was_paused = False  # since then
         self.other_bytes = 0  # since the head began, or since the last byte of the body
+        self.has_new_body = False  # in what has just arrived
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -100,6 +102,8 @@ class HttpProtocol(HttpToolsProtocol):
         self.other_bytes += len(data)
         try:
             self._parse(data)
+            if self.has_new_body:
+                self._take_body()
             if self.other_bytes > 2 * MAX_FIELD_BYTES:
                 raise too_many_fields()
         except Problem as error:
@@ -198,6 +202,12 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_body(body)
         self.body_bytes += len(body)
         self.other_bytes = 0
+        self.has_new_body = True
+
+    def _take_body(self) -> None:
+        """Decides what to do with the body so far: once for what arrives together, as a client
+        decides how many chunks that is."""
+        self.has_new_body = False
         if self._awaits_body():
             self.flow.resume_reading()
         else:
@@ -273,7 +283,7 @@ class HttpProtocol(HttpToolsProtocol):
             self.pipeline[0] = answer  # type: ignore[assignment]
         elif refused.response_started:
             self.cycle = refused
-            self.transport.close()
+            self.close()
         else:
             refused.disconnected = True
             refused.message_event.set()
@@ -320,9 +330,18 @@ class HttpProtocol(HttpToolsProtocol):
         if not self.transport.is_closing():
             self.transport.write_eof()
             self.flow.resume_reading()
-            self.loop.call_later(LINGER_SECONDS, self.transport.close)
+            self.loop.call_later(LINGER_SECONDS, self.close)
 
     # Time
+
+    def close(self) -> None:
+        """Closes the connection, or drops it if the client does not take the rest of a response."""
+        self.transport.close()
+        self.loop.call_later(CLOSE_SECONDS, self.transport.abort)
+
+    def timeout_keep_alive_handler(self) -> None:
+        if not self.transport.is_closing():
+            self.close()
 
     def _close_if_idle(self) -> None:
         self.timeout_keep_alive_task = self.loop.call_later(

@@ -132,7 +132,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[Quota]:
 
 def _recount_threshold(counted: int, limit: int) -> int:
     """Returns how much an account may have before it is counted again."""
-    step = max((limit - counted) // 10, limit // 1_000)
+    step = max((limit - counted) // 100, limit // 1_000)
     return min(counted + step, limit - max(MIN_MARGIN, limit // 1_000))
 
 

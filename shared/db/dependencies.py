@@ -25,7 +25,6 @@ async def _write_session(request: HTTPConnection) -> AsyncIterator[sessions.Writ
         raise RuntimeError("A websocket stays open: use database.transaction() for each message")
     async with database_of(request.app).transaction() as session:
         yield session
-        request.state.commits = True  # DeadlineMiddleware: from here on, the outcome is unknown
 
 
 async def _snapshot_session(request: Request) -> AsyncIterator[sessions.SnapshotSession]:

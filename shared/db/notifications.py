@@ -7,6 +7,7 @@ that is lost, with its process, delays work until the tasks look again by themse
 
 import asyncio
 from collections.abc import Iterable
+from contextvars import Context
 
 import structlog
 from asyncpg import PostgresError
@@ -14,7 +15,7 @@ from sqlalchemy import text
 
 from shared.db.pool import CLOSE_TIMEOUT_SECONDS
 from shared.db.sessions import ReadSession
-from shared.problems import Unavailable
+from shared.problems import Problem
 
 NOTIFY = text("SELECT pg_notify(channel, '') FROM unnest(CAST(:channels AS text[])) AS channel")
 
@@ -33,7 +34,7 @@ class Notifier:
         """Notifies these channels soon; returns at once."""
         self._channels.update(channels)
         if self._channels and (self._sending is None or self._sending.done()):
-            self._sending = asyncio.create_task(self._send())
+            self._sending = asyncio.create_task(self._send(), context=Context())  # of no request
 
     async def close(self) -> None:
         """Waits for the statement under way, for a bounded time."""
@@ -46,5 +47,5 @@ class Notifier:
             channels, self._channels = sorted(self._channels), set()
             try:
                 await self._session.fetch(NOTIFY, {"channels": channels})
-            except (Unavailable, PostgresError) as error:
+            except (Problem, PostgresError) as error:
                 log.warning("notification_lost", channels=channels, reason=str(error))

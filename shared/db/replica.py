@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextvars import Context
 from decimal import Decimal
 
 import structlog
@@ -19,7 +20,7 @@ from shared.db.errors import Unreachable, database_problem
 from shared.db.pool import Connection, ReadPool, Row
 from shared.db.sessions import NO_VALUES, ReadSession, Values
 from shared.metrics import REPLICA_FALLBACKS
-from shared.problems import Unavailable
+from shared.problems import TooManyRequests, Unavailable
 
 CHECK_SECONDS = 0.5
 CHECK_TIMEOUT_SECONDS = 1.0
@@ -104,14 +105,14 @@ class Replica:
         """Returns a connection to the replica, or None if it cannot be used."""
         self._asked = True
         if self._watcher is None or self._watcher.done():
-            self._watcher = asyncio.create_task(self._watch())
+            self._watcher = asyncio.create_task(self._watch(), context=Context())  # of no request
         if self._usable:
             try:
                 pooled = self.pool.connection(snapshot=snapshot)
                 connection = await stack.enter_async_context(pooled)
             except (Unreachable, PostgresError) as error:
                 self._give_up(repr(error.__cause__ or error))
-            except Unavailable:
+            except (TooManyRequests, Unavailable):
                 if self._usable:  # it is busy; else, it was given up while this waited
                     raise
             else:

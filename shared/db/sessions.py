@@ -14,6 +14,7 @@ from contextlib import (
     nullcontext,
     suppress,
 )
+from contextvars import ContextVar
 from typing import Any, NoReturn, Self, TypeAlias, TypeVar
 from weakref import WeakSet
 
@@ -41,6 +42,9 @@ Connections: TypeAlias = Callable[[], AbstractAsyncContextManager[Connection]]
 Values: TypeAlias = Mapping[str, Any]
 NO_VALUES: Values = {}
 ABANDONED_COMMIT_SECONDS = 60.0  # then its connection is closed, as the server may be gone
+
+request_state: ContextVar[dict[str, Any] | None] = ContextVar("request_state", default=None)
+"""The state of the current request: `commits` is set in it before a COMMIT is sent."""
 
 UNCONFIRMED: WeakSet[Connection] = WeakSet()
 """Connections whose last COMMIT is not on the synchronous standby."""
@@ -139,8 +143,7 @@ class SnapshotSession:
                 raise Unavailable(f"The answer took longer than {self.seconds:g} s")
             statement = following
             await self._snapshot.__aexit__(None, None, None)
-            self._snapshot = _Snapshot(self._connections, self.seconds)
-            await self._snapshot.__aenter__()
+            self._snapshot = await _Snapshot(self._connections, self.seconds).__aenter__()
 
 
 class _Snapshot:
@@ -341,6 +344,8 @@ async def _commit(
         Unavailable: the connection is lost meanwhile, or an administrator has cancelled that wait:
             the outcome is unknown.
     """
+    if (state := request_state.get()) is not None:
+        state["commits"] = True
     commit = asyncio.ensure_future(connection.execute("COMMIT"))
     timer: asyncio.TimerHandle | None = None
 

@@ -8,7 +8,7 @@ from shutil import copytree
 import pytest
 
 from tests.kit import Server
-from tests.repository_copies import copy_repository, run, run_app, run_suite
+from tests.repository_copies import copy_repository, last_revision, run, run_app, run_suite
 
 pytestmark = [pytest.mark.verify, pytest.mark.timeout(300)]
 
@@ -76,13 +76,7 @@ def revise(code: Path, server: Server, empty_database: str) -> Revise:
 
 def test_a_first_revision_depends_on_the_heads_it_was_written_against(code: Path) -> None:
     text = (code / "migrations/orders/0001_orders.py").read_text()
-    number = last_of_users(code).name[:4]
-    assert f'depends_on = ("users_{number}",)' in text
-
-
-def last_of_users(code: Path) -> Path:
-    """The file of the last revision of users."""
-    return max((code / "migrations/users").glob("0*.py"))
+    assert f'depends_on = ("{last_revision(code, "users")}",)' in text
 
 
 def test_a_later_revision_depends_on_a_feature_that_was_declared_since(
@@ -93,7 +87,7 @@ def test_a_later_revision_depends_on_a_feature_that_was_declared_since(
     tables(
         "    title: str\n", '    title: str\n    item_id: UUID = Field(foreign_key="items.id")\n'
     )
-    assert 'depends_on = "items_0002"' in revise()
+    assert f'depends_on = "{last_revision(code, "items")}"' in revise()
     tables("    title: str\n", "    title: str\n    size: int | None = None\n")
     assert "depends_on = None" in revise()
 
@@ -248,7 +242,7 @@ def test_a_revision_that_others_have_is_not_written_anew(
 ) -> None:
     done = run_app(repository, "migration", "users", "--amend", database=empty_database)
     assert done.returncode == 1
-    name = last_of_users(repository).name
+    name = max((repository / "migrations/users").glob("0*.py")).name
     assert f"others have migrations/users/{name}: commit " in done.stderr
     run(repository, "git", "add", ".")
     run(repository, "git", *COMMIT)

@@ -122,6 +122,38 @@ async def test_a_long_body_is_read_while_it_arrives(raw: RawServer, app: FastAPI
     assert (await client.answer()).body == b"%d" % (3 * MEGABYTE)
 
 
+async def test_a_body_of_small_chunks_costs_what_one_of_large_chunks_does(
+    raw: RawServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+    look = protocol.HttpProtocol._all
+
+    def counted(connection: protocol.HttpProtocol) -> list[protocol.HttpProtocol]:
+        nonlocal looks
+        looks += 1
+        return look(connection)
+
+    monkeypatch.setattr(protocol.HttpProtocol, "_all", counted)
+    chunks = b"1\r\nx\r\n" * 200_000
+    start = b"POST /probe HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    client = await raw.send(start, chunks, b"0\r\n\r\n")
+    assert (await client.answer()).body == b"200000"
+    assert looks < 1_000
+
+
+@pytest.mark.parametrize("keep_alive", [KEEP_ALIVE_SECONDS])
+async def test_a_client_that_does_not_take_a_response_is_dropped(
+    raw: RawServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "CLOSE_SECONDS", 0.3)
+    await raw.send(GET)
+    await eventually(lambda: raw.state.connections, "the connection")
+    (connection,) = raw.state.connections
+    assert isinstance(connection, protocol.HttpProtocol)
+    connection.transport.write(LARGE)
+    await eventually(lambda: not raw.state.connections, "the end of the connection", 30)
+
+
 @pytest.mark.parametrize("keep_alive", [KEEP_ALIVE_SECONDS])
 async def test_a_connection_that_sends_nothing_is_closed(raw: RawServer) -> None:
     silent, lines = await raw.connect(), await raw.connect()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit import Server
-from tests.repository_copies import ROOT, copy_repository, run_app
+from tests.repository_copies import ROOT, copy_repository, last_revision, run_app
 
 pytestmark = pytest.mark.verify
 
@@ -25,7 +25,7 @@ def test_a_working_installation_is_shown(database_url: str, tmp_path: Path) -> N
     said, status = doctor(tmp_path, database_url, COLUMNS="80")
     assert status == 0, said
     assert "wrong" not in said
-    for shown in ("items", "users", "/items/{item_id}  GET", "items_0002"):
+    for shown in ("items", "users", "/items/{item_id}  GET", last_revision(ROOT, "items")):
         assert shown in said
 
 
@@ -72,9 +72,10 @@ def test_branches_that_fork_or_are_missing_are_named(database_url: str, tmp_path
     copy_repository(tmp_path)
     assert run_app(tmp_path, "new-feature", "orders").returncode == 0
     shutil.rmtree(tmp_path / "migrations/orders")
+    head = last_revision(tmp_path, "items")
     for fork in ("left", "right"):
         (tmp_path / f"migrations/items/9999_{fork}.py").write_text(
-            f"revision, down_revision = 'items_{fork}', 'items_0002'\n"
+            f"revision, down_revision = 'items_{fork}', '{head}'\n"
             "branch_labels = depends_on = None\n"
         )
     said, status = doctor(tmp_path, database_url, tmp_path)

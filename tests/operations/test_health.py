@@ -1,11 +1,17 @@
 """`/readyz` compares the revisions in the database with those of the code."""
 
+import asyncio
+from contextlib import AbstractAsyncContextManager
+from unittest.mock import patch
+
 import asyncpg
 from httpx import AsyncClient
+from sqlalchemy.ext.asyncio import AsyncConnection
 from structlog.testing import capture_logs
 
 from app.main import create_app
 from app.migrations import load_revisions
+from shared.db import Database
 from shared.settings import Settings
 from tests.kit import connect, eventually, is_ready
 
@@ -92,3 +98,18 @@ async def test_what_a_recorded_revision_depends_on_is_not_missed(
     assert head.revision in detail
     assert "items_0001" not in detail
     assert "users_0001" not in detail
+
+
+async def test_many_who_ask_share_one_check(anonymous: AsyncClient) -> None:
+    checks = 0
+    probe = Database.probe
+
+    def counted(database: Database) -> AbstractAsyncContextManager[AsyncConnection]:
+        nonlocal checks
+        checks += 1
+        return probe(database)
+
+    with patch.object(Database, "probe", counted):
+        answers = await asyncio.gather(*(anonymous.get("/readyz") for _ in range(600)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert checks < 20

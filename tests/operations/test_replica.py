@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from httpx import AsyncClient
 
 from app.embedded import EmbeddedServer, ensure_database
-from app.main import create_app
+from app.main import create_app, periodic_tasks_of
 from app.migrations import upgrade
 from shared import cache
 from shared.settings import Settings
@@ -127,6 +127,14 @@ async def test_who_has_just_signed_up_reads_the_account_although_the_replica_lag
         token = (await client.post("/auth/token", data=form)).json()["access_token"]
         client.headers["Authorization"] = f"Bearer {token}"
         assert (await client.get("/users/me")).json()["email"] == "new@example.com"
+
+
+async def test_periodic_tasks_run_where_a_replica_is_read_from(settings: Settings) -> None:
+    """A replica has no UNLOGGED tables."""
+    app = create_app(settings, run_tasks=False)
+    async with app.router.lifespan_context(app):
+        for task in periodic_tasks_of(app.state.features):
+            await task.run(app)
 
 
 async def test_a_silent_replica_costs_a_moment(

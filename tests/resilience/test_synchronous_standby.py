@@ -12,7 +12,7 @@ from app.embedded import EmbeddedServer, ensure_database
 from app.migrations import upgrade
 from shared.settings import Settings
 from tests.app_helpers import assert_problem
-from tests.kit import SignUp, eventually
+from tests.kit import PASSWORD, SignUp, eventually
 from tests.resilience.pairs import running_primary
 
 pytestmark = [pytest.mark.verify, pytest.mark.timeout(120)]
@@ -61,6 +61,15 @@ async def wait_for_standby(connection: "asyncpg.Connection[asyncpg.Record]", nam
         ),
         "the changed setting",
     )
+
+
+async def test_a_transaction_of_the_routes_own_says_that_its_outcome_is_unknown(
+    anonymous: AsyncClient, primary: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    await wait_for_standby(primary, "nobody")
+    account = {"email": "ada@example.com", "password": PASSWORD}
+    late = await anonymous.post("/users", json=account)
+    assert "is unknown" in assert_problem(late, 503)["detail"]
 
 
 async def test_a_commit_that_the_standby_has_not_confirmed_is_vouched_for_by_nobody(

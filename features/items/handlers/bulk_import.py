@@ -13,7 +13,7 @@ from features.items.schemas import ImportReport, RowError
 from features.items.usage import Quota, text_bytes_of
 from shared.db import Database, WriteSession
 from shared.db.tables import uuid7
-from shared.problems import Unavailable
+from shared.problems import Problem
 
 MAX_ERRORS = 1_000
 STAGED_ROWS = 1_000
@@ -57,7 +57,7 @@ async def import_items(
             if confirm_access:
                 await confirm_access(session)
     finally:
-        with suppress(Unavailable, PostgresError):  # or else a task deletes them
+        with suppress(Problem, PostgresError):  # the import is done; else a task deletes them
             async with database.transaction() as session:
                 await delete_staged(session, owner_id, import_id)
     errors = [RowError(line=line, detail=detail) for line, detail in rejected.items()]

@@ -51,7 +51,9 @@ async def delete_staged(session: WriteSession, owner_id: UUID, import_id: UUID) 
 async def delete_abandoned_rows(database: Database) -> None:
     """Deletes what imports have left whose process has died."""
     before = {"before": _first_uuid7(datetime.now(UTC) - ABANDONED_AFTER)}
-    for abandoned in await database.read().fetch(SELECT_ABANDONED, before):
+    async with database.transaction() as session:  # a replica has no UNLOGGED tables
+        abandoned_imports = await session.fetch(SELECT_ABANDONED, before)
+    for abandoned in abandoned_imports:
         async with database.transaction() as session:
             await delete_staged(session, abandoned.owner_id, abandoned.import_id)
 

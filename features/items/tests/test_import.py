@@ -7,13 +7,18 @@ import time
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable
 from typing import Any
+from uuid import UUID
 
 import pytest
 from fastapi import FastAPI
 from httpx import AsyncClient, Response
 
+from features.items.formats import Format, parse_rows
 from features.items.formats.records import MAX_RECORD_BYTES
+from features.items.handlers import import_items
 from features.items.settings import ItemsSettings
+from shared.db import WriteSession, database_of
+from shared.slots import current_holder
 from shared.web import uploads
 from tests.kit import SignUp, eventually, is_ready, within
 
@@ -469,6 +474,35 @@ async def test_concurrent_imports_of_the_same_keys_wait_for_each_other(
     exported = (await client.get("/items/export")).text.splitlines()
     assert len(exported) == 2_000
     assert len({json.loads(line)["price"] for line in exported}) == 1
+
+
+async def test_an_import_that_is_committed_is_not_refused_afterwards(
+    app: FastAPI, client: AsyncClient
+) -> None:
+    """Other requests of the account have taken its share of connections meanwhile."""
+    owner_id = UUID((await client.get("/users/me")).json()["id"])
+    database, gate = database_of(app), asyncio.Event()
+    others: list[asyncio.Task[None]] = []
+
+    async def hold() -> None:
+        current_holder.set(str(owner_id))
+        async with database.transaction():
+            await gate.wait()
+
+    async def take_the_share(_session: WriteSession) -> None:
+        others.extend(asyncio.create_task(hold()) for _ in range(20))
+        await eventually(lambda: database.pool_usage()["write"][0] > 2, "the other requests")
+
+    async def body() -> AsyncIterator[bytes]:
+        yield json_lines({"title": "Mug", "price": 1})
+
+    current_holder.set(str(owner_id))
+    rows = parse_rows(body(), Format.JSON_LINES)
+    done = await import_items(database, owner_id, rows, confirm_access=take_the_share)
+    assert done.created == 1
+    gate.set()
+    await asyncio.gather(*others, return_exceptions=True)
+    assert (await client.get("/items")).json()["total"] == 1
 
 
 async def test_stalled_imports_leave_connections_to_others(

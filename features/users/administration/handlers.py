@@ -127,5 +127,5 @@ async def delete_account(
         NotFound: the account does not exist.
         Conflict: the account is the last administrator.
     """
-    await get_account(session, user_id)
+    await get_account(session, user_id, lock=True)
     await delete_user(session, user_id, actor_id, client)
