@@ -41,7 +41,8 @@ from shared.problems import Unavailable
 Connections: TypeAlias = Callable[[], AbstractAsyncContextManager[Connection]]
 Values: TypeAlias = Mapping[str, Any]
 NO_VALUES: Values = {}
-ABANDONED_COMMIT_SECONDS = 60.0  # then its connection is closed, as the server may be gone
+BEGIN_TIMEOUT_SECONDS = 5.0  # then the server has vanished, and the connection is given up
+ABANDONED_COMMIT_SECONDS = 10.0  # then its connection is closed, as the server may be gone
 
 request_state: ContextVar[dict[str, Any] | None] = ContextVar("request_state", default=None)
 """The state of the current request: `commits` is set in it before a COMMIT is sent."""
@@ -312,7 +313,7 @@ async def transaction(
     answer: EndedByAnswer | None = None
     try:
         try:
-            await driver.execute(begin)
+            await driver.execute(begin, timeout=BEGIN_TIMEOUT_SECONDS)
             try:
                 yield session
             except EndedByAnswer as ended:

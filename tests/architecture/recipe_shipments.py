@@ -606,8 +606,8 @@ SHIPMENTS = {
         from fastapi import FastAPI
         from httpx import AsyncClient
 
-        from features.shipments.schemas import EXAMPLE
         from features.shipments.notices import send_notices
+        from features.shipments.schemas import EXAMPLE
         from features.shipments.tasks import delete_old_shipments
         from tests.kit import Command, max_queries, run_outbox, run_until_idle
         from tests.kit.servers import execute

@@ -45,7 +45,13 @@ from shared.tasks import Task
 router = APIRouter()
 
 @router.post("/probe")
-async def fail(body: dict[str, str], principal: Principal = requires("users:self")) -> None:
+async def fail(
+    body: dict[str, str],
+    q: str = "",
+    code: str = "",
+    state: str = "",
+    principal: Principal = requires("users:self"),
+) -> None:
     password = "{SECRET}"
     raise RuntimeError("a bug in a route")
 

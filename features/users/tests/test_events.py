@@ -135,7 +135,8 @@ async def test_old_events_are_deleted_batch_by_batch(
                 )
     await delete_old_events.run(app)
     rows = await execute(
-        "SELECT kind, detail, count(*) FROM account_events GROUP BY 1, 2 ORDER BY detail::int, 1"
+        "SELECT kind, detail, count(*) FROM account_events GROUP BY 1, 2"
+        ' ORDER BY detail::int, kind COLLATE "C"'
     )
     assert [tuple(row) for row in rows] == [
         ("deleted", "1", 3),
