@@ -12,6 +12,7 @@ import shutil
 import statistics
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 
 from tests.benchmarks.common import migrated_database, save
 from tests.benchmarks.endpoints import OURS, load, prepare, ratios, served
@@ -25,7 +26,7 @@ def main(seconds: float = 2, rounds: int = 5) -> None:
         print("workers: there is no wrk (apt-get install wrk)")
         return
     with migrated_database() as settings, ExitStack() as stack:
-        token, (get, *_) = asyncio.run(prepare(settings))
+        token, (one_item, *_) = asyncio.run(prepare(settings))
         one, two = (
             stack.enter_context(served(OURS, settings, 18_610 + workers, workers))
             for workers in WORKERS
@@ -34,12 +35,13 @@ def main(seconds: float = 2, rounds: int = 5) -> None:
         print(f"{os.cpu_count()} cores\n")
         print("| connections | 1 worker, requests/s | 2 workers, of one |\n|---|---|---|")
         for connections in CONNECTIONS:
+            get = replace(one_item, connections=connections)
             for server in (one, two):
-                load(server, get, token, seconds, connections)  # warm-up
+                load(server, get, token, seconds)  # warm-up
                 server.rates.clear()
             for _ in range(rounds):
                 for server in (one, two):
-                    load(server, get, token, seconds, connections)
+                    load(server, get, token, seconds)
             rate = statistics.median(one.rates[get.name])
             growth = ratios(two.rates[get.name], one.rates[get.name])
             print(f"| {connections} | {rate:,.0f} | {growth} |")
