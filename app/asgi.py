@@ -3,7 +3,7 @@
 from app.development import development_app
 from app.main import create_app
 from app.server.supervision import exit_with_starter
-from shared.cli import exit_on_user_error
+from app.user_errors import exit_on_user_error
 from shared.settings import Settings, load_settings
 
 exit_with_starter()  # a reloader, or the supervisor of several workers

@@ -30,6 +30,7 @@ from app.ops.sentry import configure_sentry
 from app.ops.sql import log_statements
 from app.ops.tracing import export_traces, tracing
 from app.outbox import delete_old_changes, outbox_tasks
+from app.problem_details import install_error_handlers
 from app.routing import refuse_unknown_parameters, skip_routers, validate_queries_at_once
 from app.task_runner import Dispatcher, run_until_idle, task_runner
 from shared.feature import Feature, FeatureError
@@ -43,7 +44,6 @@ from shared.state import AppState, add_resource, state_of
 from shared.tasks import PeriodicTask, Task
 from shared.web.idempotency import Replay, delete_expired_keys, replay
 from shared.web.pagination import new_paginator
-from shared.web.problem_details import install_error_handlers
 from shared.web.rate_limits import Limiter
 
 DUE_CHECK_SECONDS = 30.0  # a periodic task starts at most this late

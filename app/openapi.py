@@ -14,11 +14,11 @@ from pydantic.json_schema import models_json_schema
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
+from app.problem_details import ProblemDetails
 from app.routing import SAFE_METHODS
 from shared.auth import api_key, bearer
 from shared.problems import MEDIA_TYPE, FieldError, title
 from shared.web.conditional import ETAG_HEADER
-from shared.web.problem_details import ProblemDetails
 
 ASSETS = "/docs/assets"
 PAGE_POLICY = (

@@ -1,6 +1,6 @@
 """The problems that a request can end with: one exception type for every failure.
 
-A handler raises a `Problem`; `shared/web/problem_details.py` turns it into the response.
+A handler raises a `Problem`; `app/problem_details.py` turns it into the response.
 """
 
 from collections.abc import Mapping, Sequence

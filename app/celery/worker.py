@@ -36,7 +36,7 @@ from app.main import create_app  # noqa: E402
 from app.ops.logging import configure_logging  # noqa: E402
 from app.ops.metrics_endpoint import serve_metrics  # noqa: E402
 from app.task_runner import report_failure, run_batch, tracer  # noqa: E402
-from shared.cli import exit_on_user_error  # noqa: E402
+from app.user_errors import exit_on_user_error  # noqa: E402
 from shared.tasks import Task  # noqa: E402
 
 

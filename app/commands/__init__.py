@@ -1,6 +1,9 @@
 """`python -m app`: the commands of the kernel and of the features."""
 
+from typing import Any
+
 import typer
+from typer.core import TyperGroup
 
 from app.commands import (
     database,
@@ -15,9 +18,20 @@ from app.commands import (
     worker,
 )
 from app.discovery import find_features
-from shared.cli import exit_on_user_error
+from app.user_errors import exit_on_user_error
 
-cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+class CommandGroup(TyperGroup):
+    """All commands: each prints an error that the user can fix as a plain line, and exits."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with exit_on_user_error():
+            return super().invoke(ctx)
+
+
+cli = typer.Typer(
+    cls=CommandGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
 
 
 @cli.callback()

@@ -15,7 +15,6 @@ from app.migrations import ROOT, load_revisions
 from app.removal import remove
 from app.scaffold.affected import affected_by, changed_files
 from app.scaffold.documents import write_parts
-from shared.cli import exit_on_user_error
 from shared.feature import FeatureError
 from shared.settings import ConfigurationError, Settings, load_settings
 
@@ -32,12 +31,11 @@ def new_feature(
     """Write a new feature: a private resource with its tests and its first migration."""
     from app.scaffold.generating import write_feature  # it needs development dependencies
 
-    with exit_on_user_error():
-        settings = load_settings(Settings)
-        files = write_feature(create_app(settings), name, singular)
-        feature = files[0].parts[1]
-        importlib.invalidate_caches()
-        files += write_parts(create_app(settings), [feature])
+    settings = load_settings(Settings)
+    files = write_feature(create_app(settings), name, singular)
+    feature = files[0].parts[1]
+    importlib.invalidate_caches()
+    files += write_parts(create_app(settings), [feature])
     for path in files:
         typer.echo(path)
     typer.echo(f"Now: make test feature={feature}; before you push: make test changed=origin/main")
@@ -48,7 +46,7 @@ def remove_feature(
     name: Annotated[str, typer.Argument(help="A feature that no other depends on")],
 ) -> None:
     """Remove a feature: its tables from the development database, and its folders."""
-    with exit_on_user_error(), running_database() as settings:
+    with running_database() as settings:
         if settings.env == "prod":
             raise ConfigurationError("this deletes code; in production run `drop-feature`")
         for line in remove(settings, name):
@@ -59,9 +57,8 @@ def remove_feature(
 def keep_openapi() -> None:
     """Write the OpenAPI document into the tests again, after a wanted change of the API; print the
     files that have changed."""
-    with exit_on_user_error():
-        for path in write_parts(create_app(load_settings(Settings))):
-            typer.echo(path)
+    for path in write_parts(create_app(load_settings(Settings))):
+        typer.echo(path)
 
 
 @commands.command()
@@ -69,8 +66,7 @@ def affected(
     base: Annotated[str, typer.Argument(help="What the change is to be compared with")],
 ) -> None:
     """Print the features whose suites a change can affect, or `all`, or nothing."""
-    with exit_on_user_error():
-        names = affected_by(changed_files(base), find_features())
+    names = affected_by(changed_files(base), find_features())
     typer.echo("all" if names is None else " ".join(names))
 
 
@@ -85,7 +81,7 @@ def migration(
     from app.scaffold.amending import amend_revision
     from app.scaffold.revising import write_revision
 
-    with exit_on_user_error(), running_database() as settings:
+    with running_database() as settings:
         url = settings.database_direct_url or settings.database_url
         assert url
         if amend:
@@ -105,8 +101,7 @@ def migration(
 @commands.command("lint-migrations")
 def lint_migrations() -> None:
     """Report unsafe operations on a live table in all revisions; exit status 1 if there is any."""
-    with exit_on_user_error():
-        _refuse_unsafe(load_revisions().walk_revisions())
+    _refuse_unsafe(load_revisions().walk_revisions())
 
 
 def _refuse_unsafe(scripts: Iterable[Script], advice: str = MEND) -> None:

@@ -23,7 +23,6 @@ from app.discovery import extensions_of, new_database
 from app.main import create_app
 from app.migrations import describe_unknown, load_revisions, schema_state
 from app.routing import endpoints, websockets
-from shared.cli import exit_on_user_error
 from shared.db import Database
 from shared.db.connecting import ServerRole, connector
 from shared.db.database import UNNAMED_STATEMENTS, new_engine
@@ -61,12 +60,11 @@ class Finding:
 def doctor() -> None:
     """Show the slices, and each fault of this installation; exit status 1 if there is one."""
     console = Console()
-    with exit_on_user_error():
-        settings = load_settings(Settings)
-        app = create_app(settings, run_tasks=False)
-        console.print(slices(app.state.features))
-        with running_database(settings) as ready:
-            findings = asyncio.run(_examine(create_app(ready, run_tasks=False), ready))
+    settings = load_settings(Settings)
+    app = create_app(settings, run_tasks=False)
+    console.print(slices(app.state.features))
+    with running_database(settings) as ready:
+        findings = asyncio.run(_examine(create_app(ready, run_tasks=False), ready))
     for finding in findings:
         mark = "[green]ok[/]   " if finding.ok else "[red]wrong[/]"
         console.print(f"{mark} {finding.subject}: {finding.state}", highlight=False, soft_wrap=True)

@@ -12,7 +12,6 @@ from app.migrations import upgrade
 from app.ops.logging import configure_logging
 from app.removal import drop_tables
 from migrations.operations import DEFAULT_WAIT_SECONDS
-from shared.cli import exit_on_user_error
 
 commands = typer.Typer()
 
@@ -27,7 +26,7 @@ def migrate(
     ] = DEFAULT_WAIT_SECONDS,
 ) -> None:
     """Bring the database up to this code. Safe to run in many places at once."""
-    with exit_on_user_error(), _migrated_database() as url:
+    with _migrated_database() as url:
         upgrade(url, wait_seconds=wait)
 
 
@@ -37,7 +36,7 @@ def drop_feature(
 ) -> None:
     """Drop the tables of a feature. Run it with the last release that has the feature, once every
     process is of a release that has not."""
-    with exit_on_user_error(), _migrated_database() as url:
+    with _migrated_database() as url:
         had = drop_tables(url, name)
     typer.echo(f"dropped the tables of {name}" if had else f"the database has nothing of {name}")
 

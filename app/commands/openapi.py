@@ -5,7 +5,6 @@ import json
 import typer
 
 from app.main import create_app
-from shared.cli import exit_on_user_error
 from shared.settings import Settings, load_settings
 
 commands = typer.Typer()
@@ -14,8 +13,5 @@ commands = typer.Typer()
 @commands.command()
 def openapi() -> None:
     """Print the OpenAPI document."""
-    with exit_on_user_error():
-        settings = load_settings(Settings).model_copy(
-            update={"database_url": "postgresql://unused"}
-        )
-        typer.echo(json.dumps(create_app(settings).openapi(), indent=2, ensure_ascii=False))
+    settings = load_settings(Settings).model_copy(update={"database_url": "postgresql://unused"})
+    typer.echo(json.dumps(create_app(settings).openapi(), indent=2, ensure_ascii=False))

@@ -10,7 +10,6 @@ import typer
 
 from app.development import running_database
 from app.embedded import wheel_binaries
-from shared.cli import exit_on_user_error
 
 commands = typer.Typer()
 
@@ -18,7 +17,7 @@ commands = typer.Typer()
 @commands.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def psql(context: typer.Context) -> None:
     """Open psql on the database; options are psql's own."""
-    with exit_on_user_error(), running_database() as settings:
+    with running_database() as settings:
         assert settings.database_url
         credentials = urlsplit(settings.database_url).netloc.rpartition("@")[0]
         user, _, password = credentials.partition(":")

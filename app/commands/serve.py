@@ -13,7 +13,6 @@ from app.development import prepare_database, running_database
 from app.main import create_app
 from app.server import listen, serve, serve_with_reload, serve_with_workers
 from app.server.supervision import exit_with_parent
-from shared.cli import exit_on_user_error
 from shared.feature import Feature
 from shared.settings import Settings, load_settings
 
@@ -37,26 +36,25 @@ def serve_command(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if until_parent_exits:
         exit_with_parent()
-    with exit_on_user_error():
-        settings = load_settings(Settings)
-        listener = listen(host, port)
-        with running_database(settings) as ready:
-            app = create_app(ready)
-            if ready.env == "dev":
-                prepare_database(ready, app.state.features)
+    settings = load_settings(Settings)
+    listener = listen(host, port)
+    with running_database(settings) as ready:
+        app = create_app(ready)
+        if ready.env == "dev":
+            prepare_database(ready, app.state.features)
 
-            def announce() -> None:
-                _announce(ready, app.state.features, f"http://{host}:{port}")
+        def announce() -> None:
+            _announce(ready, app.state.features, f"http://{host}:{port}")
 
-            if not reload and workers == 1:
-                serve(app, listener, announce)
-                return
-            os.environ["APP_DATABASE_URL"] = str(ready.database_url)
-            if reload:
-                announce()
-                serve_with_reload(listener)
-            else:
-                serve_with_workers(listener, workers, announce)
+        if not reload and workers == 1:
+            serve(app, listener, announce)
+            return
+        os.environ["APP_DATABASE_URL"] = str(ready.database_url)
+        if reload:
+            announce()
+            serve_with_reload(listener)
+        else:
+            serve_with_workers(listener, workers, announce)
 
 
 def _announce(settings: Settings, features: Sequence[Feature], address: str) -> None:

@@ -17,7 +17,6 @@ from app.development import running_database
 from app.discovery import find_features, new_database
 from app.ops.logging import configure_logging
 from app.ops.sql import log_statements
-from shared.cli import exit_on_user_error
 from shared.db import Database
 from shared.feature import Feature
 
@@ -27,7 +26,7 @@ commands = typer.Typer()
 @commands.command()
 def shell() -> None:
     """Open a Python prompt with the database, a session, and each feature's handlers."""
-    with exit_on_user_error(), running_database() as settings:
+    with running_database() as settings:
         configure_logging(settings)
         features = find_features()
         database = new_database(settings, features)

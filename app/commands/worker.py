@@ -14,7 +14,6 @@ from app.main import create_app, periodic_tasks_of
 from app.ops.health import heartbeat
 from app.ops.metrics_endpoint import serve_metrics
 from app.task_runner import run_until_idle, task_runner
-from shared.cli import exit_on_user_error
 from shared.settings import ConfigurationError
 from shared.tasks import Task
 
@@ -30,7 +29,7 @@ def worker(
     ] = None,
 ) -> None:
     """Run the background work without serving HTTP; any number of these may run."""
-    with exit_on_user_error(), running_database() as settings:
+    with running_database() as settings:
         if settings.metrics_port:
             serve_metrics(settings.metrics_port)
         own = [heartbeat(heartbeat_file)] if heartbeat_file else []
@@ -42,7 +41,7 @@ def run_task(
     name: Annotated[str, typer.Argument(help="The task's name, such as delete_dead_letters")],
 ) -> None:
     """Run a background task once, now: a periodic one whether or not it is due."""
-    with exit_on_user_error(), running_database() as settings:
+    with running_database() as settings:
         asyncio.run(_run_once(create_app(settings, run_tasks=False), name))
 
 

@@ -5,8 +5,8 @@ import time
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.ops.metrics import REQUEST_SECONDS
 from app.ops.tracing import PROBES
-from shared.metrics import REQUEST_SECONDS
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 CLIENT_CLOSED_REQUEST = 499  # only in the log, as in nginx: the client left first

@@ -7,14 +7,14 @@ import structlog
 from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.ops.metrics import REQUESTS_EXPIRED
 from app.ops.tracing import PROBES
+from app.problem_details import problem
 from app.routing import is_event_stream
 from shared.db.errors import OUTCOME_UNKNOWN
 from shared.db.sessions import request_state
-from shared.metrics import REQUESTS_EXPIRED
 from shared.problems import Unavailable
 from shared.web.deadlines import extend_deadline
-from shared.web.problem_details import problem
 
 log = structlog.get_logger("request")
 

@@ -6,11 +6,11 @@ from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.ops.tracing import PROBES
+from app.problem_details import problem
 from app.routing import is_event_stream
 from shared.problems import Problem
 from shared.slots import Slots, current_holder
 from shared.web.client_address import site_of
-from shared.web.problem_details import problem
 
 MAX_PARTS = 10  # a holder may have one in so many of all streams of events
 

@@ -6,7 +6,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shared.web.problem_details import content_too_large, internal_error
+from app.problem_details import content_too_large, internal_error
 
 log = structlog.get_logger("request")
 

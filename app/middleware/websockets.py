@@ -14,13 +14,13 @@ from uvicorn.protocols.utils import ClientDisconnected
 
 from app.middleware.access_log import CLIENT_CLOSED_REQUEST
 from app.middleware.request_id import request_id_of
+from app.ops.metrics import WEBSOCKETS
 from app.ops.tracing import tag_trace
+from app.problem_details import internal_error, problem
 from shared.auth import authenticate
-from shared.metrics import WEBSOCKETS
 from shared.problems import NotFound, Problem, Unavailable
 from shared.slots import Slots, current_holder
 from shared.web.client_address import site_of
-from shared.web.problem_details import internal_error, problem
 
 CREDENTIAL_SECONDS = 5.0  # a message is sent if the credential was valid so long ago
 MAX_PARTS = 10  # a holder may have one in so many of all websockets

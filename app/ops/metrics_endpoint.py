@@ -1,7 +1,7 @@
 """Prometheus metrics, at `/metrics`: those of this process, or of all processes that serve one
 port, and the backlogs of the background tasks, which are in PostgreSQL.
 
-Their names are in shared/metrics.py, those of a feature in the feature.
+Their names are in app/ops/metrics.py and shared/metrics.py, those of a feature in the feature.
 """
 
 import asyncio
@@ -26,8 +26,8 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from app.ops.metrics import BACKLOG_AGE, BACKLOG_ROWS, CONNECTIONS, CONNECTIONS_MAX
 from shared.db import Database
-from shared.metrics import BACKLOG_AGE, BACKLOG_ROWS, CONNECTIONS, CONNECTIONS_MAX
 from shared.problems import Unavailable
 from shared.settings import ConfigurationError
 from shared.state import state_of

@@ -4,8 +4,8 @@ from fastapi import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.middleware import AccessLogMiddleware, RequestIdMiddleware, SecurityHeadersMiddleware
+from app.problem_details import problem
 from shared.problems import Problem
-from shared.web.problem_details import problem
 
 
 def refusal(error: Problem) -> ASGIApp:

@@ -23,7 +23,7 @@ from features.users.events.tables import EventKind
 from features.users.passwords.handlers import claim_account
 from features.users.passwords.hashing import PasswordHasher
 from features.users.passwords.schemas import NewPassword
-from shared.cli import exit_on_user_error, run_with_database
+from shared.cli import run_with_database
 from shared.crypto import cipher
 from shared.db import Database, write_session_of
 from shared.problems import Conflict, Unprocessable, error_message
@@ -41,13 +41,11 @@ def create_admin(
 ) -> None:
     """Make an account an administrator's. If the account is new, or its address was never verified,
     ask for a password, and end every other way in."""
-    with exit_on_user_error():
-        address = _validated(EMAIL_ADAPTER, email)
+    address = _validated(EMAIL_ADAPTER, email)
     password = None
     if not run_with_database(context, lambda database: _is_verified(database, address)):
         typed = typer.prompt("New password", hide_input=True, confirmation_prompt=True)
-        with exit_on_user_error():
-            password = _validated(PASSWORD_ADAPTER, typed)
+        password = _validated(PASSWORD_ADAPTER, typed)
     run_with_database(context, lambda database: _make_admin(database, address, password))
     typer.echo(f"{address} is an administrator")
 

@@ -212,7 +212,7 @@ NOTES = {
 
         from features.notes.handlers import count_notes
         from features.notes.settings import NotesSettings
-        from shared.cli import exit_on_user_error, run_with_database
+        from shared.cli import run_with_database
         from shared.db.database import Database
         from shared.settings import load_settings
 
@@ -222,8 +222,7 @@ NOTES = {
         @commands.command("count-notes")
         def count_command(context: typer.Context) -> None:
             """Print how many notes there are, and how long they are kept."""
-            with exit_on_user_error():
-                days = load_settings(NotesSettings).notes_kept_days
+            days = load_settings(NotesSettings).notes_kept_days
             notes = run_with_database(context, _count)
             typer.echo(f"{notes} notes, kept for {days} days")
 

@@ -192,3 +192,22 @@ def test_an_import_into_a_database_without_tables_ends_with_one_line(
     assert ended.exit_code == 1
     assert ended.stderr.startswith("error: the database has no tables; run `python -m app migrate`")
     assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.verify
+def test_a_command_ends_without_a_word_where_nobody_reads_its_output() -> None:
+    """As in `python -m app openapi | head -1`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as output:
+        ended = subprocess.run(
+            [sys.executable, "-m", "app", "openapi"],
+            cwd=ROOT,
+            env=environment({"database_url": "postgresql://host/db"}),
+            stdout=output,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+
+    assert (ended.returncode, ended.stderr) == (1, "")
