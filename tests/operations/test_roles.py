@@ -27,6 +27,7 @@ from tests.test_readme import NO_CURL, take_tours
 
 pytestmark = pytest.mark.verify
 
+PASSWORDS = {"OWNER_PASSWORD": "owner's", "SERVICE_PASSWORD": "service's"}
 SELECT_OWNERS = """
 SELECT DISTINCT owner::regrole::text FROM (
     SELECT relowner AS owner, oid FROM pg_class WHERE relnamespace = 'public'::regnamespace
@@ -78,9 +79,8 @@ def url_of(superuser: str, role: str) -> str:
 def create_roles(superuser: str) -> None:
     script = ROOT / "app/deploy/roles.sql"
     psql: list[str | Path] = [wheel_binaries() / "psql", "-X", "-q", "-f", script, superuser]
-    passwords = {"OWNER_PASSWORD": "owner's", "SERVICE_PASSWORD": "service's"}
     done = subprocess.run(
-        psql, env=os.environ | passwords, capture_output=True, text=True, timeout=60
+        psql, env=os.environ | PASSWORDS, capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stderr) == (0, "")
 
