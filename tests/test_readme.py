@@ -49,6 +49,12 @@ def take_tours(address: str, folder: Path) -> str:
     return done.stdout
 
 
+def commands_of(recipe: str) -> str:
+    """Returns the commands, or the settings, of a recipe of the README."""
+    (commands,) = re.findall(rf"<!-- {recipe} -->\n```\w+\n(.*?)```", README, re.DOTALL)
+    return str(commands)
+
+
 def test_each_make_target_that_is_shown_exists() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     shown = set(re.findall(r"(?:^\$ |`)(?:[A-Z]+=\S+ )?make ([a-z]+)", TEXTS, re.MULTILINE))

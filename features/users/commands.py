@@ -1,10 +1,12 @@
-"""`python -m app create-admin` and `rotate-keys`."""
+"""`python -m app create-admin`, `rotate-keys` and `end-access`."""
 
 from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
 from pydantic import TypeAdapter, ValidationError
+from sqlalchemy import delete
+from sqlmodel import col, select
 
 from features.users.access_tokens.signing_keys import JWKS_MAX_AGE, add_key, remove_keys
 from features.users.accounts.email_addresses import EMAIL_ADAPTER
@@ -17,12 +19,14 @@ from features.users.accounts.handlers import (
 from features.users.accounts.tables import Role
 from features.users.administration.handlers import update_account
 from features.users.administration.schemas import UserAdminUpdate
+from features.users.api_keys.tables import ApiKey
 from features.users.client_info import ClientInfo
 from features.users.events.handlers import record
-from features.users.events.tables import EventKind
+from features.users.events.tables import Event, EventKind
 from features.users.passwords.handlers import claim_account
 from features.users.passwords.hashing import PasswordHasher
 from features.users.passwords.schemas import NewPassword
+from features.users.sessions.tables import Session
 from shared.cli import run_with_database
 from shared.crypto import cipher
 from shared.db import Database, write_session_of
@@ -33,6 +37,7 @@ commands = typer.Typer()
 
 PASSWORD_ADAPTER: TypeAdapter[str] = TypeAdapter(NewPassword)
 COMMAND_LINE = ClientInfo(address="", user_agent="python -m app create-admin")
+BATCH_SIZE = 1_000  # rows per transaction, so that none exceeds the statement timeout
 
 
 @commands.command("create-admin")
@@ -101,3 +106,47 @@ async def _rotate(database: Database, revoke: bool) -> tuple[str, datetime]:
         if revoke:
             await remove_keys(session)
         return await add_key(session, encryption, active_at), active_at
+
+
+@commands.command("end-access")
+def end_access(
+    context: typer.Context,
+    api_keys: Annotated[bool, typer.Option("--api-keys", help="End the API keys too")] = False,
+) -> None:
+    """End all sessions of all accounts: everybody signs in again. For a database that was restored
+    to an earlier time, when what has ended since had not ended yet."""
+    sessions, keys = run_with_database(context, lambda database: _end_access(database, api_keys))
+    typer.echo(f"ended {sessions} sessions" + (f" and {keys} API keys" if api_keys else ""))
+
+
+async def _end_access(database: Database, api_keys: bool) -> tuple[int, int]:
+    """Returns the number of sessions and of API keys. No access token stays valid: nothing else
+    could end that of a session which this database does not know."""
+    await _rotate(database, revoke=True)
+    sessions = await _delete_all(database, Session, EventKind.SIGNED_OUT)
+    keys = await _delete_all(database, ApiKey, EventKind.API_KEY_DELETED) if api_keys else 0
+    return sessions, keys
+
+
+async def _delete_all(database: Database, table: type[Session | ApiKey], kind: EventKind) -> int:
+    """Deletes the rows in batches, with an event for each; returns their number."""
+    batch = select(col(table.id)).limit(BATCH_SIZE)
+    deleting = delete(table).where(col(table.id).in_(batch)).returning(table)
+    count = 0
+    while True:
+        async with database.orm_transaction() as session:
+            rows = (await session.exec(deleting)).scalars().all()
+            session.add_all(_event(row, kind) for row in rows)
+        count += len(rows)
+        if len(rows) < BATCH_SIZE:
+            return count
+
+
+def _event(row: Session | ApiKey, kind: EventKind) -> Event:
+    return Event(
+        user_id=row.user_id,
+        kind=kind,
+        address="",
+        user_agent="python -m app end-access",
+        detail=row.name if isinstance(row, ApiKey) else None,
+    )

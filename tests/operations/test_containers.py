@@ -17,6 +17,7 @@ import pytest
 
 from tests.kit import free_port
 from tests.resilience.load import Load, under_load
+from tests.test_readme import commands_of
 
 pytestmark = pytest.mark.verify
 
@@ -44,6 +45,7 @@ PASSWORDS = [
 FOLDERS = ("app", "features", "migrations", "shared")
 COMMAND_TIMEOUT_SECONDS = 1000  # the first build downloads every dependency
 PASSWORD = "correct horse battery"
+FORM = {"grant_type": "password", "username": "ada@example.com", "password": PASSWORD}
 FILES = (".dockerignore", "compose.yaml", "Dockerfile", "Makefile", "requirements.lock")
 
 
@@ -124,6 +126,7 @@ def test_the_stack_from_make_up_to_make_down(stack: Stack) -> None:
     the_log_is_one_json_object_a_line(stack)
     a_stop_is_clean(stack)
     the_secrets_are_private_and_written_once(stack)
+    a_dump_is_restored_into_an_empty_stack(stack, address)
     stack.run("make", "down")
     assert stack.compose("ps", "--all", "--quiet") == ""
 
@@ -143,11 +146,10 @@ def every_service_is_healthy(stack: Stack) -> None:
 
 
 def an_account_can_make_an_item(address: str) -> None:
-    account = {"email": "ada@example.com", "password": PASSWORD}
-    form = {"grant_type": "password", "username": account["email"], "password": PASSWORD}
+    account = {"email": FORM["username"], "password": PASSWORD}
     with httpx.Client(base_url=address, timeout=30) as client:
         assert client.post("/users", json=account).status_code == 201
-        token = client.post("/auth/token", data=form).json()["access_token"]
+        token = client.post("/auth/token", data=FORM).json()["access_token"]
         client.headers["Authorization"] = f"Bearer {token}"
         created = client.post("/items", json={"title": "Enamel mug", "price": 19.99})
         assert created.status_code == 201
@@ -256,3 +258,16 @@ def the_secrets_are_private_and_written_once(stack: Stack) -> None:
     up(stack)
 
     assert file.read_text() == written
+
+
+def a_dump_is_restored_into_an_empty_stack(stack: Stack, address: str) -> None:
+    """Follows the recipe of the README as it stands."""
+    strict = ("bash", "-o", "errexit", "-o", "pipefail", "-c")
+    stack.run(*strict, commands_of("dump of the stack"))
+    stack.compose("down", "--volumes")
+    said = stack.run(*strict, commands_of("restore of the stack"))
+    assert "wrong" not in said
+    with httpx.Client(base_url=address, timeout=30) as client:
+        token = client.post("/auth/token", data=FORM).json()["access_token"]
+        found = client.get("/items", headers={"Authorization": f"Bearer {token}"}).json()["items"]
+    assert {item["title"] for item in found} == {"Enamel mug", "Kettle"}

@@ -1,8 +1,10 @@
 """Sessions: list, end one, end all others."""
 
+from fastapi import FastAPI
 from httpx import AsyncClient
 
 from features.users.sessions.handlers import MAX_SESSIONS
+from features.users.state import state_of
 from features.users.tests.conftest import (
     Execute,
     Tokens,
@@ -12,7 +14,7 @@ from features.users.tests.conftest import (
     status_with,
     tokens_of,
 )
-from tests.kit import SignUp
+from tests.kit import Command, SignUp
 
 
 async def test_logout_ends_both_tokens(anonymous: AsyncClient, signed_in: Tokens) -> None:
@@ -109,3 +111,50 @@ async def test_the_longest_unused_sessions_end_beyond_the_most_that_an_account_h
     assert any(each["current"] for each in listed)
     assert await status_with(anonymous, signed_in.header) == 401
     assert len(await execute("SELECT FROM sessions")) == MAX_SESSIONS + 121
+
+
+async def test_the_access_of_all_accounts_is_ended_by_a_command(
+    app: FastAPI,
+    anonymous: AsyncClient,
+    signed_in: Tokens,
+    api_key_client: AsyncClient,
+    command: Command,
+    execute: Execute,
+) -> None:
+    """More sessions than a batch has; the access token of one that the database does not know, as
+    it was restored to an earlier time, ends too."""
+    unknown = tokens_of(await by_password(anonymous))
+    await execute("ALTER TABLE sessions DISABLE TRIGGER revoke")
+    await execute(
+        "DELETE FROM sessions WHERE id = (SELECT id FROM sessions ORDER BY id DESC LIMIT 1)"
+    )
+    await execute("ALTER TABLE sessions ENABLE TRIGGER revoke")
+    assert await status_with(anonymous, unknown.header) == 200
+    await execute(
+        "INSERT INTO sessions (id, user_id, address, user_agent, expires_at)"
+        " SELECT gen_random_uuid(), user_id, '', '', now() + interval '1 day'"
+        " FROM sessions, generate_series(1, 1000)"
+    )
+    stored = len(await execute("SELECT FROM sessions"))
+
+    done = await command("end-access")
+
+    assert done.output == f"ended {stored} sessions\n"
+    await state_of(app).revocation_list.sync()
+    for tokens in (signed_in, unknown):
+        assert await status_with(anonymous, tokens.header) == 401
+        assert (await by_refresh(anonymous, tokens.refresh)).status_code == 400
+    assert (await api_key_client.get("/items")).status_code == 200
+    again = tokens_of(await by_password(anonymous))
+    events = (await anonymous.get("/users/me/events", headers=again.header)).json()["items"]
+    assert [event["kind"] for event in events][:2] == ["signed_in", "signed_out"]
+
+
+async def test_the_api_keys_of_all_accounts_are_ended_by_the_command(
+    app: FastAPI, api_key_client: AsyncClient, command: Command
+) -> None:
+    assert (await api_key_client.get("/items")).status_code == 200
+    done = await command("end-access", "--api-keys")
+    assert done.output == "ended 1 sessions and 1 API keys\n"
+    await state_of(app).revocation_list.sync()
+    assert (await api_key_client.get("/items")).status_code == 401
