@@ -5,6 +5,8 @@ The holder of a request's slots is its account, or, without one, its client's ne
 
 import asyncio
 from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 
 import structlog
@@ -17,6 +19,9 @@ RETRY_AFTER = {"Retry-After": "1"}
 current_holder: ContextVar[str | None] = ContextVar("current_holder", default=None)
 """The holder of what the current request needs. Background tasks have none."""
 
+current_network: ContextVar[str | None] = ContextVar("current_network", default=None)
+"""The network of the current request's client, which it has beside its account."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -27,11 +32,14 @@ class Slots:
     back goes to the waiting holder of the fewest.
 
     `most` bounds a share further, where slots are held for so long that it would shrink too late.
-    Work without a holder is bound by the size alone. `reason` names the slots in log and metrics.
+    Work without a holder is bound by the size alone. `reason` names the slots in log and metrics,
+    and `of` what has too many of them, in the detail of a problem.
     """
 
-    def __init__(self, reason: str, size: int, *, most: int | None = None) -> None:
-        self.reason, self.size, self._most = reason, size, most or size
+    def __init__(
+        self, reason: str, size: int, *, most: int | None = None, of: str = "your requests"
+    ) -> None:
+        self.reason, self.size, self._most, self._of = reason, size, most or size, of
         self.in_use = 0
         self._held: dict[str | None, int] = {}
         self._waiting: dict[str | None, deque[asyncio.Future[bool]]] = {}
@@ -48,19 +56,24 @@ class Slots:
         self._hold(holder)
         return Slot(self, holder)
 
-    async def acquire(self, seconds: float, detail: str = SERVICE_BUSY) -> str | None:
+    async def acquire(
+        self,
+        seconds: float,
+        detail: str = SERVICE_BUSY,
+        holders: "ContextVar[str | None]" = current_holder,
+    ) -> str | None:
         """Waits for a slot for the current holder, and returns it, to be given to `release`.
 
         Raises:
             TooManyRequests: the holder has held its share for `seconds`.
             Unavailable: all slots have been taken for `seconds`.
         """
-        holder = current_holder.get()
+        holder = holders.get()
         if self._allows_to_wait(holder):
             self._hold(holder)
             return holder
         if not await self._wait(holder, seconds):
-            log.warning("pool_exhausted", reason=self.reason, seconds=seconds)
+            log.warning("pool_exhausted", reason=self.reason, seconds=round(seconds, 1))
             raise self._refusal(holder, detail)
         return holder
 
@@ -135,7 +148,7 @@ class Slots:
         if holder is None or (self.in_use >= self.size and self._held.get(holder, 0) < self._most):
             return overloaded(self.reason, detail)
         RATE_LIMITED.labels(self.reason).inc()
-        detail = "Too many of your requests are under way; please try again when one has ended"
+        detail = f"Too many of {self._of} are under way; please try again when one has ended"
         return TooManyRequests(detail, headers=RETRY_AFTER)
 
 
@@ -166,3 +179,39 @@ class Slot:
         if self._held:
             self._held = False
             self._slots.release(self.holder)
+
+
+class StreamSlots:
+    """Slots for what lasts as long as its client likes. An account has at most two fifths of them,
+    and a network half, whatever the number of its accounts; each has at least one."""
+
+    def __init__(self, size: int, seconds: float) -> None:
+        self._seconds, of = seconds, "the requests from your network"
+        self._of_networks = Slots("streams", size, most=(size + 1) // 2, of=of)
+        self._of_holders = Slots("streams", size, most=max(1, size * 2 // 5))
+
+    @property
+    def are_scarce(self) -> bool:
+        """Whether more than three quarters of the slots are taken."""
+        return 4 * self._of_holders.in_use > 3 * self._of_holders.size
+
+    @asynccontextmanager
+    async def hold(self, seconds: float | None = None) -> AsyncIterator[None]:
+        """Holds a slot, for which it waits for at most `seconds` (unless given, those of all).
+
+        Raises:
+            TooManyRequests: the account or the network has held its share for too long.
+            Unavailable: no slot becomes free in time.
+        """
+        detail = "Too many uploads or downloads are under way; please try again"
+        clock = asyncio.get_running_loop().time
+        until = clock() + (self._seconds if seconds is None else seconds)
+        holder = await self._of_holders.acquire(until - clock(), detail)
+        try:
+            network = await self._of_networks.acquire(until - clock(), detail, current_network)
+            try:
+                yield
+            finally:
+                self._of_networks.release(network)
+        finally:
+            self._of_holders.release(holder)

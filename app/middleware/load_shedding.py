@@ -9,7 +9,7 @@ from app.ops.tracing import PROBES
 from app.problem_details import problem
 from app.routing import is_event_stream
 from shared.problems import Problem
-from shared.slots import Slots, current_holder
+from shared.slots import Slots, current_holder, current_network
 from shared.web.client_address import site_of
 
 MAX_PARTS = 10  # a holder may have one in so many of all streams of events
@@ -38,7 +38,7 @@ class LoadSheddingMiddleware:
         except Problem as refused:
             await problem(Request(scope), refused)(scope, receive, send)
             return
-        before = current_holder.set(holder)
+        holder_before, network_before = current_holder.set(holder), current_network.set(holder)
         scope["state"]["slot"] = slot
 
         async def send_and_count(message: Message) -> None:
@@ -54,4 +54,5 @@ class LoadSheddingMiddleware:
             await self.app(scope, receive, send_and_count)
         finally:
             slot.release()
-            current_holder.reset(before)
+            current_holder.reset(holder_before)
+            current_network.reset(network_before)

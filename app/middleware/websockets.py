@@ -19,7 +19,7 @@ from app.ops.tracing import tag_trace
 from app.problem_details import internal_error, problem
 from shared.auth import authenticate
 from shared.problems import NotFound, Problem, Unavailable
-from shared.slots import Slots, current_holder
+from shared.slots import Slots, current_holder, current_network
 from shared.web.client_address import site_of
 
 CREDENTIAL_SECONDS = 5.0  # a message is sent if the credential was valid so long ago
@@ -74,6 +74,7 @@ class WebSocketMiddleware:
         except Problem as refused:
             return problem(socket.connection, refused)
         current_holder.set(holder)
+        current_network.set(holder)
         socket.connection.state.slot = slot
         WEBSOCKETS.set(self.slots.in_use)
         try:

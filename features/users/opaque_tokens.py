@@ -1,20 +1,22 @@
 """Opaque tokens: refresh tokens and API keys.
 
-A token is a prefix, which tells the kind of a leaked token, 256 bits of entropy, and a checksum, so
-that a mistyped token is refused without a query.
+A token is a prefix, which tells the kind of a leaked token, the id of its family if it has one, 256
+bits of entropy, and a checksum, so that a mistyped token is refused without a query.
 """
 
 import hashlib
+import re
 import secrets
 from binascii import crc32
+from uuid import UUID
 
 REFRESH_TOKEN = "tsr"
 API_KEY = "tsk"
 MAX_OPAQUE_TOKEN_LENGTH = 100
 
 
-def new_token(prefix: str) -> str:
-    body = f"{prefix}_{random_token()}"
+def new_token(prefix: str, family: UUID | None = None) -> str:
+    body = f"{prefix}_{family.hex if family else ''}{random_token()}"
     return body + _checksum(body)
 
 
@@ -23,6 +25,12 @@ def is_token(value: str, prefix: str) -> bool:
     if len(value) > MAX_OPAQUE_TOKEN_LENGTH or not value.isascii():
         return False
     return value.startswith(f"{prefix}_") and value[-8:] == _checksum(value[:-8])
+
+
+def family_of(token: str) -> UUID | None:
+    """Returns the family that a token says it is of, if it says so."""
+    _, _, body = token.partition("_")
+    return UUID(body[:32]) if re.match("[0-9a-f]{32}", body) else None
 
 
 def digest(token: str) -> bytes:

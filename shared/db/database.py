@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
-from functools import partial
+from itertools import chain, repeat
 from typing import Any
 
 import asyncpg
@@ -39,7 +39,6 @@ from shared.db.pool import (
     Connection,
     ReadPool,
     Row,
-    stream_slots,
 )
 from shared.db.replica import ReadYourWrites, Replica, ReplicaReadSession
 from shared.db.sessions import (
@@ -51,7 +50,7 @@ from shared.db.sessions import (
 )
 from shared.problems import Unavailable, overloaded
 from shared.settings import Settings
-from shared.slots import Slots
+from shared.slots import Slots, StreamSlots
 
 UNNAMED_STATEMENTS: Mapping[str, Any] = {
     "prepared_statement_cache_size": 0,
@@ -66,6 +65,8 @@ KEEPALIVE: Mapping[str, str] = {
 """Lets the server detect within a minute, not hours, a client that vanished without closing its
 connections, and release its locks."""
 IDLE_IN_TRANSACTION_SECONDS = 300.0
+MAX_STREAMS = 40  # uploads of a process, and downloads: each takes up to 8 MB of memory
+STREAM_WAIT_SECONDS = 300.0  # of a stream that has come far, for a connection to go on
 IS_READ_ONLY = text("SELECT current_setting('transaction_read_only')::boolean")  # so in recovery
 
 log = structlog.get_logger(__name__)
@@ -77,7 +78,8 @@ class Database:
     `direct_url` is a libpq URL that bypasses any pooler. `engine` has the connections of
     transactions, `primary` those of reads, `replica` those to the replica where one is set.
     `probe` has separate connections, to check whether PostgreSQL serves even when the pools are
-    exhausted. `download_slots` and `upload_slots` leave the other connections to other requests.
+    exhausted. What a stream holds for long, a snapshot or a long transaction, takes at most half of
+    the connections; `download_slots` and `upload_slots` bound the streams themselves.
     """
 
     def __init__(
@@ -105,7 +107,10 @@ class Database:
             self.replica = Replica(pool, probe, self.primary, writers)
         self._snapshot_seconds = settings.database_snapshot_timeout
         self._write_slots = Slots("connections", size)
-        self.download_slots, self.upload_slots = stream_slots(size), stream_slots(size)
+        half, wait = max(1, size // 2), self._wait_seconds
+        self._long_slots = StreamSlots(half, STREAM_WAIT_SECONDS)
+        self._snapshot_slots = StreamSlots(half, wait)
+        self.upload_slots, self.download_slots = (StreamSlots(MAX_STREAMS, wait) for _ in range(2))
         self._committing: set[Connection] = set()
         self._subscribers = subscribers_by_topic(subscriptions)
         self._notifier = Notifier(ReadSession(self.primary.connection))
@@ -141,6 +146,16 @@ class Database:
         self._notifier.notify(session.notified)
 
     @asynccontextmanager
+    async def long_transaction(self) -> AsyncIterator[WriteSession]:
+        """Opens a transaction that may take minutes, such as the last one of an upload, for which
+        it waits as long.
+
+        Half of the connections to write may have one. Raises as `transaction`.
+        """
+        async with self._long_slots.hold(), self.transaction() as session:
+            yield session
+
+    @asynccontextmanager
     async def orm_transaction(self) -> AsyncIterator[AsyncSession]:
         """Opens a transaction in the ORM's view; flush, never commit. Raises as `transaction`."""
         async with self.transaction() as session:
@@ -158,9 +173,19 @@ class Database:
         """Opens a read session whose statements all see one snapshot.
 
         Raises:
+            TooManyRequests: the account or network has held its share of snapshots for too long.
             Unavailable: no connection can be made, or none becomes free in time.
         """
-        connect = partial(self._connection, request, snapshot=True)
+        waits = chain((None,), repeat(STREAM_WAIT_SECONDS))
+
+        @asynccontextmanager
+        async def connect() -> AsyncIterator[Connection]:
+            async with (
+                self._snapshot_slots.hold(next(waits)),
+                self._connection(request, snapshot=True) as connection,
+            ):
+                yield connection
+
         with self._replace_connections_if(has_stale_plan):
             async with SnapshotSession(connect, self._snapshot_seconds) as session:
                 yield session
@@ -199,21 +224,6 @@ class Database:
                 self._record_read_only()
                 raise Unavailable(READ_ONLY)
             yield connection
-
-    @asynccontextmanager
-    async def stream_slot(self, slots: Slots) -> AsyncIterator[None]:
-        """Holds one of the slots for a stream.
-
-        Raises:
-            TooManyRequests: the account or network has held its share for too long.
-            Unavailable: no slot becomes free in time.
-        """
-        detail = "Too many uploads or downloads are under way; please try again"
-        holder = await slots.acquire(self._wait_seconds, detail)
-        try:
-            yield
-        finally:
-            slots.release(holder)
 
     def pool_usage(self) -> dict[str, tuple[int, int]]:
         """Returns the connections in use, and the most that there may be, by the pool's name."""

@@ -29,10 +29,7 @@ async def _write_session(request: HTTPConnection) -> AsyncIterator[sessions.Writ
 
 async def _snapshot_session(request: Request) -> AsyncIterator[sessions.SnapshotSession]:
     database = database_of(request.app)
-    async with (
-        database.stream_slot(database.download_slots),
-        database.snapshot(request) as session,
-    ):
+    async with database.download_slots.hold(), database.snapshot(request) as session:
         yield session
 
 
@@ -54,5 +51,5 @@ OrmSession = Annotated[AsyncSession, Depends(_orm_session, scope="function")]
 SnapshotSession = Annotated[sessions.SnapshotSession, Depends(_snapshot_session, scope="request")]
 """One read-only snapshot for a streamed response, for at most `APP_DATABASE_SNAPSHOT_TIMEOUT`.
 
-These use at most half of the connections at once, and two fifths of that for one account: declare
-it after the principal."""
+At most `MAX_STREAMS` (shared/db/database.py) run at once, and half as many as connections have a
+snapshot; of both an account has two fifths, and a network half: declare it after the principal."""

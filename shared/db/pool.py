@@ -1,4 +1,4 @@
-"""A pool of connections for reads, and the slots that streams take."""
+"""A pool of connections for reads."""
 
 import asyncio
 import time
@@ -142,15 +142,6 @@ class ReadPool:
         """Closes all idle connections; one in use is closed when it is returned."""
         self._open = False
         await asyncio.gather(*(_close(idle, CLOSE_TIMEOUT_SECONDS) for idle, _ in self._idle))
-
-
-def stream_slots(connections: int) -> Slots:
-    """Returns the slots of streams, which last long: half as many as `connections`, at least one.
-
-    One holder has at most two fifths of them, and at least one.
-    """
-    size = max(1, connections // 2)
-    return Slots("streams", size, most=max(1, size * 2 // 5))
 
 
 async def _decode_json(connection: Connection) -> None:

@@ -8,24 +8,28 @@ from fastapi import Depends, Request
 
 from shared.db import database_of
 from shared.problems import RequestTimeout
+from shared.slots import StreamSlots
 from shared.web.deadlines import MIN_BYTES_PER_SECOND, STALL_SECONDS, extend_deadline
+
+MIN_IF_SCARCE = 10_000  # bytes a second: the slowest uploads give way to others
 
 
 async def _upload(request: Request) -> AsyncIterator[AsyncIterator[bytes]]:
     seconds: float = request.app.state.settings.stream_timeout
-    database = database_of(request.app)
-    async with database.stream_slot(database.upload_slots):
-        yield _while_it_comes(request.stream(), request.state.deadline, seconds)
+    slots = database_of(request.app).upload_slots
+    async with slots.hold():
+        yield _while_it_comes(request.stream(), request.state.deadline, seconds, slots)
 
 
 async def _while_it_comes(
-    pieces: AsyncIterator[bytes], deadline: asyncio.Timeout, seconds: float
+    pieces: AsyncIterator[bytes], deadline: asyncio.Timeout, seconds: float, slots: StreamSlots
 ) -> AsyncIterator[bytes]:
     """Yields the chunks of an upload; each read extends the request's deadline.
 
     Raises:
         RequestTimeout: no chunk arrives within `STALL_SECONDS`, less than `MIN_BYTES_PER_SECOND`
-            over about as long, or not all within `seconds`.
+            over about as long (`MIN_IF_SCARCE` while slots are scarce), or not all within
+            `seconds`.
     """
     clock = asyncio.get_running_loop().time
     ends_at, waited, came = clock() + seconds, 0.0, 0
@@ -43,8 +47,9 @@ async def _while_it_comes(
             raise RequestTimeout(f"Nothing more came within {STALL_SECONDS:g} s") from None
         waited, came = waited + clock() - asked_at, came + len(piece)
         if waited >= STALL_SECONDS:
-            if came < waited * MIN_BYTES_PER_SECOND:
-                raise RequestTimeout(f"Less than {MIN_BYTES_PER_SECOND:,} bytes a second came")
+            least = MIN_IF_SCARCE if slots.are_scarce else MIN_BYTES_PER_SECOND
+            if came < waited * least:
+                raise RequestTimeout(f"Less than {least:,} bytes a second came")
             waited, came = 0.0, 0
         yield piece
 
@@ -52,7 +57,8 @@ async def _while_it_comes(
 Upload = Annotated[AsyncIterator[bytes], Depends(_upload, scope="function")]
 """A request body of any length, as a stream of chunks.
 
-Reading it extends the request's deadline, up to `APP_STREAM_TIMEOUT`. At most half as many uploads
-as write connections run at once, and two fifths of these for one account: declare it after the
-principal. One that stalls or trickles gets 408. Hold no transaction while it comes.
+Reading it extends the request's deadline, up to `APP_STREAM_TIMEOUT`. At most `MAX_STREAMS`
+(shared/db/database.py) run at once, two fifths of these for one account and half for one network:
+declare it after the principal. One that stalls or trickles gets 408. Hold no transaction while it
+comes, and end with a `database.long_transaction()`, if that may take more than a second.
 """

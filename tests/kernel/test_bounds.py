@@ -15,9 +15,10 @@ from fastapi.sse import EventSourceResponse
 from httpx import AsyncClient, Response
 from sqlalchemy import text
 
-from shared.db import ReadSession
+from shared.db import ReadSession, database_of
 from shared.problems import Unavailable
 from shared.settings import Settings
+from shared.slots import StreamSlots
 from shared.web import deadlines, uploads
 from shared.web.uploads import Upload
 from tests.app_helpers import app_with, assert_problem, count_shed_requests
@@ -214,13 +215,23 @@ async def test_an_upload_has_a_longest_duration(anonymous: AsyncClient) -> None:
     assert refused.headers["connection"] == "close"
 
 
+@pytest.mark.parametrize(
+    ("slots", "piece", "least"), [(2, 1, "1,000"), (1, 1, "10,000"), (1, 100, "10,000")]
+)
 async def test_an_upload_that_trickles_is_ended(
-    anonymous: AsyncClient, monkeypatch: pytest.MonkeyPatch
+    app: FastAPI,
+    anonymous: AsyncClient,
+    monkeypatch: pytest.MonkeyPatch,
+    slots: int,
+    piece: int,
+    least: str,
 ) -> None:
+    """And one that is ten times as fast, while slots are scarce."""
     monkeypatch.setattr(uploads, "STALL_SECONDS", 0.3)
+    database_of(app).upload_slots = StreamSlots(slots, 0.2)
     for _ in range(2):  # each frees the only slot
-        refused = await anonymous.put("/probe/upload", content=pieces(1, 0.05))
-        assert "Less than 1,000 bytes a second" in assert_problem(refused, 408)["detail"]
+        refused = await anonymous.put("/probe/upload", content=pieces(piece, 0.05))
+        assert f"Less than {least} bytes a second" in assert_problem(refused, 408)["detail"]
 
     async def enough() -> AsyncIterator[bytes]:
         for _ in range(20):

@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter, deque
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, nullcontext, suppress
 from random import Random
 
 import pytest
@@ -14,7 +14,7 @@ from shared.auth import requires
 from shared.db import database_of
 from shared.problems import TooManyRequests, Unavailable
 from shared.settings import Settings
-from shared.slots import Slot, Slots, current_holder
+from shared.slots import Slot, Slots, StreamSlots, current_holder, current_network
 from tests.app_helpers import app_with, assert_problem
 from tests.kit import SignUp, connect, within
 
@@ -259,3 +259,35 @@ def test_holders_that_take_what_they_can_leave_a_share_to_one_more() -> None:
     assert max(counts.values()) <= share + 2
     for _ in range(share // 2 - 1):
         slots.take("quiet")
+
+
+@pytest.mark.parametrize(("network", "waits"), [("noisy", TooManyRequests), ("other", None)])
+async def test_many_accounts_of_one_network_have_half_of_what_streams_take(
+    network: str, waits: type[Exception] | None
+) -> None:
+    slots = StreamSlots(40, 0.0)
+    async with AsyncExitStack() as held:
+        current_network.set("noisy")
+        for number in range(20):
+            current_holder.set(f"account {number}")
+            await held.enter_async_context(slots.hold())
+        current_network.set(network)
+        current_holder.set("quiet")
+        with pytest.raises(waits) if waits else nullcontext():
+            await held.enter_async_context(slots.hold())
+    async with slots.hold():
+        assert not slots.are_scarce
+
+
+async def test_an_account_that_waits_for_its_share_takes_none_of_its_network() -> None:
+    slots = StreamSlots(5, 30.0)
+    async with AsyncExitStack() as held:
+        current_network.set("office")
+        current_holder.set("noisy")
+        for _ in range(2):
+            await held.enter_async_context(slots.hold())
+        waiting = asyncio.create_task(held.enter_async_context(slots.hold()))
+        await asyncio.sleep(0)
+        current_holder.set("quiet")
+        async with slots.hold(0.0):
+            waiting.cancel()

@@ -10,7 +10,7 @@ from features.items.schemas import ItemPublic
 from features.items.tables import ITEMS
 from shared.db import SnapshotSession
 
-BATCH_ROWS = 1_000
+BATCH_ROWS = 100  # of 40 kB at most: each of many downloads has as many in memory
 POSITION = (ITEMS.c.created_at, ITEMS.c.id)
 SELECT_ITEMS_OLDEST_FIRST = SELECT_ITEMS.order_by(*POSITION)
 SELECT_FOLLOWING_ITEMS = SELECT_ITEMS_OLDEST_FIRST.where(

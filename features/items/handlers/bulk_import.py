@@ -47,7 +47,7 @@ async def import_items(
             staged += len(rows)
             text_bytes += sum(text_bytes_of(row.row) for row in rows)
             has_ids |= any(row.row.item_id for row in rows)
-        async with database.transaction() as session:
+        async with database.long_transaction() as session:
             counts, rejected = await merge_rows(
                 session, owner_id, import_id, staged=staged, has_ids=has_ids, dry_run=dry_run
             )

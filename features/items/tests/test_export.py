@@ -14,7 +14,7 @@ from features.items.handlers import bulk_export, export_items
 from features.items.schemas import ItemPublic
 from shared.db import database_of
 from shared.settings import Settings
-from tests.kit import SignUp, eventually, within
+from tests.kit import SignUp, connect, eventually, within
 
 Answer = tuple[int, bytes]
 
@@ -31,8 +31,14 @@ def snapshot_seconds() -> float:
 
 
 @pytest.fixture
-def settings(settings: Settings, snapshot_seconds: float) -> Settings:
-    return settings.model_copy(update={"database_snapshot_timeout": snapshot_seconds})
+def pool_size() -> int:
+    return 10
+
+
+@pytest.fixture
+def settings(settings: Settings, snapshot_seconds: float, pool_size: int) -> Settings:
+    update = {"database_snapshot_timeout": snapshot_seconds, "database_pool_size": pool_size}
+    return settings.model_copy(update=update)
 
 
 async def create_items(client: AsyncClient, *items: dict[str, Any]) -> list[dict[str, Any]]:
@@ -150,16 +156,29 @@ async def test_an_item_without_external_id_gets_none(
 async def test_stalled_exports_leave_connections_to_others(
     app: FastAPI, client: AsyncClient, other_client: AsyncClient, sign_up: SignUp
 ) -> None:
-    """An account has two of five slots."""
+    """Three accounts of one network have three of five snapshots, and one account two."""
     begun, gate = asyncio.Semaphore(0), asyncio.Event()
-    readers = [client, client, client, await sign_up(), await sign_up(), await sign_up()]
-    reading = [asyncio.create_task(request_export(app, each, begun, gate)) for each in readers]
-    async with within(30, "the first byte of each export"):
+
+    async def hold(client: AsyncClient, address: str = "127.0.0.1") -> "asyncio.Task[Answer]":
+        return asyncio.create_task(request_export(app, client, begun, gate, address))
+
+    reading = [await hold(each) for each in (client, client, client, await sign_up())]
+    async with within(30, "the first byte of three exports, and a refusal"):
         for _ in reading:
             await begun.acquire()
-    for _ in range(3):
-        assert (await other_client.get("/items")).status_code == 200
-    assert (await other_client.get("/items/export")).status_code == 503
+    refused = await other_client.get("/items/export")
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    assert "requests from your network" in refused.json()["detail"]
+    assert (await other_client.get("/items")).status_code == 200
+    async with connect(app, "192.0.2.1", headers=other_client.headers) as elsewhere:
+        assert (await elsewhere.get("/items/export")).status_code == 200
+    reading += [await hold(await sign_up(), f"192.0.2.{number}") for number in (2, 3)]
+    async with within(30, "the first byte of two exports more"):
+        for _ in range(2):
+            await begun.acquire()
+    async with connect(app, "192.0.2.4", headers=other_client.headers) as elsewhere:
+        assert (await elsewhere.get("/items/export")).status_code == 503
+    assert (await other_client.get("/items")).status_code == 200
     gate.set()
     async with within(30, "the end of each export"):
         statuses = [status for status, _ in await asyncio.gather(*reading)]
@@ -168,7 +187,11 @@ async def test_stalled_exports_leave_connections_to_others(
 
 
 async def request_export(
-    app: FastAPI, client: AsyncClient, begun: asyncio.Semaphore, gate: asyncio.Event
+    app: FastAPI,
+    client: AsyncClient,
+    begun: asyncio.Semaphore,
+    gate: asyncio.Event,
+    address: str = "127.0.0.1",
 ) -> Answer:
     """Requests an export, but does not read its body until the gate opens; returns the status and
     the body."""
@@ -185,14 +208,15 @@ async def request_export(
             begun.release()
             await gate.wait()
 
-    await app(scope | {"headers": headers}, receive, send)
+    await app(scope | {"headers": headers, "client": (address, 123)}, receive, send)
     return messages[0]["status"], b"".join(each.get("body", b"") for each in messages)
 
 
-@pytest.mark.parametrize("snapshot_seconds", [0.2])
+@pytest.mark.parametrize(("snapshot_seconds", "pool_size"), [(0.2, 2)])
 async def test_an_export_that_is_read_slowly_holds_no_transaction(
-    app: FastAPI, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+    app: FastAPI, client: AsyncClient, other_client: AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Nor the only snapshot: others are exported meanwhile."""
     monkeypatch.setattr(bulk_export, "BATCH_ROWS", 2)
     begun, gate = asyncio.Semaphore(0), asyncio.Event()
     items = await create_items(client, *({"title": f"{n}", "price": 1} for n in range(6)))
@@ -206,6 +230,7 @@ async def test_an_export_that_is_read_slowly_holds_no_transaction(
     await eventually(is_quiet, "the end of the snapshot", 30)
     await client.delete(f"/items/{items[4]['id']}")
     added = await create_items(client, {"title": "new", "price": 1})
+    assert (await other_client.get("/items/export")).status_code == 200
     gate.set()
     async with within(30, "the end of the export"):
         status, body = await reading

@@ -5,25 +5,32 @@ import gzip
 import json
 import time
 import tracemalloc
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import AsyncExitStack
 from typing import Any
 from uuid import UUID
 
 import pytest
 from fastapi import FastAPI
 from httpx import AsyncClient, Response
+from sqlalchemy import text
 
 from features.items.formats import Format, parse_rows
 from features.items.formats.records import MAX_RECORD_BYTES
-from features.items.handlers import import_items
+from features.items.handlers import import_items, merging
 from features.items.settings import ItemsSettings
 from shared.db import WriteSession, database_of
-from shared.slots import current_holder
+from shared.db.locks import advisory_lock
+from shared.slots import StreamSlots, current_holder
 from shared.web import uploads
-from tests.kit import SignUp, eventually, is_ready, within
+from tests.kit import SignUp, connect, eventually, is_ready, within
 
 JSONL = "application/jsonl"
 CSV = "text/csv"
+COUNT_WAITING = text("""
+SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+""")
 NO_ROWS = {"created": 0, "updated": 0, "unchanged": 0, "rejected": 0, "errors": []}
 
 
@@ -506,9 +513,11 @@ async def test_an_import_that_is_committed_is_not_refused_afterwards(
 
 
 async def test_stalled_imports_leave_connections_to_others(
-    client: AsyncClient, other_client: AsyncClient, sign_up: SignUp
+    app: FastAPI, client: AsyncClient, other_client: AsyncClient, sign_up: SignUp
 ) -> None:
-    """An account has two of five slots, and all of them are no connection."""
+    """Three accounts of one network hold three of five slots, one account two, and all no
+    connection."""
+    database_of(app).upload_slots = StreamSlots(5, 0.2)
     begun, gate = asyncio.Semaphore(0), asyncio.Event()
 
     async def held() -> AsyncIterator[bytes]:
@@ -516,24 +525,60 @@ async def test_stalled_imports_leave_connections_to_others(
         begun.release()
         await gate.wait()
 
-    senders = [client, client, await sign_up(), await sign_up(), await sign_up()]
-    importing = [asyncio.create_task(send(sender, held())) for sender in senders]
-    async with within(30, "the start of five imports"):
-        for _ in importing:
-            await begun.acquire()
+    async def hold(senders: Sequence[AsyncClient]) -> list["asyncio.Task[Response]"]:
+        tasks = [asyncio.create_task(send(sender, held())) for sender in senders]
+        async with within(30, "the start of the imports"):
+            for _ in tasks:
+                await begun.acquire()
+        return tasks
+
+    async def refused_as(sender: AsyncClient, status: int) -> str:
+        refused = await send(sender, held())
+        assert (refused.status_code, refused.headers["retry-after"]) == (status, "1")
+        return str(refused.json()["detail"])
+
+    importing = await hold([client, client])
+    assert "Too many of your requests" in await refused_as(client, 429)
+    importing += await hold([await sign_up()])
+    assert "requests from your network" in await refused_as(await sign_up(), 429)
     for key in range(3):
         assert (await other_client.post("/items", json=row(key))).status_code == 201
     await eventually(lambda: is_ready(other_client), "readiness beside the imports", 30)
-    refused = await send(client, held())
-    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
-    assert "of your requests" in refused.json()["detail"]
-    refused = await send(other_client, held())
-    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
-    gate.set()
-    async with within(30, "the answer of each import"):
-        answers = await asyncio.gather(*importing)
+    async with AsyncExitStack() as stack:
+        elsewhere = [
+            await stack.enter_async_context(
+                connect(app, f"192.0.2.{number}", headers=(await sign_up()).headers)
+            )
+            for number in range(3)
+        ]
+        importing += await hold(elsewhere[:2])
+        await refused_as(elsewhere[2], 503)
+        gate.set()
+        async with within(30, "the answer of each import"):
+            answers = await asyncio.gather(*importing)
     assert [answer.status_code for answer in answers] == [200] * 5
     assert await report(send(client, json_lines(row(1)))) == NO_ROWS | {"unchanged": 1}
+
+
+async def test_imports_that_are_merged_leave_connections_to_others(
+    app: FastAPI, client: AsyncClient, other_client: AsyncClient, sign_up: SignUp
+) -> None:
+    """Two of five such transactions are an account's. Others wait for one, and are not refused."""
+    owner_id = (await client.get("/users/me")).json()["id"]
+    lock = {"key": advisory_lock("items.import", UUID(owner_id))}
+    async with database_of(app).transaction() as session:
+        await session.execute(merging.LOCK_IMPORTS, lock)
+        imports = [asyncio.create_task(send(client, json_lines(row(key)))) for key in range(5)]
+        await eventually(lambda: waiting_for_locks(app, 2), "two that are merged", 30)
+        assert await report(send(other_client, json_lines(row(1)))) == NO_ROWS | {"created": 1}
+        await eventually(lambda: is_ready(other_client), "readiness beside the imports", 30)
+        assert await waiting_for_locks(app, 2)
+    async with within(60, "the answer of each import"):
+        assert [(await each).status_code for each in imports] == [200] * 5
+
+
+async def waiting_for_locks(app: FastAPI, number: int) -> bool:
+    return bool(await database_of(app).read().fetch_value(COUNT_WAITING) == number)
 
 
 async def test_a_stalled_upload_is_aborted(

@@ -28,6 +28,7 @@ from features.users.events.handlers import record
 from features.users.events.tables import Event, EventKind
 from features.users.mail.outbox import delete_mail
 from features.users.passwords.tables import ResetRequest
+from features.users.sessions.handlers import SessionPrincipal, require_recent_sign_in
 from features.users.sessions.tables import Session
 from features.users.single_sign_on.tables import Identity
 from shared.db import Database, database_of, write_session_of
@@ -61,6 +62,19 @@ DELETE_EVENTS = delete(Event).where(
 )
 
 
+async def delete_own_account(
+    session: AsyncSession, principal: SessionPrincipal, client: ClientInfo
+) -> None:
+    """Deletes the account of a session; raises as `delete_user` does.
+
+    Raises:
+        Unauthorized: the session has ended, or its sign-in is not recent.
+    """
+    user = await _lock_user(session, principal.user_id)
+    await require_recent_sign_in(session, principal)
+    await _delete(session, user, user.id, client)
+
+
 async def delete_user(
     session: AsyncSession, user_id: UUID, actor_id: UUID, client: ClientInfo
 ) -> None:
@@ -72,8 +86,16 @@ async def delete_user(
         Unauthorized: the account was deleted already.
         Conflict: the account is the last administrator.
     """
+    await _delete(session, await _lock_user(session, user_id), actor_id, client)
+
+
+async def _lock_user(session: AsyncSession, user_id: UUID) -> User:
     await require_another_admin(session, user_id)
-    user = await get_user(session, user_id, lock=True)
+    return await get_user(session, user_id, lock=True)
+
+
+async def _delete(session: AsyncSession, user: User, actor_id: UUID, client: ClientInfo) -> None:
+    user_id = user.id
     await delete_mail(session, user.email)
     await session.exec(delete(ResetRequest).where(col(ResetRequest.email) == user.email))
     for table in WAYS_IN:

@@ -4,6 +4,9 @@ A token that is used again within the grace period (by a second tab, or after a 
 returns the latest token of the family, which can be decrypted only with the older ones. Later
 reuse means that the token was stolen, as both the client and the thief have used it: the family
 ends (RFC 9700, section 4.14.2).
+
+A token names its family, so that one that was used long ago is known as such without its row: a
+family has the row of its latest token, and those of the tokens used within the grace period.
 """
 
 import base64
@@ -12,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from cryptography.fernet import Fernet
+from sqlalchemy import delete
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -19,7 +23,7 @@ from features.users.accounts.tables import User
 from features.users.client_info import ClientInfo
 from features.users.events.handlers import record
 from features.users.events.tables import EventKind
-from features.users.opaque_tokens import REFRESH_TOKEN, digest, is_token, new_token
+from features.users.opaque_tokens import REFRESH_TOKEN, digest, family_of, is_token, new_token
 from features.users.permissions import parse_scope
 from features.users.refresh_tokens.tables import RefreshToken
 from features.users.sessions.handlers import Denial, Grant
@@ -47,13 +51,15 @@ async def refresh(
         return INVALID_REFRESH_TOKEN
     if scope and current.scope and not parse_scope(scope) <= parse_scope(current.scope):
         return WIDER_SCOPE
-    latest = await _latest_token(session, token, now - grace)
+    since = now - grace
+    latest = await _latest_token(session, token, since)
     if latest is None:
         await session.delete(current)
         await record(session, EventKind.REFRESH_REPLAYED, user.id, client)
         return INVALID_REFRESH_TOKEN
     if latest == token:
         latest = await _rotate(session, token, current.id, now)
+        await _delete_used(session, current.id, since)
     current.last_used_at, current.expires_at = now, now + lifetime
     current.address, current.user_agent = client.address, client.user_agent
     return Grant(user.id, user.role, current.id, scope or current.scope, latest)
@@ -61,13 +67,13 @@ async def refresh(
 
 async def _lock_family(session: AsyncSession, token: str) -> tuple[Session, User] | None:
     """Returns and locks the session of the token, so that concurrent refreshes run in turn."""
-    if not is_token(token, REFRESH_TOKEN):
+    session_id = family_of(token) if is_token(token, REFRESH_TOKEN) else None
+    if session_id is None:
         return None
     family = (
         select(Session, User)
-        .join(RefreshToken, col(RefreshToken.session_id) == col(Session.id))
         .join(User, col(User.id) == col(Session.user_id))
-        .where(RefreshToken.hash == digest(token))
+        .where(Session.id == session_id)
         .with_for_update(of=Session)
     )
     return (await session.exec(family)).one_or_none()
@@ -76,11 +82,12 @@ async def _lock_family(session: AsyncSession, token: str) -> tuple[Session, User
 async def _latest_token(session: AsyncSession, token: str, since: datetime) -> str | None:
     """Follows the successors of the token, and returns the unused one at the end.
 
-    Returns None if a token of that chain was used before `since`.
+    Returns None if a token of that chain was used before `since`, or is not one of the family.
     """
     while True:
         row = await session.get(RefreshToken, digest(token))
-        assert row is not None
+        if row is None:
+            return None
         if row.used_at is None:
             return token
         if row.used_at < since or row.encrypted_successor is None:
@@ -89,13 +96,21 @@ async def _latest_token(session: AsyncSession, token: str, since: datetime) -> s
 
 
 async def _rotate(session: AsyncSession, token: str, session_id: UUID, now: datetime) -> str:
-    successor = new_token(REFRESH_TOKEN)
+    successor = new_token(REFRESH_TOKEN, session_id)
     row = await session.get_one(RefreshToken, digest(token))
     row.used_at = now
     row.encrypted_successor = _encryption_under(token).encrypt(successor.encode())
     session.add(RefreshToken(hash=digest(successor), session_id=session_id))
     await session.flush()
     return successor
+
+
+async def _delete_used(session: AsyncSession, session_id: UUID, before: datetime) -> None:
+    await session.exec(
+        delete(RefreshToken).where(
+            col(RefreshToken.session_id) == session_id, col(RefreshToken.used_at) < before
+        )
+    )
 
 
 def _encryption_under(token: str) -> Fernet:

@@ -77,21 +77,27 @@ async def open_session(
     client: ClientInfo,
     lifetime: timedelta,
     scope: str | None = None,
+    *,
+    authenticated_at: datetime | None,
 ) -> Grant:
     """Opens a session with a new family of tokens. Nothing of an earlier session is reused. Beyond
-    `MAX_SESSIONS`, those that were not used for longest are ended."""
-    token, now = new_token(REFRESH_TOKEN), datetime.now(UTC)
+    `MAX_SESSIONS`, those that were not used for longest are ended.
+
+    `authenticated_at` is when the person proved who they are, None if that is not known."""
+    now = datetime.now(UTC)
     row = Session(
         user_id=user_id,
         scope=scope,
         address=client.address,
         user_agent=client.user_agent,
         created_at=now,
+        authenticated_at=authenticated_at,
         last_used_at=now,
         expires_at=now + lifetime,
     )
     session.add(row)
     await session.flush()
+    token = new_token(REFRESH_TOKEN, row.id)
     session.add(RefreshToken(hash=digest(token), session_id=row.id))
     surplus = (
         select(Session.id)
@@ -115,32 +121,36 @@ async def list_sessions(session: AsyncSession, user_id: UUID) -> Sequence[Sessio
     return (await session.exec(unexpired)).all()
 
 
-async def require_session(session: AsyncSession, user_id: UUID, session_id: UUID) -> datetime:
-    """Checks that the session exists, and returns when it was signed in. Call it after locking the
-    account, as the session may have ended while the request waited for the lock.
+async def require_session(
+    session: AsyncSession, user_id: UUID, session_id: UUID
+) -> datetime | None:
+    """Checks that the session exists, and returns when its person was authenticated, if that is
+    known. Call it after locking the account, as the session may have ended while the request
+    waited for the lock.
 
     Raises:
         Unauthorized: the session has ended.
     """
-    signed_in_at = select(Session.created_at).where(
+    found = select(Session.id, Session.authenticated_at).where(
         Session.id == session_id, Session.user_id == user_id
     )
-    found = (await session.exec(signed_in_at)).one_or_none()
-    if found is None:
+    row = (await session.exec(found)).one_or_none()
+    if row is None:
         raise Unauthorized("The session has ended: sign in and begin again")
-    return found
+    return row[1]
 
 
 async def require_recent_sign_in(session: AsyncSession, principal: SessionPrincipal) -> None:
-    """Checks that the session exists, and began minutes ago with a password or at a provider: a
-    token that was stolen later, or a device that was left signed in, opens no other way in.
+    """Checks that the session exists, and that its person signed in minutes ago, with a password
+    here or at a provider that says when: a token that was stolen later, or a device that was left
+    signed in here or there, opens no other way in, and closes none.
 
     Raises:
         Unauthorized: the session has ended.
-        SignInTooOld: it began earlier.
+        SignInTooOld: that was earlier, or is not known.
     """
-    signed_in_at = await require_session(session, principal.user_id, principal.session_id)
-    if signed_in_at < datetime.now(UTC) - RECENT_SIGN_IN:
+    at = await require_session(session, principal.user_id, principal.session_id)
+    if at is None or at < datetime.now(UTC) - RECENT_SIGN_IN:
         raise SignInTooOld
 
 

@@ -13,7 +13,8 @@ class Session(SQLModel, table=True):
     """A sign-in on one device, which its family of refresh tokens continues.
 
     `scope` limits what the session may do, if the client asked for fewer scopes than the account
-    has.
+    has. `authenticated_at` is when its person proved who they are: with a password here, or at a
+    provider, if that says when.
     """
 
     __tablename__ = "sessions"
@@ -26,6 +27,7 @@ class Session(SQLModel, table=True):
     created_at: datetime = Field(
         default=None, nullable=False, sa_column_kwargs={"server_default": func.clock_timestamp()}
     )
+    authenticated_at: datetime | None = None
     last_used_at: datetime = Field(
         default=None, nullable=False, sa_column_kwargs={"server_default": func.clock_timestamp()}
     )

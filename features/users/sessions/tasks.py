@@ -1,6 +1,6 @@
 """The background task of sessions."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from fastapi import FastAPI
 from sqlalchemy import ColumnElement, delete, inspect, select
@@ -9,7 +9,6 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from features.users.access_tokens.signing_keys import remove_expired_keys
 from features.users.access_tokens.tables import Revocation
-from features.users.refresh_tokens.tables import RefreshToken
 from features.users.sessions.tables import Session
 from features.users.settings import MAX_ACCESS_LIFETIME
 from features.users.state import state_of
@@ -19,14 +18,12 @@ BATCH_SIZE = 1_000  # rows per statement, so that none exceeds the statement tim
 
 
 async def _purge_expired_sessions(app: FastAPI) -> int:
-    """Deletes a batch each of expired sessions, old used refresh tokens and old revocations, and
-    the signing keys whose tokens have expired."""
+    """Deletes a batch each of expired sessions and of old revocations, and the signing keys whose
+    tokens have expired."""
     state, now = state_of(app), datetime.now(UTC)
-    oldest_used_token = now - timedelta(seconds=state.settings.session_lifetime)
     oldest_revocation = now - 2 * MAX_ACCESS_LIFETIME
     async with state.database.orm_transaction() as session:
         rows = await _delete(session, Session, col(Session.expires_at) < now)
-        rows += await _delete(session, RefreshToken, col(RefreshToken.used_at) < oldest_used_token)
         rows += await _delete(session, Revocation, col(Revocation.created_at) < oldest_revocation)
         await remove_expired_keys(session, MAX_ACCESS_LIFETIME)
     return rows

@@ -1,7 +1,7 @@
 """Sign-in with email and password."""
 
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -76,4 +76,12 @@ async def _open_session(
     allowed = permissions.of(user.role)
     if credentials.scope is not None and not parse_scope(credentials.scope) <= allowed:
         return Denial("invalid_scope", "The account does not have all of these scopes")
-    return await open_session(session, user.id, user.role, client, lifetime, credentials.scope)
+    return await open_session(
+        session,
+        user.id,
+        user.role,
+        client,
+        lifetime,
+        credentials.scope,
+        authenticated_at=datetime.now(UTC),
+    )

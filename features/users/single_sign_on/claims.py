@@ -44,6 +44,7 @@ class Profile(BaseModel):
     name: DatabaseText | None = None
     email: DatabaseText | None = None
     email_verified: Any = False
+    auth_time: Annotated[float, Field(ge=0, lt=1e11)] | None = None
 
     @property
     def verified_email(self) -> str | None:

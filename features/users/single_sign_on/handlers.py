@@ -60,7 +60,14 @@ async def sign_in_with(
     if not user.is_active:
         await record(session, EventKind.SIGN_IN_FAILED, user.id, client, "not active")
         return Denial("invalid_grant", "The account is not active")
-    return await open_session(session, user.id, Role(user.role), client, lifetime)
+    return await open_session(
+        session,
+        user.id,
+        Role(user.role),
+        client,
+        lifetime,
+        authenticated_at=verified.authenticated_at,
+    )
 
 
 async def _find_or_add_user(

@@ -4,6 +4,7 @@ configured from each provider's discovery document."""
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
 from functools import cache
 from ssl import SSLContext
 from typing import Any
@@ -48,7 +49,8 @@ class AuthorizationRequest(BaseModel):
     """A request to sign in at a provider, until the provider answers.
 
     The browser stores it in an encrypted cookie, one cookie per request, so that two tabs do not
-    interfere. `user_id` and `session_id` are set if it links an identity to an account.
+    interfere. `user_id` and `session_id` are set if it links an identity to an account. The sign-in
+    at the provider may be at most `max_age` seconds old, if that is set.
     """
 
     provider: str
@@ -57,16 +59,20 @@ class AuthorizationRequest(BaseModel):
     verifier: str = Field(default_factory=lambda: random_token() + random_token())
     user_id: UUID | None = None
     session_id: UUID | None = None
+    max_age: int | None = None
 
 
 class VerifiedIdentity(BaseModel):
     """A person at a provider, by an ID token whose signature, issuer and audience were verified.
-    `email` is None unless the provider has verified it, and it is a valid address."""
+    `email` is None unless the provider has verified it, and it is a valid address.
+    `authenticated_at` is when the person signed in there, if the provider says so: it may have been
+    days ago."""
 
     issuer: str
     subject: str
     email: str | None
     name: str | None
+    authenticated_at: datetime | None
 
 
 @cache
@@ -103,6 +109,7 @@ class Provider:
                 state=request.state,
                 nonce=request.nonce,
                 code_verifier=request.verifier,
+                **_freshness(request),
             )
             return str(url)
 
@@ -111,7 +118,8 @@ class Provider:
 
         Raises:
             BadRequest: the code, the ID token or another document of the provider is not valid.
-            Forbidden: the address is not of a domain that the provider is bound to.
+            Forbidden: the address is not of a domain that the provider is bound to, or the sign-in
+                there is older than was asked for, or of an unknown age.
             Unavailable: the provider cannot be reached.
         """
         async with self._client() as client:
@@ -134,6 +142,7 @@ class Provider:
             subject=token.sub,
             email=self._accepted_email(profile),
             name=profile.name or token.name,
+            authenticated_at=_authenticated_at(token, request.max_age),
         )
 
     def _verify(
@@ -226,6 +235,32 @@ class Provider:
         except httpx2.HTTPError as error:
             log.warning("provider_not_reached", provider=self.name, error=repr(error))
             raise Unavailable("The provider cannot be reached; please try again") from None
+
+
+def _freshness(request: AuthorizationRequest) -> dict[str, str]:
+    """Returns the parameters that ask for a recent sign-in (OpenID Connect Core, 3.1.2.1)."""
+    if request.max_age is None:
+        return {}
+    if request.max_age == 0:  # means prompt=login, which more providers know
+        return {"max_age": "0", "prompt": "login"}
+    return {"max_age": str(request.max_age)}
+
+
+def _authenticated_at(token: Profile, max_age: int | None) -> datetime | None:
+    """Returns when the person signed in at the provider, by its ID token.
+
+    Raises:
+        Forbidden: that is longer ago than `max_age` seconds, or the token does not say.
+    """
+    now = time.time()
+    if max_age is not None and (token.auth_time or 0) < now - max_age - ID_TOKEN_LEEWAY_SECONDS:
+        raise Forbidden(
+            f"The provider does not say that you signed in there within the last {max_age} s:"
+            " sign in with a password, which a mail to your address can set"
+        )
+    if token.auth_time is None:
+        return None
+    return datetime.fromtimestamp(min(token.auth_time, now), UTC)
 
 
 async def _get_json(client: Any, url: str) -> Any:

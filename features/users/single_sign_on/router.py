@@ -31,9 +31,18 @@ from shared.problems import (
 router = APIRouter(tags=["identities"])
 
 COOKIE_SECONDS = 600
+MAX_AGE_SECONDS = 86_400
 ERROR_CODE = re.compile(r"[a-z_]{1,50}")
 
 ProviderName = Annotated[str, Path(max_length=40, examples=["google"])]
+MaxAge = Annotated[
+    int | None,
+    Query(
+        ge=0,
+        le=MAX_AGE_SECONDS,
+        description="Seconds since the sign-in at the provider, at most; 0 asks for a new one",
+    ),
+]
 Parameter = Annotated[str | None, Query(max_length=2_000)]
 
 
@@ -43,10 +52,15 @@ Parameter = Annotated[str | None, Query(max_length=2_000)]
     response_class=RedirectResponse,
     responses=responses(TooManyRequests, Unavailable),
 )
-async def login(provider: ProviderName, state: StateDep, client: CurrentClient) -> Response:
-    """Sends the browser to a provider, to sign in there."""
+async def login(
+    provider: ProviderName, state: StateDep, client: CurrentClient, max_age: MaxAge = None
+) -> Response:
+    """Sends the browser to a provider, to sign in there.
+
+    What takes a recent sign-in refuses an older one with a `max_age`: send it here, and the
+    provider asks for a new one, or the callback answers 403."""
     await state.rate_limits.single_sign_on(client.address)
-    authorization = AuthorizationRequest(provider=provider)
+    authorization = AuthorizationRequest(provider=provider, max_age=max_age)
     url = await _provider(state, provider).authorization_url(authorization)
     response = RedirectResponse(url, status.HTTP_302_FOUND, NO_STORE)
     return _set_cookie(response, state, authorization)

@@ -4,7 +4,7 @@ The rows, events and mail are those of a registration and a sign-in over HTTP.
 """
 
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import httpx
 from fastapi import FastAPI
@@ -33,7 +33,10 @@ async def create_account(app: FastAPI, email: str, *, admin: bool = False) -> di
     async with state.database.orm_transaction() as session:
         user = await get_user(session, created.id)
         user.role = Role.ADMIN if admin else user.role
-        grant = await open_session(session, user.id, user.role, CLIENT, lifetime)
+        now = datetime.now(UTC)
+        grant = await open_session(
+            session, user.id, user.role, CLIENT, lifetime, authenticated_at=now
+        )
     # A request before this process has polled for the first time needs one more query.
     await eventually(lambda: state.revocation_list.fresh, "the first poll of the revocation list")
     principal = Principal(grant.user_id, state.permissions.of(grant.role), grant.session_id)

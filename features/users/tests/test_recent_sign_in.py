@@ -5,7 +5,7 @@ from uuid import uuid4
 
 import pytest
 import time_machine
-from httpx import AsyncClient
+from httpx import AsyncClient, Response
 
 from features.users.tests.conftest import (
     EMAIL,
@@ -31,30 +31,41 @@ async def user_id(client: AsyncClient) -> str:
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "done"),
-    [("/users/me/api-keys", KEY, 201), ("/users/me/identities/nobody", None, 404)],
+    ("method", "path", "body", "done"),
+    [
+        ("POST", "/users/me/api-keys", KEY, 201),
+        ("POST", "/users/me/identities/nobody", None, 404),
+        ("DELETE", "/users/me", None, 204),
+    ],
 )
 async def test_a_way_in_takes_a_recent_sign_in(
     anonymous: AsyncClient,
-    signed_in: Tokens,
+    method: str,
     path: str,
     body: dict[str, object] | None,
     done: int,
 ) -> None:
-    """Not a refresh: a stolen refresh token would do. There is no such provider: 404."""
-    fresh = await anonymous.post(path, json=body, headers=signed_in.header)
-    assert fresh.status_code == done
+    """And the end of an account. Not a refresh: a stolen refresh token would do. There is no such
+    provider: 404."""
+
+    async def ask(tokens: Tokens) -> Response:
+        return await anonymous.request(method, path, json=body, headers=tokens.header)
+
+    for email in (EMAIL, "grace@example.com"):
+        await register(anonymous, email)
+    assert (await ask(tokens_of(await by_password(anonymous)))).status_code == done
+    other = tokens_of(await by_password(anonymous, email="grace@example.com"))
     with time_machine.travel(LATER, tick=True):
-        refreshed = tokens_of(await by_refresh(anonymous, signed_in.refresh))
-        refused = await anonymous.post(path, json=body, headers=refreshed.header)
+        refreshed = tokens_of(await by_refresh(anonymous, other.refresh))
+        refused = await ask(refreshed)
         assert refused.status_code == 401
         challenge = refused.headers["www-authenticate"]
         assert 'error="insufficient_user_authentication"' in challenge
         assert 'max_age="600"' in challenge
         assert "sign in again" in refused.json()["detail"]
         assert await status_with(anonymous, refreshed.header) == 200
-        again = tokens_of(await by_password(anonymous))
-        assert (await anonymous.post(path, json=body, headers=again.header)).status_code == done
+        again = tokens_of(await by_password(anonymous, email="grace@example.com"))
+        assert (await ask(again)).status_code == done
 
 
 @pytest.mark.parametrize("change", [{"role": "admin"}, {"is_active": True}])

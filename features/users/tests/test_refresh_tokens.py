@@ -44,6 +44,22 @@ async def test_a_replay_ends_the_family_and_the_end_is_committed(
     assert kinds[0]["kind"] == "refresh_replayed"
 
 
+async def test_a_session_keeps_few_tokens_and_finds_a_replay_of_any(
+    anonymous: AsyncClient, signed_in: Tokens, execute: Execute
+) -> None:
+    """However often it is refreshed: that of the first token is found without its row."""
+    latest = signed_in
+    for number in range(1, 10):
+        with time_machine.travel(number * BEYOND_GRACE, tick=True):
+            latest = tokens_of(await by_refresh(anonymous, latest.refresh))
+            assert len(await execute("SELECT FROM refresh_tokens")) == 2
+    with time_machine.travel(9 * BEYOND_GRACE, tick=True):
+        assert (await by_refresh(anonymous, signed_in.refresh)).status_code == 400
+        assert (await by_refresh(anonymous, latest.refresh)).status_code == 400
+    replays = await execute("SELECT FROM account_events WHERE kind = 'refresh_replayed'")
+    assert len(replays) == 1
+
+
 async def test_a_replay_leaves_other_sessions_alone(
     anonymous: AsyncClient, signed_in: Tokens
 ) -> None:

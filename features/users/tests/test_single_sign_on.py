@@ -4,6 +4,7 @@ import asyncio
 import hmac
 import json
 import threading
+import time
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -137,8 +138,8 @@ def settings(
     return settings.model_copy(update={"public_url": "http://testserver"})
 
 
-async def begin(browser: AsyncClient, name: str = "mock") -> str:
-    answer = await browser.get(f"/auth/oidc/{name}/login")
+async def begin(browser: AsyncClient, name: str = "mock", **query: Any) -> str:
+    answer = await browser.get(f"/auth/oidc/{name}/login", params=query)
     assert answer.status_code == 302, answer.text
     return str(answer.headers["location"])
 
@@ -708,3 +709,54 @@ async def test_two_first_sign_ins_at_once_make_one_account(
     assert sorted(answer.status_code for answer in answers) in ([200, 200], [200, 409])
     assert len(await execute("SELECT 1 FROM users")) == 1
     assert await status_with(anonymous, tokens_of(await sign_in(anonymous, provider)).header) == 200
+
+
+def signed_in_ago(seconds: float | None) -> Forge:
+    return changed(auth_time=None if seconds is None else round(time.time() - seconds))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "status"), [(None, 401), (3_600, 401), (30, 201), (-3_600, 201)]
+)
+async def test_a_sign_in_is_as_recent_as_the_provider_says(
+    anonymous: AsyncClient, provider: IdentityProvider, seconds: float | None, status: int
+) -> None:
+    """The browser may have been signed in there for days, and somebody else may sit before it."""
+    provider.forge = signed_in_ago(seconds)
+    tokens = tokens_of(await sign_in(anonymous, provider))
+    key = {"name": "import", "scopes": ["users:self"]}
+    made = await anonymous.post("/users/me/api-keys", json=key, headers=tokens.header)
+    assert made.status_code == status, made.text
+    if status == 401:
+        assert "insufficient_user_authentication" in made.headers["www-authenticate"]
+
+
+@pytest.mark.parametrize(
+    ("max_age", "seconds", "status"),
+    [(600, 30, 200), (600, 3_600, 403), (600, None, 403), (0, 0, 200), (0, 300, 403)],
+)
+async def test_a_recent_sign_in_can_be_asked_for(
+    anonymous: AsyncClient,
+    provider: IdentityProvider,
+    max_age: int,
+    seconds: float | None,
+    status: int,
+) -> None:
+    """As after a challenge that says `max_age`. A provider may ignore what it is asked for."""
+    provider.forge = signed_in_ago(seconds)
+    url = await begin(anonymous, max_age=max_age)
+    asked = parse_qs(urlsplit(url).query)
+    assert asked["max_age"] == [str(max_age)]
+    assert asked.get("prompt") == (["login"] if max_age == 0 else None)
+    answer = await anonymous.get(await provider.sign_in(url, "ada", **ADA))
+    assert answer.status_code == status, answer.text
+    if status == 403:
+        assert f"within the last {max_age} s" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("auth_time", [-1, 1e12, "yesterday"])
+async def test_a_sign_in_at_no_time_is_refused(
+    anonymous: AsyncClient, provider: IdentityProvider, auth_time: object
+) -> None:
+    provider.forge = changed(auth_time=auth_time)
+    assert (await sign_in(anonymous, provider)).status_code == 400
