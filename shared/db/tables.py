@@ -2,14 +2,20 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, ClassVar
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID
 
 import uuid_utils.compat
 from pydantic import BaseModel
-from sqlalchemy import ColumnElement, Table, func
+from sqlalchemy import ColumnElement, Delete, Table, bindparam, delete, func, select, tuple_
 from sqlmodel import Field, SQLModel
 from sqlmodel.main import default_registry
+
+if TYPE_CHECKING:
+    from shared.db.sessions import WriteSession
+
+OWNED_ROWS_PER_BATCH = 5_000
 
 # A constraint's name has its table and columns, so that a violation can be put into words.
 SQLModel.metadata.naming_convention = {
@@ -39,6 +45,24 @@ def table_of(model: type[SQLModel]) -> Table:
 def columns(table: Table, schema: type[BaseModel]) -> list[ColumnElement[Any]]:
     """Returns the columns that are fields of the schema."""
     return [table.c[name] for name in schema.model_fields]
+
+
+async def delete_owned_rows(session: "WriteSession", table: Table, owner_id: UUID) -> int:
+    """Deletes a batch of the rows of an owner; returns how many, 0 when none is left.
+
+    The primary key of the table begins with `owner_id`, as that of each private table does.
+    """
+    return await session.execute(_delete_owned_batch(table), {"owner_id": owner_id})
+
+
+@cache
+def _delete_owned_batch(table: Table) -> Delete:
+    is_owners = table.c.owner_id == bindparam("owner_id")
+    statement = delete(table).where(is_owners)
+    if rest := [column for column in table.primary_key if column is not table.c.owner_id]:
+        batch = select(*rest).where(is_owners).limit(OWNED_ROWS_PER_BATCH)
+        statement = statement.where(tuple_(*rest).in_(batch))
+    return statement
 
 
 def uuid7() -> UUID:

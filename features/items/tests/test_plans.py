@@ -45,7 +45,7 @@ async def plan(
     """Returns the nodes of the plan that PostgreSQL executed."""
     row = await connection.fetchrow("SELECT id, owner_id FROM items LIMIT 1")
     assert row
-    known = {"item_id": row["id"], "owner_id": row["owner_id"], SKIP: 0, ROWS: 21} | values
+    known = {"item_id": row["id"], "owner": row["owner_id"], SKIP: 0, ROWS: 21} | values
     sql, arguments = compile_statement(statement, known)
     explain = f"EXPLAIN (ANALYZE, FORMAT JSON) {sql}"
     return list(_nodes(json.loads(await connection.fetchval(explain, *arguments))[0]["Plan"]))
@@ -79,7 +79,9 @@ async def test_a_page_reads_its_rows_from_the_index_of_its_order(
 
 
 async def test_one_item_is_read_by_its_key(connection: "asyncpg.Connection[Any]") -> None:
-    assert [node.get("Index Name") for node in await plan(connection, SELECT_ITEM)] == ["pk_items"]
+    (scan,) = await plan(connection, SELECT_ITEM)
+    assert scan["Index Name"] in {"pk_items", "ix_items_id"}
+    assert scan["Actual Rows"] == 1
 
 
 async def test_the_total_reads_only_its_owners_rows(
