@@ -31,7 +31,6 @@ class Item(ItemFields, Timestamped, table=True):
         Index("ix_items_owner_id_updated_at", "owner_id", "updated_at", "id"),
         Index("ix_items_owner_id_price", "owner_id", "price", "id"),
         Index("ix_items_owner_id_title", "owner_id", "title", "id"),
-        Index("ix_items_id", "id"),  # for the release before; to be dropped in the next
     )
 
     owner_id: UUID = Field(primary_key=True)

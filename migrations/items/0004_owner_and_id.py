@@ -9,7 +9,7 @@ down_revision = "items_0003"
 branch_labels = None
 depends_on = None
 
-NAME = "uq_items_owner_id_id"  # items_0006 makes it the primary key, which gives it another name
+NAME = "uq_items_owner_id_id"  # items_0005 makes it the primary key, which gives it another name
 
 
 def upgrade() -> None:

@@ -9,7 +9,10 @@ from uuid import UUID
 import uuid_utils.compat
 from pydantic import BaseModel
 from sqlalchemy import ColumnElement, Delete, Table, bindparam, delete, func, select, tuple_
-from sqlmodel import Field, SQLModel
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+from sqlmodel import Field, SQLModel, UTCDateTime
 from sqlmodel.main import default_registry
 
 if TYPE_CHECKING:
@@ -70,6 +73,23 @@ def uuid7() -> UUID:
     return uuid_utils.compat.uuid7()
 
 
+class UpdateTime(FunctionElement[datetime]):
+    """The time of an UPDATE, for the column `updated_at`: later than the one before in each row,
+    whatever the clock does and in whatever order transactions have waited for the row.
+
+    Not `clock_timestamp()`: an UPDATE of a distributed table takes no volatile function.
+    """
+
+    name, type, inherit_cache = "update_time", UTCDateTime(), True
+
+
+@compiles(UpdateTime)
+def _compile_update_time(_: UpdateTime, compiler: SQLCompiler, **_options: Any) -> str:
+    table = compiler.current_executable.table  # of an Insert or Update
+    before = f"{compiler.preparer.format_table(table)}.updated_at"
+    return f"greatest(statement_timestamp(), {before} + interval '1 microsecond')"
+
+
 class Timestamped(SQLModel):
     """The times when a row was created and last changed, by the clock of the database.
 
@@ -88,6 +108,6 @@ class Timestamped(SQLModel):
         nullable=False,
         sa_column_kwargs={
             "server_default": func.clock_timestamp(),
-            "onupdate": func.clock_timestamp(),
+            "onupdate": UpdateTime(),
         },
     )

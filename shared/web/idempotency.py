@@ -30,10 +30,10 @@ REPLAYED_HEADER = "Idempotency-Replayed"
 STORED_HEADERS = ("content-type", "location", "etag")
 
 
-class StoredResponse(SQLModel, table=True):
-    """The response to one request of one account, by its `Idempotency-Key`."""
+class IdempotencyKey(SQLModel, table=True):
+    """The stored response to one request of one account."""
 
-    __tablename__ = "stored_responses"
+    __tablename__ = "idempotency_keys"
 
     owner_id: UUID = Field(primary_key=True)
     key: str = Field(primary_key=True)
@@ -44,29 +44,29 @@ class StoredResponse(SQLModel, table=True):
     expires_at: datetime = Field(index=True)
 
 
-STORED_RESPONSES = table_of(StoredResponse)
-IS_OWNERS = STORED_RESPONSES.c.owner_id == bindparam("owner_id")
-IS_THIS_KEY = (IS_OWNERS, STORED_RESPONSES.c.key == bindparam("key"))
-HAS_EXPIRED = STORED_RESPONSES.c.expires_at < func.now()
+IDEMPOTENCY_KEYS = table_of(IdempotencyKey)
+IS_OWNERS = IDEMPOTENCY_KEYS.c.owner_id == bindparam("owner_id")
+IS_THIS_KEY = (IS_OWNERS, IDEMPOTENCY_KEYS.c.key == bindparam("key"))
+HAS_EXPIRED = IDEMPOTENCY_KEYS.c.expires_at < func.now()
 TRY_LOCK_KEY = select(
     func.pg_try_advisory_xact_lock(bindparam("lock", type_=BigInteger)).label("locked")
 )
 # The COMMIT of a read-only transaction does not wait for a synchronous standby. FOR UPDATE writes
 # to the WAL, so the COMMIT of a replay does wait, and the standby has then confirmed that of the
 # first request too, which comes earlier in the WAL.
-SELECT_RESPONSE = select(STORED_RESPONSES).where(*IS_THIS_KEY).with_for_update()
-INSERT_RESPONSE = insert(STORED_RESPONSES)
-DELETE_RESPONSE = delete(STORED_RESPONSES).where(*IS_THIS_KEY)
+SELECT_KEY = select(IDEMPOTENCY_KEYS).where(*IS_THIS_KEY).with_for_update()
+INSERT_KEY = insert(IDEMPOTENCY_KEYS)
+DELETE_KEY = delete(IDEMPOTENCY_KEYS).where(*IS_THIS_KEY)
 SELECT_EXPIRED = (
-    select(STORED_RESPONSES.c.owner_id)
+    select(IDEMPOTENCY_KEYS.c.owner_id)
     .where(HAS_EXPIRED)
-    .order_by(STORED_RESPONSES.c.expires_at)
+    .order_by(IDEMPOTENCY_KEYS.c.expires_at)
     .limit(BATCH_ROWS)
 )
-DELETE_EXPIRED = delete(STORED_RESPONSES).where(
+DELETE_EXPIRED = delete(IDEMPOTENCY_KEYS).where(
     IS_OWNERS,
-    STORED_RESPONSES.c.key.in_(
-        select(STORED_RESPONSES.c.key)
+    IDEMPOTENCY_KEYS.c.key.in_(
+        select(IDEMPOTENCY_KEYS.c.key)
         .where(IS_OWNERS, HAS_EXPIRED)
         .limit(BATCH_ROWS)
         .with_for_update(skip_locked=True)
@@ -109,11 +109,11 @@ class IdempotentRequest:
         lock = advisory_lock("shared.idempotency", self.owner_id, self.key)
         if not await self.session.fetch_value(TRY_LOCK_KEY, {"lock": lock}):
             raise Conflict("A request with this Idempotency-Key is still being worked on")
-        stored = await self.session.fetch_one(SELECT_RESPONSE, parameters)
+        stored = await self.session.fetch_one(SELECT_KEY, parameters)
         if stored is None:
             return
         if stored.expires_at <= datetime.now(UTC):
-            await self.session.execute(DELETE_RESPONSE, parameters)
+            await self.session.execute(DELETE_KEY, parameters)
             return
         if stored.fingerprint != self.fingerprint:
             raise Unprocessable("This Idempotency-Key was used for a different request")
@@ -132,7 +132,7 @@ class IdempotentRequest:
                 "body": bytes(response.body),
                 "expires_at": datetime.now(UTC) + LIFETIME,
             }
-            await self.session.execute(INSERT_RESPONSE, stored)
+            await self.session.execute(INSERT_KEY, stored)
         return response
 
 
@@ -168,10 +168,10 @@ before this, which needs the account.
 """
 
 
-async def delete_responses_of(session: sessions.WriteSession, owner_id: UUID) -> int:
-    """Deletes a batch of the stored responses of an account; returns how many, 0 when none is
+async def delete_keys_of(session: sessions.WriteSession, owner_id: UUID) -> int:
+    """Deletes a batch of the idempotency keys of an account; returns how many, 0 when none is
     left."""
-    return await delete_owned_rows(session, STORED_RESPONSES, owner_id)
+    return await delete_owned_rows(session, IDEMPOTENCY_KEYS, owner_id)
 
 
 async def _delete_expired(app: FastAPI) -> int:

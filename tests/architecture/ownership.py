@@ -31,7 +31,6 @@ CREATED = re.compile(
     r"\bCREATE\s+(?:UNLOGGED\s+)?TABLE\s+(?:IF\s+NOT\s+EXISTS\s+)?(?:public\.)?\"?(\w+)", re.I
 )
 NAME = r"(?:public\.)?\"?\w+\"?"
-RENAMED = re.compile(r"\bALTER\s+TABLE\s+\w+\s+RENAME\s+TO\s+(\w+)", re.I)
 READ = re.compile(  # both tables of `FROM items AS item, users`
     rf"\b(?:FROM|JOIN|USING|REFERENCES|ON)(?:\s+ONLY)?\s+((?:{NAME}(?:\s+(?:AS\s+)?\w+)?\s*,\s*)*{NAME})",
     re.I,
@@ -90,7 +89,7 @@ def _created(migrations: Mapping[Path, str]) -> dict[str, str]:
     return {
         table: path.parent.name
         for path, sql in migrations.items()
-        for table in (*CREATED.findall(sql), *RENAMED.findall(sql))
+        for table in CREATED.findall(sql)
     }
 
 

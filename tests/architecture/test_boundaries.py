@@ -107,7 +107,7 @@ def test_each_reach_for_a_neighbours_table_is_caught(copy: Path) -> None:
         """,
         "features/users/access_tokens/jwt.py": """
             statement = f"select count(*) from items where {ALGORITHM} = 1"
-            other = "DELETE FROM stored_responses"
+            other = "DELETE FROM idempotency_keys"
         """,
         "features/users/accounts/tables.py": """
             class Gift(Timestamped, table=True):
@@ -156,7 +156,7 @@ def test_each_reach_for_a_neighbours_table_is_caught(copy: Path) -> None:
     for breach in (
         "features/items/handlers/crud.py writes to users, which belongs to users",
         "features/users/access_tokens/jwt.py reads items, which belongs to items",
-        "features/users/access_tokens/jwt.py writes to stored_responses, which belongs to shared",
+        "features/users/access_tokens/jwt.py writes to idempotency_keys, which belongs to shared",
         "features.users.accounts.tables.Gift refers to items, which belongs to items",
         "features/items/demo.py writes to users, which belongs to users",
         "features/wishes/by_module.py writes to items, which belongs to items",

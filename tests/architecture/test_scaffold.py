@@ -143,7 +143,7 @@ def test_a_name_is_converted_to_each_form(name: str, forms: tuple[str, ...]) -> 
         ("outstanding_customer_bills", None, "longer than 25 characters"),
         ("heads", None, "'heads' means something else to Alembic"),
         ("items", None, "there is features/items already"),
-        ("stored_responses", None, "there is a table 'stored_responses' already"),
+        ("idempotency_keys", None, "there is a table 'idempotency_keys' already"),
         ("docs", None, "the path /docs is served already"),
         ("responses", None, "'Response' means something else"),
         ("sessions2", "session", "'session' means something else"),

@@ -35,7 +35,7 @@ from sqlmodel import UTCDateTime
 from shared.db import Database, Row, write_session_of
 from shared.db.tables import uuid7
 from shared.settings import Settings
-from shared.web.idempotency import SELECT_RESPONSE, StoredResponse
+from shared.web.idempotency import SELECT_KEY, IdempotencyKey
 
 PARCELS = Table(
     "parcels",
@@ -198,7 +198,7 @@ async def test_rows_are_read_as_models_and_single_values(database: Database) -> 
 
 
 async def test_objects_are_flushed_before_statements(database: Database) -> None:
-    kept = StoredResponse(
+    kept = IdempotencyKey(
         owner_id=uuid7(),
         key="once",
         fingerprint="",
@@ -210,7 +210,7 @@ async def test_objects_are_flushed_before_statements(database: Database) -> None
     async with database.orm_transaction() as orm:
         orm.add(kept)
         this = {"owner_id": kept.owner_id, "key": kept.key}
-        assert await write_session_of(orm).fetch_one(SELECT_RESPONSE, this)
+        assert await write_session_of(orm).fetch_one(SELECT_KEY, this)
 
 
 async def test_a_value_in_the_statement_itself_is_converted(database: Database) -> None:

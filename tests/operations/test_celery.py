@@ -70,7 +70,7 @@ def test_celery_runs_the_background_tasks(
     chosen = variables | {"task_queue": queue}
     workers = celery_worker(chosen, tmp_path) if queue == "celery" else nullcontext()
     with workers, signed_in(chosen, tmp_path):
-        for table in ("outgoing_mail", "stored_responses"):
+        for table in ("outgoing_mail", "idempotency_keys"):
             wait_until_empty(database_url, table)
         if queue == "celery":
             chain = ("send", "receive", "task")

@@ -13,9 +13,9 @@ from tests.kit import eventually, run_until_idle, within
 
 KEY = {"Idempotency-Key": "8e03978e-40d5-43e8-bc93-6894a57f9324"}
 COPY_KEYS = """
-INSERT INTO stored_responses (owner_id, key, fingerprint, status, headers, body, expires_at)
+INSERT INTO idempotency_keys (owner_id, key, fingerprint, status, headers, body, expires_at)
 SELECT owner_id, key || number, fingerprint, status, headers, body, expires_at
-FROM stored_responses, generate_series(1, 2500) AS number
+FROM idempotency_keys, generate_series(1, 2500) AS number
 """
 SELECT_WAITING_FOR_ITEMS = "SELECT FROM pg_locks WHERE NOT granted AND relation = 'items'::regclass"
 MUG = {"title": "Enamel mug", "price": 12.5}
@@ -39,7 +39,7 @@ async def count_items(client: AsyncClient) -> int:
 
 async def expire_keys(database_url: str) -> None:
     connection = await asyncpg.connect(database_url)
-    await connection.execute("UPDATE stored_responses SET expires_at = now() - interval '1 second'")
+    await connection.execute("UPDATE idempotency_keys SET expires_at = now() - interval '1 second'")
     await connection.close()
 
 
@@ -103,7 +103,7 @@ async def test_expired_keys_are_deleted(
     await create_item(client, {"Idempotency-Key": "new"})
     assert await delete_expired_keys.run(app) == 1_000, "in batches, each in a moment"
     assert await run_until_idle(app, delete_expired_keys) == 1_501
-    assert await connection.fetchval("SELECT array_agg(key) FROM stored_responses") == ["new"]
+    assert await connection.fetchval("SELECT array_agg(key) FROM idempotency_keys") == ["new"]
     await connection.close()
 
 

@@ -79,9 +79,7 @@ async def test_a_page_reads_its_rows_from_the_index_of_its_order(
 
 
 async def test_one_item_is_read_by_its_key(connection: "asyncpg.Connection[Any]") -> None:
-    (scan,) = await plan(connection, SELECT_ITEM)
-    assert scan["Index Name"] in {"pk_items", "ix_items_id"}
-    assert scan["Actual Rows"] == 1
+    assert [node.get("Index Name") for node in await plan(connection, SELECT_ITEM)] == ["pk_items"]
 
 
 async def test_the_total_reads_only_its_owners_rows(

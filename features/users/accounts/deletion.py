@@ -33,7 +33,7 @@ from shared.db import Database, WriteSession, database_of, write_session_of
 from shared.db.changes import Change
 from shared.db.outbox import is_delivered
 from shared.tasks import Task
-from shared.web.idempotency import delete_responses_of
+from shared.web.idempotency import delete_keys_of
 
 REMOVED_AFTER = timedelta(hours=2)
 """Longer than a request may take: `request_timeout` is an hour at most. An upload that takes longer
@@ -88,10 +88,10 @@ async def delete_user(
 
 
 async def delete_records(session: WriteSession, deleted: Change) -> int:
-    """Deletes a batch of the events and the stored responses of a deleted account; returns how
+    """Deletes a batch of the events and the idempotency keys of a deleted account; returns how
     many, 0 when none is left."""
     events = await session.execute(DELETE_EVENTS, {"user_id": deleted.owner_id})
-    return events + await delete_responses_of(session, deleted.owner_id)
+    return events + await delete_keys_of(session, deleted.owner_id)
 
 
 async def _remove_deleted_accounts(app: FastAPI) -> int:

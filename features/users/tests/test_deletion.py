@@ -77,7 +77,7 @@ async def test_what_no_feature_owns_goes_with_it(
     for email in (EMAIL, "grace@example.com"):
         await anonymous.post("/auth/password/forgot", json={"email": email})
     await execute(
-        "INSERT INTO stored_responses SELECT id, n, '', 201, '{}', '', now() + interval '1 day'"
+        "INSERT INTO idempotency_keys SELECT id, n, '', 201, '{}', '', now() + interval '1 day'"
         " FROM users, generate_series(1, 1500) AS n"
     )
     await execute(
@@ -93,7 +93,7 @@ async def test_what_no_feature_owns_goes_with_it(
                 ("outgoing_mail", "recipient", email),
                 ("reset_requests", "email", email),
                 ("account_events", "user_id", ids[email]),
-                ("stored_responses", "owner_id", ids[email]),
+                ("idempotency_keys", "owner_id", ids[email]),
             )
         ]
         return [len(rows) for rows in found]

@@ -5,8 +5,8 @@ Items deletes the rows of a deleted account, when users publishes that it is del
 
 from alembic import op
 
-revision = "items_0007"
-down_revision = "items_0006"
+revision = "items_0006"
+down_revision = "items_0005"
 branch_labels = None
 depends_on = None
 ACCEPTED = (

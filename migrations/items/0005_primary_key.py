@@ -2,8 +2,8 @@
 
 from alembic import op
 
-revision = "items_0006"
-down_revision = "items_0005"
+revision = "items_0005"
+down_revision = "items_0004"
 branch_labels = None
 depends_on = None
 ACCEPTED = ("ban-drop-constraint",)  # another primary key takes its place in the same statement
