@@ -33,6 +33,7 @@ from app.outbox import delete_old_changes, outbox_tasks
 from app.problem_details import install_error_handlers
 from app.routing import refuse_unknown_parameters, skip_routers, validate_queries_at_once
 from app.task_runner import Dispatcher, run_until_idle, task_runner
+from shared.crypto import derive
 from shared.feature import Feature, FeatureError
 from shared.settings import (
     ConfigurationError,
@@ -40,10 +41,10 @@ from shared.settings import (
     load_feature_settings,
     load_settings,
 )
-from shared.state import AppState, add_resource, state_of
+from shared.state import AppState, state_of
 from shared.tasks import PeriodicTask, Task
 from shared.web.idempotency import Replay, delete_expired_keys, replay
-from shared.web.pagination import new_paginator
+from shared.web.pagination import Paginator
 from shared.web.rate_limits import Limiter
 
 DUE_CHECK_SECONDS = 30.0  # a periodic task starts at most this late
@@ -151,7 +152,7 @@ def prepare(
     state.tasks = tasks_of(features)
     state.runs_tasks = run_tasks
     state.limiter = Limiter(settings.redis_url, enabled=settings.limits_rates)
-    state.paginator = new_paginator(settings.secret())
+    state.paginator = Paginator(derive(settings.secret(), "cursor"))
     state.resources = {}
     state.is_stopping = False
     state.backlogs_read_at = -math.inf
@@ -174,13 +175,28 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         stack.enter_context(log_statements(state.settings))
         await stack.enter_async_context(metrics_endpoint.pool_sampler(state.database))
         for feature in state.features:
-            if feature.lifespan:
-                add_resource(app, await stack.enter_async_context(feature.lifespan(app)))
+            await open_resource(app, stack, feature)
         if state.runs_tasks:
             await health.warn_of_unknown_migrations(app)
             dispatcher = _dispatcher(state.settings)
             await stack.enter_async_context(task_runner(app, state.tasks, dispatcher))
         yield
+
+
+async def open_resource(app: FastAPI, stack: AsyncExitStack, feature: Feature) -> None:
+    """Opens what a feature holds for the process; the stack closes it.
+
+    Raises:
+        FeatureError: another feature holds the same type.
+    """
+    held = await stack.enter_async_context(feature.lifespan(app)) if feature.lifespan else None
+    resources = state_of(app).resources
+    if type(held) in resources:
+        raise FeatureError(
+            f"two features hold a {type(held).__name__}: give each a type of its own"
+        )
+    if held is not None:
+        resources[type(held)] = held
 
 
 def _dispatcher(settings: Settings) -> Dispatcher:

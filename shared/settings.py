@@ -105,14 +105,9 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def complete_in_production(self) -> "Settings":
-        if self.env != "prod":
-            return self
-        if self.database_url is None:
-            raise ValueError("APP_DATABASE_URL is required when APP_ENV=prod")
-        if self.secret_key is None:
-            raise ValueError("APP_SECRET_KEY is required when APP_ENV=prod")
-        if self.public_url is None:
-            raise ValueError("APP_PUBLIC_URL is required when APP_ENV=prod")
+        for name in ("database_url", "secret_key", "public_url"):
+            if self.env == "prod" and getattr(self, name) is None:
+                raise ValueError(f"APP_{name.upper()} is required when APP_ENV=prod")
         return self
 
     @model_validator(mode="after")
