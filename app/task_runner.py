@@ -14,7 +14,7 @@ from opentelemetry import trace
 
 from app.ops.metrics import TASK_ROWS, TASK_SECONDS
 from shared.db import database_of
-from shared.db.connecting import expiry
+from shared.db.pool import expiry
 from shared.metrics import TASK_FAILURES
 from shared.problems import Unavailable
 from shared.tasks import BATCH_SECONDS, Task, is_cancelled, supervise

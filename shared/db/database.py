@@ -23,7 +23,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from starlette.requests import HTTPConnection
 
 from shared.db.changes import Subscribers
-from shared.db.connecting import Connect, NoHostInRole, ServerRole, connector, expiry
+from shared.db.connecting import Connect, NoHostInRole, ServerRole, connector
 from shared.db.errors import (
     CONNECT_ERRORS,
     READ_ONLY,
@@ -38,6 +38,7 @@ from shared.db.pool import (
     Connection,
     ReadPool,
     Row,
+    expiry,
     stream_slots,
 )
 from shared.db.replica import ReadYourWrites, Replica, ReplicaReadSession
