@@ -7,7 +7,7 @@ sets its own timeouts, and each statement of a read session runs in a read-only 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -75,18 +75,16 @@ log = structlog.get_logger(__name__)
 class Database:
     """The database of one process. Opens no connection until a session first needs one.
 
-    `direct_url` is a libpq URL that bypasses any pooler. `engine` has the connections of
-    transactions, `primary` those of reads, `replica` those to the replica where one is set.
-    `probe` has separate connections, to check whether PostgreSQL serves even when the pools are
-    exhausted. `download_slots` and `upload_slots` leave the other connections to other requests.
+    `engine` has the connections of transactions, `primary` those of reads, `replica` those to the
+    replica where one is set. `download_slots` and `upload_slots` leave the other connections to
+    other requests.
     """
 
     def __init__(
         self, url: str, settings: Settings, subscribers: Subscribers = NO_SUBSCRIBERS
     ) -> None:
         size, self._wait_seconds = settings.database_pool_size, settings.database_pool_timeout
-        self.direct_url = settings.database_direct_url or url
-        self._connect_directly = connector(self.direct_url, ServerRole.PRIMARY)
+        self._connect_directly = connector(settings.database_direct_url or url, ServerRole.PRIMARY)
         self._generation, self._read_only = 0, False
         self._direct: set[asyncpg.Connection[Any]] = set()
         self.engine, self._probe_engine = (_write_engine(url, settings, n) for n in (size, 1))
@@ -156,9 +154,7 @@ class Database:
         Raises:
             Unavailable: no connection can be made, or none becomes free in time.
         """
-        connect = partial(self.primary.connection, snapshot=True)
-        if self.replica:
-            connect = partial(self.replica.connection, request, snapshot=True)
+        connect = partial(self._connection, request, snapshot=True)
         with self._replace_connections_if(has_stale_plan):
             async with SnapshotSession(connect, self._snapshot_seconds) as session:
                 yield session
@@ -181,7 +177,8 @@ class Database:
 
     @asynccontextmanager
     async def probe(self) -> AsyncIterator[AsyncConnection]:
-        """Opens a separate connection that may write, if reads are served too.
+        """Opens a connection that may write, if reads are served too. Both are separate from the
+        pools, so that it shows whether PostgreSQL serves even when these are exhausted.
 
         Replaces all connections to a server that has become read-only, as no request may notice.
 
@@ -239,6 +236,13 @@ class Database:
                     await engine.dispose()
         if self.replica:
             await self.replica.close()
+
+    def _connection(
+        self, request: HTTPConnection | None, *, snapshot: bool = False
+    ) -> AbstractAsyncContextManager[Connection]:
+        if self.replica is None:
+            return self.primary.connection(snapshot=snapshot)
+        return self.replica.connection(request, snapshot=snapshot)
 
     @contextmanager
     def _replace_connections_if(self, *useless: Callable[[DatabaseError], bool]) -> Iterator[None]:
