@@ -1,9 +1,9 @@
 """The application for an ASGI server, `fastapi dev` or a debugger: `uvicorn app.asgi:app`."""
 
+from app.command_errors import exit_on_user_error
 from app.development import development_app
 from app.main import create_app
 from app.server.supervision import exit_with_starter
-from app.user_errors import exit_on_user_error
 from shared.settings import Settings, load_settings
 
 exit_with_starter()  # a reloader, or the supervisor of several workers

@@ -10,7 +10,8 @@ from pathlib import Path
 import features
 from app.migrations import has_revisions
 from shared.db import Database
-from shared.db.changes import Subscription
+from shared.db.changes import Subscriber, Subscribers, Subscription
+from shared.db.outbox import outbox_subscriber
 from shared.feature import Feature, FeatureError
 from shared.settings import Settings
 
@@ -67,10 +68,23 @@ def subscriptions_of(found: Sequence[Feature]) -> list[Subscription]:
     return [each for feature in found for each in feature.subscriptions]
 
 
+def subscribers_of(found: Sequence[Feature]) -> Subscribers:
+    """Returns what runs in the publisher's transaction, by topic; for those that run after the
+    commit, that is one write into the outbox."""
+    subscriptions = subscriptions_of(found)
+    by_topic: dict[str, list[Subscriber]] = {each.topic.name: [] for each in subscriptions}
+    for topic, subscribers in by_topic.items():
+        own = [each for each in subscriptions if each.topic.name == topic]
+        subscribers += [each.run for each in own if each.outbox is None]
+        if names := sorted(each.outbox for each in own if each.outbox):
+            subscribers.append(outbox_subscriber(names))
+    return by_topic
+
+
 def new_database(settings: Settings, found: Sequence[Feature]) -> Database:
     """Returns the database of the settings, with the subscriptions of these features."""
     assert settings.database_url
-    return Database(settings.database_url, settings, subscriptions_of(found))
+    return Database(settings.database_url, settings, subscribers_of(found))
 
 
 def _load(name: str) -> Feature:

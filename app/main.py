@@ -1,7 +1,6 @@
 """Builds the application from the kernel and the features."""
 
 import math
-from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import chain
@@ -10,7 +9,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from app.discovery import branches_of, find_features, new_database, subscriptions_of
+from app.discovery import branches_of, find_features, new_database
 from app.middleware import (
     AccessLogMiddleware,
     DeadlineMiddleware,
@@ -29,10 +28,10 @@ from app.ops.logging import configure_logging
 from app.ops.sentry import configure_sentry
 from app.ops.sql import log_statements
 from app.ops.tracing import export_traces, tracing
-from app.outbox import delete_old_changes, outbox_tasks
 from app.problem_details import install_error_handlers
 from app.routing import refuse_unknown_parameters, skip_routers, validate_queries_at_once
-from app.task_runner import Dispatcher, run_until_idle, task_runner
+from app.task_runner import Dispatcher, run_until_idle, task_runner, tasks_of
+from shared.crypto import derive
 from shared.feature import Feature, FeatureError
 from shared.settings import (
     ConfigurationError,
@@ -40,13 +39,11 @@ from shared.settings import (
     load_feature_settings,
     load_settings,
 )
-from shared.state import AppState, add_resource, state_of
-from shared.tasks import PeriodicTask, Task
-from shared.web.idempotency import Replay, delete_expired_keys, replay
-from shared.web.pagination import new_paginator
+from shared.state import AppState, state_of
+from shared.web.idempotency import Replay, replay
+from shared.web.pagination import Paginator
 from shared.web.rate_limits import Limiter
 
-DUE_CHECK_SECONDS = 30.0  # a periodic task starts at most this late
 VERSION = "0.1.0"
 EXPOSED_HEADERS = (
     "ETag",
@@ -151,7 +148,7 @@ def prepare(
     state.tasks = tasks_of(features)
     state.runs_tasks = run_tasks
     state.limiter = Limiter(settings.redis_url, enabled=settings.limits_rates)
-    state.paginator = new_paginator(settings.secret())
+    state.paginator = Paginator(derive(settings.secret(), "cursor"))
     state.resources = {}
     state.is_stopping = False
     state.backlogs_read_at = -math.inf
@@ -174,13 +171,28 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         stack.enter_context(log_statements(state.settings))
         await stack.enter_async_context(metrics_endpoint.pool_sampler(state.database))
         for feature in state.features:
-            if feature.lifespan:
-                add_resource(app, await stack.enter_async_context(feature.lifespan(app)))
+            await open_resource(app, stack, feature)
         if state.runs_tasks:
             await health.warn_of_unknown_migrations(app)
             dispatcher = _dispatcher(state.settings)
             await stack.enter_async_context(task_runner(app, state.tasks, dispatcher))
         yield
+
+
+async def open_resource(app: FastAPI, stack: AsyncExitStack, feature: Feature) -> None:
+    """Opens what a feature holds for the process; the stack closes it.
+
+    Raises:
+        FeatureError: another feature holds the same type.
+    """
+    held = await stack.enter_async_context(feature.lifespan(app)) if feature.lifespan else None
+    resources = state_of(app).resources
+    if type(held) in resources:
+        raise FeatureError(
+            f"two features hold a {type(held).__name__}: give each a type of its own"
+        )
+    if held is not None:
+        resources[type(held)] = held
 
 
 def _dispatcher(settings: Settings) -> Dispatcher:
@@ -189,28 +201,3 @@ def _dispatcher(settings: Settings) -> Dispatcher:
     from app.celery.app import send  # imports Celery, which is optional
 
     return send
-
-
-def tasks_of(features: Sequence[Feature]) -> list[Task]:
-    """Returns the tasks of the kernel and of the features, the periodic ones among them.
-
-    Raises:
-        FeatureError: two have the same name.
-    """
-    subscriptions = subscriptions_of(features)
-    periodic = [
-        Task(name=each.name, run=each.run_if_due, every=min(each.every, DUE_CHECK_SECONDS))
-        for each in periodic_tasks_of(features)
-    ]
-    declared = chain(*(feature.tasks for feature in features))
-    tasks = [delete_expired_keys, *declared, *outbox_tasks(subscriptions), *periodic]
-    for name, count in Counter(task.name for task in tasks).items():
-        if count > 1:
-            raise FeatureError(f"{count} background tasks have the name {name!r}")
-    return tasks
-
-
-def periodic_tasks_of(features: Sequence[Feature]) -> list[PeriodicTask]:
-    """Returns the periodic tasks of the kernel and of the features."""
-    declared = chain(*(feature.periodic_tasks for feature in features))
-    return [delete_old_changes(subscriptions_of(features)), *declared]

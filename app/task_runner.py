@@ -1,10 +1,12 @@
-"""Runs the background tasks of all features, in an API process or in a worker."""
+"""Collects the background tasks of all features, and runs them: in an API process or a worker."""
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import structlog
@@ -12,21 +14,51 @@ from asyncpg import Connection
 from fastapi import FastAPI
 from opentelemetry import trace
 
+from app.discovery import subscriptions_of
 from app.ops.metrics import TASK_ROWS, TASK_SECONDS
+from app.outbox import delete_old_changes, outbox_tasks
 from shared.db import database_of
-from shared.db.connecting import expiry
+from shared.db.pool import expiry
+from shared.feature import Feature, FeatureError
 from shared.metrics import TASK_FAILURES
 from shared.problems import Unavailable
-from shared.tasks import BATCH_SECONDS, Task, is_cancelled, supervise
+from shared.tasks import BATCH_SECONDS, PeriodicTask, Task, is_cancelled, supervise
+from shared.web.idempotency import delete_expired_keys
 
 log = structlog.get_logger(__name__)
 tracer = trace.get_tracer("tessera")
 
+DUE_CHECK_SECONDS = 30.0  # a periodic task starts at most this late
 RECONNECT_SECONDS = 1.0
 PING_SECONDS = 30.0
 PING_TIMEOUT_SECONDS = 5.0
 Dispatcher = Callable[[FastAPI, Task], Awaitable[object]]
 """Called when a task is due: `run_until_idle` does the work here, a queue passes it on."""
+
+
+def tasks_of(features: Sequence[Feature]) -> list[Task]:
+    """Returns the tasks of the kernel and of the features, the periodic ones among them.
+
+    Raises:
+        FeatureError: two have the same name.
+    """
+    subscriptions = subscriptions_of(features)
+    periodic = [
+        Task(name=each.name, run=each.run_if_due, every=min(each.every, DUE_CHECK_SECONDS))
+        for each in periodic_tasks_of(features)
+    ]
+    declared = chain(*(feature.tasks for feature in features))
+    tasks = [delete_expired_keys, *declared, *outbox_tasks(subscriptions), *periodic]
+    for name, count in Counter(task.name for task in tasks).items():
+        if count > 1:
+            raise FeatureError(f"{count} background tasks have the name {name!r}")
+    return tasks
+
+
+def periodic_tasks_of(features: Sequence[Feature]) -> list[PeriodicTask]:
+    """Returns the periodic tasks of the kernel and of the features."""
+    declared = chain(*(feature.periodic_tasks for feature in features))
+    return [delete_old_changes(subscriptions_of(features)), *declared]
 
 
 @asynccontextmanager

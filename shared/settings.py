@@ -50,6 +50,12 @@ def _sentry_dsn(dsn: str) -> str:
     return dsn
 
 
+def _secret_key(key: SecretStr) -> SecretStr:
+    if len(key.get_secret_value().encode()) < MIN_SECRET_BYTES:
+        raise ValueError(f"must have at least {MIN_SECRET_BYTES} bytes")
+    return key
+
+
 def _networks(addresses: tuple[str, ...]) -> tuple[str, ...]:
     for address in addresses:
         ip_network(address)  # raises a ValueError with the reason
@@ -58,6 +64,7 @@ def _networks(addresses: tuple[str, ...]) -> tuple[str, ...]:
 
 PostgresUrl = Annotated[str, AfterValidator(_postgres_url)]
 RedisUrl = Annotated[str, AfterValidator(_redis_url)]
+SecretKey = Annotated[SecretStr, AfterValidator(_secret_key)]
 SentryDsn = Annotated[str, AfterValidator(_sentry_dsn)]
 Networks = Annotated[tuple[str, ...], AfterValidator(_networks)]
 
@@ -87,7 +94,7 @@ class Settings(BaseSettings):
     database_snapshot_timeout: float = Field(default=60.0, gt=0, le=3600)
     redis_url: RedisUrl | None = None
     task_queue: Literal["inline", "celery"] = "inline"
-    secret_key: SecretStr | None = None
+    secret_key: SecretKey | None = None
     sentry_dsn: SentryDsn | None = None
     cors_origins: tuple[str, ...] = ()
     public_url: HttpUrl | None = None
@@ -104,38 +111,18 @@ class Settings(BaseSettings):
     log_sql: bool = False
 
     @model_validator(mode="after")
-    def complete_in_production(self) -> "Settings":
-        if self.env != "prod":
-            return self
-        if self.database_url is None:
-            raise ValueError("APP_DATABASE_URL is required when APP_ENV=prod")
-        if self.secret_key is None:
-            raise ValueError("APP_SECRET_KEY is required when APP_ENV=prod")
-        if self.public_url is None:
-            raise ValueError("APP_PUBLIC_URL is required when APP_ENV=prod")
-        return self
-
-    @model_validator(mode="after")
-    def pooler_named(self) -> "Settings":
+    def fit_together(self) -> "Settings":
+        for name in ("database_url", "secret_key", "public_url") if self.env == "prod" else ():
+            if getattr(self, name) is None:
+                raise ValueError(f"APP_{name.upper()} is required when APP_ENV=prod")
         if self.database_direct_url and self.database_url is None:
             raise ValueError(
                 "APP_DATABASE_DIRECT_URL leads past a pooler, which APP_DATABASE_URL must name"
             )
-        return self
-
-    @model_validator(mode="after")
-    def queue_at_hand(self) -> "Settings":
-        if self.task_queue == "celery":
-            if self.redis_url is None:
-                raise ValueError("APP_TASK_QUEUE=celery needs APP_REDIS_URL")
-            if find_spec("celery") is None:
-                raise ValueError("APP_TASK_QUEUE=celery needs Celery: pip install 'celery[redis]'")
-        return self
-
-    @model_validator(mode="after")
-    def strong_secret(self) -> "Settings":
-        if self.secret_key and len(self.secret_key.get_secret_value().encode()) < MIN_SECRET_BYTES:
-            raise ValueError(f"APP_SECRET_KEY must have at least {MIN_SECRET_BYTES} bytes")
+        if self.task_queue == "celery" and self.redis_url is None:
+            raise ValueError("APP_TASK_QUEUE=celery needs APP_REDIS_URL")
+        if self.task_queue == "celery" and find_spec("celery") is None:
+            raise ValueError("APP_TASK_QUEUE=celery needs Celery: pip install 'celery[redis]'")
         return self
 
     @property

@@ -10,7 +10,7 @@ from starlette.requests import HTTPConnection
 
 from shared.auth import Authenticator
 from shared.db import Database
-from shared.feature import Feature, FeatureError
+from shared.feature import Feature
 from shared.problems import Problem
 from shared.settings import AnyFeatureSettings, FeatureSettings, Settings
 from shared.tasks import Task
@@ -57,21 +57,6 @@ def resource_of(app: FastAPI, kind: type[Resource]) -> Resource:
     found = state_of(app).resources[kind]
     assert isinstance(found, kind)
     return found
-
-
-def add_resource(app: FastAPI, held: object) -> None:
-    """Adds what the lifespan of a feature has yielded.
-
-    Raises:
-        FeatureError: another feature has yielded the same type.
-    """
-    resources = state_of(app).resources
-    if type(held) in resources:
-        raise FeatureError(
-            f"two features hold a {type(held).__name__}: give each a type of its own"
-        )
-    if held is not None:
-        resources[type(held)] = held
 
 
 def resource(kind: type[Resource]) -> Any:

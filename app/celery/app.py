@@ -23,8 +23,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from app.discovery import find_features
-from app.main import tasks_of
-from app.task_runner import tracer
+from app.task_runner import tasks_of, tracer
 from shared.settings import Settings, load_settings
 from shared.tasks import Task
 

@@ -32,11 +32,11 @@ if metrics_port:
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = counted.name
 
 from app.celery.app import celery, send_message  # noqa: E402
+from app.command_errors import exit_on_user_error  # noqa: E402
 from app.main import create_app  # noqa: E402
 from app.ops.logging import configure_logging  # noqa: E402
 from app.ops.metrics_endpoint import serve_metrics  # noqa: E402
 from app.task_runner import report_failure, run_batch, tracer  # noqa: E402
-from app.user_errors import exit_on_user_error  # noqa: E402
 from shared.tasks import Task  # noqa: E402
 
 

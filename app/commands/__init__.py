@@ -5,6 +5,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from app.command_errors import exit_on_user_error
 from app.commands import (
     database,
     development,
@@ -18,7 +19,6 @@ from app.commands import (
     worker,
 )
 from app.discovery import find_features
-from app.user_errors import exit_on_user_error
 
 
 class CommandGroup(TyperGroup):

@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 
 from app.development import running_database
 from app.discovery import extensions_of, new_database
-from app.main import create_app
+from app.main import create_app, open_resource
 from app.migrations import describe_unknown, load_revisions, schema_state
 from app.routing import endpoints, websockets
 from shared.db import Database
@@ -31,7 +31,6 @@ from shared.db.tables import table_owners
 from shared.feature import Feature
 from shared.problems import Unavailable
 from shared.settings import Settings, load_settings
-from shared.state import add_resource
 
 TIMEOUT_SECONDS = 3.0
 OLDEST_POSTGRES = 17
@@ -212,8 +211,7 @@ async def _sessions(database: Database) -> Finding:
 async def _start(app: FastAPI, stack: AsyncExitStack, feature: Feature) -> Finding:
     """Checks that a feature can open its resources, such as a model, beside those before it."""
     try:
-        if feature.lifespan:
-            add_resource(app, await stack.enter_async_context(feature.lifespan(app)))
+        await open_resource(app, stack, feature)
         return Finding(feature.name, "starts")
     except Exception as error:  # of any kind: it is the finding
         return Finding(feature.name, f"does not start: {type(error).__name__}: {error}", ok=False)

@@ -10,10 +10,10 @@ import typer
 from fastapi import FastAPI
 
 from app.development import running_database
-from app.main import create_app, periodic_tasks_of
+from app.main import create_app
 from app.ops.health import heartbeat
 from app.ops.metrics_endpoint import serve_metrics
-from app.task_runner import run_until_idle, task_runner
+from app.task_runner import periodic_tasks_of, run_until_idle, task_runner
 from shared.settings import ConfigurationError
 from shared.tasks import Task
 

@@ -30,7 +30,9 @@ class ReadYourWritesMiddleware:
                 HTTPStatus.BAD_REQUEST <= message["status"] < HTTPStatus.INTERNAL_SERVER_ERROR
             ):
                 request = HTTPConnection(scope)
-                await database_of(request.app).record_writer(request)
+                replica = database_of(request.app).replica
+                assert replica  # else create_app leaves this middleware out
+                await replica.writers.add(request)
             await send(message)
 
         await self.app(scope, receive, record_and_send)

@@ -30,10 +30,9 @@ from app.server.heads import (
 from app.server.refusals import refusal
 from shared.problems import BadRequest, Problem, RequestTimeout, TooManyRequests
 from shared.web.client_address import site
-from shared.web.deadlines import STALL_SECONDS
+from shared.web.deadlines import MIN_BYTES_PER_SECOND, STALL_SECONDS
 
 HEAD_SECONDS = 10.0
-MIN_BYTES_PER_SECOND = 1_000  # of a body, on average over STALL_SECONDS
 
 BODY_BUFFER_BYTES = 1_000_000  # a request begins when so much of its body has arrived, or all
 BODY_BUFFERS_BYTES = 64_000_000  # of all bodies that wait in this process

@@ -161,7 +161,7 @@ async def import_(
     if gzipped:
         body = limit_size(gunzip(body, MAX_RATIO), max_size, max_rows)
     rows = limit_rows(parse_rows(body, format_), max_rows, limits.max_import_errors)
-    report = await handlers.import_items(
+    return await handlers.import_items(
         database,
         principal.user_id,
         rows,
@@ -169,8 +169,6 @@ async def import_(
         quota=quota,
         confirm_access=confirm_access,
     )
-    await database.record_writer(request)
-    return report
 
 
 @router.get("/usage")

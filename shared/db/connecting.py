@@ -1,9 +1,7 @@
 """Connecting to the host of a URL that has the role which is asked for."""
 
 import asyncio
-import random
 import socket
-import time
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
 from functools import lru_cache
@@ -16,7 +14,6 @@ from shared.db.errors import CONNECT_ERRORS
 from shared.postgres_urls import hosts_of
 
 CONNECT_TIMEOUT_SECONDS = 3.0  # for each host
-MAX_AGE_SECONDS = 300.0  # of a connection, so that a name that has moved is followed
 
 SOCKET_OPTIONS = {
     "TCP_KEEPIDLE": 5,
@@ -98,9 +95,3 @@ def _notice_silence(connection: "asyncpg.Connection[Any]") -> None:
         for name, value in SOCKET_OPTIONS.items():
             if option := getattr(socket, name, None):  # not on each operating system
                 found.setsockopt(socket.IPPROTO_TCP, option, value)
-
-
-def expiry() -> float:
-    """Returns until when a new connection is used, by the monotonic clock: the connections of a
-    pool, made together, are not replaced together."""
-    return time.monotonic() + MAX_AGE_SECONDS * random.uniform(0.8, 1.0)  # noqa: S311

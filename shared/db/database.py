@@ -6,7 +6,7 @@ sets its own timeouts, and each statement of a read session runs in a read-only 
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from itertools import chain, repeat
 from typing import Any
@@ -22,8 +22,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlmodel.ext.asyncio.session import AsyncSession
 from starlette.requests import HTTPConnection
 
-from shared.db.changes import Subscriber, Subscribers, Subscription
-from shared.db.connecting import Connect, NoHostInRole, ServerRole, connector, expiry
+from shared.db.changes import Subscribers
+from shared.db.connecting import Connect, NoHostInRole, ServerRole, connector
 from shared.db.errors import (
     CONNECT_ERRORS,
     READ_ONLY,
@@ -33,12 +33,12 @@ from shared.db.errors import (
     is_read_only,
 )
 from shared.db.notifications import Notifier
-from shared.db.outbox import outbox_subscriber
 from shared.db.pool import (
     CLOSE_TIMEOUT_SECONDS,
     Connection,
     ReadPool,
     Row,
+    expiry,
 )
 from shared.db.replica import ReadYourWrites, Replica, ReplicaReadSession
 from shared.db.sessions import (
@@ -67,6 +67,7 @@ connections, and release its locks."""
 IDLE_IN_TRANSACTION_SECONDS = 300.0
 MAX_STREAMS = 40  # uploads of a process, and downloads: each takes up to 8 MB of memory
 STREAM_WAIT_SECONDS = 300.0  # of a stream that has come far, for a connection to go on
+NO_SUBSCRIBERS: Subscribers = {}
 IS_READ_ONLY = text("SELECT current_setting('transaction_read_only')::boolean")  # so in recovery
 
 log = structlog.get_logger(__name__)
@@ -75,25 +76,23 @@ log = structlog.get_logger(__name__)
 class Database:
     """The database of one process. Opens no connection until a session first needs one.
 
-    `direct_url` is a libpq URL that bypasses any pooler. `engine` has the connections of
-    transactions, `primary` those of reads, `replica` those to the replica where one is set.
-    `probe` has separate connections, to check whether PostgreSQL serves even when the pools are
-    exhausted. What a stream holds for long, a snapshot or a long transaction, takes at most half of
-    the connections; `download_slots` and `upload_slots` bound the streams themselves.
+    `engine` has the connections of transactions, `primary` those of reads, `replica` those to the
+    replica where one is set. What a stream holds for long, a snapshot or a long transaction, takes
+    at most half of the connections; `download_slots` and `upload_slots` bound the streams
+    themselves.
     """
 
     def __init__(
-        self, url: str, settings: Settings, subscriptions: Sequence[Subscription] = ()
+        self, url: str, settings: Settings, subscribers: Subscribers = NO_SUBSCRIBERS
     ) -> None:
         size, self._wait_seconds = settings.database_pool_size, settings.database_pool_timeout
-        self.direct_url = settings.database_direct_url or url
-        self._connect_directly = connector(self.direct_url, ServerRole.PRIMARY)
+        self._connect_directly = connector(settings.database_direct_url or url, ServerRole.PRIMARY)
         self._generation, self._read_only = 0, False
         self._direct: set[asyncpg.Connection[Any]] = set()
-        self.engine, self._probe_engine = (_new_engine(url, settings, n) for n in (size, 1))
+        self.engine, self._probe_engine = (_write_engine(url, settings, n) for n in (size, 1))
         for engine in (self.engine, self._probe_engine):
-            event.listen(engine.sync_engine, "checkout", self._refuse_stale)
-            event.listen(engine.sync_engine, "connect", self._follow_writes)
+            event.listen(engine.sync_engine, "connect", self._on_connect)
+            event.listen(engine.sync_engine, "checkout", self._on_checkout)
         self.primary, self._probe_pool = (
             _read_pool(url, ServerRole.PRIMARY, settings, n) for n in (size, 1)
         )
@@ -112,9 +111,9 @@ class Database:
         self._snapshot_slots = StreamSlots(half, wait)
         self.upload_slots, self.download_slots = (StreamSlots(MAX_STREAMS, wait) for _ in range(2))
         self._committing: set[Connection] = set()
-        self._subscribers = subscribers_by_topic(subscriptions)
+        self._subscribers = subscribers
         self._notifier = Notifier(ReadSession(self.primary.connection))
-        self._begin = "; ".join(filter(None, ("BEGIN", _timeouts(settings)[1])))
+        self._begin = "; ".join(filter(None, ("BEGIN", _first_statement(settings))))
 
     def read(self, request: HTTPConnection | None = None) -> ReadSession:
         """Returns a read session, for a request or outside one."""
@@ -161,11 +160,6 @@ class Database:
         async with self.transaction() as session:
             yield session.orm
 
-    async def record_writer(self, request: HTTPConnection) -> None:
-        """Lets the client of a request read from the primary for a while (read-your-writes)."""
-        if self.replica:
-            await self.replica.writers.add(request)
-
     @asynccontextmanager
     async def snapshot(
         self, request: HTTPConnection | None = None
@@ -208,7 +202,8 @@ class Database:
 
     @asynccontextmanager
     async def probe(self) -> AsyncIterator[AsyncConnection]:
-        """Opens a separate connection that may write, if reads are served too.
+        """Opens a connection that may write, if reads are served too. Both are separate from the
+        pools, so that it shows whether PostgreSQL serves even when these are exhausted.
 
         Replaces all connections to a server that has become read-only, as no request may notice.
 
@@ -288,19 +283,28 @@ class Database:
             log.warning("database_read_only")
         self._read_only = True
 
-    def _follow_writes(self, *_: Any) -> None:
-        """Lets reads follow to the server that takes changes after another took none, and lives."""
+    def _on_connect(self, connection: Any, record: Any) -> None:
+        """Notes when a connection was made. If another server took no changes, and lives, lets
+        reads follow to the one that takes them."""
+        notice_unconfirmed(connection.driver_connection)
         if self._read_only:
             self._read_only = False
             log.info("database_takes_changes")
             self._replace_connections()
-            for connection in self._direct:
-                connection.terminate()
+            for direct in self._direct:
+                direct.terminate()
+        record.info["made"] = (self._generation, expiry())
 
-    def _refuse_stale(self, _connection: Any, record: Any, _proxy: Any) -> None:
-        generation, expires_at = record.info.setdefault("made", (self._generation, expiry()))
-        if generation != self._generation or time.monotonic() > expires_at:
-            raise DisconnectionError  # SQLAlchemy connects again
+    def _on_checkout(self, connection: Any, record: Any, _proxy: Any) -> None:
+        """Has SQLAlchemy replace a connection that is stale, or closed.
+
+        asyncpg knows that a socket is closed without asking the server: a restart of PostgreSQL
+        fails no request, and a checkout costs no round trip, which `pool_pre_ping` would.
+        """
+        generation, expires_at = record.info["made"]
+        is_stale = generation != self._generation or time.monotonic() > expires_at
+        if is_stale or connection.driver_connection.is_closed():
+            raise DisconnectionError
 
     @contextmanager
     def _translate_connect_errors(self) -> Iterator[None]:
@@ -321,66 +325,48 @@ class Database:
             raise Unavailable(UNREACHABLE) from error
 
 
-def subscribers_by_topic(subscriptions: Sequence[Subscription]) -> Subscribers:
-    """Returns what runs in the publisher's transaction, by topic; for those that run after the
-    commit, that is one write into the outbox."""
-    found: dict[str, list[Subscriber]] = {each.topic.name: [] for each in subscriptions}
-    for topic, subscribers in found.items():
-        own = [each for each in subscriptions if each.topic.name == topic]
-        subscribers += [each.run for each in own if each.outbox is None]
-        if names := sorted(each.outbox for each in own if each.outbox):
-            subscribers.append(outbox_subscriber(names))
-    return found
-
-
 def _read_pool(url: str, role: ServerRole, settings: Settings, size: int) -> ReadPool:
-    server, first_statement = _timeouts(settings)
-    if first_statement is None:
-        server = server | {"default_transaction_read_only": "on"}
-    connect = _connector(url, role, server, pooler=first_statement is not None)
-    return ReadPool(connect, size, settings.database_pool_timeout, first_statement)
+    connect = _connector(url, role, settings, default_transaction_read_only="on")
+    return ReadPool(connect, size, settings.database_pool_timeout, _first_statement(settings))
 
 
-def _new_engine(url: str, settings: Settings, size: int) -> AsyncEngine:
-    server, first_statement = _timeouts(settings)
-    pooler = first_statement is not None
-    engine = new_engine(
-        _connector(url, ServerRole.READ_WRITE, server, pooler=pooler),
-        UNNAMED_STATEMENTS if pooler else {},
+def _write_engine(url: str, settings: Settings, size: int) -> AsyncEngine:
+    return new_engine(
+        _connector(url, ServerRole.READ_WRITE, settings),
+        UNNAMED_STATEMENTS if settings.database_direct_url else {},
         pool_size=size,
         max_overflow=0,
         hide_parameters=True,  # in error messages, which are logged
         isolation_level="AUTOCOMMIT",  # shared/db/sessions.py sends BEGIN and COMMIT
         pool_timeout=settings.database_pool_timeout,
     )
-    event.listen(engine.sync_engine, "checkout", _refuse_closed)
-    event.listen(engine.sync_engine, "connect", _notice_unconfirmed)
-    return engine
 
 
-def _connector(url: str, role: ServerRole, server: Mapping[str, str], *, pooler: bool) -> Connect:
-    options: dict[str, Any] = {"server_settings": dict(server), "record_class": Row}
-    if pooler:  # it chooses a server for each transaction
-        return connector(url, None, statement_cache_size=0, **options)
-    return connector(url, role, **options)
+def _connector(url: str, role: ServerRole, settings: Settings, **server: str) -> Connect:
+    """Returns what connects with these settings of the server. A pooler takes none, as it shares
+    connections between clients, and it chooses a server for each transaction."""
+    named = {"application_name": "tessera"}
+    if settings.database_direct_url:
+        return connector(url, None, server_settings=named, statement_cache_size=0, record_class=Row)
+    server = {**named, **KEEPALIVE, **_timeouts(settings), **server}
+    return connector(url, role, server_settings=server, record_class=Row)
 
 
-def _timeouts(settings: Settings) -> tuple[dict[str, str], str | None]:
-    """Returns the server settings of a connection, and the first statement of each transaction.
-
-    The timeouts are settings of the connection. Behind a pooler, which shares connections between
-    clients, each transaction sets them.
-    """
-    server = {"application_name": "tessera"}
-    timeouts = {
-        "statement_timeout": _milliseconds(settings.database_statement_timeout),
-        "lock_timeout": _milliseconds(settings.database_lock_timeout),
-        "idle_in_transaction_session_timeout": _milliseconds(IDLE_IN_TRANSACTION_SECONDS),
+def _timeouts(settings: Settings) -> dict[str, str]:
+    seconds = {
+        "statement_timeout": settings.database_statement_timeout,
+        "lock_timeout": settings.database_lock_timeout,
+        "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION_SECONDS,
     }
+    return {name: str(round(each * 1000)) for name, each in seconds.items()}  # milliseconds
+
+
+def _first_statement(settings: Settings) -> str | None:
+    """Returns what each transaction behind a pooler begins with: it sets the timeouts."""
     if settings.database_direct_url is None:
-        return {**server, **KEEPALIVE, **timeouts}, None
-    each = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in timeouts.items())
-    return server, f"SELECT {each}"
+        return None
+    timeouts = _timeouts(settings).items()
+    return "SELECT " + ", ".join(f"set_config('{name}', '{ms}', true)" for name, ms in timeouts)
 
 
 def new_engine(
@@ -394,21 +380,6 @@ def new_engine(
 
     engine = create_async_engine("postgresql+asyncpg://", creator=connection, **options)
     return engine
-
-
-def _milliseconds(seconds: float) -> str:
-    return str(round(seconds * 1000))
-
-
-def _notice_unconfirmed(connection: Any, _record: object) -> None:
-    notice_unconfirmed(connection.driver_connection)
-
-
-def _refuse_closed(connection: Any, record: Any, proxy: Any) -> None:
-    # asyncpg knows that a socket is closed without asking the server: a restart of PostgreSQL
-    # fails no request, and a checkout costs no round trip, which `pool_pre_ping` would.
-    if connection.driver_connection.is_closed():
-        raise DisconnectionError
 
 
 def database_of(app: FastAPI) -> Database:

@@ -1,6 +1,7 @@
 """A pool of connections for reads."""
 
 import asyncio
+import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -11,7 +12,7 @@ import orjson
 import structlog
 from asyncpg import InterfaceError, PostgresError, Record
 
-from shared.db.connecting import Connect, expiry
+from shared.db.connecting import Connect
 from shared.db.errors import (
     CONNECT_ERRORS,
     CONNECTION_LOST,
@@ -24,6 +25,7 @@ from shared.slots import Slots
 
 CANCEL_TIMEOUT_SECONDS = 1.0  # for an abandoned statement to end
 CLOSE_TIMEOUT_SECONDS = 2.0
+MAX_AGE_SECONDS = 300.0  # of a connection, so that a name that has moved is followed
 
 
 log = structlog.get_logger(__name__)
@@ -142,6 +144,12 @@ class ReadPool:
         """Closes all idle connections; one in use is closed when it is returned."""
         self._open = False
         await asyncio.gather(*(_close(idle, CLOSE_TIMEOUT_SECONDS) for idle, _ in self._idle))
+
+
+def expiry() -> float:
+    """Returns until when a new connection is used, by the monotonic clock: the connections of a
+    pool, made together, are not replaced together."""
+    return time.monotonic() + MAX_AGE_SECONDS * random.uniform(0.8, 1.0)  # noqa: S311
 
 
 async def _decode_json(connection: Connection) -> None:

@@ -2,13 +2,13 @@
 lags too far, and by clients that have just written (read-your-writes)."""
 
 import asyncio
-import hashlib
 import time
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from contextvars import Context
 from decimal import Decimal
+from hashlib import sha256
 
 import structlog
 from asyncpg import PostgresError
@@ -195,14 +195,14 @@ class ReadYourWrites:
         self._caches = [open_cache(url) for url in dict.fromkeys((None, redis_url))]
 
     async def add(self, request: HTTPConnection) -> None:
-        writer = _credential(request) or _address(request)
+        writer = _keys_of(request)[0]
         for cache in self._caches:
-            await cache.set(_key(writer), b"1", expire=self.seconds)
+            await cache.set(writer, b"1", expire=self.seconds)
 
     async def include(self, request: HTTPConnection) -> bool:
-        for name in filter(None, (_credential(request), _address(request))):
+        for key in _keys_of(request):
             for cache in self._caches:
-                if await cache.get(_key(name)):
+                if await cache.get(key):
                     return True
         return False
 
@@ -211,13 +211,8 @@ class ReadYourWrites:
             await cache.close()
 
 
-def _credential(request: HTTPConnection) -> str | None:
-    return request.headers.get("authorization") or request.headers.get("x-api-key")
-
-
-def _address(request: HTTPConnection) -> str:
-    return request.client.host if request.client else "unknown"
-
-
-def _key(name: str) -> str:
-    return f"wrote:{hashlib.sha256(name.encode()).hexdigest()}"
+def _keys_of(request: HTTPConnection) -> list[str]:
+    """Returns the keys of a client: of its credential, if it sends one, and of its address."""
+    credential = request.headers.get("authorization") or request.headers.get("x-api-key")
+    address = request.client.host if request.client else "unknown"
+    return [f"wrote:{sha256(name.encode()).hexdigest()}" for name in (credential, address) if name]

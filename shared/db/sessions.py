@@ -101,20 +101,34 @@ class ReadSession:
 class SnapshotSession:
     """A read-only session whose statements all see one snapshot, and whose rows are streamed.
 
-    The snapshot is given up after `seconds`, since PostgreSQL keeps every row that has been deleted
-    after it, in all tables.
+    The snapshot is given up after `seconds`, even while a client is waiting, since PostgreSQL keeps
+    every row that has been deleted after it, in all tables.
     """
 
     def __init__(self, connections: Connections, seconds: float) -> None:
         self._connections, self.seconds = connections, seconds
-        self._snapshot = _Snapshot(connections, seconds)
+        self._stack, self._reading = AsyncExitStack(), asyncio.Lock()
 
     async def __aenter__(self) -> Self:
-        await self._snapshot.__aenter__()
+        await self._open()
         return self
 
     async def __aexit__(self, *error: Any) -> None:
-        await self._snapshot.__aexit__(*error)
+        if not self._given_up:
+            self._timer.cancel()
+        await self._stack.__aexit__(*error)
+
+    async def _open(self) -> None:
+        self._connection = await self._stack.enter_async_context(self._connections())
+        self._given_up = False
+        self._timer = asyncio.create_task(self._give_up())
+
+    async def _give_up(self) -> None:
+        await asyncio.sleep(self.seconds)
+        async with self._reading:
+            self._given_up = True
+            with suppress(Unavailable, *CONNECTION_LOST_ERRORS):  # a new one is opened anyway
+                await self._stack.aclose()
 
     async def batches(
         self,
@@ -134,54 +148,25 @@ class SnapshotSession:
             Unavailable: the snapshot has been given up, and `following` is missing.
         """
         while True:
-            async for batch in self._snapshot.batches(statement, values, size):
+            async for batch in self._batches_until_given_up(statement, values, size):
                 yield convert_rows(statement, batch)
                 last = dict(batch[-1])
                 values = {**values, **{f"after_{name}": last[name] for name in last}}
-            if not self._snapshot.given_up:
+            if not self._given_up:
                 return
             if following is None:
                 raise Unavailable(f"The answer took longer than {self.seconds:g} s")
             statement = following
-            await self._snapshot.__aexit__(None, None, None)
-            self._snapshot = await _Snapshot(self._connections, self.seconds).__aenter__()
+            await self._open()
 
-
-class _Snapshot:
-    """A connection with a snapshot, which is given back after `seconds`, even while a client is
-    waiting."""
-
-    def __init__(self, connections: Connections, seconds: float) -> None:
-        self._connections, self._seconds = connections, seconds
-        self._stack, self._reading = AsyncExitStack(), asyncio.Lock()
-        self.given_up = False
-
-    async def __aenter__(self) -> Self:
-        self._connection = await self._stack.enter_async_context(self._connections())
-        self._timer = asyncio.create_task(self._give_up())
-        return self
-
-    async def __aexit__(self, *error: Any) -> None:
-        if not self.given_up:
-            self._timer.cancel()
-        await self._stack.__aexit__(*error)
-
-    async def _give_up(self) -> None:
-        await asyncio.sleep(self._seconds)
-        async with self._reading:
-            self.given_up = True
-            with suppress(Unavailable, *CONNECTION_LOST_ERRORS):  # a new one is opened anyway
-                await self._stack.aclose()
-
-    async def batches(
+    async def _batches_until_given_up(
         self, statement: Executable, values: Values, size: int
     ) -> AsyncIterator[list[Row]]:
-        """Yields the rows until the snapshot is given up."""
         sql, arguments = compile_statement(statement, values)
         cursor: Any = None
         while True:
             async with self._reading:
-                if self.given_up:
+                if self._given_up:
                     return
                 cursor = cursor or await self._connection.cursor(sql, *arguments)
                 batch = await cursor.fetch(size)

@@ -1,1 +1,1 @@
-"""HTTP: problem details, middleware, pages, conditional requests, rate limits."""
+"""HTTP: pages, conditional requests, idempotency keys, uploads, rate limits, client addresses."""

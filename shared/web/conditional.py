@@ -46,12 +46,9 @@ class Conditional:
     if_none_match: str | None
 
     def answer(self, resource: Resource) -> Resource | Response:
-        """Returns the resource with its entity tag, or 304 if the client's copy is current.
-
-        The comparison is weak: `W/"5"` matches `"5"`.
-        """
+        """Returns the resource with its entity tag, or 304 if the client's copy is current."""
         tag = entity_tag(resource.updated_at)
-        if self.if_none_match is not None and tag in _tags(self.if_none_match, weak=True):
+        if self.if_none_match is not None and _matches(tag, self.if_none_match, weak=True):
             return Response(status_code=HTTPStatus.NOT_MODIFIED, headers={"ETag": tag})
         self.response.headers["ETag"] = tag
         return resource
@@ -95,22 +92,18 @@ def entity_tag(updated_at: datetime) -> str:
 
 
 def check_if_match(if_match: str | None, updated_at: datetime) -> None:
-    """Checks that the client's copy is current (strong comparison).
+    """Checks that the client's copy is current.
 
     Raises:
         PreconditionFailed: the copy is out of date.
     """
-    if if_match is not None and entity_tag(updated_at) not in _tags(if_match, weak=False):
+    if if_match is not None and not _matches(entity_tag(updated_at), if_match, weak=False):
         raise PreconditionFailed("It was changed since you read it; read it again")
 
 
-class _MatchAny(frozenset[str]):
-    def __contains__(self, _tag: object) -> bool:
-        return True
-
-
-def _tags(header: str, *, weak: bool) -> frozenset[str]:
+def _matches(tag: str, header: str, *, weak: bool) -> bool:
+    """Returns whether a header names this tag, or any (`*`). Compared weakly, `W/"5"` is `"5"`."""
     if header.strip() == "*":
-        return _MatchAny()
-    tags = (tag.strip() for tag in header.split(","))
-    return frozenset(tag.removeprefix("W/") if weak else tag for tag in tags)
+        return True
+    named = (each.strip() for each in header.split(","))
+    return tag in ((each.removeprefix("W/") for each in named) if weak else named)

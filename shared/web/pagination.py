@@ -1,11 +1,11 @@
 """Pages of a list, by offset or by keyset, with opaque, signed cursors."""
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from functools import cache
+from functools import cache, partial
 from hashlib import blake2b
 from hmac import compare_digest
 from typing import Annotated, Any, Generic, TypeVar
@@ -15,7 +15,6 @@ from fastapi import Depends, Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from sqlalchemy import ColumnElement, Select, String, bindparam, cast, func, tuple_
 
-from shared.crypto import derive
 from shared.db import ReadSession, Row
 from shared.problems import BadRequest
 
@@ -75,14 +74,6 @@ class Page(BaseModel, Generic[Entry]):
     page: int | None = Field(description="From 1; null where a cursor was given")
     page_size: int
     next_cursor: str | None = Field(description="null on the last page")
-
-
-@dataclass(frozen=True)
-class CursorPosition:
-    """The last row of a page: its value in the sort column and its id, both as text."""
-
-    value: str
-    id: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,69 +147,53 @@ class Paginator:
         Raises:
             BadRequest: the cursor is malformed or was changed, or belongs to another query.
         """
-        after, total = self._read(listed, query, parameters), None
+        sign = partial(self._sign, listed, query, parameters)
+        after = None if query.cursor is None else _read_cursor(query.cursor, sign)
+        is_next, total = after is not None, None
         given = {name: getattr(query, name) for name in listed.filters}
         filters = frozenset(name for name, value in given.items() if value is not None)
         values = given | parameters | {SKIP: query.skip, ROWS: query.limit + 1}
-        if after:
-            values |= {LAST_VALUE: after.value, LAST_ID: after.id}
-        is_next = after is not None
+        values |= after or {}
         page = page_statement(listed, filters, query.sort, after_cursor=is_next, total=query.total)
         found = await session.fetch(page, values)
         if query.total:  # each row has it; a page without rows is counted again
             counted = found or await session.fetch(count_statement(listed, filters), values)
             total = counted[0][TOTAL]
         rows, more = found[: query.limit], len(found) > query.limit
-        last = _position(rows[-1], query.sort.column) if more else None
         return {
             "items": [dict(row) for row in rows],
             "total": total,
             "page": None if is_next else query.skip // query.limit + 1,
             "page_size": query.limit,
-            "next_cursor": self._write(last, listed, query, parameters) if last else None,
+            "next_cursor": _write_cursor(rows[-1], query.sort.column, sign) if more else None,
         }
 
-    def _read(
-        self, listed: ListQuery, query: PageQuery, parameters: Mapping[str, Any]
-    ) -> CursorPosition | None:
-        if query.cursor is None:
-            return None
-        try:
-            cursor = urlsafe_b64decode(query.cursor)
-        except ValueError:
-            raise BadRequest("The cursor is not valid") from None
-        signature, last = cursor[:SIGNATURE_BYTES], cursor[SIGNATURE_BYTES:]
-        if not compare_digest(signature, self._sign(last, listed, query, parameters)):
-            raise BadRequest("The cursor is not valid, or not for this order and these filters")
-        last_id, _, value = last.decode().partition(" ")
-        return CursorPosition(value, last_id)
-
-    def _write(
-        self,
-        position: CursorPosition,
-        listed: ListQuery,
-        query: PageQuery,
-        parameters: Mapping[str, Any],
-    ) -> str:
-        last = f"{position.id} {position.value}".encode()
-        return urlsafe_b64encode(self._sign(last, listed, query, parameters) + last).decode()
-
     def _sign(
-        self, last: bytes, listed: ListQuery, query: PageQuery, parameters: Mapping[str, Any]
+        self, listed: ListQuery, query: PageQuery, parameters: Mapping[str, Any], last: bytes
     ) -> bytes:
         same = query.model_dump(exclude={"cursor", "skip", "limit", "total"})
         signed = orjson.dumps([listed.name, parameters, same], default=str) + last
         return blake2b(signed, key=self.key, digest_size=SIGNATURE_BYTES).digest()
 
 
-def _position(row: Row, column: str) -> CursorPosition:
+def _write_cursor(row: Row, column: str, sign: Callable[[bytes], bytes]) -> str:
     value = row[column]
     text = value.isoformat() if isinstance(value, datetime) else str(value)
-    return CursorPosition(text, str(row.id))
+    last = f"{row.id} {text}".encode()
+    return urlsafe_b64encode(sign(last) + last).decode()
 
 
-def new_paginator(secret: str) -> Paginator:
-    return Paginator(derive(secret, "cursor"))
+def _read_cursor(cursor: str, sign: Callable[[bytes], bytes]) -> dict[str, str]:
+    """Returns the sort value and the id of the last row of the page before, as text."""
+    try:
+        decoded = urlsafe_b64decode(cursor)
+    except ValueError:
+        raise BadRequest("The cursor is not valid") from None
+    signature, last = decoded[:SIGNATURE_BYTES], decoded[SIGNATURE_BYTES:]
+    if not compare_digest(signature, sign(last)):
+        raise BadRequest("The cursor is not valid, or not for this order and these filters")
+    last_id, _, value = last.decode().partition(" ")
+    return {LAST_VALUE: value, LAST_ID: last_id}
 
 
 async def _paginator(request: Request) -> Paginator:

@@ -60,6 +60,22 @@ class NonEmptyAcyclicContract(_NonEmpty, AcyclicSiblingsContract):
         return [f"{ancestor}.*" for ancestor in ancestors]
 
 
+class NeededKernelContract(Contract):
+    """A feature imports each module of the kernel, itself or by way of another: what only the app
+    uses belongs to the app."""
+
+    def check(self, graph: grimp.ImportGraph, verbose: bool) -> ContractCheck:
+        kernel = {
+            each for each in graph.find_descendants("shared") if not graph.find_children(each)
+        }
+        unneeded = sorted(kernel - graph.find_upstream_modules("features", as_package=True))
+        return ContractCheck(kept=not unneeded, metadata={"unneeded": unneeded})
+
+    def render_broken_contract(self, check: ContractCheck) -> None:
+        for module in check.metadata["unneeded"]:
+            output.print_error(f"No feature imports {module}.")
+
+
 class SlicesContract(Contract):
     """Only a slice itself imports the modules inside it; all other code imports its package.
 

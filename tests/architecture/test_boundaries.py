@@ -11,6 +11,7 @@ from tests.repository_copies import BIN, copy_repository, run, run_app
 
 pytestmark = pytest.mark.verify
 KERNEL = "The kernel knows no feature"
+NEEDED = "The kernel has what features need, and no more"
 NEIGHBOURS = "Features meet only through their __init__"
 CYCLES = "Features depend on each other without cycles"
 HANDLERS = "Handlers know no HTTP and no router"
@@ -18,6 +19,7 @@ TABLES = "Features touch only their own tables"
 LOCKS = "Advisory locks are named by who takes them"
 IDS = {
     KERNEL: "kernel",
+    NEEDED: "kernel_needed",
     NEIGHBOURS: "neighbours",
     CYCLES: "cycles",
     HANDLERS: "handlers",
@@ -234,6 +236,13 @@ class Line(Timestamped, table=True):
     assert f"{TABLES} KEPT" in lint(root, TABLES)
     path.write_text("statement = 'DELETE FROM users'\n")
     assert "lines.py writes to users" in " ".join(lint(root, TABLES).split())
+
+
+def test_a_module_of_the_kernel_that_only_the_app_uses_is_caught(copy: Path) -> None:
+    append(copy, {"shared/web/maps.py": "", "app/main.py": "import shared.web.maps"})
+    said = lint(copy, NEEDED)
+    assert f"{NEEDED} BROKEN" in said
+    assert "No feature imports shared.web.maps." in said
 
 
 def test_a_check_that_finds_no_slices_fails(copy: Path) -> None:

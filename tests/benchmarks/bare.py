@@ -21,12 +21,11 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from app.discovery import find_features, subscriptions_of
+from app.discovery import find_features, subscribers_of
 from features.items import item_changes
 from features.users.access_tokens.jwt import TokenReader, write_access_token
 from shared.auth import Principal
 from shared.db import WriteSession
-from shared.db.database import subscribers_by_topic
 from shared.db.tables import uuid7
 from tests.declarations import declared
 
@@ -55,7 +54,7 @@ Handler = Callable[[Request, Principal], Awaitable[Response]]
 pool: "asyncpg.Pool[Any]"
 reader: TokenReader
 hasher = PasswordHash.recommended()
-subscribers = subscribers_by_topic(subscriptions_of(find_features()))
+subscribers = subscribers_of(find_features())
 cores = anyio.CapacityLimiter(os.cpu_count() or 1)
 signing_key = OKPKey.generate_key("Ed25519", {"kid": "bare"})
 

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from shared.db import Database
-from shared.db.changes import Change, ChangeKind, Subscription, Topic
+from shared.db.changes import Change, ChangeKind, Topic
 from shared.db.sessions import WriteSession
 from shared.problems import Conflict
 from shared.settings import Settings
@@ -37,7 +37,7 @@ async def connection(database_url: str) -> AsyncIterator["asyncpg.Connection[asy
 
 @pytest.fixture
 async def database(database_url: str, settings: Settings) -> AsyncIterator[Database]:
-    opened = Database(database_url, settings, [Subscription(rows, copy_rows)])
+    opened = Database(database_url, settings, {"rows": [copy_rows]})
     yield opened
     await opened.dispose()
 
@@ -77,7 +77,7 @@ async def test_a_change_tells_what_happened_to_which_rows_of_whom(
     async def see(_session: WriteSession, change: Change) -> None:
         seen.append(change)
 
-    database = Database(database_url, settings, [Subscription(rows, see), Subscription(rows, see)])
+    database = Database(database_url, settings, {"rows": [see, see]})
     async with database.transaction() as session:
         await rows.updated(session, OWNER, [ROW])
         await rows.deleted(session, OWNER, [ROW])

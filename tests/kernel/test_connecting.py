@@ -11,7 +11,7 @@ import pytest
 from fastapi import APIRouter
 from sqlalchemy import text
 
-from shared.db import Database, connecting
+from shared.db import Database, pool
 from shared.db.connecting import NoHostInRole, ServerRole, connector
 from shared.postgres_urls import hosts_of
 from shared.settings import ConfigurationError, Settings, load_settings
@@ -138,7 +138,7 @@ async def test_connections_are_replaced_at_their_greatest_age(
     database_url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
     """So that a name which has moved is followed, though the former server lives."""
-    monkeypatch.setattr(connecting, "MAX_AGE_SECONDS", seconds)
+    monkeypatch.setattr(pool, "MAX_AGE_SECONDS", seconds)
     database = Database(database_url, settings)
 
     async def pids() -> set[int]:

@@ -6,8 +6,7 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy import text
 
-from app.main import tasks_of
-from app.task_runner import run_until_idle, task_runner
+from app.task_runner import run_until_idle, task_runner, tasks_of
 from shared.db import database_of
 from shared.feature import Feature
 from shared.tasks import PeriodicTask

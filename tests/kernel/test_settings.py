@@ -51,7 +51,7 @@ def test_each_wrong_value_is_told_in_a_line_of_its_own() -> None:
         ({"APP_REDIS_URL": "redis://h:x"}, "APP_REDIS_URL: Port could not be cast"),
         ({"APP_SENTRY_DSN": "nonsense"}, "APP_SENTRY_DSN: must be a URL like https://key@"),
         ({"APP_CORS_ORIGINS": "https://a.example"}, "APP_CORS_ORIGINS: must be JSON"),
-        ({"APP_SECRET_KEY": "short"}, "APP_SECRET_KEY must have at least 32 bytes"),
+        ({"APP_SECRET_KEY": "short"}, "APP_SECRET_KEY: must have at least 32 bytes"),
         ({"APP_ENV": "prod"}, "APP_DATABASE_URL is required when APP_ENV=prod"),
         (
             {"APP_ENV": "prod", "APP_DATABASE_URL": "postgresql://host/db", "APP_SECRET_KEY": ""},

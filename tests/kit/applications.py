@@ -8,8 +8,8 @@ import pytest
 from fastapi import FastAPI
 
 from app.discovery import find_features
-from app.main import create_app, periodic_tasks_of, prepare
-from app.task_runner import run_until_idle
+from app.main import create_app, prepare
+from app.task_runner import periodic_tasks_of, run_until_idle
 from shared.feature import Feature, FeatureError
 from shared.settings import Settings
 from shared.state import state_of

@@ -11,8 +11,9 @@ from fastapi import FastAPI
 from httpx import AsyncClient
 
 from app.embedded import EmbeddedServer, ensure_database
-from app.main import create_app, periodic_tasks_of
+from app.main import create_app
 from app.migrations import upgrade
+from app.task_runner import periodic_tasks_of
 from shared import cache
 from shared.settings import Settings
 from tests.app_helpers import capture_log

@@ -15,9 +15,10 @@ from asyncpg import InsufficientPrivilegeError
 from sqlalchemy.engine import make_url
 
 from app.embedded import EmbeddedServer, wheel_binaries
-from app.main import create_app, periodic_tasks_of
+from app.main import create_app
 from app.migrations import alembic_config, load_revisions, upgrade
 from app.removal import drop_tables
+from app.task_runner import periodic_tasks_of
 from shared.settings import Settings
 from tests.kit import run_until_idle
 from tests.operations.test_doctor import doctor

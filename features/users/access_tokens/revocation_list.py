@@ -21,8 +21,8 @@ from asyncpg import Connection
 
 from features.users.access_tokens.jwt import LEEWAY_SECONDS
 from shared.db import Database
-from shared.db.connecting import expiry
 from shared.db.errors import CONNECT_ERRORS
+from shared.db.pool import expiry
 from shared.tasks import supervise
 
 ACCESS_CHANNEL = "access"
