@@ -5,6 +5,9 @@ make each write of an owner wait for the one before. So each process keeps an es
 its last count, and what it has added since. Close to a limit the writes of an owner wait for each
 other, and each counts again, unless a count is slow: then an account can exceed its limit by a few
 tenths of a percent.
+
+It is shown by a route of its own, not by `GET /users/me`: accounts know no items, the kernel would
+need a way for features to add fields to each other's answers, and that route counts nothing.
 """
 
 import asyncio
