@@ -106,13 +106,14 @@ def create_app(
             allow_headers=["*"],
             expose_headers=EXPOSED_HEADERS,
         )
-    for outer in (SecurityHeadersMiddleware, AccessLogMiddleware, RequestIdMiddleware):
-        app.add_middleware(outer)
+    app.add_middleware(AccessLogMiddleware)
+    app.add_middleware(RequestIdMiddleware)
     app.add_middleware(
         WebSocketMiddleware,
         seconds=settings.request_timeout,
         concurrency=settings.max_concurrency,
     )
+    app.add_middleware(SecurityHeadersMiddleware)
     if settings.trusted_proxies:
         app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=list(settings.trusted_proxies))
     for router in (

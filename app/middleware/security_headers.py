@@ -14,6 +14,8 @@ NO_CACHE = (b"cache-control", b"private, no-cache")
 EVENT_STREAM = (b"cache-control", b"no-cache")
 """What FastAPI sets for a stream of events, and what does not say that it is private."""
 
+RESPONSE_STARTS = {"http.response.start", "websocket.http.response.start"}  # a refused handshake
+
 
 class SecurityHeadersMiddleware:
     """Adds the security headers that a response does not set itself.
@@ -29,7 +31,7 @@ class SecurityHeadersMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            if message["type"] in RESPONSE_STARTS:
                 headers = message["headers"]
                 given = dict(headers)
                 added = [header for header in SECURITY_HEADERS if header[0] not in given]

@@ -18,7 +18,7 @@ from app.ops.metrics import WEBSOCKETS
 from app.ops.tracing import tag_trace
 from app.problem_details import internal_error, problem
 from shared.auth import authenticate
-from shared.problems import NotFound, Problem, Unavailable
+from shared.problems import Forbidden, NotFound, Problem, Unavailable
 from shared.slots import Slots, current_holder, current_network
 from shared.web.client_address import site_of
 
@@ -132,14 +132,16 @@ class _Socket:
             case "websocket.http.response.start":
                 self.status = int(message["status"])
                 self._add_id(message)
-            case "websocket.close" if "endpoint" not in self.connection.scope:
-                missing = NotFound(f"There is no websocket at {self.connection.url.path}")
-                response = problem(self.connection, missing)
+            case "websocket.close":  # to which the server would give an answer of its own
+                response = problem(self.connection, self._refusal(message.get("reason")))
                 await response(self.connection.scope, self.receive, self.send)
                 return
-            case "websocket.close":
-                self.status = 403  # the server's response to it
         await self._send(message)
+
+    def _refusal(self, reason: str | None) -> Problem:
+        if "endpoint" in self.connection.scope:
+            return Forbidden(reason or "The websocket was not accepted")
+        return NotFound(f"There is no websocket at {self.connection.url.path}")
 
     async def _send_open(self, message: Message) -> None:
         """Sends a message; instead of the response to an error, the frame that closes for it."""

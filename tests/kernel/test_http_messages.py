@@ -62,6 +62,11 @@ async def live(websocket: WebSocket) -> None:
 
 @probe.websocket("/refused")
 async def refused(websocket: WebSocket) -> None:
+    await websocket.close(reason="You may not listen")
+
+
+@probe.websocket("/closed")
+async def closed(websocket: WebSocket) -> None:
     await websocket.close()
 
 
@@ -165,6 +170,25 @@ async def test_what_is_no_handshake_is_a_request_with_its_body(raw: RawServer) -
             assert await client.rest() == b""
         else:
             assert (await client.answer()).json()["query"] == "victim", name
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "detail"),
+    [
+        (b"/probe/refused", 403, "You may not listen"),
+        (b"/probe/closed", 403, "The websocket was not accepted"),
+        (b"/probe/none", 404, "There is no websocket at /probe/none"),
+    ],
+)
+async def test_a_refused_handshake_is_a_private_problem(
+    raw: RawServer, path: bytes, status: int, detail: str
+) -> None:
+    handshake = b"GET " + path + b" HTTP/1.1\r\n" + HOST + WEBSOCKET + b"\r\n"
+    client = await raw.send(handshake)
+    refused = await client.answer()
+    assert (refused.status, refused.problem()["detail"]) == (status, detail)
+    assert refused.headers["cache-control"] == "private, no-store"
+    assert refused.headers["x-content-type-options"] == "nosniff"
 
 
 @pytest.mark.parametrize("path", [b"/probe/refused", b"/probe/none"])

@@ -7,6 +7,7 @@ import pytest
 from fastapi import FastAPI
 from httpx import AsyncClient
 
+from features.items import usage as items_usage
 from features.items.settings import ItemsSettings
 from features.items.tests.test_import import CSV, NO_ROWS, json_lines, report, row, send, titles
 from features.items.usage import Quota
@@ -90,7 +91,32 @@ async def test_an_account_has_no_more_text_than_it_may(client: AsyncClient) -> N
     assert await usage(client) | {"items": 1, "text_bytes": 981} == await usage(client)
 
 
-@pytest.mark.parametrize("limits", [{"max_items": 10_000}])
+@pytest.mark.parametrize("limits", [{"max_items": 20_000}])
+async def test_each_process_goes_past_the_limit_by_a_thousandth(
+    app: FastAPI, client: AsyncClient, limits: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has counted when the account was empty, and has no time to count again."""
+    monkeypatch.setattr(items_usage, "SLOW_COUNT_SECONDS", 0.0)
+    monkeypatch.setattr(items_usage, "PAUSE_FACTOR", 1e9)
+    settings = ItemsSettings().model_copy(update=limits)
+    processes = [Quota(settings) for _ in range(3)]
+
+    async def add(process: Quota) -> bool:
+        app.state.resources[Quota] = process
+        made = await client.post("/items", json={"title": "Mug", "price": 1})
+        return made.status_code == 201
+
+    assert all([await add(process) for process in processes])
+    await report(send(client, json_lines(*(row(key) for key in range(19_990)))))
+    for process in processes:
+        added = 0
+        while await add(process):
+            added += 1
+            assert added <= 30
+    assert 20_000 <= (await usage(client))["items"] <= 20_000 + len(processes) * 20
+
+
+@pytest.mark.parametrize("limits", [{"max_items": 100_000}])
 async def test_items_are_counted_once_in_a_while(
     client: AsyncClient, quota: Quota, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,6 +132,7 @@ async def test_items_are_counted_once_in_a_while(
     for _ in range(20):
         await client.post("/items", json={"title": "Mug", "price": 1})
     assert counts == 1
+    quota.max_items = 10_000
     await report(send(client, json_lines(*(row(key) for key in range(9_900)))))
     assert counts == 2
     for _ in range(3):  # near the limit each is
