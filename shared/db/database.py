@@ -42,9 +42,11 @@ from shared.db.pool import (
 )
 from shared.db.replica import ReadYourWrites, Replica, ReplicaReadSession
 from shared.db.sessions import (
+    SILENCE_SECONDS,
     ReadSession,
     SnapshotSession,
     WriteSession,
+    milliseconds,
     notice_unconfirmed,
     transaction,
 )
@@ -113,14 +115,17 @@ class Database:
         self.upload_slots, self.download_slots = (StreamSlots(MAX_STREAMS, wait) for _ in range(2))
         self._committing: set[Connection] = set()
         self._subscribers = subscribers_by_topic(subscriptions)
-        self._notifier = Notifier(ReadSession(self.primary.connection))
+        self._longest_wait = _longest_wait(settings)
+        self._notifier = Notifier(ReadSession(self.primary.connection, self._longest_wait))
         self._begin = "; ".join(filter(None, ("BEGIN", _timeouts(settings)[1])))
 
     def read(self, request: HTTPConnection | None = None) -> ReadSession:
-        """Returns a read session, for a request or outside one."""
+        """Returns a read session, for a request, which has a deadline, or outside one."""
+        has_deadline = request is not None and request.scope["type"] == "http"
+        timeout = None if has_deadline else self._longest_wait
         if self.replica is None:
-            return ReadSession(self.primary.connection)
-        return ReplicaReadSession(self.replica, request)
+            return ReadSession(self.primary.connection, timeout)
+        return ReplicaReadSession(self.replica, request, timeout)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[WriteSession]:
@@ -187,7 +192,9 @@ class Database:
                 yield connection
 
         with self._replace_connections_if(has_stale_plan):
-            async with SnapshotSession(connect, self._snapshot_seconds) as session:
+            async with SnapshotSession(
+                connect, self._snapshot_seconds, self._longest_wait
+            ) as session:
                 yield session
 
     @asynccontextmanager
@@ -345,7 +352,13 @@ def _new_engine(url: str, settings: Settings, size: int) -> AsyncEngine:
     server, first_statement = _timeouts(settings)
     pooler = first_statement is not None
     engine = new_engine(
-        _connector(url, ServerRole.READ_WRITE, server, pooler=pooler),
+        _connector(
+            url,
+            ServerRole.READ_WRITE,
+            server,
+            pooler=pooler,
+            command_timeout=_longest_wait(settings),
+        ),
         UNNAMED_STATEMENTS if pooler else {},
         pool_size=size,
         max_overflow=0,
@@ -358,8 +371,10 @@ def _new_engine(url: str, settings: Settings, size: int) -> AsyncEngine:
     return engine
 
 
-def _connector(url: str, role: ServerRole, server: Mapping[str, str], *, pooler: bool) -> Connect:
-    options: dict[str, Any] = {"server_settings": dict(server), "record_class": Row}
+def _connector(
+    url: str, role: ServerRole, server: Mapping[str, str], *, pooler: bool, **more: Any
+) -> Connect:
+    options: dict[str, Any] = {"server_settings": dict(server), "record_class": Row, **more}
     if pooler:  # it chooses a server for each transaction
         return connector(url, None, statement_cache_size=0, **options)
     return connector(url, role, **options)
@@ -373,14 +388,20 @@ def _timeouts(settings: Settings) -> tuple[dict[str, str], str | None]:
     """
     server = {"application_name": "tessera"}
     timeouts = {
-        "statement_timeout": _milliseconds(settings.database_statement_timeout),
-        "lock_timeout": _milliseconds(settings.database_lock_timeout),
-        "idle_in_transaction_session_timeout": _milliseconds(IDLE_IN_TRANSACTION_SECONDS),
+        "statement_timeout": milliseconds(settings.database_statement_timeout),
+        "lock_timeout": milliseconds(settings.database_lock_timeout),
+        "idle_in_transaction_session_timeout": milliseconds(IDLE_IN_TRANSACTION_SECONDS),
     }
     if settings.database_direct_url is None:
         return {**server, **KEEPALIVE, **timeouts}, None
     each = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in timeouts.items())
     return server, f"SELECT {each}"
+
+
+def _longest_wait(settings: Settings) -> float:
+    """Returns the seconds until a statement without an answer is given up: a server that lives has
+    refused it by then, one that has vanished is silent."""
+    return settings.database_statement_timeout + SILENCE_SECONDS
 
 
 def new_engine(
@@ -394,10 +415,6 @@ def new_engine(
 
     engine = create_async_engine("postgresql+asyncpg://", creator=connection, **options)
     return engine
-
-
-def _milliseconds(seconds: float) -> str:
-    return str(round(seconds * 1000))
 
 
 def _notice_unconfirmed(connection: Any, _record: object) -> None:

@@ -51,7 +51,7 @@ IS_THIS_USER = col(User.id) == bindparam("user_id")
 # FOR UPDATE: no transaction is adding a row to the account, and its DELETE waits for none.
 LOCK_USER = select(col(User.id)).where(IS_THIS_USER).with_for_update(skip_locked=True)
 # For a feature that does not subscribe: its foreign key cascades, to however many rows.
-ALLOW_MINUTES = text("SELECT set_config('statement_timeout', '4min', true)")
+CASCADE_SECONDS = 240.0
 DELETE_USER = delete(User).where(IS_THIS_USER)
 DELETE_EVENTS = delete(Event).where(
     col(Event.id).in_(
@@ -131,7 +131,7 @@ async def _remove_batch(database: Database, user_id: UUID) -> int:
             return 0
         rows = await session.execute(DELETE_EVENTS, of) + await delete_keys_of(session, user_id)
         if rows == 0:
-            await session.execute(ALLOW_MINUTES)
+            await session.allow(statement=CASCADE_SECONDS)
             rows = await session.execute(DELETE_USER, of)
             await account_changes.deleted(session, user_id, [user_id])
         return rows
