@@ -38,7 +38,8 @@ class LoadSheddingMiddleware:
         except Problem as refused:
             await problem(Request(scope), refused)(scope, receive, send)
             return
-        holder_before, network_before = current_holder.set(holder), current_network.set(holder)
+        before = current_holder.set(holder)
+        current_network.set(holder)
         scope["state"]["slot"] = slot
 
         async def send_and_count(message: Message) -> None:
@@ -54,5 +55,4 @@ class LoadSheddingMiddleware:
             await self.app(scope, receive, send_and_count)
         finally:
             slot.release()
-            current_holder.reset(holder_before)
-            current_network.reset(network_before)
+            current_holder.reset(before)

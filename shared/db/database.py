@@ -42,9 +42,11 @@ from shared.db.pool import (
 )
 from shared.db.replica import ReadYourWrites, Replica, ReplicaReadSession
 from shared.db.sessions import (
+    SILENCE_SECONDS,
     ReadSession,
     SnapshotSession,
     WriteSession,
+    milliseconds,
     notice_unconfirmed,
     transaction,
 )
@@ -112,14 +114,17 @@ class Database:
         self.upload_slots, self.download_slots = (StreamSlots(MAX_STREAMS, wait) for _ in range(2))
         self._committing: set[Connection] = set()
         self._subscribers = subscribers
-        self._notifier = Notifier(ReadSession(self.primary.connection))
+        self._longest_wait = _longest_wait(settings)
+        self._notifier = Notifier(ReadSession(self.primary.connection, self._longest_wait))
         self._begin = "; ".join(filter(None, ("BEGIN", _first_statement(settings))))
 
     def read(self, request: HTTPConnection | None = None) -> ReadSession:
-        """Returns a read session, for a request or outside one."""
+        """Returns a read session, for a request, which has a deadline, or outside one."""
+        has_deadline = request is not None and request.scope["type"] == "http"
+        timeout = None if has_deadline else self._longest_wait
         if self.replica is None:
-            return ReadSession(self.primary.connection)
-        return ReplicaReadSession(self.replica, request)
+            return ReadSession(self.primary.connection, timeout)
+        return ReplicaReadSession(self.replica, request, timeout)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[WriteSession]:
@@ -181,7 +186,9 @@ class Database:
                 yield connection
 
         with self._replace_connections_if(has_stale_plan):
-            async with SnapshotSession(connect, self._snapshot_seconds) as session:
+            async with SnapshotSession(
+                connect, self._snapshot_seconds, self._longest_wait
+            ) as session:
                 yield session
 
     @asynccontextmanager
@@ -331,8 +338,9 @@ def _read_pool(url: str, role: ServerRole, settings: Settings, size: int) -> Rea
 
 
 def _write_engine(url: str, settings: Settings, size: int) -> AsyncEngine:
+    connect = _connector(url, ServerRole.READ_WRITE, settings, _longest_wait(settings))
     return new_engine(
-        _connector(url, ServerRole.READ_WRITE, settings),
+        connect,
         UNNAMED_STATEMENTS if settings.database_direct_url else {},
         pool_size=size,
         max_overflow=0,
@@ -342,14 +350,21 @@ def _write_engine(url: str, settings: Settings, size: int) -> AsyncEngine:
     )
 
 
-def _connector(url: str, role: ServerRole, settings: Settings, **server: str) -> Connect:
+def _connector(
+    url: str,
+    role: ServerRole,
+    settings: Settings,
+    command_timeout: float | None = None,
+    **server: str,
+) -> Connect:
     """Returns what connects with these settings of the server. A pooler takes none, as it shares
     connections between clients, and it chooses a server for each transaction."""
     named = {"application_name": "tessera"}
+    options: dict[str, Any] = {"command_timeout": command_timeout, "record_class": Row}
     if settings.database_direct_url:
-        return connector(url, None, server_settings=named, statement_cache_size=0, record_class=Row)
+        return connector(url, None, server_settings=named, statement_cache_size=0, **options)
     server = {**named, **KEEPALIVE, **_timeouts(settings), **server}
-    return connector(url, role, server_settings=server, record_class=Row)
+    return connector(url, role, server_settings=server, **options)
 
 
 def _timeouts(settings: Settings) -> dict[str, str]:
@@ -358,7 +373,7 @@ def _timeouts(settings: Settings) -> dict[str, str]:
         "lock_timeout": settings.database_lock_timeout,
         "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION_SECONDS,
     }
-    return {name: str(round(each * 1000)) for name, each in seconds.items()}  # milliseconds
+    return {name: milliseconds(each) for name, each in seconds.items()}
 
 
 def _first_statement(settings: Settings) -> str | None:
@@ -367,6 +382,12 @@ def _first_statement(settings: Settings) -> str | None:
         return None
     timeouts = _timeouts(settings).items()
     return "SELECT " + ", ".join(f"set_config('{name}', '{ms}', true)" for name, ms in timeouts)
+
+
+def _longest_wait(settings: Settings) -> float:
+    """Returns the seconds until a statement without an answer is given up: a server that lives has
+    refused it by then, one that has vanished is silent."""
+    return settings.database_statement_timeout + SILENCE_SECONDS
 
 
 def new_engine(

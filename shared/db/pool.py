@@ -92,7 +92,7 @@ class ReadPool:
                     yield connection
             except CONNECTION_LOST_ERRORS as error:
                 reusable = False
-                if not connection.is_closed():
+                if not (connection.is_closed() or isinstance(error, TimeoutError)):
                     raise
                 raise Unavailable(CONNECTION_LOST) from error
             except (asyncio.CancelledError, GeneratorExit):
@@ -132,7 +132,11 @@ class ReadPool:
         async with connection.transaction(isolation=isolation, readonly=True):
             if self.timeouts:
                 await connection.execute(self.timeouts)
-            yield
+            try:
+                yield
+            except TimeoutError:
+                connection.terminate()  # as it would not answer a ROLLBACK either
+                raise
 
     def replace_connections(self) -> None:
         """Closes all idle connections now, and those in use when they are returned."""

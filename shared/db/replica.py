@@ -39,9 +39,11 @@ class ReplicaFailed(Unavailable):
 class ReplicaReadSession(ReadSession):
     """A read session that sends a statement again, to the primary, where the replica fails."""
 
-    def __init__(self, replica: "Replica", request: HTTPConnection | None) -> None:
-        super().__init__(lambda: replica.connection(request))
-        self._primary = ReadSession(replica.primary.connection)
+    def __init__(
+        self, replica: "Replica", request: HTTPConnection | None, timeout: float | None
+    ) -> None:
+        super().__init__(lambda: replica.connection(request), timeout)
+        self._primary = ReadSession(replica.primary.connection, timeout)
 
     async def fetch(self, statement: Executable, values: Values = NO_VALUES) -> list[Row]:
         try:

@@ -26,7 +26,7 @@ from asyncpg import (
     PostgresError,
 )
 from pydantic import BaseModel
-from sqlalchemy import Executable
+from sqlalchemy import Executable, text
 from sqlalchemy.engine import Connection as OrmConnection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.pool import PoolProxiedConnection
@@ -42,7 +42,16 @@ Connections: TypeAlias = Callable[[], AbstractAsyncContextManager[Connection]]
 Values: TypeAlias = Mapping[str, Any]
 NO_VALUES: Values = {}
 BEGIN_TIMEOUT_SECONDS = 5.0  # then the server has vanished, and the connection is given up
+COMMIT_SECONDS = 30.0  # that work without a deadline, as that of tasks, waits for its COMMIT
 ABANDONED_COMMIT_SECONDS = 10.0  # then its connection is closed, as the server may be gone
+SILENCE_SECONDS = 5.0  # after a statement's own time, in which the server must at least refuse it
+MANY_SECONDS = 300.0  # for one statement with many values
+NEVER_SECONDS = 86_400.0  # asyncpg has no other word for it, where a connection has a timeout
+
+SET_TIMEOUTS = text("""
+SELECT set_config('statement_timeout', :statement, true),
+    set_config('lock_timeout', coalesce(:lock, current_setting('lock_timeout')), true)
+""")
 
 request_state: ContextVar[dict[str, Any] | None] = ContextVar("request_state", default=None)
 """The state of the current request: `commits` is set in it before a COMMIT is sent."""
@@ -59,11 +68,12 @@ class ReadSession:
     """A read-only session in autocommit mode: each statement sees the newest snapshot.
 
     It holds a connection only while a statement runs, so it can stay open during other waits.
-    `values` may have more than a statement's parameters.
+    `values` may have more than a statement's parameters. After `timeout` seconds without an answer
+    a statement is given up, with its connection.
     """
 
-    def __init__(self, connections: Connections) -> None:
-        self._connections = connections
+    def __init__(self, connections: Connections, timeout: float | None = None) -> None:
+        self._connections, self._timeout = connections, timeout
 
     async def fetch(self, statement: Executable, values: Values = NO_VALUES) -> list[Row]:
         """Returns all rows of a statement.
@@ -74,7 +84,7 @@ class ReadSession:
         """
         sql, arguments = compile_statement(statement, values)
         async with self._connections() as connection:
-            rows = await connection.fetch(sql, *arguments)
+            rows = await connection.fetch(sql, *arguments, timeout=self._timeout)
         return convert_rows(statement, rows)
 
     async def fetch_one(self, statement: Executable, values: Values = NO_VALUES) -> Row | None:
@@ -105,8 +115,8 @@ class SnapshotSession:
     every row that has been deleted after it, in all tables.
     """
 
-    def __init__(self, connections: Connections, seconds: float) -> None:
-        self._connections, self.seconds = connections, seconds
+    def __init__(self, connections: Connections, seconds: float, timeout: float) -> None:
+        self._connections, self.seconds, self._timeout = connections, seconds, timeout
         self._stack, self._reading = AsyncExitStack(), asyncio.Lock()
 
     async def __aenter__(self) -> Self:
@@ -168,8 +178,10 @@ class SnapshotSession:
             async with self._reading:
                 if self._given_up:
                     return
-                cursor = cursor or await self._connection.cursor(sql, *arguments)
-                batch = await cursor.fetch(size)
+                cursor = cursor or await self._connection.cursor(
+                    sql, *arguments, timeout=self._timeout
+                )
+                batch = await cursor.fetch(size, timeout=self._timeout)
             if not batch:
                 return
             yield batch
@@ -194,6 +206,16 @@ class WriteSession(ReadSession):
         self.subscribers = subscribers
         self.notified: set[str] = set()
 
+    async def allow(self, *, statement: float, lock: float | None = None) -> None:
+        """Lets each statement of this transaction take so many seconds, and wait for a lock for so
+        many, whatever the settings say."""
+        values = {
+            "statement": milliseconds(statement),
+            "lock": None if lock is None else milliseconds(lock),
+        }
+        await self.execute(SET_TIMEOUTS, values)
+        self._timeout = statement + SILENCE_SECONDS
+
     def notify(self, channel: str) -> None:
         """Wakes the background tasks that listen on a channel, once this has been committed."""
         self.notified.add(channel)
@@ -209,7 +231,8 @@ class WriteSession(ReadSession):
     async def fetch(self, statement: Executable, values: Values = NO_VALUES) -> list[Row]:
         await self.flush()
         sql, arguments = compile_statement(statement, values)
-        return convert_rows(statement, await self._connection.fetch(sql, *arguments))
+        rows = await self._connection.fetch(sql, *arguments, timeout=self._timeout)
+        return convert_rows(statement, rows)
 
     async def execute(
         self, statement: Executable, values: Values | Sequence[Values] = NO_VALUES
@@ -222,12 +245,12 @@ class WriteSession(ReadSession):
         await self.flush()
         if isinstance(values, Mapping):
             sql, arguments = compile_statement(statement, values)
-            tag = await self._connection.execute(sql, *arguments)  # like "UPDATE 3"
-            count = tag.rpartition(" ")[2]
+            tag = await self._connection.execute(sql, *arguments, timeout=self._timeout)
+            count = tag.rpartition(" ")[2]  # as in "UPDATE 3"
             return int(count) if count.isdigit() else 0
         if values:
             sql, rows = compile_many(statement, values)
-            await self._connection.executemany(sql, rows)
+            await self._connection.executemany(sql, rows, timeout=MANY_SECONDS)
         return len(values)
 
     async def copy(
@@ -235,7 +258,9 @@ class WriteSession(ReadSession):
     ) -> None:
         """Inserts the records into a table with COPY; raises as `fetch` does."""
         await self.flush()
-        await self._connection.copy_records_to_table(table, columns=columns, records=records)
+        await self._connection.copy_records_to_table(
+            table, columns=columns, records=records, timeout=self._timeout
+        )
 
     async def flush(self) -> None:
         """Sends what the ORM has pending."""
@@ -245,6 +270,11 @@ class WriteSession(ReadSession):
     def _close_orm(self) -> None:
         if self._orm is not None:
             self._orm.sync_session.expunge_all()
+
+
+def milliseconds(seconds: float) -> str:
+    """Returns a duration as a setting of PostgreSQL."""
+    return str(round(seconds * 1000))
 
 
 def write_session_of(orm: AsyncSession) -> WriteSession:
@@ -324,33 +354,24 @@ async def _commit(
     connection: Connection, pooled: PoolProxiedConnection, committing: set[Connection]
 ) -> None:
     """Commits. A caller that is cancelled meanwhile leaves the COMMIT running: PostgreSQL makes one
-    that waits for a synchronous standby a local one when it is cancelled.
+    that waits for a synchronous standby a local one when it is cancelled. So does work that has no
+    deadline, after `COMMIT_SECONDS`.
 
     Raises:
-        Unavailable: the connection is lost meanwhile, or an administrator has cancelled that wait:
-            the outcome is unknown.
+        Unavailable: the connection is lost meanwhile, or silent, or an administrator has cancelled
+            that wait: the outcome is unknown.
     """
+    patience: float | None = COMMIT_SECONDS
     if (state := request_state.get()) is not None:
-        state["commits"] = True
-    commit = asyncio.ensure_future(connection.execute("COMMIT"))
-    timer: asyncio.TimerHandle | None = None
-
-    def discard(done: "asyncio.Future[str]") -> None:
-        if not done.cancelled():
-            done.exception()
-        if timer:
-            timer.cancel()
-        connection.terminate()
-        committing.discard(connection)
-        pooled.close()
-
+        state["commits"], patience = True, None
+    commit = asyncio.ensure_future(connection.execute("COMMIT", timeout=NEVER_SECONDS))
     try:
+        if patience and not (await asyncio.wait({commit}, timeout=patience))[0]:
+            _abandon(commit, connection, pooled, committing)
+            raise Unavailable(OUTCOME_UNKNOWN)
         tag = await asyncio.shield(commit)
     except asyncio.CancelledError:
-        committing.add(connection)
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(ABANDONED_COMMIT_SECONDS, connection.terminate)
-        commit.add_done_callback(discard)
+        _abandon(commit, connection, pooled, committing)
         raise
     except (OSError, PostgresConnectionError, AdminShutdownError, CrashShutdownError) as error:
         raise Unavailable(OUTCOME_UNKNOWN) from error
@@ -359,6 +380,28 @@ async def _commit(
         raise Unavailable(OUTCOME_UNKNOWN)
     if tag != "COMMIT":  # it rolls back without an error where a failed statement was suppressed
         raise RuntimeError("A statement had failed: nothing was committed")
+
+
+def _abandon(
+    commit: "asyncio.Future[str]",
+    connection: Connection,
+    pooled: PoolProxiedConnection,
+    committing: set[Connection],
+) -> None:
+    """Gives the connection of a COMMIT back when it ends, or after `ABANDONED_COMMIT_SECONDS`."""
+    committing.add(connection)
+    loop = asyncio.get_running_loop()
+    timer = loop.call_later(ABANDONED_COMMIT_SECONDS, connection.terminate)
+
+    def discard(done: "asyncio.Future[str]") -> None:
+        if not done.cancelled():
+            done.exception()
+        timer.cancel()
+        connection.terminate()
+        committing.discard(connection)
+        pooled.close()
+
+    commit.add_done_callback(discard)
 
 
 def notice_unconfirmed(connection: Connection) -> None:

@@ -31,9 +31,7 @@ IMPORT_ROWS = sa.Table(
 
 # Of a row that ON CONFLICT has updated, xmax is this transaction.
 IS_NEW: sa.ColumnElement[bool] = sa.literal_column("xmax = 0", sa.Boolean).label("is_new")
-SET_TIMEOUTS = sa.text("""
-SELECT set_config('statement_timeout', '10min', true), set_config('lock_timeout', '5min', true)
-""")
+STATEMENT_SECONDS, LOCK_SECONDS = 600.0, 300.0
 LOCK_IMPORTS = sa.text("SELECT pg_advisory_xact_lock(CAST(:key AS bigint))")
 COPY_STAGED = sa.text("""
 CREATE TEMPORARY TABLE import_rows ON COMMIT DROP AS
@@ -161,7 +159,7 @@ async def merge_rows(
         Unavailable: rows are missing, as PostgreSQL has failed over or crashed since.
     """
     of_import = {"owner": owner_id, "import_id": import_id}
-    await session.execute(SET_TIMEOUTS)
+    await session.allow(statement=STATEMENT_SECONDS, lock=LOCK_SECONDS)
     # Two imports that change the same items in different orders would deadlock.
     await session.execute(LOCK_IMPORTS, {"key": advisory_lock("items.import", owner_id)})
     if await session.execute(COPY_STAGED, of_import) != staged:

@@ -39,9 +39,7 @@ log = structlog.get_logger(__name__)
 
 # Serialises changes of the language and of the models.
 LOCK_MODELS = text(f"SELECT pg_advisory_xact_lock({advisory_lock('search.models')})")
-DISABLE_TIMEOUTS = text(
-    "SELECT set_config('statement_timeout', '0', true), set_config('lock_timeout', '0', true)"
-)
+ALL_ROWS_SECONDS = 86_400.0  # for a statement on all rows, and its wait for a lock
 
 SELECT_OPEN_WRITERS = text("""
 SELECT array_agg(DISTINCT virtualtransaction) FROM pg_locks
@@ -234,7 +232,7 @@ async def change_language(database: Database, language: str) -> None:
     await wait_for_open_writers(database, "items")
     await wait_for_open_writers(database, "search_words")
     async with database.transaction() as session:
-        await session.execute(DISABLE_TIMEOUTS)
+        await session.allow(statement=ALL_ROWS_SECONDS, lock=ALL_ROWS_SECONDS)
         await session.execute(DELETE_WORDS)
     await _index_all(database, INDEX_ALL)
     async with database.transaction() as session:

@@ -6,7 +6,7 @@ from sqlalchemy import text
 
 from features.search.embedding import EmbeddingModel
 from features.search.indexing.documents import (
-    DISABLE_TIMEOUTS,
+    ALL_ROWS_SECONDS,
     LOCK_MODELS,
     change_language,
     sweep,
@@ -100,7 +100,7 @@ async def add_model(database: Database, model: EmbeddingModel) -> RegisteredMode
         await session.execute(LOCK_MODELS)
         [row] = await session.fetch(INSERT_MODEL, vars(model))
     async with database.transaction() as session:
-        await session.execute(DISABLE_TIMEOUTS)
+        await session.allow(statement=ALL_ROWS_SECONDS, lock=ALL_ROWS_SECONDS)
         for statement in (ENQUEUE_DOCUMENTS, UNPARK_ENTRIES, UNPARK_MARKS):
             await session.execute(statement, {"model": row.id})
     return RegisteredModel(row.id, model, row.active)

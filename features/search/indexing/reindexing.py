@@ -10,7 +10,7 @@ from sqlalchemy import text
 
 from features.search.embedding import Embedder
 from features.search.indexing.documents import (
-    DISABLE_TIMEOUTS,
+    ALL_ROWS_SECONDS,
     LOCK_MODELS,
     change_language,
     sweep,
@@ -136,7 +136,7 @@ async def _delete_other_models(database: Database, registered: RegisteredModel) 
             name = hnsw_index_name(other["id"])
             await session.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
     async with database.transaction() as session:
-        await session.execute(DISABLE_TIMEOUTS)
+        await session.allow(statement=ALL_ROWS_SECONDS, lock=ALL_ROWS_SECONDS)
         for statement in DELETE_OTHER_MODELS:
             await session.execute(statement, {"model": registered.id})
     await wait_for_open_writers(database, "search_queue")  # the statistics know the old models
