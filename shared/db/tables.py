@@ -55,15 +55,16 @@ async def delete_owned_rows(session: "WriteSession", table: Table, owner_id: UUI
 
     The primary key of the table begins with `owner_id`, as that of each private table does.
     """
-    return await session.execute(_delete_owned_batch(table), {"owner_id": owner_id})
+    values = {"owner": owner_id, "rows": OWNED_ROWS_PER_BATCH}
+    return await session.execute(_delete_owned_batch(table), values)
 
 
 @cache
 def _delete_owned_batch(table: Table) -> Delete:
-    is_owners = table.c.owner_id == bindparam("owner_id")
+    is_owners = table.c.owner_id == bindparam("owner")
     statement = delete(table).where(is_owners)
     if rest := [column for column in table.primary_key if column is not table.c.owner_id]:
-        batch = select(*rest).where(is_owners).limit(OWNED_ROWS_PER_BATCH)
+        batch = select(*rest).where(is_owners).limit(bindparam("rows"))
         statement = statement.where(tuple_(*rest).in_(batch))
     return statement
 
@@ -87,7 +88,15 @@ class UpdateTime(FunctionElement[datetime]):
 def _compile_update_time(_: UpdateTime, compiler: SQLCompiler, **_options: Any) -> str:
     table = compiler.current_executable.table  # of an Insert or Update
     before = f"{compiler.preparer.format_table(table)}.updated_at"
-    return f"greatest(statement_timestamp(), {before} + interval '1 microsecond')"
+    return later("statement_timestamp()", before)
+
+
+def later(time: str, before: str) -> str:
+    """Returns the SQL of this time, or of the microsecond after the one before if that is later.
+
+    In UTC, as a distributed table takes nothing in ON CONFLICT that depends on settings.
+    """
+    return f"greatest({time}, ({before} AT TIME ZONE 'UTC' + '1 microsecond') AT TIME ZONE 'UTC')"
 
 
 class Timestamped(SQLModel):

@@ -248,7 +248,7 @@ LEFT JOIN search_models AS active ON active.active
 LEFT JOIN (
     SELECT {columns}, hits.score, hits.lexical_rank, hits.semantic_rank
     FROM (SELECT * FROM hits ORDER BY {order} LIMIT :limit OFFSET :offset) AS hits
-    JOIN items AS i ON i.id = hits.item_id AND (i.owner_id = :owner) IS TRUE
+    JOIN items AS i ON i.owner_id = :owner AND i.id = hits.item_id
 ) AS page ON true
 ORDER BY {order}
 """
@@ -274,7 +274,8 @@ def search_statement(mode: Mode, bounded: frozenset[str]) -> TextClause:
     if bounded:
         bounds = " AND ".join(FILTER_CONDITIONS[name] for name in sorted(bounded))
         filters = (
-            f"EXISTS (SELECT FROM items AS i WHERE i.id = d.item_id AND {bounds})"  # no user input
+            "EXISTS (SELECT FROM items AS i WHERE i.owner_id = :owner AND i.id = d.item_id"
+            f" AND {bounds})"  # no user input
         )
     parts = [EXPAND_WORDS.format(max_term_weight=MAX_TERM_WEIGHT)]
     if mode is not Mode.SEMANTIC:
