@@ -5,6 +5,7 @@ import typer
 from app.commands import (
     database,
     development,
+    distribute,
     doctor,
     migrate,
     openapi,
@@ -33,6 +34,17 @@ def _add_feature_commands() -> None:
                 cli.add_typer(feature.commands)
 
 
-for module in (serve, migrate, worker, openapi, doctor, development, shell, psql, reset):
+for module in (
+    serve,
+    migrate,
+    distribute,
+    worker,
+    openapi,
+    doctor,
+    development,
+    shell,
+    psql,
+    reset,
+):
     cli.add_typer(module.commands)
 _add_feature_commands()
