@@ -21,7 +21,7 @@ from shared.problems import MEDIA_TYPE, Problem
 from shared.settings import Settings
 
 INSERT_EXPIRED_KEY = """
-INSERT INTO idempotency_keys (user_id, key, fingerprint, status, headers, body, expires_at)
+INSERT INTO idempotency_keys (owner_id, key, fingerprint, status, headers, body, expires_at)
 VALUES (gen_random_uuid(), 'old', '', 200, '{}', '', now() - interval '1 minute')
 """
 """A row that a task of the kernel, `delete_expired_keys`, has to process."""

@@ -10,7 +10,7 @@ from features.items.usage import lifespan
 from features.users import account_changes
 from shared.db.changes import Subscription
 from shared.feature import Feature
-from shared.problems import Conflict, Unauthorized
+from shared.problems import Conflict
 
 feature = Feature(
     name="items",
@@ -22,7 +22,6 @@ feature = Feature(
     },
     constraints={
         "uq_items_owner_id_external_id": Conflict("You already have an item with this external_id"),
-        "fk_items_owner_id": Unauthorized("User not found"),
     },
     settings=ItemsSettings,
     lifespan=lifespan,

@@ -33,15 +33,15 @@ class Item(ItemFields, Timestamped, table=True):
         Index("ix_items_owner_id_title", "owner_id", "title", "id"),
     )
 
+    owner_id: UUID = Field(primary_key=True)
     id: UUID = Field(default_factory=uuid7, primary_key=True)
-    owner_id: UUID = Field(foreign_key="users.id", ondelete="CASCADE")
 
 
 class StagedItem(ItemFields, table=True):
     """A row of an import that is under way: it waits here until all rows of the file have come.
 
-    UNLOGGED, as a crash of PostgreSQL ends the import anyway. Without a foreign key, which would be
-    checked for each row: an import ends with its account, and then deletes its rows.
+    UNLOGGED, as a crash of PostgreSQL ends the import anyway. An import ends with its account, and
+    then deletes its rows.
     """
 
     __tablename__ = "staged_items"

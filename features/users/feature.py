@@ -1,6 +1,7 @@
 """The declaration of users, for the kernel."""
 
-from features.users.accounts.deletion import remove_deleted_accounts
+from features.users.accounts.changes import account_changes
+from features.users.accounts.deletion import delete_records, remove_deleted_accounts
 from features.users.authentication import authenticate, lock_access
 from features.users.commands import commands
 from features.users.demo import demo
@@ -12,6 +13,7 @@ from features.users.sessions.tasks import purge_expired_sessions
 from features.users.settings import UsersSettings
 from features.users.state import lifespan
 from shared.auth import Authenticator
+from shared.db.changes import Subscription
 from shared.feature import Feature
 from shared.problems import Conflict, Unauthorized
 
@@ -38,6 +40,7 @@ feature = Feature(
     lifespan=lifespan,
     tasks=(deliver_mail, send_password_resets, purge_expired_sessions, remove_deleted_accounts),
     periodic_tasks=(delete_dead_letters, delete_old_events),
+    subscriptions=(Subscription(account_changes, delete_records, outbox="users_accounts"),),
     commands=commands,
     demo=demo,
 )

@@ -1,5 +1,6 @@
 """The errors of PostgreSQL and of its connections, and the problems that they are to a client."""
 
+import re
 from typing import TypeAlias
 
 from asyncpg import (
@@ -29,6 +30,8 @@ CONNECTION_LOST_ERRORS = (OSError, InterfaceError, InternalClientError)
 
 DatabaseError: TypeAlias = DBAPIError | PostgresError
 
+SHARD_SUFFIX = re.compile(r"_\d{6,}$")  # of Citus, whose shards are numbered from 102008
+
 
 class Unreachable(Unavailable):
     """No connection to the database can be made."""
@@ -39,6 +42,13 @@ def database_cause(error: DatabaseError) -> BaseException | None:
     if isinstance(error, DBAPIError):
         return error.orig.__cause__ if error.orig else None
     return error
+
+
+def violated_constraint(error: DatabaseError) -> str | None:
+    """Returns the name of the constraint that the error violates, if it violates one. That of a
+    shard has the name of the whole table's: `uq_orders_owner_id_name_102021`."""
+    name = getattr(database_cause(error), "constraint_name", None)
+    return SHARD_SUFFIX.sub("", name) if name else None
 
 
 def has_stale_plan(error: DatabaseError) -> bool:

@@ -2,14 +2,23 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, ClassVar
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID
 
 import uuid_utils.compat
 from pydantic import BaseModel
-from sqlalchemy import ColumnElement, Table, func
-from sqlmodel import Field, SQLModel
+from sqlalchemy import ColumnElement, Delete, Table, bindparam, delete, func, select, tuple_
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+from sqlmodel import Field, SQLModel, UTCDateTime
 from sqlmodel.main import default_registry
+
+if TYPE_CHECKING:
+    from shared.db.sessions import WriteSession
+
+OWNED_ROWS_PER_BATCH = 5_000
 
 # A constraint's name has its table and columns, so that a violation can be put into words.
 SQLModel.metadata.naming_convention = {
@@ -41,9 +50,44 @@ def columns(table: Table, schema: type[BaseModel]) -> list[ColumnElement[Any]]:
     return [table.c[name] for name in schema.model_fields]
 
 
+async def delete_owned_rows(session: "WriteSession", table: Table, owner_id: UUID) -> int:
+    """Deletes a batch of the rows of an owner; returns how many, 0 when none is left.
+
+    The primary key of the table begins with `owner_id`, as that of each private table does.
+    """
+    return await session.execute(_delete_owned_batch(table), {"owner_id": owner_id})
+
+
+@cache
+def _delete_owned_batch(table: Table) -> Delete:
+    is_owners = table.c.owner_id == bindparam("owner_id")
+    statement = delete(table).where(is_owners)
+    if rest := [column for column in table.primary_key if column is not table.c.owner_id]:
+        batch = select(*rest).where(is_owners).limit(OWNED_ROWS_PER_BATCH)
+        statement = statement.where(tuple_(*rest).in_(batch))
+    return statement
+
+
 def uuid7() -> UUID:
     """Returns a UUIDv7 (RFC 9562): unique, and in order of creation."""
     return uuid_utils.compat.uuid7()
+
+
+class UpdateTime(FunctionElement[datetime]):
+    """The time of an UPDATE, for the column `updated_at`: later than the one before in each row,
+    whatever the clock does and in whatever order transactions have waited for the row.
+
+    Not `clock_timestamp()`: an UPDATE of a distributed table takes no volatile function.
+    """
+
+    name, type, inherit_cache = "update_time", UTCDateTime(), True
+
+
+@compiles(UpdateTime)
+def _compile_update_time(_: UpdateTime, compiler: SQLCompiler, **_options: Any) -> str:
+    table = compiler.current_executable.table  # of an Insert or Update
+    before = f"{compiler.preparer.format_table(table)}.updated_at"
+    return f"greatest(statement_timestamp(), {before} + interval '1 microsecond')"
 
 
 class Timestamped(SQLModel):
@@ -64,6 +108,6 @@ class Timestamped(SQLModel):
         nullable=False,
         sa_column_kwargs={
             "server_default": func.clock_timestamp(),
-            "onupdate": func.clock_timestamp(),
+            "onupdate": UpdateTime(),
         },
     )

@@ -12,14 +12,14 @@ from uuid import UUID
 
 from fastapi import Depends, FastAPI, Header, Request
 from fastapi.responses import Response
-from sqlalchemy import BigInteger, LargeBinary, bindparam, delete, func, insert, select, tuple_
+from sqlalchemy import BigInteger, LargeBinary, bindparam, delete, func, insert, select
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlmodel import Field, SQLModel
 
 from shared.auth import principal_of
 from shared.db import WriteSession, database_of, sessions
 from shared.db.locks import advisory_lock
-from shared.db.tables import table_of, uuid7
+from shared.db.tables import delete_owned_rows, table_of
 from shared.problems import Conflict, Unprocessable
 from shared.tasks import Task
 from shared.types import DatabaseText
@@ -35,7 +35,7 @@ class IdempotencyKey(SQLModel, table=True):
 
     __tablename__ = "idempotency_keys"
 
-    user_id: UUID = Field(default_factory=uuid7, primary_key=True)
+    owner_id: UUID = Field(primary_key=True)
     key: str = Field(primary_key=True)
     fingerprint: str
     status: int
@@ -45,10 +45,9 @@ class IdempotencyKey(SQLModel, table=True):
 
 
 IDEMPOTENCY_KEYS = table_of(IdempotencyKey)
-IS_THIS_KEY = (
-    IDEMPOTENCY_KEYS.c.user_id == bindparam("user_id"),
-    IDEMPOTENCY_KEYS.c.key == bindparam("key"),
-)
+IS_OWNERS = IDEMPOTENCY_KEYS.c.owner_id == bindparam("owner_id")
+IS_THIS_KEY = (IS_OWNERS, IDEMPOTENCY_KEYS.c.key == bindparam("key"))
+HAS_EXPIRED = IDEMPOTENCY_KEYS.c.expires_at < func.now()
 TRY_LOCK_KEY = select(
     func.pg_try_advisory_xact_lock(bindparam("lock", type_=BigInteger)).label("locked")
 )
@@ -59,25 +58,18 @@ SELECT_KEY = select(IDEMPOTENCY_KEYS).where(*IS_THIS_KEY).with_for_update()
 INSERT_KEY = insert(IDEMPOTENCY_KEYS)
 DELETE_KEY = delete(IDEMPOTENCY_KEYS).where(*IS_THIS_KEY)
 SELECT_EXPIRED = (
-    select(IDEMPOTENCY_KEYS.c.user_id, IDEMPOTENCY_KEYS.c.key)
-    .where(IDEMPOTENCY_KEYS.c.expires_at < func.now())
+    select(IDEMPOTENCY_KEYS.c.owner_id)
+    .where(HAS_EXPIRED)
+    .order_by(IDEMPOTENCY_KEYS.c.expires_at)
     .limit(BATCH_ROWS)
 )
-DELETE_EXPIRED = (
-    delete(IDEMPOTENCY_KEYS)
-    .where(
-        tuple_(IDEMPOTENCY_KEYS.c.user_id, IDEMPOTENCY_KEYS.c.key).in_(
-            SELECT_EXPIRED.with_for_update(skip_locked=True)
-        )
-    )
-    .returning(IDEMPOTENCY_KEYS.c.key)
-)
-DELETE_KEYS_OF_USER = delete(IDEMPOTENCY_KEYS).where(
-    IDEMPOTENCY_KEYS.c.user_id == bindparam("user_id"),
+DELETE_EXPIRED = delete(IDEMPOTENCY_KEYS).where(
+    IS_OWNERS,
     IDEMPOTENCY_KEYS.c.key.in_(
         select(IDEMPOTENCY_KEYS.c.key)
-        .where(IDEMPOTENCY_KEYS.c.user_id == bindparam("user_id"))
+        .where(IS_OWNERS, HAS_EXPIRED)
         .limit(BATCH_ROWS)
+        .with_for_update(skip_locked=True)
     ),
 )
 
@@ -101,7 +93,7 @@ class IdempotentRequest:
     """A request that may have an `Idempotency-Key`."""
 
     session: sessions.WriteSession
-    user_id: UUID
+    owner_id: UUID
     key: str | None
     fingerprint: str
 
@@ -113,8 +105,8 @@ class IdempotentRequest:
             Conflict: another request with this key is in progress.
             Unprocessable: the key was used for a different request.
         """
-        parameters = {"user_id": self.user_id, "key": self.key}
-        lock = advisory_lock("shared.idempotency", self.user_id, self.key)
+        parameters = {"owner_id": self.owner_id, "key": self.key}
+        lock = advisory_lock("shared.idempotency", self.owner_id, self.key)
         if not await self.session.fetch_value(TRY_LOCK_KEY, {"lock": lock}):
             raise Conflict("A request with this Idempotency-Key is still being worked on")
         stored = await self.session.fetch_one(SELECT_KEY, parameters)
@@ -132,7 +124,7 @@ class IdempotentRequest:
         """Stores the response with the key, to be committed with the work; returns the response."""
         if self.key is not None:
             stored = {
-                "user_id": self.user_id,
+                "owner_id": self.owner_id,
                 "key": self.key,
                 "fingerprint": self.fingerprint,
                 "status": response.status_code,
@@ -158,12 +150,12 @@ async def _idempotency(
         ),
     ] = None,
 ) -> IdempotentRequest:
-    user_id = principal_of(request).user_id
+    owner_id = principal_of(request).user_id
     if key is None:
-        return IdempotentRequest(session, user_id, None, "")
+        return IdempotentRequest(session, owner_id, None, "")
     request_line = f"{request.method} {request.url.path}\n".encode()
     fingerprint = hashlib.sha256(request_line + await request.body()).hexdigest()
-    idempotent = IdempotentRequest(session, user_id, key, fingerprint)
+    idempotent = IdempotentRequest(session, owner_id, key, fingerprint)
     await idempotent.lock_and_check()
     return idempotent
 
@@ -176,14 +168,22 @@ before this, which needs the account.
 """
 
 
-async def delete_keys_of(session: sessions.WriteSession, user_id: UUID) -> int:
-    """Deletes a batch of the keys of an account; returns how many, 0 when none is left."""
-    return await session.execute(DELETE_KEYS_OF_USER, {"user_id": user_id})
+async def delete_keys_of(session: sessions.WriteSession, owner_id: UUID) -> int:
+    """Deletes a batch of the idempotency keys of an account; returns how many, 0 when none is
+    left."""
+    return await delete_owned_rows(session, IDEMPOTENCY_KEYS, owner_id)
 
 
 async def _delete_expired(app: FastAPI) -> int:
-    async with database_of(app).transaction() as session:
-        return len(await session.fetch(DELETE_EXPIRED))
+    """Deletes those of some owners, each owner's in a transaction."""
+    database = database_of(app)
+    async with database.transaction() as session:  # of the primary: a replica may lag
+        expired = await session.fetch(SELECT_EXPIRED)
+    done = 0
+    for owner_id in {row.owner_id for row in expired}:
+        async with database.transaction() as session:
+            done += await session.execute(DELETE_EXPIRED, {"owner_id": owner_id})
+    return done
 
 
 delete_expired_keys = Task(name="delete_expired_keys", run=_delete_expired, every=3600)

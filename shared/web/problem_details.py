@@ -26,7 +26,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.routing import Match
 
-from shared.db.errors import database_cause, database_problem
+from shared.db.errors import database_cause, database_problem, violated_constraint
 from shared.problems import (
     MEDIA_TYPE,
     FieldError,
@@ -172,8 +172,7 @@ def _unsupported_body(request: Request, invalid: RequestValidationError) -> Prob
 
 
 async def _on_database_error(request: Request, error: DBAPIError | PostgresError) -> Response:
-    constraint = getattr(database_cause(error), "constraint_name", None)
-    if violated := request.app.state.constraints.get(constraint):
+    if violated := request.app.state.constraints.get(violated_constraint(error)):
         return await _on_problem(request, violated)
     problem = database_problem(error)
     if problem is None:

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
+import asyncpg
 import pytest
 from fastapi import APIRouter, FastAPI
 from httpx import AsyncClient
@@ -74,6 +75,19 @@ async def test_a_path_that_does_not_begin_with_a_slash(app: FastAPI) -> None:
     scope = {"type": "http", "method": "OPTIONS", "path": "*", "headers": [], "query_string": b""}
     await app(scope | {"server": ("localhost", 80)}, receive, send)
     assert statuses[0] == 404
+
+
+async def test_the_constraint_of_a_shard_is_known_by_the_name_of_the_tables(
+    client: AsyncClient, database_url: str
+) -> None:
+    connection = await asyncpg.connect(database_url)
+    name = "uq_items_owner_id_external_id"
+    await connection.execute(f"ALTER TABLE items RENAME CONSTRAINT {name} TO {name}_102021")
+    await connection.close()
+    mug = {"title": "Mug", "price": 1, "external_id": "mug"}
+    await client.post("/items", json=mug)
+    body = assert_problem(await client.post("/items", json=mug), 409)
+    assert body["detail"] == "You already have an item with this external_id"
 
 
 async def test_a_missing_item_is_404(client: AsyncClient) -> None:

@@ -33,6 +33,7 @@ from sqlalchemy.exc import ArgumentError
 from sqlmodel import UTCDateTime
 
 from shared.db import Database, Row, write_session_of
+from shared.db.tables import uuid7
 from shared.settings import Settings
 from shared.web.idempotency import SELECT_KEY, IdempotencyKey
 
@@ -198,11 +199,17 @@ async def test_rows_are_read_as_models_and_single_values(database: Database) -> 
 
 async def test_objects_are_flushed_before_statements(database: Database) -> None:
     kept = IdempotencyKey(
-        key="once", fingerprint="", status=200, headers={}, body=b"", expires_at=datetime.now(UTC)
+        owner_id=uuid7(),
+        key="once",
+        fingerprint="",
+        status=200,
+        headers={},
+        body=b"",
+        expires_at=datetime.now(UTC),
     )
     async with database.orm_transaction() as orm:
         orm.add(kept)
-        this = {"user_id": kept.user_id, "key": kept.key}
+        this = {"owner_id": kept.owner_id, "key": kept.key}
         assert await write_session_of(orm).fetch_one(SELECT_KEY, this)
 
 

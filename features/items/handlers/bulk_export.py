@@ -27,7 +27,7 @@ async def export_items(
     For a client so slow that the snapshot is given up, continues in a new one: no item comes twice,
     and none is missing that was there all the time.
     """
-    values = {"owner_id": owner_id}
+    values = {"owner": owner_id}
     async for batch in session.batches(
         SELECT_ITEMS_OLDEST_FIRST, values, BATCH_ROWS, SELECT_FOLLOWING_ITEMS
     ):

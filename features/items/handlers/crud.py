@@ -13,13 +13,14 @@ from shared.problems import NotFound
 from shared.web.conditional import check_if_match
 
 PUBLIC_COLUMNS = columns(ITEMS, ItemPublic)
-IS_THIS_ITEM = ITEMS.c.id == bindparam("item_id")
-SELECT_ITEMS = select(*PUBLIC_COLUMNS).where(ITEMS.c.owner_id == bindparam("owner_id"))
-SELECT_ITEM = SELECT_ITEMS.where(IS_THIS_ITEM)
+IS_OWNERS = ITEMS.c.owner_id == bindparam("owner")
+IS_THIS_ITEM = (IS_OWNERS, ITEMS.c.id == bindparam("item_id"))
+SELECT_ITEMS = select(*PUBLIC_COLUMNS).where(IS_OWNERS)
+SELECT_ITEM = select(*PUBLIC_COLUMNS).where(*IS_THIS_ITEM)
 LOCK_ITEM = SELECT_ITEM.with_for_update()
 INSERT_ITEM = insert(ITEMS).returning(*PUBLIC_COLUMNS)
-UPDATE_ITEM = update(ITEMS).where(IS_THIS_ITEM).returning(*PUBLIC_COLUMNS)
-DELETE_ITEM = delete(ITEMS).where(IS_THIS_ITEM)
+UPDATE_ITEM = update(ITEMS).where(*IS_THIS_ITEM).returning(*PUBLIC_COLUMNS)
+DELETE_ITEM = delete(ITEMS).where(*IS_THIS_ITEM)
 
 
 async def create_item(session: WriteSession, owner_id: UUID, new: ItemCreate) -> ItemPublic:
@@ -42,7 +43,7 @@ async def get_item(
         NotFound: the item does not exist, or belongs to another account.
     """
     statement = LOCK_ITEM if lock else SELECT_ITEM
-    row = await session.fetch_one(statement, {"item_id": item_id, "owner_id": owner_id})
+    row = await session.fetch_one(statement, {"owner": owner_id, "item_id": item_id})
     if row is None:
         raise NotFound(f"Item {item_id} not found")
     return ItemPublic.model_validate(dict(row))
@@ -64,7 +65,7 @@ async def update_item(
     item = await get_item(session, owner_id, item_id, lock=True)
     check_if_match(if_match, item.updated_at)
     if given := changes.model_dump(exclude_unset=True):
-        values = {"item_id": item_id, **given}
+        values = {"owner": owner_id, "item_id": item_id, **given}
         [item] = await session.fetch_as(ItemPublic, UPDATE_ITEM, values)
         await item_changes.updated(session, owner_id, [item_id], fields=given)
     return item
@@ -81,5 +82,5 @@ async def delete_item(
     """
     item = await get_item(session, owner_id, item_id, lock=True)
     check_if_match(if_match, item.updated_at)
-    await session.execute(DELETE_ITEM, {"item_id": item_id})
+    await session.execute(DELETE_ITEM, {"owner": owner_id, "item_id": item_id})
     await item_changes.deleted(session, owner_id, [item_id])

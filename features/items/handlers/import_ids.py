@@ -17,14 +17,14 @@ KEY_IS_TAKEN = "external_id: it is that of another item or of another row"
 
 LOCK_ITEMS = sa.text("""
 WITH locked AS (
-    SELECT id FROM items WHERE owner_id = :owner_id AND id IN (SELECT item_id FROM import_rows)
+    SELECT id FROM items WHERE owner_id = :owner AND id IN (SELECT item_id FROM import_rows)
     ORDER BY id FOR UPDATE
 )
 SELECT count(*) FROM locked
 """)
 IGNORE_OTHER_IDS = sa.text("""
 UPDATE import_rows AS row SET item_id = NULL WHERE item_id IS NOT NULL
-AND NOT EXISTS (SELECT FROM items WHERE owner_id = :owner_id AND items.id = row.item_id)
+AND NOT EXISTS (SELECT FROM items WHERE owner_id = :owner AND items.id = row.item_id)
 """)
 # Without the field, `external_id` is the `id`.
 IGNORE_IDS_AS_KEYS = sa.text("""
@@ -32,12 +32,12 @@ UPDATE import_rows SET external_id = NULL WHERE lower(external_id) = CAST(item_i
 """)
 REJECT_OTHER_KEYS = sa.text("""
 DELETE FROM import_rows AS row USING items AS item
-WHERE item.owner_id = :owner_id AND item.id = row.item_id AND item.external_id <> row.external_id
+WHERE item.owner_id = :owner AND item.id = row.item_id AND item.external_id <> row.external_id
 RETURNING row.line
 """)
 USE_KEYS_OF_ITEMS = sa.text("""
 UPDATE import_rows AS row SET external_id = item.external_id, item_id = NULL FROM items AS item
-WHERE item.owner_id = :owner_id AND item.id = row.item_id AND item.external_id IS NOT NULL
+WHERE item.owner_id = :owner AND item.id = row.item_id AND item.external_id IS NOT NULL
 """)
 REJECT_TAKEN_KEYS = sa.text("""
 WITH claims AS (
@@ -51,7 +51,7 @@ WITH claims AS (
 )
 DELETE FROM import_rows AS row USING claims
 LEFT JOIN items AS other
-    ON other.owner_id = :owner_id AND other.external_id = claims.external_id
+    ON other.owner_id = :owner AND other.external_id = claims.external_id
 WHERE row.line = claims.line AND claims.item_id IS NOT NULL
 AND (is_shared OR is_second OR other.id IS NOT NULL)
 RETURNING row.line
@@ -71,7 +71,7 @@ async def resolve_ids(session: WriteSession, owner_id: UUID) -> Mapping[int, str
 
     Returns why rows were rejected, by line.
     """
-    values = {"owner_id": owner_id}
+    values = {"owner": owner_id}
     await session.fetch(LOCK_ITEMS, values)
     await session.execute(IGNORE_OTHER_IDS, values)
     await session.execute(IGNORE_IDS_AS_KEYS)

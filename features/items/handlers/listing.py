@@ -28,4 +28,4 @@ async def list_items(
     session: ReadSession, pages: Pages, owner_id: UUID, query: ItemQuery
 ) -> dict[str, Any]:
     """Returns a page of the owner's matching items."""
-    return await pages.fetch(session, LIST_ITEMS, query, owner_id=owner_id)
+    return await pages.fetch(session, LIST_ITEMS, query, owner=owner_id)

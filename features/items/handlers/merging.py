@@ -18,10 +18,10 @@ from features.items.handlers.staging import FIELDS
 from features.items.tables import ITEMS, STAGED_ITEMS
 from shared.db import WriteSession
 from shared.db.locks import advisory_lock
+from shared.db.tables import UpdateTime
 from shared.problems import Unavailable
 
 REPLACED_FIELDS = tuple(name for name in FIELDS if name != "external_id")
-OUTCOMES = ("created", "updated", "unchanged")
 
 IMPORT_ROWS = sa.Table(
     "import_rows",
@@ -37,7 +37,7 @@ SELECT set_config('statement_timeout', '10min', true), set_config('lock_timeout'
 LOCK_IMPORTS = sa.text("SELECT pg_advisory_xact_lock(CAST(:key AS bigint))")
 COPY_STAGED = sa.text("""
 CREATE TEMPORARY TABLE import_rows ON COMMIT DROP AS
-SELECT * FROM staged_items WHERE owner_id = :owner_id AND import_id = :import_id
+SELECT * FROM staged_items WHERE owner_id = :owner AND import_id = :import_id
 """)
 ANALYZE_IMPORT_ROWS = sa.text("ANALYZE import_rows")
 
@@ -80,7 +80,7 @@ def _compare_rows(
         .join_from(
             IMPORT_ROWS,
             ITEMS,
-            (item.owner_id == sa.bindparam("owner_id")) & is_its_item,
+            (item.owner_id == sa.bindparam("owner")) & is_its_item,
             isouter=True,
         )
         .where(rows)
@@ -99,10 +99,10 @@ def _count_changes(compared: sa.CTE) -> sa.Select[int, int, int]:
     ).select_from(compared)
 
 
-def _upsert_changes(compared: sa.CTE) -> sa.CTE:
+def _upsert_changes(compared: sa.CTE) -> sa.Executable:
     row = compared.c
     changes = (
-        sa.select(row.id, sa.bindparam("owner_id"), *(row[name] for name in FIELDS))
+        sa.select(row.id, sa.bindparam("owner"), *(row[name] for name in FIELDS))
         .where(row.is_last, row.is_new | row.differs_from_item)
         .order_by(row.line)
     )
@@ -110,50 +110,37 @@ def _upsert_changes(compared: sa.CTE) -> sa.CTE:
     replaced = {name: insert.excluded[name] for name in REPLACED_FIELDS}
     upsert = insert.on_conflict_do_update(
         index_elements=[ITEMS.c.owner_id, ITEMS.c.external_id],
-        set_={**replaced, "updated_at": sa.func.statement_timestamp()},
+        set_={**replaced, "updated_at": UpdateTime()},
     )
-    return upsert.returning(ITEMS.c.id, IS_NEW).cte("changed")
+    return upsert.returning(ITEMS.c.id, IS_NEW)
 
 
-def _update_changes(compared: sa.CTE) -> sa.CTE:
+def _update_changes(compared: sa.CTE) -> sa.Executable:
     row = compared.c
     update = (
         sa.update(ITEMS)
-        .values(
-            {name: row[name] for name in FIELDS} | {"updated_at": sa.func.statement_timestamp()}
-        )
+        .values({name: row[name] for name in FIELDS})
         .where(
-            ITEMS.c.owner_id == sa.bindparam("owner_id"),
+            ITEMS.c.owner_id == sa.bindparam("owner"),
             ITEMS.c.id == row.item_id,
             row.is_last,
             row.differs_from_item,
         )
     )
-    return update.returning(ITEMS.c.id, sa.false().label("is_new")).cte("changed")
-
-
-def _with_ids(count: sa.Select[int, int, int], changed: sa.CTE) -> sa.Select[Any]:
-    """Also returns the ids of the items that the statement has created and updated."""
-
-    def ids(condition: sa.ColumnElement[bool]) -> sa.ScalarSelect[Any]:
-        return sa.select(sa.func.array_agg(changed.c.id)).where(condition).scalar_subquery()
-
-    return count.add_columns(
-        ids(changed.c.is_new).label("created_ids"), ids(~changed.c.is_new).label("updated_ids")
-    )
+    return update.returning(ITEMS.c.id, sa.false().label("is_new"))
 
 
 _BY_KEY = _compare_rows(
     HAS_KEY, ITEMS.c.external_id == IMPORT_ROWS.c.external_id, SAME_KEY, REPLACED_FIELDS
 )
 COUNT_BY_KEY = _count_changes(_BY_KEY)
-UPSERT_BY_KEY = _with_ids(COUNT_BY_KEY, _upsert_changes(_BY_KEY))
+UPSERT_BY_KEY = _upsert_changes(_BY_KEY)
 
 _BY_ID = _compare_rows(
     ~HAS_KEY, ITEMS.c.id == IMPORT_ROWS.c.item_id, (IMPORT_ROWS.c.item_id,), FIELDS
 )
 COUNT_BY_ID = _count_changes(_BY_ID)
-UPDATE_BY_ID = _with_ids(COUNT_BY_ID, _update_changes(_BY_ID))
+UPDATE_BY_ID = _update_changes(_BY_ID)
 
 
 async def merge_rows(
@@ -173,7 +160,7 @@ async def merge_rows(
     Raises:
         Unavailable: rows are missing, as PostgreSQL has failed over or crashed since.
     """
-    of_import = {"owner_id": owner_id, "import_id": import_id}
+    of_import = {"owner": owner_id, "import_id": import_id}
     await session.execute(SET_TIMEOUTS)
     # Two imports that change the same items in different orders would deadlock.
     await session.execute(LOCK_IMPORTS, {"key": advisory_lock("items.import", owner_id)})
@@ -184,9 +171,12 @@ async def merge_rows(
     counts: Counter[str] = Counter()
     statements = [(COUNT_BY_KEY, UPSERT_BY_KEY), (COUNT_BY_ID, UPDATE_BY_ID)]
     for count, change in statements if has_ids else statements[:1]:
-        [found] = await session.fetch(count if dry_run else change, of_import)
-        counts.update({outcome: found[outcome] for outcome in OUTCOMES})
+        [found] = await session.fetch(count, of_import)
+        counts.update(dict(found))
         if not dry_run:
-            await item_changes.created(session, owner_id, found.created_ids or ())
-            await item_changes.updated(session, owner_id, found.updated_ids or ())
+            changed = await session.fetch(change, of_import)
+            created_ids = [row.id for row in changed if row.is_new]
+            await item_changes.created(session, owner_id, created_ids)
+            updated_ids = [row.id for row in changed if not row.is_new]
+            await item_changes.updated(session, owner_id, updated_ids)
     return counts, rejected

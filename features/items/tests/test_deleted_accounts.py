@@ -4,7 +4,7 @@ import asyncpg
 from fastapi import FastAPI
 from httpx import AsyncClient
 
-from features.items.handlers.deleted_accounts import DELETED_PER_BATCH
+from shared.db.tables import OWNED_ROWS_PER_BATCH
 from tests.kit import max_queries, run_all_tasks, run_outbox
 
 ITEMS = 20_000
@@ -12,6 +12,7 @@ INSERT_ITEMS = """
 INSERT INTO items (id, owner_id, title, price)
 SELECT gen_random_uuid(), $1, 'Mug ' || n, 1 FROM generate_series(1, $2) AS n
 """
+PASS_HOURS = "UPDATE users SET deleted_at = deleted_at - interval '3 hours'"
 
 
 async def test_a_large_account_is_deleted_at_once_and_its_items_in_batches(
@@ -26,11 +27,28 @@ async def test_a_large_account_is_deleted_at_once_and_its_items_in_batches(
             assert (await client.delete("/users/me")).status_code == 204
         assert (await client.get("/items")).status_code == 401
         assert await database.fetchval("SELECT count(*) FROM items") == ITEMS + 1
-        assert await run_outbox(app, "items_accounts") == ITEMS / DELETED_PER_BATCH + 1
+        assert await run_outbox(app, "items_accounts") == ITEMS / OWNED_ROWS_PER_BATCH + 1
 
         assert await database.fetchval("SELECT count(*) FROM items") == 1
-        await run_all_tasks(app)
-        assert await database.fetchval("SELECT count(*) FROM users WHERE id = $1", owner_id) == 0
     finally:
         await database.close()
     assert (await other_client.get("/items")).json()["total"] == 1
+
+
+async def test_what_a_request_under_way_adds_goes_with_the_row_of_the_account(
+    app: FastAPI, client: AsyncClient, database_url: str
+) -> None:
+    owner_id = (await client.get("/users/me")).json()["id"]
+    await client.delete("/users/me")
+    await run_all_tasks(app)
+    database = await asyncpg.connect(database_url)
+    try:
+        await database.execute(INSERT_ITEMS, owner_id, 3)
+        await run_all_tasks(app)
+        assert await database.fetchval("SELECT count(*) FROM items") == 3
+        await database.execute(PASS_HOURS)
+        await run_all_tasks(app)
+        for table in ("items", "users"):
+            assert await database.fetchval(f"SELECT count(*) FROM {table}") == 0
+    finally:
+        await database.close()

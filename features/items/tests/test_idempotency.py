@@ -13,8 +13,8 @@ from tests.kit import eventually, run_until_idle, within
 
 KEY = {"Idempotency-Key": "8e03978e-40d5-43e8-bc93-6894a57f9324"}
 COPY_KEYS = """
-INSERT INTO idempotency_keys (user_id, key, fingerprint, status, headers, body, expires_at)
-SELECT user_id, key || number, fingerprint, status, headers, body, expires_at
+INSERT INTO idempotency_keys (owner_id, key, fingerprint, status, headers, body, expires_at)
+SELECT owner_id, key || number, fingerprint, status, headers, body, expires_at
 FROM idempotency_keys, generate_series(1, 2500) AS number
 """
 SELECT_WAITING_FOR_ITEMS = "SELECT FROM pg_locks WHERE NOT granted AND relation = 'items'::regclass"

@@ -45,7 +45,7 @@ async def plan(
     """Returns the nodes of the plan that PostgreSQL executed."""
     row = await connection.fetchrow("SELECT id, owner_id FROM items LIMIT 1")
     assert row
-    known = {"item_id": row["id"], "owner_id": row["owner_id"], SKIP: 0, ROWS: 21} | values
+    known = {"item_id": row["id"], "owner": row["owner_id"], SKIP: 0, ROWS: 21} | values
     sql, arguments = compile_statement(statement, known)
     explain = f"EXPLAIN (ANALYZE, FORMAT JSON) {sql}"
     return list(_nodes(json.loads(await connection.fetchval(explain, *arguments))[0]["Plan"]))

@@ -2,15 +2,14 @@
 
 To delete an account is to mark its row. That ends its access, erases who it was, and frees its
 address and its identities, in one short transaction however much the account owns. Features that
-own rows of it subscribe to `account_changes`, and remove them in batches, from the outbox. The
-task `remove_deleted_accounts` removes the row of the account last.
+own rows of it subscribe to `account_changes`, and delete them in batches, from the outbox.
 
-A request that was under way may have added a row after a subscriber had finished. The foreign
-keys cascade to it when the account's row goes, and refuse it from then on. Then the deletion is
-published again, for subscribers without a foreign key.
+A request that was under way may have added a row after a subscriber had finished. So the row of the
+account, which has nothing but its id, is removed hours later, when no such request is left, and the
+deletion is published once more.
 """
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from fastapi import FastAPI
@@ -30,27 +29,28 @@ from features.users.mail.outbox import delete_mail
 from features.users.passwords.tables import ResetRequest
 from features.users.sessions.tables import Session
 from features.users.single_sign_on.tables import Identity
-from shared.db import Database, database_of, write_session_of
+from shared.db import Database, WriteSession, database_of, write_session_of
+from shared.db.changes import Change
 from shared.db.outbox import is_delivered
 from shared.tasks import Task
 from shared.web.idempotency import delete_keys_of
 
-DELETION_CHANNEL = "deleted_accounts"
+REMOVED_AFTER = timedelta(hours=2)
+"""Longer than a request may take: `request_timeout` is an hour at most. An upload that takes longer
+confirms its access in the transaction that writes its rows."""
 ACCOUNTS_PER_RUN = 100
 EVENTS_PER_BATCH = 5_000
 
 WAYS_IN = (Session, ApiKey, Identity)
 SELECT_DELETED = (
     select(col(User.id))
-    .where(col(User.deleted_at).is_not(None))
+    .where(col(User.deleted_at) < bindparam("before"))
     .order_by(func.random())  # one that fails does not keep the others waiting
     .limit(ACCOUNTS_PER_RUN)
 )
 IS_THIS_USER = col(User.id) == bindparam("user_id")
-# FOR UPDATE: no transaction is adding a row to the account, and its DELETE waits for none.
+# FOR UPDATE: no transaction is adding an event to the account, and its DELETE waits for none.
 LOCK_USER = select(col(User.id)).where(IS_THIS_USER).with_for_update(skip_locked=True)
-# For a feature that does not subscribe: its foreign key cascades, to however many rows.
-ALLOW_MINUTES = text("SELECT set_config('statement_timeout', '4min', true)")
 DELETE_USER = delete(User).where(IS_THIS_USER)
 DELETE_EVENTS = delete(Event).where(
     col(Event.id).in_(
@@ -82,24 +82,29 @@ async def delete_user(
     user.email, user.name, user.password_hash = "", None, None
     user.deleted_at = datetime.now(UTC)
     await session.flush()
-    writing = write_session_of(session)
-    await account_changes.deleted(writing, user_id, [user_id])
-    writing.notify(DELETION_CHANNEL)
+    await account_changes.deleted(write_session_of(session), user_id, [user_id])
     recorded = client if actor_id != user_id else ClientInfo("", "")
     await record(session, EventKind.DELETED, None, recorded, str(user_id), actor_id=actor_id)
+
+
+async def delete_records(session: WriteSession, deleted: Change) -> int:
+    """Deletes a batch of the events and the idempotency keys of a deleted account; returns how
+    many, 0 when none is left."""
+    events = await session.execute(DELETE_EVENTS, {"user_id": deleted.owner_id})
+    return events + await delete_keys_of(session, deleted.owner_id)
 
 
 async def _remove_deleted_accounts(app: FastAPI) -> int:
     database = database_of(app)
     async with database.transaction() as session:  # of the primary: a replica may lag
-        found = await session.fetch(SELECT_DELETED)
-    return sum([await _remove_batch(database, row.id) for row in found])
+        found = await session.fetch(SELECT_DELETED, {"before": datetime.now(UTC) - REMOVED_AFTER})
+    return sum([await _remove_account(database, row.id) for row in found])
 
 
-async def _remove_batch(database: Database, user_id: UUID) -> int:
-    """Removes a batch of rows of a deleted account, or its own when it is the last.
+async def _remove_account(database: Database, user_id: UUID) -> int:
+    """Removes the row of a deleted account, and publishes the deletion once more.
 
-    Removes none, and returns 0, while a subscriber or a transaction still has rows of it.
+    Returns 0 while a subscriber or a transaction still has rows of it, else 1.
     """
     of = {"user_id": user_id}
     async with database.transaction() as session:
@@ -107,23 +112,18 @@ async def _remove_batch(database: Database, user_id: UUID) -> int:
             return 0
         if await session.fetch_value(LOCK_USER, of) is None:
             return 0
-        rows = await session.execute(DELETE_EVENTS, of) + await delete_keys_of(session, user_id)
-        if rows == 0:
-            await session.execute(ALLOW_MINUTES)
-            rows = await session.execute(DELETE_USER, of)
-            await account_changes.deleted(session, user_id, [user_id])
-        return rows
+        await account_changes.deleted(session, user_id, [user_id])
+        return await session.execute(DELETE_USER, of)
 
 
 BACKLOG = text("""
-SELECT count(*), 0, greatest(0, extract(epoch FROM clock_timestamp() - min(deleted_at)))
-FROM users WHERE deleted_at IS NOT NULL
-""")
+SELECT count(*), 0, greatest(0, extract(epoch FROM statement_timestamp() - min(due)))
+FROM (
+    SELECT deleted_at + CAST(:removed_after AS interval) AS due
+    FROM users WHERE deleted_at IS NOT NULL
+) AS deleted WHERE due < statement_timestamp()
+""").bindparams(removed_after=REMOVED_AFTER)
 
 remove_deleted_accounts = Task(
-    name="remove_deleted_accounts",
-    run=_remove_deleted_accounts,
-    every=5,
-    channel=DELETION_CHANNEL,
-    backlog=BACKLOG,
+    name="remove_deleted_accounts", run=_remove_deleted_accounts, every=60, backlog=BACKLOG
 )

@@ -20,6 +20,8 @@ from features.users.tests.races import Race, open_transaction
 from shared.settings import Settings
 from tests.kit import run_all_tasks, run_until_idle
 
+PASS_HOURS = "UPDATE users SET deleted_at = deleted_at - interval '3 hours'"
+
 
 async def test_nothing_of_a_deleted_account_can_be_read(
     anonymous: AsyncClient, admin: AsyncClient, signed_in: Tokens
@@ -59,6 +61,7 @@ async def test_its_address_is_free_at_once(
     await anonymous.delete("/users/me", headers=signed_in.header)
     personal = "SELECT FROM users WHERE deleted_at IS NULL OR email <> '' OR name IS NOT NULL"
     assert await execute(f"{personal} OR password_hash IS NOT NULL") == []
+    await execute(PASS_HOURS)
     await run_all_tasks(app)
     assert await execute("SELECT FROM users") == []
 
@@ -90,7 +93,7 @@ async def test_what_no_feature_owns_goes_with_it(
                 ("outgoing_mail", "recipient", email),
                 ("reset_requests", "email", email),
                 ("account_events", "user_id", ids[email]),
-                ("idempotency_keys", "user_id", ids[email]),
+                ("idempotency_keys", "owner_id", ids[email]),
             )
         ]
         return [len(rows) for rows in found]
@@ -107,10 +110,12 @@ async def test_what_no_feature_owns_goes_with_it(
 async def test_its_row_goes_last(
     app: FastAPI, anonymous: AsyncClient, signed_in: Tokens, execute: Execute
 ) -> None:
-    """While a subscriber has work, or a request is adding to it."""
+    """While a subscriber has work, a request is adding to it, or one may be under way."""
     await anonymous.delete("/users/me", headers=signed_in.header)
     (row,) = await execute("SELECT id FROM users")
     await execute("DELETE FROM outbox_changes")
+    assert await run_until_idle(app, remove_deleted_accounts) == 0
+    await execute(PASS_HOURS)
     await execute(
         "INSERT INTO outbox_changes (owner_id, topic, kind, ids, waiting)"
         " VALUES ($1, 'accounts', 'deleted', ARRAY[]::uuid[], ARRAY['another'])",
@@ -155,6 +160,7 @@ async def test_one_that_cannot_be_removed_does_not_keep_the_others(
         await register(anonymous, email)
         tokens = tokens_of(await by_password(anonymous, email))
         await anonymous.delete("/users/me", headers=tokens.header)
+    await execute(PASS_HOURS)
     first = "SELECT FROM users WHERE id = (SELECT min(id::text)::uuid FROM users) FOR KEY SHARE"
     async with open_transaction(database_url, first):
         await run_all_tasks(app)
