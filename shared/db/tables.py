@@ -87,7 +87,15 @@ class UpdateTime(FunctionElement[datetime]):
 def _compile_update_time(_: UpdateTime, compiler: SQLCompiler, **_options: Any) -> str:
     table = compiler.current_executable.table  # of an Insert or Update
     before = f"{compiler.preparer.format_table(table)}.updated_at"
-    return f"greatest(statement_timestamp(), {before} + interval '1 microsecond')"
+    return later("statement_timestamp()", before)
+
+
+def later(time: str, before: str) -> str:
+    """Returns the SQL of this time, or of the microsecond after the one before if that is later.
+
+    In UTC, as a distributed table takes nothing in ON CONFLICT that depends on settings.
+    """
+    return f"greatest({time}, ({before} AT TIME ZONE 'UTC' + '1 microsecond') AT TIME ZONE 'UTC')"
 
 
 class Timestamped(SQLModel):

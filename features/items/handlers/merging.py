@@ -1,146 +1,101 @@
 """Merges the staged rows of an import into the items, in a few statements.
 
-They are built from the fields of `ItemCreate`, each of which is a column of `items`. They work on a
-temporary copy of the rows, which PostgreSQL can analyse, and which may be changed.
+They are built from the fields of `ItemCreate`, each of which is a column of `items`. They join
+nothing: a row is compared with the one before it that is for the same item, of which the first is
+the item itself. PostgreSQL has no statistics of rows that have only just come, and might choose a
+nested loop for a join.
 """
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
 
 from features.items.changes import item_changes
 from features.items.handlers.import_ids import resolve_ids
-from features.items.handlers.staging import FIELDS
-from features.items.tables import ITEMS, STAGED_ITEMS
+from features.items.handlers.staging import FIELDS, IS_OF_IMPORT
 from shared.db import WriteSession
 from shared.db.locks import advisory_lock
-from shared.db.tables import UpdateTime
+from shared.db.tables import later
 from shared.problems import Unavailable
 
-REPLACED_FIELDS = tuple(name for name in FIELDS if name != "external_id")
-
-IMPORT_ROWS = sa.Table(
-    "import_rows",
-    sa.MetaData(),
-    *(sa.Column(name, STAGED_ITEMS.c[name].type) for name in ("line", "id", "item_id", *FIELDS)),
-)
-
-# Of a row that ON CONFLICT has updated, xmax is this transaction.
-IS_NEW: sa.ColumnElement[bool] = sa.literal_column("xmax = 0", sa.Boolean).label("is_new")
 SET_TIMEOUTS = sa.text("""
 SELECT set_config('statement_timeout', '10min', true), set_config('lock_timeout', '5min', true)
 """)
 LOCK_IMPORTS = sa.text("SELECT pg_advisory_xact_lock(CAST(:key AS bigint))")
-COPY_STAGED = sa.text("""
-CREATE TEMPORARY TABLE import_rows ON COMMIT DROP AS
-SELECT * FROM staged_items WHERE owner_id = :owner AND import_id = :import_id
-""")
-ANALYZE_IMPORT_ROWS = sa.text("ANALYZE import_rows")
+COUNT_STAGED = sa.select(sa.func.count()).where(IS_OF_IMPORT)
 
-HAS_KEY = IMPORT_ROWS.c.item_id.is_(None)
-SAME_KEY = (
-    IMPORT_ROWS.c.external_id,
-    sa.case((IMPORT_ROWS.c.external_id.is_(None), IMPORT_ROWS.c.line)),
+# Rows without a key are alone. The item itself is line 0.
+COMPARE = """
+WITH named AS MATERIALIZED (
+    SELECT owner_id, line, id, {row_key} AS key, {fields} FROM staged_items
+    WHERE owner_id = :owner AND import_id = :import_id AND {is_named}
+), compared AS (
+    SELECT *, lead(line) OVER same_item IS NULL AS is_last,
+        lag(line) OVER same_item IS NULL AS creates,
+        ({replaced}) IS DISTINCT FROM ({before}) AS changes,
+        first_value(line) OVER same_item > 0 OR ({replaced}) IS DISTINCT FROM ({first}) AS differs
+    FROM (
+        SELECT owner_id, CAST(0 AS bigint) AS line, id, {item_key} AS key, {fields} FROM items
+        WHERE owner_id = :owner AND {item_key} = ANY (ARRAY(SELECT key FROM named))
+        UNION ALL SELECT * FROM named
+    ) AS lines
+    WINDOW same_item AS (PARTITION BY key, CASE WHEN key IS NULL THEN line END ORDER BY line)
 )
-"""Rows without an external_id are in windows of one row."""
+"""
+# The counts are the same as if the rows were applied one by one.
+COUNT = """
+SELECT count(*) FILTER (WHERE creates) AS created,
+    count(*) FILTER (WHERE NOT creates AND changes) AS updated,
+    count(*) FILTER (WHERE NOT creates AND NOT changes) AS unchanged
+FROM compared WHERE line > 0
+"""
+# Of a row that ON CONFLICT has updated, xmax is this transaction.
+CHANGE = """
+INSERT INTO items (owner_id, id, {fields}, created_at, updated_at)
+SELECT owner_id, {id}, {fields}, statement_timestamp(), statement_timestamp()
+FROM compared WHERE line > 0 AND is_last AND differs ORDER BY line
+ON CONFLICT (owner_id, {item_key}) DO UPDATE SET {set_replaced}, updated_at = {later}
+RETURNING id, xmax = 0 AS is_new
+"""
 
 
-def _compare_rows(
-    rows: sa.ColumnElement[bool],
-    is_its_item: sa.ColumnElement[bool],
-    same_item: tuple[sa.ColumnElement[Any], ...],
-    fields: tuple[str, ...],
-) -> sa.CTE:
-    """Compares each of these rows with the values that it replaces: those of an earlier row of the
-    file for the same item, or else of the item in the table.
-
-    So the counts are the same as if the rows were applied one by one.
-    """
-    row, item = IMPORT_ROWS.c, ITEMS.c
-
-    def over_same_item(function: sa.Function[Any]) -> sa.Over[Any]:
-        return function.over(partition_by=same_item, order_by=row.line)
-
-    values = sa.tuple_(*(row[name] for name in fields))
-    item_values = sa.tuple_(*(item[name] for name in fields))
-    earlier_values = sa.tuple_(*(over_same_item(sa.func.lag(row[name])) for name in fields))
-    return (
-        sa.select(
-            IMPORT_ROWS,
-            over_same_item(sa.func.lead(row.line)).is_(None).label("is_last"),
-            over_same_item(sa.func.lag(row.line)).is_not(None).label("is_repeated"),
-            item.id.is_(None).label("is_new"),
-            values.is_distinct_from(item_values).label("differs_from_item"),
-            values.is_distinct_from(earlier_values).label("differs_from_row"),
-        )
-        .join_from(
-            IMPORT_ROWS,
-            ITEMS,
-            (item.owner_id == sa.bindparam("owner")) & is_its_item,
-            isouter=True,
-        )
-        .where(rows)
-        .cte("compared")
-    )
+def _statements(
+    row_key: str, item_key: str, id_: str, is_named: str, replaced: Sequence[str]
+) -> tuple[sa.TextClause, sa.TextClause]:
+    """Returns the statements that count what rows would do, and do it: of the rows that name their
+    item by the column `row_key`, which is `item_key` of the items."""
+    parts = {
+        "row_key": row_key,
+        "item_key": item_key,
+        "id": id_,
+        "is_named": is_named,
+        "fields": ", ".join(FIELDS),
+        "replaced": ", ".join(replaced),
+        "before": ", ".join(f"lag({name}) OVER same_item" for name in replaced),
+        "first": ", ".join(f"first_value({name}) OVER same_item" for name in replaced),
+        "set_replaced": ", ".join(f"{name} = excluded.{name}" for name in replaced),
+        "later": later("excluded.updated_at", "items.updated_at"),
+    }
+    compare = COMPARE.format(**parts)
+    return sa.text(compare + COUNT), sa.text(compare + CHANGE.format(**parts))
 
 
-def _count_changes(compared: sa.CTE) -> sa.Select[int, int, int]:
-    row = compared.c
-    creates = row.is_new & ~row.is_repeated
-    differs = sa.case((row.is_repeated, row.differs_from_row), else_=row.differs_from_item)
-    return sa.select(
-        sa.func.count().filter(creates).label("created"),
-        sa.func.count().filter(~creates, differs).label("updated"),
-        sa.func.count().filter(~creates, ~differs).label("unchanged"),
-    ).select_from(compared)
-
-
-def _upsert_changes(compared: sa.CTE) -> sa.Executable:
-    row = compared.c
-    changes = (
-        sa.select(row.id, sa.bindparam("owner"), *(row[name] for name in FIELDS))
-        .where(row.is_last, row.is_new | row.differs_from_item)
-        .order_by(row.line)
-    )
-    insert = postgresql.insert(ITEMS).from_select(["id", "owner_id", *FIELDS], changes)
-    replaced = {name: insert.excluded[name] for name in REPLACED_FIELDS}
-    upsert = insert.on_conflict_do_update(
-        index_elements=[ITEMS.c.owner_id, ITEMS.c.external_id],
-        set_={**replaced, "updated_at": UpdateTime()},
-    )
-    return upsert.returning(ITEMS.c.id, IS_NEW)
-
-
-def _update_changes(compared: sa.CTE) -> sa.Executable:
-    row = compared.c
-    update = (
-        sa.update(ITEMS)
-        .values({name: row[name] for name in FIELDS})
-        .where(
-            ITEMS.c.owner_id == sa.bindparam("owner"),
-            ITEMS.c.id == row.item_id,
-            row.is_last,
-            row.differs_from_item,
-        )
-    )
-    return update.returning(ITEMS.c.id, sa.false().label("is_new"))
-
-
-_BY_KEY = _compare_rows(
-    HAS_KEY, ITEMS.c.external_id == IMPORT_ROWS.c.external_id, SAME_KEY, REPLACED_FIELDS
+COUNT_BY_KEY, CHANGE_BY_KEY = _statements(
+    row_key="external_id",
+    item_key="external_id",
+    id_="id",
+    is_named="item_id IS NULL",
+    replaced=[name for name in FIELDS if name != "external_id"],
 )
-COUNT_BY_KEY = _count_changes(_BY_KEY)
-UPSERT_BY_KEY = _upsert_changes(_BY_KEY)
-
-_BY_ID = _compare_rows(
-    ~HAS_KEY, ITEMS.c.id == IMPORT_ROWS.c.item_id, (IMPORT_ROWS.c.item_id,), FIELDS
+COUNT_BY_ID, CHANGE_BY_ID = _statements(
+    row_key="item_id",
+    item_key="id",
+    id_="key",
+    is_named="item_id IS NOT NULL",
+    replaced=FIELDS,
 )
-COUNT_BY_ID = _count_changes(_BY_ID)
-UPDATE_BY_ID = _update_changes(_BY_ID)
 
 
 async def merge_rows(
@@ -164,12 +119,11 @@ async def merge_rows(
     await session.execute(SET_TIMEOUTS)
     # Two imports that change the same items in different orders would deadlock.
     await session.execute(LOCK_IMPORTS, {"key": advisory_lock("items.import", owner_id)})
-    if await session.execute(COPY_STAGED, of_import) != staged:
+    if await session.fetch_value(COUNT_STAGED, of_import) != staged:
         raise Unavailable("The database was restarted during the import; please send it again")
-    await session.execute(ANALYZE_IMPORT_ROWS)
-    rejected = await resolve_ids(session, owner_id) if has_ids else {}
+    rejected = await resolve_ids(session, of_import) if has_ids else {}
     counts: Counter[str] = Counter()
-    statements = [(COUNT_BY_KEY, UPSERT_BY_KEY), (COUNT_BY_ID, UPDATE_BY_ID)]
+    statements = [(COUNT_BY_KEY, CHANGE_BY_KEY), (COUNT_BY_ID, CHANGE_BY_ID)]
     for count, change in statements if has_ids else statements[:1]:
         [found] = await session.fetch(count, of_import)
         counts.update(dict(found))

@@ -23,7 +23,7 @@ IMPORTS_PER_SWEEP = 100
 _COLUMNS = ("owner_id", "import_id", "line", "id", "item_id", *FIELDS)
 _values = attrgetter("item_id", *FIELDS)
 
-IS_OF_IMPORT = (STAGED_ITEMS.c.owner_id == bindparam("owner_id")) & (
+IS_OF_IMPORT = (STAGED_ITEMS.c.owner_id == bindparam("owner")) & (
     STAGED_ITEMS.c.import_id == bindparam("import_id")
 )
 DELETE_STAGED = delete(STAGED_ITEMS).where(IS_OF_IMPORT)
@@ -45,7 +45,7 @@ async def stage_rows(
 
 async def delete_staged(session: WriteSession, owner_id: UUID, import_id: UUID) -> None:
     """Deletes the rows of an import from the staging table."""
-    await session.execute(DELETE_STAGED, {"owner_id": owner_id, "import_id": import_id})
+    await session.execute(DELETE_STAGED, {"owner": owner_id, "import_id": import_id})
 
 
 async def delete_abandoned_rows(database: Database) -> None:
