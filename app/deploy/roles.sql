@@ -19,6 +19,12 @@ ALTER ROLE tessera_service PASSWORD :'service_password';
 
 -- An extension that is not trusted is created by a superuser, the others by the migrations.
 CREATE EXTENSION IF NOT EXISTS vector;
+-- A function with a setting of pgvector's is created by a superuser, or by who may set it: a session
+-- that has not loaded pgvector does not know whom it lets. Old revisions and dumps have such a function.
+SELECT format('GRANT SET ON PARAMETER %s TO tessera_owner', string_agg(quote_ident(name), ', '))
+FROM unnest(ARRAY['hnsw.iterative_scan', 'hnsw.ef_search', 'hnsw.max_scan_tuples',
+    'hnsw.scan_mem_multiplier']) AS name
+WHERE (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) \gexec
 SELECT format('GRANT CREATE ON DATABASE %I TO tessera_owner', current_database()) \gexec
 GRANT USAGE, CREATE ON SCHEMA public TO tessera_owner;
 GRANT USAGE ON SCHEMA public TO tessera_service;

@@ -135,6 +135,17 @@ def test_migrating_again_changes_nothing(url: str) -> None:
 
 
 @pytest.mark.verify
+def test_each_function_can_be_created_by_a_role_that_is_no_superuser(database_url: str) -> None:
+    """A setting of an extension, in a SET clause, is a superuser's in a session that has not loaded
+    the extension: a restore by the owner would leave such a function out."""
+    settings = query(
+        database_url,
+        "SELECT proname || ': ' || setting FROM pg_proc, unnest(proconfig) AS setting"
+        " WHERE pronamespace = 'public'::regnamespace AND split_part(setting, '=', 1) LIKE '%.%'",
+    )
+    assert settings == []
+
+
 def test_ten_may_migrate_at_once(url: str) -> None:
     with multiprocessing.get_context("forkserver").Pool(
         10

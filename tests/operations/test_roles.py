@@ -10,12 +10,14 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from alembic import command
 from asyncpg import InsufficientPrivilegeError
 from sqlalchemy.engine import make_url
 
 from app.embedded import EmbeddedServer, wheel_binaries
 from app.main import create_app, periodic_tasks_of
-from app.migrations import upgrade
+from app.migrations import alembic_config, load_revisions, upgrade
+from app.removal import drop_tables
 from shared.settings import Settings
 from tests.kit import run_until_idle
 from tests.operations.test_doctor import doctor
@@ -62,21 +64,23 @@ def roles(postgres: EmbeddedServer, request: pytest.FixtureRequest) -> Roles:
         upgrade(superuser)
     for _ in range(2):
         create_roles(superuser)
-    url = make_url(superuser)
-    owner, service = (
-        url.set(username=f"tessera_{role}", password=f"{role}'s").render_as_string(False)
-        for role in ("owner", "service")
-    )
+    owner = url_of(superuser, "owner")
     upgrade(owner)
-    return Roles(superuser, owner, service)
+    return Roles(superuser, owner, url_of(superuser, "service"))
+
+
+def url_of(superuser: str, role: str) -> str:
+    """Returns the URL of the database for the owner, or the service."""
+    url = make_url(superuser).set(username=f"tessera_{role}", password=f"{role}'s")
+    return url.render_as_string(hide_password=False)
 
 
 def create_roles(superuser: str) -> None:
     script = ROOT / "app/deploy/roles.sql"
-    command: list[str | Path] = [wheel_binaries() / "psql", "-X", "-q", "-f", script, superuser]
+    psql: list[str | Path] = [wheel_binaries() / "psql", "-X", "-q", "-f", script, superuser]
     passwords = {"OWNER_PASSWORD": "owner's", "SERVICE_PASSWORD": "service's"}
     done = subprocess.run(
-        command, env=os.environ | passwords, capture_output=True, text=True, timeout=60
+        psql, env=os.environ | passwords, capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -130,6 +134,19 @@ async def test_everything_belongs_to_the_owner(roles: Roles) -> None:
 async def test_the_service_reads_and_writes_rows_and_no_more(roles: Roles, statement: str) -> None:
     with pytest.raises(InsufficientPrivilegeError):
         await execute(roles.service, statement)
+
+
+def test_the_owner_migrates_in_many_sessions_and_drops_a_feature(postgres: EmbeddedServer) -> None:
+    """Each revision in a session of its own, as after interruptions: a session that has not loaded
+    an extension does not know who may change its settings."""
+    name = f"test_{secrets.token_hex(4)}"
+    asyncio.run(execute(postgres.url(), f"CREATE DATABASE {name}"))
+    create_roles(postgres.url(name))
+    owner = url_of(postgres.url(name), "owner")
+    revisions = [script.revision for script in load_revisions().walk_revisions()]
+    for revision in reversed(revisions):
+        command.upgrade(alembic_config(owner), revision)
+    assert drop_tables(owner, "search")
 
 
 def test_the_doctor_names_a_superuser(roles: Roles, tmp_path: Path) -> None:

@@ -7,16 +7,15 @@
 -- as to read those; if it has not found enough by then, because most of what is near belongs to
 -- others, the scan is repeated as an exact one. So neither the plan nor the most that a search costs
 -- depends on how many embeddings others have.
+--
+-- The settings of pgvector are set in the body, for the rest of the transaction. In SET clauses, only
+-- a superuser could create the function in a session that has not loaded pgvector yet, as a restore.
 
 CREATE FUNCTION search_nearest(
     owner uuid, model integer, query halfvec, wanted integer, required tsquery,
     min_price numeric, max_price numeric, created_after timestamptz, created_before timestamptz
 ) RETURNS TABLE (item_id uuid, similarity double precision, plan text)
 LANGUAGE plpgsql STABLE ROWS 200
-SET hnsw.iterative_scan = 'relaxed_order'
-SET hnsw.ef_search = 1000
-SET hnsw.max_scan_tuples = 1
-SET hnsw.scan_mem_multiplier = 8
 SET plan_cache_mode = 'force_custom_plan'
 SET enable_sort = off
 SET jit = off
@@ -54,7 +53,12 @@ BEGIN
              AND (numnode($9) = 0 OR d.terms @@ $9))' END;
     END IF;
     plan := CASE WHEN exact_rows < coalesce(cardinality(among), total) THEN 'index' ELSE 'exact' END;
-    PERFORM set_config('hnsw.max_scan_tuples', greatest(1, total / 10)::text, true);
+    PERFORM set_config(name, value, true) FROM (VALUES
+        ('hnsw.iterative_scan', 'relaxed_order'),
+        ('hnsw.ef_search', '1000'),
+        ('hnsw.scan_mem_multiplier', '8'),
+        ('hnsw.max_scan_tuples', greatest(1, total / 10)::text)
+    ) AS settings (name, value);
 
     FOREACH plan IN ARRAY (CASE plan WHEN 'index' THEN '{index,exact}' ELSE '{exact}' END)::text[]
     LOOP
