@@ -30,7 +30,7 @@ ON CONFLICT DO NOTHING
 """)
 UNPARK_ENTRIES = text("""
 UPDATE search_queue
-SET attempts = 0, parked = false, error = NULL, next_attempt_at = clock_timestamp()
+SET attempts = 0, parked = false, error = NULL, next_attempt_at = statement_timestamp()
 WHERE model_id = :model AND parked
 """)
 CREATE_INDEX = text("SELECT search_create_index(:model, :dimension)")

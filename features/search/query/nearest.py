@@ -36,7 +36,7 @@ LEFT JOIN search_models AS active ON active.active
 LEFT JOIN (
     SELECT {ITEM_COLUMNS}, nearest.similarity, nearest.rank
     FROM (SELECT * FROM nearest ORDER BY rank LIMIT :limit OFFSET :offset) AS nearest
-    JOIN items AS i ON i.id = nearest.item_id AND (i.owner_id = :owner) IS TRUE
+    JOIN items AS i ON i.owner_id = :owner AND i.id = nearest.item_id
 ) AS page ON true
 ORDER BY rank
 """)  # noqa: S608  # the columns are the fields of ItemPublic

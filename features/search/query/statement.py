@@ -160,14 +160,14 @@ MATCH_WORDS = """
     SELECT d.item_id, -(d.weights <#> query.vector) AS bm25,
         CASE WHEN d.terms @@ query.exactly_all THEN 1 ELSE 2 END AS tier
     FROM query JOIN search_documents AS d ON d.terms @@ query.all_of
-    WHERE (d.owner_id = :owner) IS TRUE AND {filters}
+    WHERE d.owner_id = :owner AND {filters}
 ), matching_any AS MATERIALIZED (
     SELECT d.item_id, -(d.weights <#> query.vector) AS bm25,
         CASE WHEN d.terms @@ query.exactly_any THEN 3 ELSE 4 END AS tier
     FROM query JOIN search_documents AS d ON d.terms @@ query.any_of
     WHERE (SELECT count(*) FROM matching_all) < :min_full_matches
     AND d.item_id NOT IN (SELECT item_id FROM matching_all)
-    AND (d.owner_id = :owner) IS TRUE AND {filters}
+    AND d.owner_id = :owner AND {filters}
 ), lexical AS MATERIALIZED (
     SELECT *, count(*) OVER () AS matches,
         row_number() OVER (ORDER BY tier, bm25 DESC, item_id) AS rank
@@ -248,7 +248,7 @@ LEFT JOIN search_models AS active ON active.active
 LEFT JOIN (
     SELECT {columns}, hits.score, hits.lexical_rank, hits.semantic_rank
     FROM (SELECT * FROM hits ORDER BY {order} LIMIT :limit OFFSET :offset) AS hits
-    JOIN items AS i ON i.id = hits.item_id AND (i.owner_id = :owner) IS TRUE
+    JOIN items AS i ON i.owner_id = :owner AND i.id = hits.item_id
 ) AS page ON true
 ORDER BY {order}
 """
@@ -274,7 +274,7 @@ def search_statement(mode: Mode, bounded: frozenset[str]) -> TextClause:
     if bounded:
         bounds = " AND ".join(FILTER_CONDITIONS[name] for name in sorted(bounded))
         filters = (
-            f"EXISTS (SELECT FROM items AS i WHERE i.id = d.item_id AND {bounds})"  # no user input
+            f"EXISTS (SELECT FROM items AS i WHERE i.owner_id = :owner AND i.id = d.item_id AND {bounds})"  # no user input
         )
     parts = [EXPAND_WORDS.format(max_term_weight=MAX_TERM_WEIGHT)]
     if mode is not Mode.SEMANTIC:
