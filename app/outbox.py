@@ -41,10 +41,10 @@ IS_DUE = """t.waiting @> ARRAY[CAST(:name AS text)] AND NOT EXISTS (
 TRY_LOCK = text("SELECT pg_try_advisory_xact_lock(CAST(:key AS bigint))")
 SELECT_CHANGE = text("""
 SELECT c.id, c.topic, c.kind, c.ids, coalesce(f.attempts, 0) AS attempts,
-    coalesce(f.next_attempt_at <= clock_timestamp(), true) AS due
+    coalesce(f.next_attempt_at <= statement_timestamp(), true) AS due
 FROM outbox_changes AS c
 LEFT JOIN outbox_failures AS f
-    ON f.owner_id = c.owner_id AND f.change_id = c.id AND f.subscriber = :name
+    ON f.owner_id = :owner AND f.change_id = c.id AND f.subscriber = :name
 WHERE c.owner_id = :owner AND c.waiting @> ARRAY[CAST(:name AS text)]
     AND (f.attempts IS NULL OR f.next_attempt_at IS NOT NULL)
 ORDER BY c.id LIMIT 1
@@ -59,23 +59,29 @@ DELETE_CHANGE = text("DELETE FROM outbox_changes WHERE owner_id = :owner AND id 
 RECORD_FAILURE = text("""
 INSERT INTO outbox_failures AS f
     (owner_id, change_id, subscriber, attempts, next_attempt_at, error)
-SELECT owner_id, id, CAST(:name AS text), 1, clock_timestamp() + CAST(:pause AS interval), :error
+SELECT owner_id, id, CAST(:name AS text), 1,
+    statement_timestamp() + CAST(:pause AS interval), :error
 FROM outbox_changes
 WHERE owner_id = :owner AND id = :id AND waiting @> ARRAY[CAST(:name AS text)]
 FOR NO KEY UPDATE
 ON CONFLICT (owner_id, change_id, subscriber) DO UPDATE SET attempts = f.attempts + 1,
     next_attempt_at = excluded.next_attempt_at, error = excluded.error
 """)
+SELECT_OWNERS_OF_OLD = text("""
+SELECT DISTINCT owner_id FROM outbox_changes
+WHERE created_at < statement_timestamp() - CAST(:lifetime AS interval)
+""")
 DELETE_ORPHANED = text("""
-DELETE FROM outbox_changes WHERE created_at < clock_timestamp() - CAST(:lifetime AS interval)
+DELETE FROM outbox_changes WHERE owner_id = :owner
+AND created_at < statement_timestamp() - CAST(:lifetime AS interval)
 AND NOT waiting && CAST(:names AS text[])
 """)
 DELETE_PARKED = text("""
-DELETE FROM outbox_changes AS c
-WHERE created_at < clock_timestamp() - CAST(:lifetime AS interval)
+DELETE FROM outbox_changes AS c WHERE owner_id = :owner
+AND created_at < statement_timestamp() - CAST(:lifetime AS interval)
 AND NOT EXISTS (
     SELECT FROM unnest(waiting) AS name WHERE name = ANY (CAST(:names AS text[])) AND NOT EXISTS (
-        SELECT FROM outbox_failures AS f WHERE f.owner_id = c.owner_id AND f.change_id = c.id
+        SELECT FROM outbox_failures AS f WHERE f.owner_id = :owner AND f.change_id = c.id
         AND f.subscriber = name AND f.next_attempt_at IS NULL))
 """)
 SELECT_BACKLOG = """
@@ -184,6 +190,11 @@ async def _record_failure(
 
 
 async def _delete_old(app: FastAPI, names: Sequence[str]) -> None:
-    async with database_of(app).transaction() as session:
-        await session.execute(DELETE_ORPHANED, {"names": names, "lifetime": ORPHANED_LIFETIME})
-        await session.execute(DELETE_PARKED, {"names": names, "lifetime": PARKED_LIFETIME})
+    database = database_of(app)
+    async with database.transaction() as session:
+        owners = await session.fetch(SELECT_OWNERS_OF_OLD, {"lifetime": ORPHANED_LIFETIME})
+    for row in owners:
+        of = {"owner": row.owner_id, "names": names}
+        async with database.transaction() as session:
+            await session.execute(DELETE_ORPHANED, of | {"lifetime": ORPHANED_LIFETIME})
+            await session.execute(DELETE_PARKED, of | {"lifetime": PARKED_LIFETIME})

@@ -14,7 +14,7 @@ SWEEP_SECONDS = 86_400.0
 SELECT_BACKLOG = """
 SELECT count(*) FILTER (WHERE NOT parked), count(*) FILTER (WHERE parked),
     greatest(0, extract(epoch FROM
-        clock_timestamp() - min(next_attempt_at) FILTER (WHERE NOT parked)))
+        statement_timestamp() - min(next_attempt_at) FILTER (WHERE NOT parked)))
 FROM {table}
 """
 

@@ -1,4 +1,4 @@
-"""search on shards"""
+"""A search reads one shard where the tables are distributed, and may nest its queries there."""
 
 from alembic import op
 

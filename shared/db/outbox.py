@@ -35,7 +35,9 @@ class OutboxChange(SQLModel, table=True):
     """A published change, and the names of the subscribers that have not processed it yet.
 
     A transaction that changes a row waits for another that has changed it, so its `id` is the
-    greater: in their order, changes of a row are in the order of their commits.
+    greater: in their order, changes of a row are in the order of their commits. So the id is an
+    identity, not a UUIDv7: those of two machines are in the order of their clocks. On a cluster
+    the coordinator gives it out, so all writers must connect to that.
     """
 
     __tablename__ = "outbox_changes"

@@ -55,15 +55,16 @@ async def delete_owned_rows(session: "WriteSession", table: Table, owner_id: UUI
 
     The primary key of the table begins with `owner_id`, as that of each private table does.
     """
-    return await session.execute(_delete_owned_batch(table), {"owner_id": owner_id})
+    values = {"owner": owner_id, "rows": OWNED_ROWS_PER_BATCH}
+    return await session.execute(_delete_owned_batch(table), values)
 
 
 @cache
 def _delete_owned_batch(table: Table) -> Delete:
-    is_owners = table.c.owner_id == bindparam("owner_id")
+    is_owners = table.c.owner_id == bindparam("owner")
     statement = delete(table).where(is_owners)
     if rest := [column for column in table.primary_key if column is not table.c.owner_id]:
-        batch = select(*rest).where(is_owners).limit(OWNED_ROWS_PER_BATCH)
+        batch = select(*rest).where(is_owners).limit(bindparam("rows"))
         statement = statement.where(tuple_(*rest).in_(batch))
     return statement
 

@@ -18,16 +18,23 @@ from sqlalchemy import TextClause, text
 
 from features.search.indexing.failed_batches import blames_rows, split
 from features.search.query.ranking import BM25_B, BM25_K1, WEIGHTS_VERSION
+from features.search.tables import (
+    SearchDocument,
+    SearchOwner,
+    SearchPendingItem,
+    SearchTerm,
+    SearchWord,
+)
 from shared.db import Database, WriteSession
 from shared.db.changes import Change, ChangeKind
 from shared.db.locks import advisory_lock
 from shared.db.pool import Row
+from shared.db.tables import OWNED_ROWS_PER_BATCH, delete_owned_rows, table_of
 from shared.problems import Unavailable
 
 SEARCH_CHANNEL = "search"
 ITEMS_PER_BATCH = 500
 INDEXED_FIELDS = frozenset({"title", "description"})  # of which INDEX makes words
-FORGOTTEN_PER_BATCH = 5_000  # rows of each table
 WAIT_ATTEMPTS, WAIT_SECONDS = 1_200, 0.1
 Position: TypeAlias = dict[str, Any]
 FIRST: Position = {"created_at": datetime.min.replace(tzinfo=UTC), "id": UUID(int=0)}
@@ -105,16 +112,18 @@ INDEX_CHANGED = text(
 )
 INDEX_ALL = text(INDEX.format(anew=MARK_ANEW, condition="true"))
 
-FORGET_ITEMS = text(f"""
-WITH marked AS (
-    INSERT INTO search_pending AS p (owner_id, item_id, counted)
-    SELECT owner_id, item_id, terms FROM search_documents
-    WHERE owner_id = :owner AND item_id = ANY (CAST(:ids AS uuid[]))
-    ON CONFLICT (owner_id, item_id) DO UPDATE SET {MARK_ANEW}
-)
+FORGET_ITEMS = [
+    text(f"""
+INSERT INTO search_pending AS p (owner_id, item_id, counted)
+SELECT owner_id, item_id, terms FROM search_documents
+WHERE owner_id = :owner AND item_id = ANY (CAST(:ids AS uuid[]))
+ON CONFLICT (owner_id, item_id) DO UPDATE SET {MARK_ANEW}
+"""),  # noqa: S608  # a constant
+    text("""
 DELETE FROM search_documents
 WHERE owner_id = :owner AND item_id = ANY (CAST(:ids AS uuid[]))
-""")  # noqa: S608  # a constant
+"""),
+]
 SELECT_ITEMS = text("""
 WITH page AS MATERIALIZED (
     SELECT id, created_at, title, description FROM items
@@ -142,12 +151,9 @@ WHERE d.owner_id = :owner AND NOT EXISTS (
     SELECT FROM items AS i WHERE i.owner_id = :owner AND i.id = d.item_id)
 LIMIT :batch
 """)
-DELETE_OWNER_BATCH = [
-    text(f"""
-DELETE FROM search_{table} WHERE owner_id = :owner AND ctid = ANY (ARRAY(
-    SELECT ctid FROM search_{table} WHERE owner_id = :owner LIMIT :batch))
-""")  # noqa: S608  # constants
-    for table in ("pending", "documents", "words", "terms", "owners")
+FORGOTTEN_TABLES = [
+    table_of(model)
+    for model in (SearchPendingItem, SearchDocument, SearchWord, SearchTerm, SearchOwner)
 ]
 # A row is locked while its item is being embedded; who embeds it deletes it afterwards.
 DELETE_QUEUE = text("""
@@ -178,15 +184,17 @@ async def index_items(session: WriteSession, owner_id: UUID, ids: Sequence[UUID]
 
 
 async def forget_items(session: WriteSession, owner_id: UUID, ids: Sequence[UUID]) -> None:
-    await session.execute(FORGET_ITEMS, {"owner": owner_id, "ids": ids})
+    for statement in FORGET_ITEMS:
+        await session.execute(statement, {"owner": owner_id, "ids": ids})
     session.notify(SEARCH_CHANNEL)
 
 
 async def forget_account(session: WriteSession, change: Change) -> int:
     """Deletes a batch of the rows of a deleted account; returns how many rows, 0 when none is
     left."""
-    of = {"owner": change.owner_id, "batch": FORGOTTEN_PER_BATCH}
-    return sum([await session.execute(each, of) for each in (*DELETE_OWNER_BATCH, DELETE_QUEUE)])
+    of = {"owner": change.owner_id, "batch": OWNED_ROWS_PER_BATCH}
+    rows = [await delete_owned_rows(session, each, change.owner_id) for each in FORGOTTEN_TABLES]
+    return sum(rows) + await session.execute(DELETE_QUEUE, of)
 
 
 async def sweep(database: Database) -> int:

@@ -1,9 +1,11 @@
 """Processes the queue of items to embed, in batches; any number of processes can share it."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from functools import partial
 from typing import Any
+from uuid import UUID
 
 import structlog
 from asyncpg import PostgresError
@@ -30,6 +32,7 @@ OWNERS_PER_BATCH = 16
 CHARACTERS_PER_BATCH = 16_000  # so that one of long texts takes no longer, as others wait for it
 CHARACTERS_READ = 1_200  # of a text by the local model, about
 MAX_EMBEDDING_ATTEMPTS = 5
+FIRST_RETRY_DELAY = timedelta(seconds=2)  # doubles with each attempt
 MAX_CHARACTERS = 50_000  # of an item's text, as of its words
 
 QUEUED_OWNERS = OwnersInTurn(
@@ -52,30 +55,25 @@ FOR UPDATE OF q SKIP LOCKED
 """)
 
 # A document that changed while it was embedded, or is locked by a writer, stays in the queue.
+LOCK_UNCHANGED = text("""
+SELECT d.item_id FROM search_documents AS d
+WHERE d.owner_id = :owner AND d.item_id = ANY (CAST(:ids AS uuid[]))
+AND (d.item_id, d.text_hash) IN (
+    SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:hashes AS bytea[])))
+FOR SHARE OF d SKIP LOCKED
+""")
 STORE_EMBEDDINGS = text("""
-WITH embedded AS (
-    SELECT * FROM unnest(CAST(:owners AS uuid[]), CAST(:ids AS uuid[]), CAST(:hashes AS bytea[]),
-        CAST(:vectors AS text[])) AS e (owner_id, item_id, text_hash, vector)
-), unchanged AS (
-    SELECT d.owner_id, d.item_id, d.text_hash, e.vector
-    FROM embedded AS e JOIN search_documents AS d USING (owner_id, item_id, text_hash)
-    FOR SHARE OF d SKIP LOCKED
-), stored AS (
-    INSERT INTO search_embeddings (owner_id, item_id, model_id, text_hash, embedding)
-    SELECT owner_id, item_id, :model, text_hash, CAST(vector AS halfvec) FROM unchanged
-    ON CONFLICT (owner_id, item_id, model_id) DO UPDATE
-        SET (text_hash, embedding) = (excluded.text_hash, excluded.embedding)
-), done AS (
-    DELETE FROM search_queue AS q USING unchanged
-    WHERE q.owner_id = unchanged.owner_id AND q.item_id = unchanged.item_id
-    AND q.model_id = :model
-)
-SELECT count(*) FROM unchanged
+INSERT INTO search_embeddings (owner_id, item_id, model_id, text_hash, embedding)
+SELECT CAST(:owner AS uuid), e.item_id, CAST(:model AS integer), e.text_hash,
+    CAST(e.vector AS halfvec)
+FROM unnest(CAST(:ids AS uuid[]), CAST(:hashes AS bytea[]), CAST(:vectors AS text[]))
+    AS e (item_id, text_hash, vector)
+ON CONFLICT (owner_id, item_id, model_id) DO UPDATE
+    SET (text_hash, embedding) = (excluded.text_hash, excluded.embedding)
 """)
 DELETE_ENTRIES = text("""
-DELETE FROM search_queue AS q
-USING unnest(CAST(:owners AS uuid[]), CAST(:ids AS uuid[])) AS gone (owner_id, item_id)
-WHERE q.owner_id = gone.owner_id AND q.item_id = gone.item_id AND q.model_id = :model
+DELETE FROM search_queue
+WHERE owner_id = :owner AND item_id = ANY (CAST(:ids AS uuid[])) AND model_id = :model
 """)
 
 # Exponential backoff: retries after 2, 4, 8 and 16 seconds, then parks the row until its item
@@ -91,7 +89,7 @@ WITH unchanged AS (
 )
 UPDATE search_queue AS q SET attempts = attempts + 1, error = :error,
     parked = attempts + 1 >= :max_attempts,
-    next_attempt_at = statement_timestamp() + make_interval(secs => 2 ^ (attempts + 1))
+    next_attempt_at = statement_timestamp() + CAST(:pause AS interval)
 FROM unchanged, failed WHERE q.owner_id = :owner AND q.item_id = :id AND q.model_id = :model
 """)
 
@@ -150,11 +148,15 @@ async def _embed(
             due = await _claim(session, registered, among)
             gone = [row for row in due if row.text_hash is None]
             rows = [row for row in due if row.text_hash is not None]
-            if gone:
-                await session.execute(DELETE_ENTRIES, _keys(registered, gone))
+            for of_owner in _by_owner(gone):
+                await session.execute(DELETE_ENTRIES, _keys(registered, of_owner))
             vectors = await _embed_documents(embedder, [row.text for row in rows])
-            stored = await _store(session, registered, rows, vectors) if rows else 0
-            return len(gone) + stored
+            embedded = {row.item_id: vector for row, vector in zip(rows, vectors, strict=True)}
+            stored = [
+                await _store(session, registered, of_owner, embedded)
+                for of_owner in _by_owner(rows)
+            ]
+            return len(gone) + sum(stored)
     except (EmbeddingRefused, EmbeddingUnavailable) as error:
         await _probe(embedder)
         reason = str(error)
@@ -237,22 +239,26 @@ async def _store(
     session: WriteSession,
     registered: RegisteredModel,
     rows: Sequence[Row],
-    vectors: Sequence[Vector],
+    vectors: Mapping[UUID, Vector],
 ) -> int:
-    embedded = {
-        **_keys(registered, rows),
-        "hashes": [row.text_hash for row in rows],
-        "vectors": [to_pgvector(vector) for vector in vectors],
-    }
-    stored: int = await session.fetch_value(STORE_EMBEDDINGS, embedded)
-    return stored
+    """Stores the vectors of an owner's rows that are unchanged; returns how many."""
+    of = _keys(registered, rows)
+    unchanged = {row.item_id for row in await session.fetch(LOCK_UNCHANGED, of)}
+    if rows := [row for row in rows if row.item_id in unchanged]:
+        stored = _keys(registered, rows)
+        stored["vectors"] = [to_pgvector(vectors[row.item_id]) for row in rows]
+        await session.execute(STORE_EMBEDDINGS, stored)
+        await session.execute(DELETE_ENTRIES, stored)
+    return len(rows)
 
 
 def _keys(registered: RegisteredModel, rows: Sequence[Row]) -> dict[str, Any]:
+    """Returns the values of statements on rows of the queue, all of one owner."""
     return {
+        "owner": rows[0].owner_id,
         "model": registered.id,
-        "owners": [row.owner_id for row in rows],
         "ids": [row.item_id for row in rows],
+        "hashes": [row.text_hash for row in rows],
     }
 
 
@@ -265,6 +271,7 @@ async def _schedule_retry(
         "hash": row.text_hash,
         "model": registered.id,
         "attempts": row.attempts,
+        "pause": FIRST_RETRY_DELAY * 2**row.attempts,
         "error": error[:500],
         "max_attempts": MAX_EMBEDDING_ATTEMPTS,
     }

@@ -6,6 +6,7 @@ slightly.
 """
 
 from collections.abc import Sequence
+from datetime import timedelta
 from functools import partial
 from operator import attrgetter
 from typing import Any
@@ -25,13 +26,17 @@ ITEMS_PER_BATCH = 1_000
 WORDS_PER_BATCH = 25_000  # which take about a second
 WEIGHTS_PER_BATCH = (500, 50, 5)  # the next smaller where a batch takes too long
 OWNERS_PER_PASS = 16
+FIRST_RETRY_DELAY = timedelta(seconds=2)  # doubles with each attempt
 MAX_ATTEMPTS = 12  # over about an hour, then a mark is parked
 
 log = structlog.get_logger(__name__)
 
-MARK_OUTDATED_OWNERS = text("""
+SELECT_OUTDATED_OWNERS = text("""
+SELECT owner_id FROM search_owners WHERE weights_version < :version LIMIT :batch
+""")
+MARK_OUTDATED_OWNER = text("""
 UPDATE search_owners SET stale = true, weights_version = :version
-WHERE weights_version < :version
+WHERE owner_id = :owner AND weights_version < :version
 """)
 CHANGED_OWNERS = OwnersInTurn(
     "search_pending", "NOT t.parked AND t.next_attempt_at <= statement_timestamp()"
@@ -57,39 +62,46 @@ LIMIT :batch FOR UPDATE OF p SKIP LOCKED
 SCHEDULE_RETRY = text("""
 UPDATE search_pending SET attempts = attempts + 1, error = :error,
     parked = attempts + 1 >= :max_attempts,
-    next_attempt_at = statement_timestamp() + make_interval(secs => 2 ^ (attempts + 1))
+    next_attempt_at = statement_timestamp() + CAST(:pause AS interval)
 WHERE owner_id = :owner AND item_id = :item AND attempts = :attempts
 """)
 
-APPLY_TERM_DELTAS = text("""
-WITH batch AS MATERIALIZED (
-    SELECT p.item_id, p.counted, d.terms, d.length
-    FROM search_pending AS p
-    LEFT JOIN search_documents AS d ON d.owner_id = :owner AND d.item_id = p.item_id
+COUNT_DOCUMENTS = text("""
+INSERT INTO search_owners AS o (owner_id, documents, length, weights_version)
+SELECT :owner, count(d.terms) - count(p.counted),
+    coalesce(sum(d.length), 0) - coalesce(sum(search_length(p.counted)), 0),
+    CAST(:version AS smallint)
+FROM search_pending AS p
+LEFT JOIN search_documents AS d ON d.owner_id = :owner AND d.item_id = p.item_id
+WHERE p.owner_id = :owner AND p.item_id = ANY (CAST(:ids AS uuid[]))
+ON CONFLICT (owner_id) DO UPDATE
+    SET documents = o.documents + excluded.documents, length = o.length + excluded.length
+""")
+COUNT_TERMS = text("""
+INSERT INTO search_terms AS t (owner_id, lexeme, documents)
+SELECT :owner, lexeme, sum(sign)
+FROM (
+    SELECT unnest(tsvector_to_array(d.terms)) AS lexeme, 1 AS sign FROM search_documents AS d
+    WHERE d.owner_id = :owner AND d.item_id = ANY (CAST(:ids AS uuid[]))
+    UNION ALL
+    SELECT unnest(tsvector_to_array(p.counted)), -1 FROM search_pending AS p
     WHERE p.owner_id = :owner AND p.item_id = ANY (CAST(:ids AS uuid[]))
-), owners AS (
-    INSERT INTO search_owners AS o (owner_id, documents, length, weights_version)
-    SELECT :owner, count(terms) - count(counted),
-        coalesce(sum(length), 0) - coalesce(sum(search_length(counted)), 0),
-        CAST(:version AS smallint)
-    FROM batch
-    ON CONFLICT (owner_id) DO UPDATE
-        SET documents = o.documents + excluded.documents, length = o.length + excluded.length
-), deltas AS (
-    SELECT lexeme, sum(sign) AS documents
-    FROM (
-        SELECT unnest(tsvector_to_array(terms)) AS lexeme, 1 AS sign FROM batch
-        UNION ALL SELECT unnest(tsvector_to_array(counted)), -1 FROM batch
-    ) AS signed
-    WHERE lexeme <> search_owner_term(:owner)
-    GROUP BY lexeme HAVING sum(sign) <> 0
-), terms AS (
-    INSERT INTO search_terms AS t (owner_id, lexeme, documents)
-    SELECT :owner, lexeme, documents FROM deltas
-    ON CONFLICT (owner_id, lexeme) DO UPDATE SET documents = t.documents + excluded.documents
-    RETURNING lexeme, documents
-)
-SELECT ARRAY(SELECT lexeme FROM terms WHERE documents <= 0) AS gone_lexemes
+) AS signed
+WHERE lexeme <> search_owner_term(:owner)
+GROUP BY lexeme HAVING sum(sign) <> 0
+ON CONFLICT (owner_id, lexeme) DO UPDATE SET documents = t.documents + excluded.documents
+""")
+# Only terms that were counted before can be gone.
+DELETE_TERMS = text("""
+DELETE FROM search_terms
+WHERE owner_id = :owner AND documents <= 0 AND lexeme = ANY (ARRAY(
+    SELECT unnest(tsvector_to_array(p.counted)) FROM search_pending AS p
+    WHERE p.owner_id = :owner AND p.item_id = ANY (CAST(:ids AS uuid[]))
+))
+RETURNING lexeme
+""")
+DELETE_WORDS = text("""
+DELETE FROM search_words WHERE owner_id = :owner AND lexeme = ANY (CAST(:lexemes AS text[]))
 """)
 
 # Scalar subqueries, which read one row of an index for each word: the planner joins tables whose
@@ -114,16 +126,6 @@ WHERE cardinality(lexemes) = 1 AND (
 ) IS NOT NULL
 ON CONFLICT DO NOTHING
 """)
-DELETE_TERMS = [
-    text("""
-DELETE FROM search_words WHERE owner_id = :owner AND lexeme = ANY (CAST(:lexemes AS text[]))
-"""),
-    text("""
-DELETE FROM search_terms
-WHERE owner_id = :owner AND lexeme = ANY (CAST(:lexemes AS text[])) AND documents <= 0
-"""),
-]
-
 # A row that is being embedded is locked, and stays as it is: its hash will not match.
 ENQUEUE_ITEMS = [
     text("""
@@ -131,7 +133,7 @@ INSERT INTO search_queue (owner_id, item_id, model_id)
 SELECT d.owner_id, d.item_id, m.id
 FROM search_documents AS d CROSS JOIN search_models AS m
 WHERE d.owner_id = :owner AND d.item_id = ANY (CAST(:ids AS uuid[])) AND NOT EXISTS (
-    SELECT FROM search_embeddings AS e WHERE e.owner_id = d.owner_id AND e.item_id = d.item_id
+    SELECT FROM search_embeddings AS e WHERE e.owner_id = :owner AND e.item_id = d.item_id
     AND e.model_id = m.id AND e.text_hash = d.text_hash)
 ON CONFLICT (owner_id, item_id, model_id) DO NOTHING
 """),
@@ -211,7 +213,9 @@ async def update_statistics(database: Database) -> int:
         How many items and documents were processed.
     """
     async with database.transaction() as session:
-        await session.execute(MARK_OUTDATED_OWNERS, WEIGHTS)
+        limits = {"batch": OWNERS_PER_PASS, **WEIGHTS}
+        for row in await session.fetch(SELECT_OUTDATED_OWNERS, limits):
+            await session.execute(MARK_OUTDATED_OWNER, {"owner": row.owner_id, **WEIGHTS})
         changed = await CHANGED_OWNERS.next(session, OWNERS_PER_PASS)
         stale = await STALE_OWNERS.next(session, OWNERS_PER_PASS)
     done = 0
@@ -275,11 +279,11 @@ async def _claim(
 
 async def _count(session: WriteSession, owner_id: UUID, ids: Sequence[UUID]) -> None:
     batch: dict[str, Any] = {"owner": owner_id, "ids": ids, **WEIGHTS}
-    gone = await session.fetch_value(APPLY_TERM_DELTAS, batch)
+    await session.execute(COUNT_DOCUMENTS, batch)
+    await session.execute(COUNT_TERMS, batch)
+    if gone := [row.lexeme for row in await session.fetch(DELETE_TERMS, batch)]:
+        await session.execute(DELETE_WORDS, {"owner": owner_id, "lexemes": gone})
     await session.execute(INSERT_WORDS, batch)
-    if gone:
-        for statement in DELETE_TERMS:
-            await session.execute(statement, {"owner": owner_id, "lexemes": gone})
     for statement in (*ENQUEUE_ITEMS, DELETE_MARKS, MARK_STALE_OWNER, DELETE_EMPTY_OWNER):
         await session.execute(statement, batch)
     session.notify(SEARCH_CHANNEL)
@@ -292,6 +296,7 @@ async def _schedule_retry(
         "owner": owner_id,
         "item": row.item_id,
         "attempts": row.attempts,
+        "pause": FIRST_RETRY_DELAY * 2**row.attempts,
         "error": str(error)[:500],
         "max_attempts": MAX_ATTEMPTS,
     }
