@@ -3,6 +3,7 @@
 The id of a revision begins with its branch: `items_0001`.
 """
 
+import asyncio
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,15 +16,19 @@ from alembic.migration import MigrationContext
 from alembic.runtime.migration import HeadMaintainer, RevisionStep, StampStep
 from alembic.script import Script, ScriptDirectory
 from alembic.util import to_tuple
-from sqlalchemy import Connection, String, column, delete, insert, table
+from sqlalchemy import Connection, String, column, delete, insert, table, text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from migrations.operations import DEFAULT_WAIT_SECONDS
 from shared.db.errors import database_cause
+from shared.db.locks import advisory_lock
 from shared.feature import FeatureError
 
 ROOT = Path(__file__).resolve().parents[1] / "migrations"
 log = logging.getLogger("alembic.runtime.migration")  # which `migrate` shows
+LOCK_POLL_SECONDS = 0.5
+TRY_LOCK = text(f"SELECT pg_try_advisory_lock({advisory_lock('app.migrations')})")
 VERSION = column("version_num", String)
 VERSIONS = table("alembic_version", VERSION)
 
@@ -83,6 +88,22 @@ def upgrade(
         if place := _place_in_revision(error):
             raise MigrationError(f"{place}: {_reason(error)}") from error
         raise
+
+
+async def lock_migrations(connection: AsyncConnection) -> None:
+    """Waits until no other process migrates, and takes the lock of the session.
+
+    Waits outside any transaction: a statement that waits for the lock has a snapshot, and
+    CREATE INDEX CONCURRENTLY of the process that migrates would wait for that.
+    """
+    waited = False
+    while not (await connection.execute(TRY_LOCK)).scalar():
+        await connection.commit()
+        if not waited:
+            log.info("Waiting for another migration")
+        waited = True
+        await asyncio.sleep(LOCK_POLL_SECONDS)
+    await connection.commit()  # a session-level lock outlives the transaction
 
 
 def _place_in_revision(error: Exception) -> str | None:

@@ -21,9 +21,11 @@ from shared.db import Database, database_of
 from shared.db.changes import Change, ChangeKind, Subscription
 from shared.db.locks import advisory_lock
 from shared.db.outbox import OUTBOX_CHANNEL
+from shared.db.owners import OwnersInTurn
 from shared.tasks import PeriodicTask, Task
 
 POLL_SECONDS = 5.0
+OWNERS_PER_PASS = 100
 MAX_CHANGES_PER_OWNER, MAX_SECONDS_PER_OWNER = 100, 30.0  # then other owners have their turn
 CHANGE_TIMEOUT_SECONDS = 30.0  # then the change has failed
 FIRST_RETRY_DELAY = timedelta(seconds=1)  # doubles with each attempt
@@ -31,29 +33,11 @@ MAX_ATTEMPTS = 13  # spread across about an hour
 ORPHANED_LIFETIME = timedelta(days=1)  # must outlast the rollout of a release
 PARKED_LIFETIME = timedelta(days=30)
 
-# A loose index scan of the primary key: one lookup for each owner, however many changes it has. The
-# result is shuffled, so that no owner is starved.
-SELECT_OWNERS = text("""
-WITH RECURSIVE owners AS (
-    (SELECT owner_id FROM outbox_changes ORDER BY owner_id LIMIT 1)
-    UNION ALL
-    SELECT (SELECT c.owner_id FROM outbox_changes AS c WHERE c.owner_id > owners.owner_id
-        ORDER BY c.owner_id LIMIT 1)
-    FROM owners WHERE owners.owner_id IS NOT NULL
-)
-SELECT owner_id FROM owners
-WHERE owner_id IS NOT NULL AND NOT EXISTS (
-    SELECT FROM outbox_failures AS f WHERE f.owner_id = owners.owner_id AND f.subscriber = :name
-    AND f.next_attempt_at > clock_timestamp()
-) AND EXISTS (
-    SELECT FROM outbox_changes AS c
-    WHERE c.owner_id = owners.owner_id AND c.waiting @> ARRAY[CAST(:name AS text)]
-    AND NOT EXISTS (
-        SELECT FROM outbox_failures AS f WHERE f.owner_id = c.owner_id AND f.change_id = c.id
-        AND f.subscriber = :name AND f.next_attempt_at IS NULL)
-)
-ORDER BY random() LIMIT 100
-""")
+# Not what this subscriber has parked, and nothing of an owner whose change it is to try again later.
+IS_DUE = """t.waiting @> ARRAY[CAST(:name AS text)] AND NOT EXISTS (
+    SELECT FROM outbox_failures AS f WHERE f.owner_id = t.owner_id AND f.subscriber = :name
+    AND (f.next_attempt_at > statement_timestamp()
+        OR f.change_id = t.id AND f.next_attempt_at IS NULL))"""
 TRY_LOCK = text("SELECT pg_try_advisory_xact_lock(CAST(:key AS bigint))")
 SELECT_CHANGE = text("""
 SELECT c.id, c.topic, c.kind, c.ids, coalesce(f.attempts, 0) AS attempts,
@@ -118,7 +102,9 @@ def outbox_tasks(subscriptions: Iterable[Subscription]) -> list[Task]:
     return [
         Task(
             name=f"outbox_{each.outbox}",
-            run=partial(_deliver_all, subscription=each),
+            run=partial(
+                _deliver_all, subscription=each, owners=OwnersInTurn("outbox_changes", IS_DUE)
+            ),
             every=POLL_SECONDS,
             channel=OUTBOX_CHANNEL,
             backlog=text(SELECT_BACKLOG).bindparams(name=each.outbox),
@@ -137,11 +123,11 @@ def delete_old_changes(subscriptions: Iterable[Subscription]) -> PeriodicTask:
     )
 
 
-async def _deliver_all(app: FastAPI, subscription: Subscription) -> int:
+async def _deliver_all(app: FastAPI, subscription: Subscription, owners: OwnersInTurn) -> int:
     database, name = database_of(app), subscription.outbox
     async with database.transaction() as session:  # of the primary: a replica may lag
-        owners = [row.owner_id for row in await session.fetch(SELECT_OWNERS, {"name": name})]
-    return sum([await _deliver_to(database, subscription, owner_id) for owner_id in owners])
+        due = await owners.next(session, OWNERS_PER_PASS, {"name": name})
+    return sum([await _deliver_to(database, subscription, owner_id) for owner_id in due])
 
 
 async def _deliver_to(database: Database, subscription: Subscription, owner_id: UUID) -> int:

@@ -11,19 +11,16 @@ import structlog
 from alembic import context
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, NullPool, text
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import SQLModel
 
 import shared.db.tables  # noqa: F401  # the naming convention, whatever else is imported
 from app.discovery import find_features
-from app.migrations import BranchRows, known_heads, without_implied
+from app.migrations import BranchRows, known_heads, lock_migrations, without_implied
 from migrations.operations import DEFAULT_WAIT_SECONDS
 from shared.db.connecting import ServerRole, connector
 from shared.db.database import new_engine
-from shared.db.locks import advisory_lock
 
 POLL_SECONDS = 0.5
-ONE_MIGRATOR = text(f"SELECT pg_try_advisory_lock({advisory_lock('shared.migrations')})")
 SELECT_PID = text("SELECT pg_backend_pid()")
 SELECT_BLOCKERS = """
 SELECT pid, application_name, state, extract(epoch FROM now() - xact_start)::int AS seconds
@@ -76,28 +73,12 @@ async def run(url: str) -> None:
     connect = connector(url, ServerRole.READ_WRITE, server_settings=SESSION)
     engine = new_engine(connect, poolclass=NullPool)
     async with engine.connect() as connection:
-        await lock(connection)
+        await lock_migrations(connection)
         pid = (await connection.execute(SELECT_PID)).scalar_one()
         await connection.commit()
         async with blockers_logged(url, pid):
             await connection.run_sync(migrate)
             await connection.commit()
-
-
-async def lock(connection: AsyncConnection) -> None:
-    """Waits until no other process migrates, and takes the lock of the session.
-
-    Waits outside any transaction: a statement that waits for the lock has a snapshot, and
-    CREATE INDEX CONCURRENTLY of the process that migrates would wait for that.
-    """
-    waited = False
-    while not (await connection.execute(ONE_MIGRATOR)).scalar():
-        await connection.commit()
-        if not waited:
-            log.info("waiting_for_other_migration")
-        waited = True
-        await asyncio.sleep(POLL_SECONDS)
-    await connection.commit()  # a session-level lock outlives the transaction
 
 
 @asynccontextmanager

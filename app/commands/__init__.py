@@ -9,6 +9,7 @@ from app.command_errors import exit_on_user_error
 from app.commands import (
     database,
     development,
+    distribute,
     doctor,
     migrate,
     openapi,
@@ -47,6 +48,17 @@ def _add_feature_commands() -> None:
                 cli.add_typer(feature.commands)
 
 
-for module in (serve, migrate, worker, openapi, doctor, development, shell, psql, reset):
+for module in (
+    serve,
+    migrate,
+    distribute,
+    worker,
+    openapi,
+    doctor,
+    development,
+    shell,
+    psql,
+    reset,
+):
     cli.add_typer(module.commands)
 _add_feature_commands()

@@ -96,6 +96,7 @@ OTHER_SETTINGS = ("HOST", "PORT", "WEB_CONCURRENCY", "FORCE_COLOR", "NO_COLOR", 
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 SERVER_URL = "APP_TEST_DATABASE_URL"
 SERVER = pytest.StashKey[Server]()
+DROP_ATTEMPTS = 10
 COUNTS = pytest.StashKey[QueryCounts]()
 CLEANUP = pytest.StashKey[ExitStack]()
 
@@ -105,6 +106,7 @@ Execute = Callable[[str], Awaitable[None]]
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--feature", help="Test with this feature and its dependencies alone")
     parser.addoption("--verify", action="store_true", help="The tests that take long, alone")
+    parser.addoption("--citus", action="store_true", help="On a cluster, with distributed tables")
     parser.addoption("--query-counts", action="store_true", help="End with each endpoint's queries")
 
 
@@ -119,7 +121,7 @@ def pytest_configure(config: pytest.Config) -> None:
     elif not config.option.collectonly:
         config.stash[CLEANUP] = ExitStack()
         config.stash[SERVER] = config.stash[CLEANUP].enter_context(
-            running_server(features_under_test(config))
+            running_server(features_under_test(config), citus=config.option.citus)
         )
 
 
@@ -199,18 +201,19 @@ def server(pytestconfig: pytest.Config) -> Server:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def administer(server: Server) -> AsyncIterator[Execute]:
-    """Returns a function that runs a statement on the server. It keeps its connection, as another
-    for each test takes as long as half a clone."""
-    connection = await asyncpg.connect(server.admin_url)
+    """Returns a function that runs a statement on the server, or on each node of a cluster. It
+    keeps its connections, as another for each test takes as long as half a clone."""
+    connections = {url: await asyncpg.connect(url) for url in server.nodes}
 
     async def run(statement: str) -> None:
-        nonlocal connection
-        if connection.is_closed():  # a test may end all connections
-            connection = await asyncpg.connect(server.admin_url)
-        await connection.execute(statement)
+        for url in server.nodes:
+            if connections[url].is_closed():  # a test may end all connections
+                connections[url] = await asyncpg.connect(url)
+            await connections[url].execute(statement)
 
     yield run
-    await connection.close()
+    for connection in connections.values():
+        await connection.close()
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -219,7 +222,13 @@ async def database_url(server: Server, administer: Execute) -> AsyncIterator[str
     name = f"test_{secrets.token_hex(8)}"
     await administer(f'CREATE DATABASE "{name}" TEMPLATE "{server.template}" STRATEGY file_copy')
     yield server.url(name)
-    await administer(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+    for attempt in range(DROP_ATTEMPTS):
+        try:
+            await administer(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+            break
+        except asyncpg.ObjectInUseError:  # Citus connects again at any moment, to detect deadlocks
+            if attempt == DROP_ATTEMPTS - 1:
+                raise
 
 
 @pytest.fixture

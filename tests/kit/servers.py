@@ -17,6 +17,13 @@ from app.discovery import branches_of, extensions_of
 from app.embedded import DISPOSABLE, embedded_postgres, ensure_database
 from app.migrations import MigrationError, upgrade
 from shared.feature import Feature
+from tests.kit.citus import IMAGE as CITUS_IMAGE
+from tests.kit.citus import (
+    create_cluster_database,
+    distribute_all,
+    freeze_template,
+    running_cluster,
+)
 
 IMAGE = "pgvector/pgvector:pg17"
 
@@ -28,19 +35,29 @@ class Server:
     name: str
     admin_url: str
     template: str
+    workers: Sequence[str] = ()
+    """The URLs of the workers of a cluster, each of which has every database too."""
+
+    @property
+    def nodes(self) -> Sequence[str]:
+        return [self.admin_url, *self.workers]
 
     def url(self, database: str) -> str:
         return make_url(self.admin_url).set(database=database).render_as_string(hide_password=False)
 
 
 @contextmanager
-def running_server(features: Sequence[Feature]) -> Iterator[Server]:
-    """Finds or starts a server, creates the template database, and drops it after the block.
+def running_server(features: Sequence[Feature], *, citus: bool = False) -> Iterator[Server]:
+    """Finds or starts a server, or with `citus` starts a cluster; creates the template database,
+    and drops it after the block.
 
     Raises:
         UsageError: a migration fails.
     """
     with ExitStack() as stack:
+        if citus:
+            yield stack.enter_context(_cluster(features))
+            return
         if url := os.environ.get("APP_TEST_DATABASE_URL"):
             name = "APP_TEST_DATABASE_URL"
         elif docker_answers():
@@ -50,11 +67,29 @@ def running_server(features: Sequence[Feature]) -> Iterator[Server]:
         server = Server(name, url, f"template_{secrets.token_hex(6)}")
         asyncio.run(execute(url, f'CREATE DATABASE "{server.template}"'))
         stack.callback(lambda: asyncio.run(drop_database(url, server.template)))
-        try:
-            upgrade(server.url(server.template), branches_of(features))
-        except MigrationError as error:  # pytest prints a UsageError as one line, and ends
-            raise pytest.UsageError(f"the tests need a migrated database: {error}") from None
+        _migrate(server, features)
         yield server
+
+
+@contextmanager
+def _cluster(features: Sequence[Feature]) -> Iterator[Server]:
+    """Starts a cluster of Citus, with a template database whose tables are distributed."""
+    with running_cluster() as cluster:
+        coordinator, *workers = cluster.urls
+        name = f"{len(cluster.urls)} containers {CITUS_IMAGE}"
+        server = Server(name, coordinator, f"template_{secrets.token_hex(6)}", workers)
+        asyncio.run(create_cluster_database(server.nodes, server.template))
+        _migrate(server, features)
+        asyncio.run(distribute_all(server.url(server.template)))
+        asyncio.run(freeze_template(server.nodes, server.template))
+        yield server
+
+
+def _migrate(server: Server, features: Sequence[Feature]) -> None:
+    try:
+        upgrade(server.url(server.template), branches_of(features))
+    except MigrationError as error:  # pytest prints a UsageError as one line, and ends
+        raise pytest.UsageError(f"the tests need a migrated database: {error}") from None
 
 
 def docker_answers() -> bool:

@@ -140,23 +140,9 @@ LOCK_ITEMS = text("""
 SELECT id FROM items WHERE owner_id = :owner AND id = ANY (CAST(:ids AS uuid[]))
 FOR NO KEY UPDATE NOWAIT
 """)
-# Skips from owner to owner in the index, instead of reading all rows.
-OWNERS_OF = """
-    SELECT owner_id FROM (
-        WITH RECURSIVE owners AS (
-            (SELECT t.owner_id FROM {table} AS t WHERE {due} ORDER BY t.owner_id LIMIT 1)
-            UNION ALL
-            SELECT (SELECT t.owner_id FROM {table} AS t
-                WHERE t.owner_id > owners.owner_id AND {due} ORDER BY t.owner_id LIMIT 1)
-            FROM owners WHERE owners.owner_id IS NOT NULL
-        ) SELECT owner_id FROM owners WHERE owner_id IS NOT NULL
-    ) AS {table}
-"""
-SELECT_OWNERS = text(
-    " UNION ".join(
-        OWNERS_OF.format(table=table, due="true") for table in ("items", "search_documents")
-    )
-)
+SELECT_OWNERS = text("""
+SELECT DISTINCT owner_id FROM items UNION SELECT DISTINCT owner_id FROM search_documents
+""")
 SELECT_ORPHANS = text("""
 SELECT d.item_id FROM search_documents AS d
 WHERE d.owner_id = :owner AND NOT EXISTS (

@@ -20,10 +20,10 @@ from features.search.embedding import (
     Vector,
     to_pgvector,
 )
-from features.search.indexing.documents import OWNERS_OF
 from features.search.indexing.failed_batches import blames_rows, run_parts, split, take
 from features.search.indexing.models import RegisteredModel, prepare, registered_models
 from shared.db import Database, Row, WriteSession
+from shared.db.owners import OwnersInTurn
 
 log = structlog.get_logger(__name__)
 
@@ -35,22 +35,9 @@ MAX_EMBEDDING_ATTEMPTS = 5
 FIRST_RETRY_DELAY = timedelta(seconds=2)  # doubles with each attempt
 MAX_CHARACTERS = 50_000  # of an item's text, as of its words
 
-# Chosen at random, so that no owner waits for the others; those with the fewest rows first.
-SELECT_OWNERS = text(
-    """
-SELECT owner_id FROM (
-    SELECT owner_id FROM ({owners}) AS owners ORDER BY random() LIMIT :owners
-) AS chosen
-ORDER BY (SELECT count(*) FROM (
-    SELECT FROM search_queue AS q WHERE q.model_id = :model AND q.owner_id = chosen.owner_id
-    AND NOT q.parked AND q.next_attempt_at <= now() LIMIT :batch
-) AS due)
-""".format(  # noqa: S608  # a constant
-        owners=OWNERS_OF.format(
-            table="search_queue",
-            due="t.model_id = :model AND NOT t.parked AND t.next_attempt_at <= now()",
-        )
-    )
+QUEUED_OWNERS = OwnersInTurn(
+    "search_queue",
+    "t.model_id = :model AND NOT t.parked AND t.next_attempt_at <= statement_timestamp()",
 )
 # The rows stay locked until the vectors are stored. If the process dies, PostgreSQL releases the
 # locks, and another process can claim the rows at once.
@@ -190,8 +177,7 @@ async def _claim(
     share; if there are none, one row that failed before."""
     of: dict[str, Any] = {"model": registered.id, "max_characters": MAX_CHARACTERS}
     if among is None:
-        bounds = {"owners": OWNERS_PER_BATCH, "batch": ENTRIES_PER_BATCH}
-        owners = [row.owner_id for row in await session.fetch(SELECT_OWNERS, of | bounds)]
+        owners = await QUEUED_OWNERS.next(session, OWNERS_PER_BATCH, of)
         of["among"] = None
     else:
         owners = list(dict.fromkeys(row.owner_id for row in among))

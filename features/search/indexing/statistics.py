@@ -16,10 +16,11 @@ import structlog
 from asyncpg import PostgresError
 from sqlalchemy import text
 
-from features.search.indexing.documents import OWNERS_OF, SEARCH_CHANNEL, WEIGHTS
+from features.search.indexing.documents import SEARCH_CHANNEL, WEIGHTS
 from features.search.indexing.failed_batches import blames_rows, run_parts, split, take
 from shared.db import Database, Row, WriteSession
 from shared.db.locks import advisory_lock
+from shared.db.owners import OwnersInTurn
 
 ITEMS_PER_BATCH = 1_000
 WORDS_PER_BATCH = 25_000  # which take about a second
@@ -37,24 +38,10 @@ MARK_OUTDATED_OWNER = text("""
 UPDATE search_owners SET stale = true, weights_version = :version
 WHERE owner_id = :owner AND weights_version < :version
 """)
-# Chosen at random, so that processes meet seldom and no owner waits for the others; then those with
-# little to do come first, as each of them takes little of the others' time.
-SELECT_OWNERS = text(
-    """
-SELECT owner_id FROM (
-    SELECT owner_id FROM (
-        {pending} UNION SELECT owner_id FROM search_owners WHERE stale
-    ) AS owners ORDER BY random() LIMIT :batch
-) AS chosen
-ORDER BY (SELECT count(*) FROM (
-    SELECT FROM search_pending AS p WHERE p.owner_id = chosen.owner_id LIMIT 1000
-) AS pending)
-""".format(  # noqa: S608  # a constant
-        pending=OWNERS_OF.format(
-            table="search_pending", due="NOT t.parked AND t.next_attempt_at <= now()"
-        )
-    )
+CHANGED_OWNERS = OwnersInTurn(
+    "search_pending", "NOT t.parked AND t.next_attempt_at <= statement_timestamp()"
 )
+STALE_OWNERS = OwnersInTurn("search_owners", "t.stale")
 
 # One process at a time: two that update the same terms in a different order would deadlock.
 TRY_LOCK_OWNER = text("SELECT pg_try_advisory_xact_lock(CAST(:key AS bigint))")
@@ -229,14 +216,15 @@ async def update_statistics(database: Database) -> int:
         limits = {"batch": OWNERS_PER_PASS, **WEIGHTS}
         for row in await session.fetch(SELECT_OUTDATED_OWNERS, limits):
             await session.execute(MARK_OUTDATED_OWNER, {"owner": row.owner_id, **WEIGHTS})
-        rows = await session.fetch(SELECT_OWNERS, {"batch": OWNERS_PER_PASS})
+        changed = await CHANGED_OWNERS.next(session, OWNERS_PER_PASS)
+        stale = await STALE_OWNERS.next(session, OWNERS_PER_PASS)
     done = 0
-    for row in rows:
+    for owner_id in dict.fromkeys(changed + stale):
         try:
-            done += await _count_items(database, row.owner_id)
-            done += await _recompute_weights(database, row.owner_id)
+            done += await _count_items(database, owner_id)
+            done += await _recompute_weights(database, owner_id)
         except PostgresError:
-            log.exception("statistics_failed", owner_id=str(row.owner_id))
+            log.exception("statistics_failed", owner_id=str(owner_id))
     if done:
         async with database.transaction() as session:
             await session.execute(FLUSH_GIN_PENDING_LIST)

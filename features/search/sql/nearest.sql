@@ -10,6 +10,8 @@
 --
 -- The settings of pgvector are set in the body, for the rest of the transaction. In SET clauses, only
 -- a superuser could create the function in a session that has not loaded pgvector yet, as a restore.
+-- So is that of Citus, which PostgreSQL alone ignores: each query here names the owner, so where the
+-- tables are distributed it stays on the worker that the search is on, and may be nested in it.
 
 CREATE FUNCTION search_nearest(
     owner uuid, model integer, query halfvec, wanted integer, required tsquery,
@@ -21,7 +23,7 @@ SET enable_sort = off
 SET jit = off
 AS $$
 DECLARE
-    total integer := coalesce((SELECT documents FROM search_owners WHERE owner_id = owner), 0);
+    total integer;
     exact_rows integer := 125 * wanted;
     filtered boolean := numnode(required) > 0
         OR num_nonnulls(min_price, max_price, created_after, created_before) > 0;
@@ -32,6 +34,8 @@ DECLARE
     found_ids uuid[];
     distances double precision[];
 BEGIN
+    PERFORM set_config('citus.allow_nested_distributed_execution', 'on', true);
+    total := coalesce((SELECT documents FROM search_owners WHERE owner_id = owner), 0);
     IF filtered THEN
         among := ARRAY(
             SELECT i.id FROM items AS i
@@ -41,7 +45,8 @@ BEGIN
             AND (created_after IS NULL OR i.created_at > created_after)
             AND (created_before IS NULL OR i.created_at < created_before)
             AND (numnode(required) = 0 OR i.id IN (
-                SELECT d.item_id FROM search_documents AS d WHERE d.terms @@ required))
+                SELECT d.item_id FROM search_documents AS d
+                WHERE d.owner_id = owner AND d.terms @@ required))
             LIMIT exact_rows + 1
         );
         condition := CASE WHEN cardinality(among) <= exact_rows THEN 'e.item_id = ANY ($4)' ELSE
