@@ -6,7 +6,6 @@ import typer
 
 from app.development import running_database
 from app.distribution import distribute
-from shared.cli import exit_on_user_error
 
 commands = typer.Typer()
 
@@ -20,6 +19,6 @@ def distribute_command() -> None:
         async for line in distribute(url):
             typer.echo(line)
 
-    with exit_on_user_error(), running_database() as settings:
+    with running_database() as settings:
         assert settings.database_url
         asyncio.run(run(settings.database_direct_url or settings.database_url))
