@@ -1,3 +1,4 @@
+# ruff: noqa: E501  # the lines of the files are indented here
 """Two features that are written by hand.
 
 `notes` has routes, tables, migrations, settings, a task and a command; `probes` has one route.
@@ -34,9 +35,7 @@ NOTES = {
             },
             settings=NotesSettings,
             tasks=(old_notes,),
-            subscriptions=(
-                Subscription(account_changes, delete_all_notes, outbox="notes_accounts"),
-            ),
+            subscriptions=(Subscription(account_changes, delete_all_notes, outbox="notes_accounts"),),
             commands=commands,
         )
     ''',

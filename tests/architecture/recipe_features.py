@@ -32,9 +32,7 @@ ALBUMS = {
                 "fk_albums_genre": Unprocessable("There is no such genre"),
                 "uq_publications_slug": Conflict("This slug is taken"),
             },
-            subscriptions=(
-                Subscription(account_changes, delete_all_albums, outbox="albums_accounts"),
-            ),
+            subscriptions=(Subscription(account_changes, delete_all_albums, outbox="albums_accounts"),),
         )
     ''',
     "features/albums/tables.py": '''
