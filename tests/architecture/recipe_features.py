@@ -535,7 +535,10 @@ ALBUMS = {
         """What the API document cannot tell, for tests/contract/test_contract.py."""
 
         UNDOCUMENTED_ERRORS = {"There is no such genre": "genres are rows"}
-        ANY_BODY_ACCEPTED = {"albums_put_recording": "a recording is any bytes"}
+        ANY_BODY_ACCEPTED = {
+            "albums_put_cover": "a cover is any bytes, those of JSON too",
+            "albums_put_recording": "a recording is any bytes",
+        }
     ''',
     "features/albums/tests/test_albums.py": '''
         """Albums have lists in queries, children, uploads, publications and live connections."""
