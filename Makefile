@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup run dev shell psql reset test verify faults check fix bench lock feature remove migration openapi up deploy down clean
+.PHONY: help setup run dev shell psql reset test verify faults check fix bench lock feature remove migration definitions openapi up deploy down clean
 
 PYTHON ?= python3
 PORT ?= 8000
@@ -81,6 +81,9 @@ remove: setup ## Remove a feature, its tables in the development database includ
 
 migration: setup ## A revision on a feature's branch: make migration feature=items message="add colour"; amend=yes writes the last anew, empty=yes one to fill by hand
 	@$(BIN)/python -m app migration $(feature) $(if $(message),"$(message)") $(if $(amend),--amend) $(if $(empty),--empty)
+
+definitions: setup ## Write each migrations/*/definitions.sql anew, after a revision by hand that changes a function or a trigger
+	@$(BIN)/python -m app keep-definitions
 
 openapi: setup ## Write the tests/openapi.json of all anew, after a wanted change of the API
 	@$(BIN)/python -m app keep-openapi

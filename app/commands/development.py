@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -9,9 +10,9 @@ import typer
 from alembic.script import Script
 
 from app.development import running_database
-from app.discovery import find_features
+from app.discovery import branches_of, find_features
 from app.main import create_app
-from app.migrations import ROOT, load_revisions
+from app.migrations import ROOT, MigrationError, load_revisions
 from app.removal import remove
 from app.scaffold.affected import affected_by, changed_files
 from app.scaffold.documents import write_parts
@@ -61,6 +62,20 @@ def keep_openapi() -> None:
         typer.echo(path)
 
 
+@commands.command("keep-definitions")
+def keep_definitions() -> None:
+    """Write each `migrations/*/definitions.sql` again, after a revision by hand that changes a
+    function or a trigger; print the files that have changed."""
+    from app.scaffold.definitions import write_definitions
+
+    with exit_on_user_error(), running_database() as settings:
+        url = settings.database_direct_url or settings.database_url
+        assert url
+        for branch in branches_of(find_features()):
+            if path := write_definitions(url, branch):
+                typer.echo(path.relative_to(ROOT.parent))
+
+
 @commands.command()
 def affected(
     base: Annotated[str, typer.Argument(help="What the change is to be compared with")],
@@ -79,6 +94,7 @@ def migration(
 ) -> None:
     """Write a revision on a feature's branch, and report its unsafe operations on a live table."""
     from app.scaffold.amending import amend_revision
+    from app.scaffold.definitions import write_definitions
     from app.scaffold.revising import write_revision
 
     with running_database() as settings:
@@ -90,6 +106,8 @@ def migration(
             script = write_revision(url, feature, message, empty=empty)
         else:
             raise FeatureError('say what changes: make migration feature=… message="add colour"')
+        with suppress(MigrationError):  # to be mended by hand first, and then `make definitions`
+            write_definitions(url, feature)
     path = Path(script.path).relative_to(ROOT.parent)
     _refuse_unsafe(
         [script],

@@ -17,12 +17,14 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.development import running_database
 from app.discovery import extensions_of, new_database
 from app.main import create_app, open_resource
 from app.migrations import describe_unknown, load_revisions, schema_state
 from app.routing import endpoints, websockets
+from app.schema_drift import find_differences
 from shared.db import Database
 from shared.db.connecting import ServerRole, connector
 from shared.db.database import UNNAMED_STATEMENTS, new_engine
@@ -42,6 +44,8 @@ SUPERUSER = (
     "a superuser; in production let the service have a role that only reads and writes rows"
     " (app/deploy/roles.sql)"
 )
+
+AS_MIGRATED = "as the migrations make it"
 
 commands = typer.Typer()
 
@@ -160,8 +164,9 @@ async def _server(
         async with engine.connect() as connection:
             version = (await connection.execute(text("SHOW server_version"))).scalar_one()
             role, is_superuser = (await connection.execute(ROLE)).one()
-            installed = dict(map(tuple, await connection.execute(EXTENSIONS)))
+            extensions = await _extensions(connection, of, features)
             schema = await connection.run_sync(schema_state, revisions)
+            found = await connection.run_sync(find_differences, features, schema)
     except CONNECT_ERRORS as error:
         return [Finding(f"database{of}", f"cannot be reached: {error}", ok=False)]
     except DBAPIError as error:
@@ -170,21 +175,37 @@ async def _server(
         await engine.dispose()
     recent = int(version.split(".")[0]) >= OLDEST_POSTGRES
     wanted = "" if recent else f", but {OLDEST_POSTGRES} is the oldest that is tested"
-    missing = "not installed in the database"
+    differences = [Finding(f"{each.subject}{of}", each.advice, ok=False) for each in found]
     waits = f"pending: {', '.join(schema.pending)}" if schema.pending else "done"
     return [
         Finding(f"database{of}", f"PostgreSQL {version}{wanted}", recent),
         Finding(f"role{of}", f"{role}, {SUPERUSER}" if is_superuser else role),
-        *(
-            Finding(f"extension {name}{of}", installed.get(name, missing), name in installed)
-            for name in extensions_of(features)
-        ),
+        *extensions,
         Finding(f"migrations{of}", waits, not schema.pending),
         *(
             Finding(f"migrations{of}", describe_unknown(revision, revisions))
             for revision in schema.unknown
         ),
+        *([] if schema.pending else differences or [Finding(f"schema{of}", AS_MIGRATED)]),
     ]
+
+
+async def _extensions(
+    connection: AsyncConnection, of: str, features: Sequence[Feature]
+) -> list[Finding]:
+    """Checks that each extension is there, and runs its statement."""
+    installed = dict(map(tuple, await connection.execute(EXTENSIONS)))
+    findings = []
+    for name, probe in extensions_of(features).items():
+        missing = f"not installed in the database; CREATE EXTENSION {name}, as a superuser"
+        state, ok = installed.get(name, missing), name in installed
+        try:
+            async with connection.begin_nested():
+                await connection.exec_driver_sql(probe if ok else "SELECT 1")
+        except DBAPIError as error:
+            state, ok = f"fails: {error.orig}", False
+        findings.append(Finding(f"extension {name}{of}", state, ok))
+    return findings
 
 
 async def _sessions(database: Database) -> Finding:

@@ -1,18 +1,25 @@
 """`python -m app migrate` and `drop-feature`."""
 
+import asyncio
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated
 
+import structlog
 import typer
 
 from app.development import running_database
-from app.migrations import upgrade
+from app.discovery import find_features
+from app.migrations import load_revisions, schema_state, upgrade
 from app.ops.logging import configure_logging
 from app.removal import drop_tables
+from app.schema_drift import Difference, find_differences
 from migrations.operations import DEFAULT_WAIT_SECONDS
+from shared.db.connecting import connector
+from shared.db.database import new_engine
 
+log = structlog.get_logger("migrations")
 commands = typer.Typer()
 
 
@@ -28,6 +35,18 @@ def migrate(
     """Bring the database up to this code. Safe to run in many places at once."""
     with _migrated_database() as url:
         upgrade(url, wait_seconds=wait)
+        for difference in asyncio.run(_read_differences(url)):
+            log.warning("schema_differs", subject=difference.subject, advice=difference.advice)
+
+
+async def _read_differences(url: str) -> list[Difference]:
+    engine = new_engine(connector(url, None))
+    try:
+        async with engine.connect() as connection:
+            schema = await connection.run_sync(schema_state, load_revisions())
+            return await connection.run_sync(find_differences, find_features(), schema)
+    finally:
+        await engine.dispose()
 
 
 @commands.command("drop-feature")

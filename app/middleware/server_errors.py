@@ -1,12 +1,16 @@
 """The answer to an exception that nothing else has handled."""
 
 import structlog
+from asyncpg import PostgresError
 from fastapi import Request
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.problem_details import content_too_large, internal_error
+from shared.db.errors import DatabaseError, database_cause
+
+UNDEFINED_STATES = {"42704", "42883", "42P01", "42703"}  # an object, a function, a table, a column
 
 log = structlog.get_logger("request")
 
@@ -39,11 +43,19 @@ class ServerErrorMiddleware:
             await self.app(scope, receive, send_problem)
         except ClientDisconnect:
             pass  # the client has gone
-        except Exception:
-            log.exception("unhandled_error")
+        except Exception as error:
+            log.exception("unhandled_error", **_advice(error))
             if started:  # too late for another response: the server closes the connection
                 raise
             await internal_error(Request(scope))(scope, receive, send)
+
+
+def _advice(error: Exception) -> dict[str, str]:
+    """Returns what to log besides, where the database lacks what a statement names."""
+    cause = database_cause(error) if isinstance(error, DatabaseError) else None
+    if isinstance(cause, PostgresError) and cause.sqlstate in UNDEFINED_STATES:
+        return {"missing": str(cause).splitlines()[0], "advice": "python -m app doctor"}
+    return {}
 
 
 def _is_plain_413(start: Message) -> bool:

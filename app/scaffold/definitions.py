@@ -1,32 +1,18 @@
-"""The functions, triggers and text search configurations of a database, beside those of the .sql
-files that a feature keeps."""
+"""Lists what migrations make beside tables, and compares it with the .sql files of a feature."""
 
+import asyncio
 import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import asyncpg
+from sqlalchemy.engine import make_url
 
-from app.migrations import ROOT
-
-SELECT_DEFINITIONS = """
-SELECT name, definition FROM (
-    SELECT 'pg_proc'::regclass AS catalog, oid, 'FUNCTION ' || oid::regprocedure AS name,
-        pg_get_functiondef(oid) AS definition
-    FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND prokind IN ('f', 'p')
-    UNION ALL SELECT 'pg_trigger'::regclass, oid,
-        format('TRIGGER %I ON %s', tgname, tgrelid::regclass),
-        replace(pg_get_triggerdef(oid), 'CREATE TRIGGER', 'CREATE OR REPLACE TRIGGER')
-    FROM pg_trigger WHERE NOT tgisinternal
-    UNION ALL SELECT 'pg_ts_config'::regclass, oid,
-        'TEXT SEARCH CONFIGURATION ' || oid::regconfig,
-        (SELECT concat_ws(' ', obj_description(c.oid, 'pg_ts_config'), string_agg(
-            concat_ws(' ', maptokentype, mapdict::regdictionary), ', '
-            ORDER BY maptokentype, mapseqno)) FROM pg_ts_config_map WHERE mapcfg = c.oid)
-    FROM pg_ts_config AS c WHERE cfgnamespace = 'public'::regnamespace
-) AS objects
-WHERE NOT EXISTS (
-    SELECT FROM pg_depend WHERE classid = catalog AND objid = oid AND deptype = 'e')
-ORDER BY catalog, oid
-"""
+from app.definitions import SELECT_DEFINITIONS, file_of, render_definitions
+from app.discovery import branches_of, find_features
+from app.migrations import ROOT, upgrade
 
 
 async def compare_definitions(url: str, feature: str) -> tuple[dict[str, str], dict[str, str]]:
@@ -44,5 +30,59 @@ async def compare_definitions(url: str, feature: str) -> tuple[dict[str, str], d
         for path in files:
             await connection.execute(path.read_text())
         return found, dict(map(tuple, await connection.fetch(SELECT_DEFINITIONS)))
+    finally:
+        await connection.close()
+
+
+def write_definitions(server_url: str, branch: str) -> Path | None:
+    """Writes `definitions.sql` of a branch, if it makes any. Returns the file if it has changed."""
+    file, text = file_of(branch), list_definitions(server_url, branch)
+    if text == (file.read_text() if file.exists() else ""):
+        return None
+    if text:
+        file.write_text(text)
+    else:
+        file.unlink()
+    return file
+
+
+def list_definitions(server_url: str, branch: str) -> str:
+    """Returns the text of `definitions.sql`: what a database has with the branch, and has not, or
+    has otherwise, with its dependencies alone. Empty if that is nothing."""
+    features = () if branch == "shared" else find_features(branch)
+    needed = [name for name in branches_of(features) if name != branch]
+    with scratch_database(server_url) as url:
+        if needed:
+            upgrade(url, needed)
+        before = asyncio.run(_definitions(url))
+        upgrade(url, [*needed, branch])
+        after = asyncio.run(_definitions(url))
+    own = {name: text for name, text in after.items() if before.get(name) != text}
+    return render_definitions(own) if own else ""
+
+
+async def _definitions(url: str) -> dict[str, str]:
+    connection = await asyncpg.connect(url)
+    try:
+        return dict(map(tuple, await connection.fetch(SELECT_DEFINITIONS)))
+    finally:
+        await connection.close()
+
+
+@contextmanager
+def scratch_database(server_url: str) -> Iterator[str]:
+    """Creates a database on the server, and drops it after the block."""
+    name = f"migration_{secrets.token_hex(4)}"
+    asyncio.run(_execute(server_url, f'CREATE DATABASE "{name}"'))
+    try:
+        yield make_url(server_url).set(database=name).render_as_string(hide_password=False)
+    finally:
+        asyncio.run(_execute(server_url, f'DROP DATABASE "{name}" WITH (FORCE)'))
+
+
+async def _execute(url: str, statement: str) -> None:
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(statement)
     finally:
         await connection.close()

@@ -3,14 +3,10 @@ triggers in its .sql files, since the last one."""
 
 import asyncio
 import re
-import secrets
 import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 from alembic import command
 from alembic.autogenerate import renderers
 from alembic.autogenerate.api import AutogenContext
@@ -18,13 +14,12 @@ from alembic.migration import MigrationContext
 from alembic.operations.ops import ExecuteSQLOp
 from alembic.script import Script
 from sqlalchemy import Enum
-from sqlalchemy.engine import make_url
 from sqlmodel import AutoString, UTCDateTime
 
 from app.discovery import branches_of, find_features
 from app.migrations import ROOT, alembic_config, has_revisions, head_of, load_revisions
 from app.scaffold.comparing import compare_models
-from app.scaffold.definitions import compare_definitions
+from app.scaffold.definitions import compare_definitions, scratch_database
 from app.scaffold.formatting import format_code
 from shared.db.tables import table_owners
 from shared.feature import FeatureError
@@ -57,7 +52,7 @@ def write_revision(server_url: str, feature: str, message: str, *, empty: bool =
     is_first, number = not numbers, 1 + max(numbers, default=0)
     folder.mkdir(exist_ok=True)
     others = [name for name in branches_of(needed) if name not in ("shared", feature)]
-    with _scratch_database(server_url) as url:
+    with scratch_database(server_url) as url:
         config = alembic_config(url, ["shared", *others, feature])
         slug = re.sub(r"\W+", "_", message.lower()).strip("_")[:40]
         config.set_main_option("file_template", f"{number:04}_{slug}")
@@ -156,21 +151,3 @@ def _render_type(kind: str, item: Any, context: AutogenContext) -> str | bool:
         values = ", ".join(map(repr, item.enums))
         return f"postgresql.ENUM({values}, name={item.name!r}, create_type=False)"
     return False
-
-
-@contextmanager
-def _scratch_database(server_url: str) -> Iterator[str]:
-    name = f"migration_{secrets.token_hex(4)}"
-    asyncio.run(_execute(server_url, f'CREATE DATABASE "{name}"'))
-    try:
-        yield make_url(server_url).set(database=name).render_as_string(hide_password=False)
-    finally:
-        asyncio.run(_execute(server_url, f'DROP DATABASE "{name}" WITH (FORCE)'))
-
-
-async def _execute(url: str, statement: str) -> None:
-    connection = await asyncpg.connect(url)
-    try:
-        await connection.execute(statement)
-    finally:
-        await connection.close()

@@ -25,9 +25,11 @@ feature = Feature(
         Subscription(account_changes, forget_account, outbox="search_accounts"),
     ),
     commands=commands,
-    # Long enough for pgvector's vectorised loops
     extensions={
+        # Long enough for pgvector's vectorised loops
         "vector": """SELECT array_fill(0.5::real, array[100])::vector
-        <=> array_fill(0.25::real, array[100])::vector"""
+        <=> array_fill(0.25::real, array[100])::vector""",
+        "pg_trgm": "SELECT similarity('mug', 'mugs')",
+        "unaccent": "SELECT unaccent('café')",
     },
 )

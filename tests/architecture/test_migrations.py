@@ -14,6 +14,7 @@ from alembic.script import ScriptDirectory
 from sqlmodel import SQLModel
 
 from app import migrations
+from app.definitions import file_of
 from app.discovery import branches_of, find_features
 from app.migrations import (
     SchemaState,
@@ -25,10 +26,12 @@ from app.migrations import (
     upgrade,
 )
 from app.scaffold.comparing import Changes, compare_models
+from app.scaffold.definitions import list_definitions
 from shared.db.connecting import connector
 from shared.db.database import new_engine
 from shared.db.tables import table_owners
 from tests.architecture.ownership import creators
+from tests.kit import Server
 
 BRANCHES = branches_of(find_features())
 OBJECTS = """
@@ -135,6 +138,13 @@ def test_migrating_again_changes_nothing(url: str) -> None:
 
 
 @pytest.mark.verify
+@pytest.mark.parametrize("branch", BRANCHES)
+def test_functions_and_triggers_are_listed(server: Server, branch: str) -> None:
+    file = file_of(branch)
+    listed = file.read_text() if file.exists() else ""
+    assert listed == list_definitions(server.admin_url, branch), "run `make definitions`"
+
+
 def test_each_function_can_be_created_by_a_role_that_is_no_superuser(database_url: str) -> None:
     """A setting of an extension, in a SET clause, is a superuser's in a session that has not loaded
     the extension: a restore by the owner would leave such a function out."""

@@ -36,6 +36,12 @@ async def bad_statement(session: ReadSession) -> None:
     await session.fetch(text("SELECT :secret, CAST('no number' AS integer)"), {"secret": SECRET})
 
 
+@probe.get("/lacking")
+async def lacking(session: ReadSession) -> None:
+    """Calls a function that the database has not, as after a restore that left it out."""
+    await session.fetch(text("SELECT probe_nearest(1)"))
+
+
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
     return settings.model_copy(update={"log_format": "json"})
@@ -249,6 +255,14 @@ def operations(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
         for path, methods in document["paths"].items()
         for method, operation in methods.items()
     ]
+
+
+async def test_the_log_names_what_the_database_lacks(anonymous: AsyncClient) -> None:
+    lines = capture_log()
+    assert_problem(await anonymous.get("/probe/lacking"), 500)
+    (logged,) = [json.loads(line) for line in lines.getvalue().splitlines() if "missing" in line]
+    assert logged["missing"] == "function probe_nearest(integer) does not exist"
+    assert logged["advice"] == "python -m app doctor"
 
 
 @pytest.mark.parametrize("path", ["/items", "/nothing", "/probe/unforeseen"])

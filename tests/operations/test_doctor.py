@@ -1,5 +1,6 @@
 """`python -m app doctor` lists the slices and reports problems."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -35,13 +36,13 @@ def test_the_extensions_of_each_feature_are_checked(database_url: str, tmp_path:
     (tmp_path / "features/probes/__init__.py").touch()
     (tmp_path / "features/probes/feature.py").write_text(
         "from shared.feature import Feature\n"
-        "extensions = {'plpgsql': 'SELECT 1', 'nowhere': 'SELECT 1'}\n"
+        "extensions = {'plpgsql': 'SELECT nothing()', 'nowhere': 'SELECT 1'}\n"
         "feature = Feature(name='probes', extensions=extensions)\n"
     )
     said, status = doctor(tmp_path, database_url, tmp_path)
     assert status == 1
-    assert "ok    extension plpgsql: " in said
-    assert "wrong extension nowhere: not installed in the database" in said
+    assert re.search(r"wrong extension plpgsql: fails: .*function nothing\(\) does not exist", said)
+    assert "wrong extension nowhere: not installed in the database; CREATE EXTENSION" in said
 
 
 def test_a_database_that_is_behind_is_named(server: Server, tmp_path: Path) -> None:

@@ -157,3 +157,14 @@ def test_the_doctor_names_a_superuser(roles: Roles, tmp_path: Path) -> None:
     said, status = doctor(tmp_path, roles.service)
     assert status == 0, said
     assert "ok    role: tessera_service\n" in said
+
+
+def test_the_doctor_names_a_privilege_that_the_service_lacks(roles: Roles, tmp_path: Path) -> None:
+    """As after a restore without privileges."""
+    asyncio.run(execute(roles.owner, "REVOKE DELETE, UPDATE ON items FROM tessera_service"))
+    said, status = doctor(tmp_path, roles.service)
+    create_roles(roles.superuser)
+    assert status == 1
+    assert "wrong table items: this role may not UPDATE, DELETE; run app/deploy/roles.sql" in said
+    said, status = doctor(tmp_path, roles.service)
+    assert status == 0, said

@@ -18,6 +18,7 @@ from app.scaffold.revising import NothingToRevise, write_revision
 from features.search.query.ranking import BM25_B, BM25_K1
 from features.search.tests.test_indexing import Database, database
 from tests.kit import Server
+from tests.operations.test_doctor import doctor
 
 __all__ = ["database"]
 
@@ -57,6 +58,31 @@ async def test_a_difference_is_found(change: str, database: Database, database_u
     await database.execute(change)
     found, defined = await compare_definitions(database_url, "search")
     assert found != defined
+
+
+@pytest.mark.verify
+async def test_the_doctor_names_what_search_lacks(
+    database: Database, database_url: str, tmp_path: Path
+) -> None:
+    await database.execute("DROP FUNCTION search_nearest")
+    await database.execute("DROP INDEX ix_search_words_reversed")
+    await database.execute("ALTER EXTENSION unaccent DROP FUNCTION unaccent(text)")
+    await database.execute("ALTER FUNCTION unaccent(text) RENAME TO gone")
+    await database.execute("""
+        DO $do$ BEGIN
+            EXECUTE replace(pg_get_functiondef('search_dimension'::regproc), '7', '6');
+        END $do$
+    """)
+    said, status = await asyncio.to_thread(doctor, tmp_path, database_url)
+    assert status == 1
+    for named in (
+        "function search_nearest(",
+        "function search_dimension(text): not as the migrations make it; psql",
+        "table search_words: not as the migrations make it; CREATE INDEX CONCURRENTLY"
+        " ix_search_words_reversed ON search_words (owner_id, reverse(word))",
+        "extension unaccent: fails: ",
+    ):
+        assert f"wrong {named}" in said, said
 
 
 async def test_what_runs_as_the_owner_uses_nothing_of_the_caller(database: Database) -> None:
