@@ -68,7 +68,7 @@ def keep_definitions() -> None:
     function or a trigger; print the files that have changed."""
     from app.scaffold.definitions import write_definitions
 
-    with exit_on_user_error(), running_database() as settings:
+    with running_database() as settings:
         url = settings.database_direct_url or settings.database_url
         assert url
         for branch in branches_of(find_features()):

@@ -132,6 +132,14 @@ class SearchPendingItem(SQLModel, table=True):
     """
 
     __tablename__ = "search_pending"
+    __table_args__ = (
+        Index(
+            "ix_search_pending_changed",
+            "owner_id",
+            "next_attempt_at",
+            postgresql_where=text("NOT parked"),
+        ),
+    )
 
     owner_id: UUID = Field(primary_key=True)
     item_id: UUID = Field(primary_key=True)

@@ -16,7 +16,7 @@ from app.development import development_app, load_demo
 from app.discovery import find_features, new_database
 from features.users.accounts.tables import User
 from shared.settings import Settings
-from tests.kit import free_port, wait_until, within
+from tests.kit import SECRET_KEY, free_port, wait_until, within
 from tests.operations.clones import fresh_clone, postgres_of, wait_until_gone
 from tests.serving import Served, serving_by
 
@@ -146,6 +146,16 @@ def test_other_commands_serve_on_the_embedded_postgresql(clone: Path, command: l
         assert postgres_of(clone), "the test sees no PostgreSQL"
         save_and_wait(clone, served, command[0])
         assert httpx.get(f"{served.address}/readyz", timeout=30).status_code == 200
+        assert "served_without_bounds" not in served.log.read_text()
+
+
+@pytest.mark.verify
+def test_outside_development_another_server_is_warned_of(tmp_path: Path, database_url: str) -> None:
+    port = free_port()
+    command = ["uvicorn", "app.asgi:app", f"--port={port}"]
+    settings = {"database_url": database_url, "secret_key": SECRET_KEY}
+    with serving_by(command, tmp_path, port, settings) as served:
+        assert "served_without_bounds" in served.log.read_text()
 
 
 def test_a_debugger_may_hold_a_request_unless_a_timeout_is_set() -> None:

@@ -18,9 +18,11 @@ from features.search.embedding.base import (
     WrongDimension,
     normalize,
 )
+from shared.slots import Slots
 
 TEXTS_PER_REQUEST = 96
 DOCUMENT_ATTEMPTS = 5
+QUERY_SLOTS = 32  # queries that the endpoint has at once, from this process
 MAX_RETRY_AFTER_SECONDS = 30.0
 TRANSIENT_STATUSES = {408, 409, 425, 429, 500, 502, 503, 504}
 CONFIGURATION_STATUSES = {401, 403, 404}  # the key, the URL or the model is wrong, not the text
@@ -30,7 +32,7 @@ class RemoteEmbedder:
     """Embeds with one model over HTTP; both timeouts are in seconds.
 
     `timeout` applies to each network operation (httpx) and to all retries of a request together;
-    `query_timeout` is the deadline of a query.
+    `query_timeout` is the deadline of a query, and before that of its wait for a slot.
     """
 
     def __init__(
@@ -42,17 +44,21 @@ class RemoteEmbedder:
         query_timeout: float,
     ) -> None:
         self.model, self._timeout, self._query_timeout = model, timeout, query_timeout
+        self._query_slots = Slots("embedding", QUERY_SLOTS)
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._client = httpx.AsyncClient(
             base_url=url.rstrip("/") + "/", headers=headers, timeout=timeout
         )
 
     async def embed_query(self, text: str) -> Vector:
+        holder = await self._query_slots.acquire(self._query_timeout)
         try:
             async with asyncio.timeout(self._query_timeout):  # a user is waiting: no retry
                 return (await self._request([text], attempts=1))[0]
         except TimeoutError as error:
             raise EmbeddingUnavailable("The embedding endpoint did not answer in time") from error
+        finally:
+            self._query_slots.release(holder)
 
     async def embed_documents(self, texts: Sequence[str]) -> list[Vector]:
         chunks = [texts[i : i + TEXTS_PER_REQUEST] for i in range(0, len(texts), TEXTS_PER_REQUEST)]

@@ -39,19 +39,23 @@ QUEUED_OWNERS = OwnersInTurn(
     "search_queue",
     "t.model_id = :model AND NOT t.parked AND t.next_attempt_at <= statement_timestamp()",
 )
-# The rows stay locked until the vectors are stored. If the process dies, PostgreSQL releases the
+# What was changed last comes first: it does not wait for an import of its owner. The rows stay
+# locked until the vectors are stored. If the process dies, PostgreSQL releases the
 # locks, and another process can claim the rows at once.
 CLAIM_ENTRIES = text("""
-SELECT q.owner_id, q.item_id, q.attempts, d.text_hash,
+WITH claimed AS MATERIALIZED (
+    SELECT owner_id, item_id, attempts, next_attempt_at FROM search_queue
+    WHERE owner_id = :owner AND model_id = :model
+    AND NOT parked AND next_attempt_at <= statement_timestamp() AND (attempts > 0) = :again
+    AND (CAST(:among AS uuid[]) IS NULL OR item_id = ANY (CAST(:among AS uuid[])))
+    ORDER BY next_attempt_at DESC LIMIT :batch FOR UPDATE SKIP LOCKED
+)
+SELECT c.owner_id, c.item_id, c.attempts, d.text_hash,
     left(i.title || E'\\n' || coalesce(i.description, ''), :max_characters) AS text
-FROM search_queue AS q
-LEFT JOIN search_documents AS d ON d.owner_id = :owner AND d.item_id = q.item_id
-LEFT JOIN items AS i ON i.owner_id = :owner AND i.id = q.item_id
-WHERE q.owner_id = :owner AND q.model_id = :model
-AND NOT q.parked AND q.next_attempt_at <= statement_timestamp() AND (q.attempts > 0) = :again
-AND (CAST(:among AS uuid[]) IS NULL OR q.item_id = ANY (CAST(:among AS uuid[])))
-ORDER BY q.next_attempt_at LIMIT :batch
-FOR UPDATE OF q SKIP LOCKED
+FROM claimed AS c
+LEFT JOIN search_documents AS d ON d.owner_id = :owner AND d.item_id = c.item_id
+LEFT JOIN items AS i ON i.owner_id = :owner AND i.id = c.item_id
+ORDER BY c.next_attempt_at DESC
 """)
 
 # A document that changed while it was embedded, or is locked by a writer, stays in the queue.

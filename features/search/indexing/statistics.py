@@ -46,16 +46,22 @@ STALE_OWNERS = OwnersInTurn("search_owners", "t.stale")
 # One process at a time: two that update the same terms in a different order would deadlock.
 TRY_LOCK_OWNER = text("SELECT pg_try_advisory_xact_lock(CAST(:key AS bigint))")
 
-# Rows that a writer has locked are skipped. The statements after it see all that was committed
+# What was changed last comes first: it does not wait for an import of its owner. Rows that a writer
+# has locked are skipped. The statements after it see all that was committed
 # before: the words that the marks stand for.
 CLAIM_ITEMS = text("""
-SELECT p.item_id, p.attempts, coalesce(d.length, 0) + coalesce(length(p.counted), 0) AS words
-FROM search_pending AS p
-LEFT JOIN search_documents AS d ON d.owner_id = :owner AND d.item_id = p.item_id
-WHERE p.owner_id = :owner AND NOT p.parked AND p.next_attempt_at <= statement_timestamp()
-AND (p.attempts > 0) = :again
-AND (CAST(:among AS uuid[]) IS NULL OR p.item_id = ANY (CAST(:among AS uuid[])))
-LIMIT :batch FOR UPDATE OF p SKIP LOCKED
+WITH claimed AS MATERIALIZED (
+    SELECT item_id, attempts, next_attempt_at FROM search_pending
+    WHERE owner_id = :owner AND NOT parked AND next_attempt_at <= statement_timestamp()
+    AND (attempts > 0) = :again
+    AND (CAST(:among AS uuid[]) IS NULL OR item_id = ANY (CAST(:among AS uuid[])))
+    ORDER BY next_attempt_at DESC LIMIT :batch FOR UPDATE SKIP LOCKED
+)
+SELECT c.item_id, c.attempts, coalesce(d.length, 0) + coalesce(length(p.counted), 0) AS words
+FROM claimed AS c
+JOIN search_pending AS p ON p.owner_id = :owner AND p.item_id = c.item_id
+LEFT JOIN search_documents AS d ON d.owner_id = :owner AND d.item_id = c.item_id
+ORDER BY c.next_attempt_at DESC
 """)
 
 # Exponential backoff. A mark that has changed meanwhile has no attempts, and starts again.
@@ -126,11 +132,14 @@ WHERE cardinality(lexemes) = 1 AND (
 ) IS NOT NULL
 ON CONFLICT DO NOTHING
 """)
-# A row that is being embedded is locked, and stays as it is: its hash will not match.
+# What was changed last is embedded first. A row that is being embedded is locked, and stays as it
+# is: its hash will not match.
 ENQUEUE_ITEMS = [
     text("""
-INSERT INTO search_queue (owner_id, item_id, model_id)
-SELECT d.owner_id, d.item_id, m.id
+INSERT INTO search_queue (owner_id, item_id, model_id, next_attempt_at)
+SELECT d.owner_id, d.item_id, m.id, (
+    SELECT p.next_attempt_at FROM search_pending AS p
+    WHERE p.owner_id = :owner AND p.item_id = d.item_id)
 FROM search_documents AS d CROSS JOIN search_models AS m
 WHERE d.owner_id = :owner AND d.item_id = ANY (CAST(:ids AS uuid[])) AND NOT EXISTS (
     SELECT FROM search_embeddings AS e WHERE e.owner_id = :owner AND e.item_id = d.item_id
@@ -139,13 +148,16 @@ ON CONFLICT (owner_id, item_id, model_id) DO NOTHING
 """),
     text("""
 UPDATE search_queue AS q
-SET attempts = 0, parked = false, error = NULL, next_attempt_at = statement_timestamp()
+SET attempts = 0, parked = false, error = NULL, next_attempt_at = changed.changed_at
 FROM (
-    SELECT item_id, model_id FROM search_queue
-    WHERE owner_id = :owner AND item_id = ANY (CAST(:ids AS uuid[])) AND attempts > 0
-    FOR UPDATE SKIP LOCKED
-) AS failed
-WHERE q.owner_id = :owner AND q.item_id = failed.item_id AND q.model_id = failed.model_id
+    SELECT w.item_id, w.model_id, p.next_attempt_at AS changed_at FROM search_queue AS w
+    JOIN search_pending AS p ON p.item_id = w.item_id
+    WHERE w.owner_id = :owner AND w.item_id = ANY (CAST(:ids AS uuid[]))
+    AND p.owner_id = :owner AND p.item_id = ANY (CAST(:ids AS uuid[]))
+    AND (w.attempts > 0 OR w.next_attempt_at < p.next_attempt_at)
+    FOR UPDATE OF w SKIP LOCKED
+) AS changed
+WHERE q.owner_id = :owner AND q.item_id = changed.item_id AND q.model_id = changed.model_id
 """),
     text("""
 DELETE FROM search_queue AS q

@@ -18,6 +18,7 @@ from time_machine import TimeMachineFixture
 
 from features.items import ItemUpdate, update_item
 from features.search.embedding import EmbeddingUnavailable, WrongDimension
+from features.search.embedding import remote as remote_models
 from features.search.embedding.embedders import QUERIES_PER_OWNER, Embedders
 from features.search.embedding.remote import retry_after
 from features.search.indexing import sweep
@@ -37,6 +38,7 @@ from features.search.tests.test_search import find, titles
 from shared.cache import open_cache
 from shared.db import database_of
 from shared.settings import ConfigurationError
+from shared.slots import current_holder
 from tests.kit import eventually, run_until_idle, within
 
 __all__ = ["database"]
@@ -231,6 +233,29 @@ async def test_the_queries_of_one_owner_leave_the_model_to_others(
     answering.set()
     async with within(30, "the answer of each"):
         await asyncio.gather(*asked)
+
+
+async def test_queries_of_one_account_leave_the_endpoint_to_other_accounts(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A noisy account has two of three slots, whatever else it asks for meanwhile."""
+    monkeypatch.setattr(remote_models, "QUERY_SLOTS", 3)
+    embedders, gate = Embedders(SearchSettings(), open_cache(None)), asyncio.Event()
+    endpoint.meanwhile = gate.wait
+
+    async def embed(account: UUID, text: str) -> None:
+        current_holder.set(str(account))
+        await embedders.embed_query(account, embedders.configured, text)
+
+    async with within(60, "all vectors"), asyncio.TaskGroup() as group:
+        for number in range(6):
+            group.create_task(embed(OWNER, f"noisy {number}"))
+        await eventually(lambda: len(endpoint.requests) == 2, "the noisy account's share")
+        group.create_task(embed(OTHER_OWNER, "quiet"))
+        await eventually(lambda: ["quiet"] in endpoint.requests, "the quiet account's query")
+        assert len(endpoint.requests) == 3
+        gate.set()
+    await embedders.close()
 
 
 @pytest.mark.parametrize("timeouts", [("30", "0.1")])

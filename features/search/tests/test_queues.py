@@ -8,6 +8,7 @@ import pytest
 from fastapi import FastAPI
 from httpx import AsyncClient
 
+from app.task_runner import run_batch
 from features.search.embedding import Vector
 from features.search.embedding.local import LocalEmbedder
 from features.search.indexing import failed_batches, statistics, sweep
@@ -105,6 +106,30 @@ async def test_items_that_cannot_be_counted_are_parked_and_stop_nobody(
     await index()
     assert await database.fetchval(IS_CONSISTENT)
     assert await database.fetch(SELECT_WRONG_STATISTICS) == []
+
+
+@pytest.mark.parametrize("is_queued", [False, True])
+async def test_an_edit_does_not_wait_for_an_import_of_its_owner(
+    app: FastAPI,
+    client: AsyncClient,
+    index: Index,
+    monkeypatch: pytest.MonkeyPatch,
+    is_queued: bool,
+) -> None:
+    """It is found by its meaning after the next batch, whether its words or its embedding wait."""
+    await index()
+    monkeypatch.setattr(statistics, "ITEMS_PER_BATCH", 200)
+    await import_items(client, [f"Kettle k{n}" for n in range(5_000)])
+    if is_queued:
+        await run_until_idle(app, statistics_task)
+    else:
+        await run_batch(app, statistics_task)
+    for order, title in (("created_at", "Wooden rocking horse"), ("-created_at", "Rag doll")):
+        [item] = (await client.get("/items", params={"limit": 1, "sort": order})).json()["items"]
+        await client.patch(f"/items/{item['id']}", json={"title": title})
+        await run_batch(app, statistics_task)
+        await run_batch(app, embedding_task)
+        assert titles(await find(client, title.lower(), mode="semantic"))[0] == title
 
 
 async def test_items_of_many_words_are_counted_in_small_batches(
