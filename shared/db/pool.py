@@ -16,6 +16,7 @@ from shared.db.errors import (
     CONNECT_ERRORS,
     CONNECTION_LOST,
     CONNECTION_LOST_ERRORS,
+    ENDED_BY_SERVER_ERRORS,
     UNREACHABLE,
     Unreachable,
 )
@@ -90,7 +91,7 @@ class ReadPool:
                     yield connection
             except CONNECTION_LOST_ERRORS as error:
                 reusable = False
-                if not connection.is_closed():
+                if not (connection.is_closed() or isinstance(error, ENDED_BY_SERVER_ERRORS)):
                     raise
                 raise Unavailable(CONNECTION_LOST) from error
             except (asyncio.CancelledError, GeneratorExit):
