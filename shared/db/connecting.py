@@ -100,6 +100,11 @@ def _notice_silence(connection: "asyncpg.Connection[Any]") -> None:
                 found.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
+def host_of(connection: "asyncpg.Connection[Any]") -> object:
+    """Returns the host of the URL that a connection was made to, and its port."""
+    return connection._addr  # type: ignore[attr-defined]  # no other way to it
+
+
 def expiry() -> float:
     """Returns until when a new connection is used, by the monotonic clock: the connections of a
     pool, made together, are not replaced together."""

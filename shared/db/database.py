@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 import asyncpg
 import structlog
@@ -23,7 +24,14 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from starlette.requests import HTTPConnection
 
 from shared.db.changes import Subscriber, Subscribers, Subscription
-from shared.db.connecting import Connect, NoHostInRole, ServerRole, connector, expiry
+from shared.db.connecting import (
+    Connect,
+    NoHostInRole,
+    ServerRole,
+    connector,
+    expiry,
+    host_of,
+)
 from shared.db.errors import (
     CONNECT_ERRORS,
     READ_ONLY,
@@ -107,6 +115,8 @@ class Database:
         self._write_slots = Slots("connections", size)
         self.download_slots, self.upload_slots = stream_slots(size), stream_slots(size)
         self._committing: set[Connection] = set()
+        self._writing: WeakSet[Connection] = WeakSet()
+        self._host: object = None
         self._subscribers = subscribers_by_topic(subscriptions)
         self._notifier = Notifier(ReadSession(self.primary.connection))
         self._begin = "; ".join(filter(None, ("BEGIN", _timeouts(settings)[1])))
@@ -278,14 +288,23 @@ class Database:
             log.warning("database_read_only")
         self._read_only = True
 
-    def _follow_writes(self, *_: Any) -> None:
-        """Lets reads follow to the server that takes changes after another took none, and lives."""
-        if self._read_only:
+    def _follow_writes(self, made: Any, _: object) -> None:
+        """Lets reads follow to the server that takes changes after another took none, and lives.
+
+        Ends what waits for another host of the URL, which may have stopped without a word.
+        """
+        host, former = host_of(made.driver_connection), self._host
+        self._host = host
+        if self._read_only or former not in {None, host}:
             self._read_only = False
             log.info("database_takes_changes")
             self._replace_connections()
             for connection in self._direct:
                 connection.terminate()
+            for connection in self._writing:
+                if host_of(connection) != host:
+                    connection.terminate()
+        self._writing.add(made.driver_connection)
 
     def _refuse_stale(self, _connection: Any, record: Any, _proxy: Any) -> None:
         generation, expires_at = record.info.setdefault("made", (self._generation, expiry()))

@@ -85,9 +85,10 @@ class Container:
     def run(self, *command: str) -> str:
         return docker("exec", self.id, *command)
 
-    def run_sql(self, statements: str, database: str = "postgres") -> str:
+    def run_sql(self, *statements: str, database: str = "postgres") -> str:
         url = f"postgresql://postgres:{PASSWORD}@127.0.0.1/{database}"
-        return self.run("psql", url, "--no-psqlrc", "--tuples-only", "--no-align", "-c", statements)
+        commands = (f"--command={statement}" for statement in statements)
+        return self.run("psql", url, "--no-psqlrc", "--tuples-only", "--no-align", *commands)
 
     def start(self, *command: str) -> None:
         docker("exec", "--detach", "--user", "postgres", self.id, *command)

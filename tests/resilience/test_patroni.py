@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from urllib.parse import urlsplit
 
@@ -43,15 +44,17 @@ BARE_TIMEOUT_SECONDS = 2.0
 BEHIND_BARE_SECONDS = 10.0
 PROBE_SECONDS = 0.2
 NOTICED_SECONDS = 3.0  # after which /readyz knows
+CREATE_BARE_WRITES = "CREATE TABLE bare_writes (title text)"
+INSERT_BARE_WRITE = "INSERT INTO bare_writes VALUES ($1)"
 FENCE = f"ALTER DATABASE {DATABASE} SET default_transaction_read_only = on"
 END_CONNECTIONS = f"""
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE datname = '{DATABASE}' AND pid <> pg_backend_pid()
 """
-END_FENCE = f"""
-SET default_transaction_read_only = off;
-ALTER DATABASE {DATABASE} RESET default_transaction_read_only
-"""
+END_FENCE = (
+    "SET default_transaction_read_only = off",
+    f"ALTER DATABASE {DATABASE} RESET default_transaction_read_only",
+)
 COUNT_CONNECTIONS = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tessera'"
 
 
@@ -87,7 +90,8 @@ async def services(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Se
         primary = await asyncio.to_thread(cluster.primary)
         await asyncio.to_thread(primary.run_sql, f"CREATE DATABASE {DATABASE}")
         await asyncio.to_thread(upgrade, services.database_url)
-        await asyncio.to_thread(primary.run_sql, "CREATE TABLE bare_writes (title text)", DATABASE)
+        create = partial(primary.run_sql, CREATE_BARE_WRITES, database=DATABASE)
+        await asyncio.to_thread(create)
         redis = Redis()
         redis.start()
         stack.callback(redis.kill)
@@ -126,7 +130,7 @@ class BareClient:
         )
         try:
             while True:
-                await connection.execute("INSERT INTO bare_writes VALUES ($1)", secrets.token_hex())
+                await connection.execute(INSERT_BARE_WRITE, secrets.token_hex())
                 self.acknowledged_at.append(time.monotonic())
                 await asyncio.sleep(PAUSE_SECONDS)
         finally:
@@ -205,11 +209,10 @@ def cut_off_from_etcd(cluster: Cluster, primary: Container) -> None:
 
 
 def fence_and_switch_over(cluster: Cluster, primary: Container) -> None:
-    primary.run_sql(FENCE)
-    primary.run_sql(END_CONNECTIONS)
+    primary.run_sql(FENCE, END_CONNECTIONS)
     switch_over(cluster, primary)
-    cluster.primary().run_sql(END_FENCE, DATABASE)
-    cluster.containers["pgbouncer"].run_sql("RECONNECT", "pgbouncer")  # it has fenced connections
+    cluster.primary().run_sql(*END_FENCE, database=DATABASE)
+    cluster.containers["pgbouncer"].run_sql("RECONNECT", database="pgbouncer")
 
 
 def pause_standby(cluster: Cluster, _primary: Container) -> None:
