@@ -95,3 +95,8 @@ def _notice_silence(connection: "asyncpg.Connection[Any]") -> None:
         for name, value in SOCKET_OPTIONS.items():
             if option := getattr(socket, name, None):  # not on each operating system
                 found.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def host_of(connection: "asyncpg.Connection[Any]") -> object:
+    """Returns the host of the URL that a connection was made to, and its port."""
+    return connection._addr  # type: ignore[attr-defined]  # no other way to it

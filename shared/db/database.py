@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from itertools import chain, repeat
 from typing import Any
+from weakref import WeakSet
 
 import asyncpg
 import structlog
@@ -23,7 +24,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from starlette.requests import HTTPConnection
 
 from shared.db.changes import Subscribers
-from shared.db.connecting import Connect, NoHostInRole, ServerRole, connector
+from shared.db.connecting import Connect, NoHostInRole, ServerRole, connector, host_of
 from shared.db.errors import (
     CONNECT_ERRORS,
     READ_ONLY,
@@ -113,6 +114,8 @@ class Database:
         self._snapshot_slots = StreamSlots(half, wait)
         self.upload_slots, self.download_slots = (StreamSlots(MAX_STREAMS, wait) for _ in range(2))
         self._committing: set[Connection] = set()
+        self._writing: WeakSet[Connection] = WeakSet()
+        self._host: object = None
         self._subscribers = subscribers
         self._longest_wait = _longest_wait(settings)
         self._notifier = Notifier(ReadSession(self.primary.connection, self._longest_wait))
@@ -293,14 +296,26 @@ class Database:
     def _on_connect(self, connection: Any, record: Any) -> None:
         """Notes when a connection was made. If another server took no changes, and lives, lets
         reads follow to the one that takes them."""
-        notice_unconfirmed(connection.driver_connection)
-        if self._read_only:
+        made = connection.driver_connection
+        notice_unconfirmed(made)
+        host, former = host_of(made), self._host
+        self._host = host
+        if self._read_only or former not in {None, host}:
             self._read_only = False
             log.info("database_takes_changes")
             self._replace_connections()
-            for direct in self._direct:
-                direct.terminate()
+            self._end_waits(host)
+        self._writing.add(made)
         record.info["made"] = (self._generation, expiry())
+
+    def _end_waits(self, host: object) -> None:
+        """Ends what waits for another host of the URL, which may have stopped without a word, and
+        the connections that LISTEN."""
+        for connection in self._direct:
+            connection.terminate()
+        for connection in self._writing:
+            if host_of(connection) != host:
+                connection.terminate()
 
     def _on_checkout(self, connection: Any, record: Any, _proxy: Any) -> None:
         """Has SQLAlchemy replace a connection that is stale, or closed.

@@ -4,9 +4,12 @@ import re
 from typing import TypeAlias
 
 from asyncpg import (
+    AdminShutdownError,
+    CrashShutdownError,
     InterfaceError,
     InternalClientError,
     InvalidCachedStatementError,
+    PostgresConnectionError,
     PostgresError,
     ReadOnlySQLTransactionError,
 )
@@ -21,11 +24,21 @@ OUTCOME_UNKNOWN = (
     " again with the same Idempotency-Key; without one, look first"
 )
 READ_ONLY = "The database takes no changes for the moment; please try again"
-CONNECT_ERRORS = (OSError, TimeoutError, PostgresError, InterfaceError, InvalidRequestError)
-"""The exceptions that `connector` raises; and SQLAlchemy's, which wraps them only after the
-connect, where a new connection is closed before its first use."""
+CONNECT_ERRORS = (
+    OSError,
+    TimeoutError,
+    PostgresError,
+    InterfaceError,
+    InternalClientError,
+    InvalidRequestError,
+)
+"""The exceptions that `connector` and its connections raise; and SQLAlchemy's, which wraps them
+only after the connect, where a new connection is closed before its first use."""
 
-CONNECTION_LOST_ERRORS = (OSError, InterfaceError, InternalClientError)
+ENDED_BY_SERVER_ERRORS = (PostgresConnectionError, AdminShutdownError, CrashShutdownError)
+"""The exceptions with which PostgreSQL, or a pooler, ends a connection."""
+
+CONNECTION_LOST_ERRORS = (OSError, InterfaceError, InternalClientError, *ENDED_BY_SERVER_ERRORS)
 """The exceptions that asyncpg raises where a connection is lost, or is used wrongly."""
 
 DatabaseError: TypeAlias = DBAPIError | PostgresError
@@ -37,7 +50,7 @@ class Unreachable(Unavailable):
     """No connection to the database can be made."""
 
 
-def database_cause(error: DatabaseError) -> BaseException | None:
+def database_cause(error: BaseException) -> BaseException | None:
     """Returns asyncpg's exception, which SQLAlchemy wraps unless asyncpg is used directly."""
     if isinstance(error, DBAPIError):
         return error.orig.__cause__ if error.orig else None

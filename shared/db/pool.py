@@ -17,6 +17,7 @@ from shared.db.errors import (
     CONNECT_ERRORS,
     CONNECTION_LOST,
     CONNECTION_LOST_ERRORS,
+    ENDED_BY_SERVER_ERRORS,
     UNREACHABLE,
     Unreachable,
 )
@@ -92,7 +93,8 @@ class ReadPool:
                     yield connection
             except CONNECTION_LOST_ERRORS as error:
                 reusable = False
-                if not (connection.is_closed() or isinstance(error, TimeoutError)):
+                ended = isinstance(error, (TimeoutError, *ENDED_BY_SERVER_ERRORS))
+                if not (connection.is_closed() or ended):
                     raise
                 raise Unavailable(CONNECTION_LOST) from error
             except (asyncio.CancelledError, GeneratorExit):

@@ -19,21 +19,23 @@ from typing import Any, NoReturn, Self, TypeAlias, TypeVar
 from weakref import WeakSet
 
 import structlog
-from asyncpg import (
-    AdminShutdownError,
-    CrashShutdownError,
-    PostgresConnectionError,
-    PostgresError,
-)
+from asyncpg import PostgresError
 from pydantic import BaseModel
 from sqlalchemy import Executable, text
 from sqlalchemy.engine import Connection as OrmConnection
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.pool import PoolProxiedConnection
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from shared.db.changes import Subscribers
-from shared.db.errors import CONNECTION_LOST, CONNECTION_LOST_ERRORS, OUTCOME_UNKNOWN
+from shared.db.errors import (
+    CONNECTION_LOST,
+    CONNECTION_LOST_ERRORS,
+    ENDED_BY_SERVER_ERRORS,
+    OUTCOME_UNKNOWN,
+    database_cause,
+)
 from shared.db.pool import CANCEL_TIMEOUT_SECONDS, Connection, Row
 from shared.db.statements import compile_many, compile_statement, convert_rows
 from shared.problems import Unavailable
@@ -328,7 +330,7 @@ async def transaction(
     answer: EndedByAnswer | None = None
     try:
         try:
-            await driver.execute(begin, timeout=BEGIN_TIMEOUT_SECONDS)
+            await _begin(driver, begin)
             try:
                 yield session
             except EndedByAnswer as ended:
@@ -338,8 +340,8 @@ async def transaction(
             await _roll_back(driver)
             raise
         await _commit(driver, pooled, committing)
-    except CONNECTION_LOST_ERRORS as error:
-        if driver.is_closed():
+    except (*CONNECTION_LOST_ERRORS, DBAPIError) as error:
+        if driver.is_closed() and isinstance(database_cause(error), CONNECTION_LOST_ERRORS):
             raise Unavailable(CONNECTION_LOST) from error
         raise
     finally:
@@ -348,6 +350,14 @@ async def transaction(
             pooled.close()
     if answer:
         raise answer
+
+
+async def _begin(connection: Connection, begin: str) -> None:
+    try:
+        await connection.execute(begin, timeout=BEGIN_TIMEOUT_SECONDS)
+    except TimeoutError:
+        connection.terminate()  # a pooler may answer what follows, though it has no server
+        raise
 
 
 async def _commit(
@@ -373,7 +383,7 @@ async def _commit(
     except asyncio.CancelledError:
         _abandon(commit, connection, pooled, committing)
         raise
-    except (OSError, PostgresConnectionError, AdminShutdownError, CrashShutdownError) as error:
+    except (OSError, *ENDED_BY_SERVER_ERRORS) as error:
         raise Unavailable(OUTCOME_UNKNOWN) from error
     if connection in UNCONFIRMED:
         UNCONFIRMED.discard(connection)

@@ -14,9 +14,11 @@ from sqlalchemy import text
 from shared.db import Database, pool
 from shared.db.connecting import NoHostInRole, ServerRole, connector
 from shared.postgres_urls import hosts_of
+from shared.problems import Unavailable
 from shared.settings import ConfigurationError, Settings, load_settings
 from tests.app_helpers import app_with
 from tests.kit import connect, eventually, free_port, sign_in, within
+from tests.resilience.servers import Proxy
 
 SELECT_PID = text("SELECT pg_backend_pid()")
 URLS: dict[str, list[dict[str, Any]]] = {
@@ -131,6 +133,37 @@ async def test_each_use_asks_for_its_own_role_whatever_the_url_says(
         assert (await client.post("/items", json={"title": "Mug", "price": 1})).status_code == 201
         for path in ("/items", "/items/export", "/readyz"):
             assert (await client.get(path)).status_code == 200
+
+
+async def test_what_waits_for_a_host_that_hangs_ends_when_writes_go_to_another(
+    database_url: str, settings: Settings
+) -> None:
+    """Its kernel may still acknowledge packets: then nothing else ends an import for 1,000 s."""
+    ways = [Proxy(target=port_of(database_url)) for _ in range(2)]
+    listeners = [await way.start() for way in ways]
+    url = with_hosts(database_url, *(way.port for way in ways))
+    database = Database(url, settings)
+    begun, hangs = asyncio.Event(), asyncio.Event()
+
+    async def write() -> None:
+        async with database.transaction() as session:
+            begun.set()
+            await hangs.wait()
+            await session.fetch(SELECT_PID)
+
+    waiting = asyncio.create_task(write())
+    await begun.wait()
+    ways[0].freeze()
+    listeners[0].close()
+    hangs.set()
+    async with within(20, "the end of the transaction that waits"):
+        await write()
+        with pytest.raises(Unavailable):
+            await waiting
+    await database.dispose()
+    for way in ways:
+        way.reset_connections()
+    listeners[1].close()
 
 
 @pytest.mark.parametrize("seconds", [300.0, 0.3])

@@ -1,7 +1,7 @@
 """The sessions of a request: a 2xx means committed; failures and long waits get an error."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
@@ -22,6 +22,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from shared.db import (
+    Database,
     OrmSession,
     ReadSession,
     SnapshotSession,
@@ -31,7 +32,7 @@ from shared.db import (
     sessions,
     write_session_of,
 )
-from shared.problems import Conflict
+from shared.problems import Conflict, Unavailable
 from shared.settings import Settings
 from tests.app_helpers import app_with, assert_problem, count_shed_requests
 from tests.kit import Server, SignUp, connect, eventually, free_port, is_ready, within
@@ -51,6 +52,7 @@ CREATE FUNCTION wait_at_commit() RETURNS trigger LANGUAGE plpgsql AS
 CREATE CONSTRAINT TRIGGER waits AFTER INSERT ON mapped DEFERRABLE INITIALLY DEFERRED
     FOR EACH ROW EXECUTE FUNCTION wait_at_commit();
 """
+END_OWN_CONNECTION = text("SELECT pg_terminate_backend(pg_backend_pid())")
 FAILURES = {
     "problem": (Conflict("No"), 409),
     "http": (HTTPException(418, "No"), 418),
@@ -557,6 +559,39 @@ async def test_a_connection_lost_before_the_commit_is_no_success(
     response = await anonymous.post(f"/probe/{kind}/suicide", params={"url": database_url})
     assert "connection was lost" in unavailable(response)
     assert await count(database_url) == 0
+
+
+async def read(database: Database) -> None:
+    await database.read().fetch(END_OWN_CONNECTION)
+
+
+async def write(database: Database) -> None:
+    async with database.transaction() as session:
+        await session.execute(END_OWN_CONNECTION)
+
+
+async def write_by_orm(database: Database) -> None:
+    async with database.orm_transaction() as session:
+        await (await session.connection()).execute(END_OWN_CONNECTION)
+
+
+@pytest.mark.parametrize("use", [read, write, write_by_orm])
+async def test_a_connection_that_the_server_ends_is_no_bug_of_a_task(
+    app: FastAPI, use: Callable[[Database], Awaitable[None]]
+) -> None:
+    """A task gets the problem that a request is answered with."""
+    with pytest.raises(Unavailable):
+        await use(database_of(app))
+
+
+async def test_a_transaction_that_does_not_begin_is_no_bug(
+    app: FastAPI, sign_up: SignUp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As behind a pooler that has no server, and yet answers a ROLLBACK."""
+    client = await sign_up()
+    monkeypatch.setattr(sessions, "BEGIN_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(database_of(app), "_begin", "BEGIN; SELECT pg_sleep(60)")
+    assert_problem(await client.post("/items", json={"title": "Mug", "price": 1}), 503)
 
 
 async def test_a_connection_is_not_used_again_once_a_statement_was_given_up(app: FastAPI) -> None:

@@ -40,6 +40,7 @@ class Load:
     headers: dict[str, str] = field(default_factory=dict)
     attempted: list[tuple[str, ...]] = field(default_factory=list)
     acknowledged: list[tuple[str, ...]] = field(default_factory=list)
+    acknowledged_at: list[float] = field(default_factory=list)
     answers: Counter[int] = field(default_factory=Counter)
     """The number of responses by status; 0 stands for no response."""
     refusals: list[str] = field(default_factory=list)
@@ -109,6 +110,7 @@ class Load:
             turn += 1
             await asyncio.sleep(0.1)
         self.acknowledged.append(titles)
+        self.acknowledged_at.append(time.monotonic())
         if self.fault_ended_at and not self.recovery:
             self.recovery = time.monotonic() - self.fault_ended_at
 
