@@ -112,6 +112,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "verify: takes long; runs in `make verify` alone")
+    config.addinivalue_line("markers", "one_server: does what distributed tables cannot do")
     config.addinivalue_line("markers", "long: takes longer still: `make verify args=long`")
     clear_environment()
     if config.option.query_counts:
@@ -142,6 +143,8 @@ def clear_environment() -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Selects the quick tests, or with `--verify` the slow ones."""
     chosen = [item for item in items if _is_asked_for(item, verify=config.option.verify)]
+    if config.option.citus:
+        chosen = [item for item in chosen if not item.get_closest_marker("one_server")]
     config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
     items[:] = chosen
 
