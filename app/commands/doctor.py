@@ -17,9 +17,11 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.development import running_database
 from app.discovery import extensions_of, new_database
+from app.distribution import NotDistributable, read_layout, unreachable_workers
 from app.main import create_app
 from app.migrations import describe_unknown, load_revisions, schema_state
 from app.routing import endpoints, websockets
@@ -165,6 +167,7 @@ async def _server(
             role, is_superuser = (await connection.execute(ROLE)).one()
             installed = dict(map(tuple, await connection.execute(EXTENSIONS)))
             schema = await connection.run_sync(schema_state, revisions)
+            shards = await _citus(connection) if role is not ServerRole.STANDBY else []
     except CONNECT_ERRORS as error:
         return [Finding(f"database{of}", f"cannot be reached: {error}", ok=False)]
     except DBAPIError as error:
@@ -182,11 +185,33 @@ async def _server(
             Finding(f"extension {name}{of}", installed.get(name, missing), name in installed)
             for name in extensions_of(features)
         ),
+        *shards,
         Finding(f"migrations{of}", waits, not schema.pending),
         *(
             Finding(f"migrations{of}", describe_unknown(revision, revisions))
             for revision in schema.unknown
         ),
+    ]
+
+
+async def _citus(connection: AsyncConnection) -> list[Finding]:
+    """Checks that the tables are distributed, and that the workers answer, if there are any."""
+    try:
+        layout = await read_layout(connection)
+    except NotDistributable as error:
+        return [Finding("Citus", str(error), ok=False)]
+    if layout is None:
+        return []
+    findings = [
+        Finding("Citus", f"{worker} does not answer: its owners get 503", ok=False)
+        for worker in await unreachable_workers(connection)
+    ]
+    if layout.pending:
+        pending = ", ".join(sorted(layout.pending))
+        state = f"not distributed: {pending}; run `python -m app distribute`"
+        findings.append(Finding("Citus", state, ok=False))
+    return findings or [
+        Finding("Citus", f"{layout.workers} workers, {len(layout.distributed)} tables distributed")
     ]
 
 

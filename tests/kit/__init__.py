@@ -28,6 +28,7 @@ from tests.kit.applications import (
 )
 from tests.kit.bodies import payload_for
 from tests.kit.calls import assert_max_calls
+from tests.kit.citus import DROP_ATTEMPTS
 from tests.kit.clients import (
     PASSWORD,
     SignUp,
@@ -96,7 +97,6 @@ OTHER_SETTINGS = ("HOST", "PORT", "WEB_CONCURRENCY", "FORCE_COLOR", "NO_COLOR", 
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 SERVER_URL = "APP_TEST_DATABASE_URL"
 SERVER = pytest.StashKey[Server]()
-DROP_ATTEMPTS = 10
 COUNTS = pytest.StashKey[QueryCounts]()
 CLEANUP = pytest.StashKey[ExitStack]()
 
@@ -229,7 +229,7 @@ async def database_url(server: Server, administer: Execute) -> AsyncIterator[str
         try:
             await administer(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
             break
-        except asyncpg.ObjectInUseError:  # Citus connects again at any moment, to detect deadlocks
+        except asyncpg.ObjectInUseError:  # Citus connects again at any moment, to find deadlocks
             if attempt == DROP_ATTEMPTS - 1:
                 raise
 
