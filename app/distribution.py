@@ -9,7 +9,7 @@ stay on the coordinator.
 import time
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass
-from graphlib import TopologicalSorter
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from sqlalchemy import NullPool, Row, text
@@ -32,6 +32,13 @@ SESSION = {
     "citus.enable_local_reference_table_foreign_keys": "off",
 }
 HAS_CITUS = text("SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')")
+# From the coordinator alone: it waits for each for `citus.node_connection_timeout`.
+SELECT_UNREACHABLE = text("""
+SELECT to_nodename || ':' || to_nodeport FROM citus_check_cluster_node_health()
+WHERE result IS NOT TRUE AND (from_nodename, from_nodeport) IN (
+    SELECT nodename, nodeport FROM pg_dist_node WHERE groupid = 0)
+ORDER BY 1
+""")
 COUNT_WORKERS = text("""
 SELECT count(*) FROM pg_dist_node WHERE isactive AND noderole = 'primary' AND shouldhaveshards
 """)
@@ -112,6 +119,7 @@ class Layout:
     """Where the tables are, and where they belong.
 
     Attributes:
+        workers: how many nodes can have shards.
         distributed, reference: the tables that are so already.
         to_distribute, to_copy: those that are to be distributed or made reference tables; each
             comes after those that it refers to.
@@ -119,6 +127,7 @@ class Layout:
         local_bytes: what a placed table still has on the coordinator, from before, by its name.
     """
 
+    workers: int
     distributed: Sequence[str]
     reference: Sequence[str]
     to_distribute: Sequence[str]
@@ -132,15 +141,22 @@ class Layout:
 
 
 async def read_layout(connection: AsyncConnection) -> Layout | None:
-    """Returns the layout of the database, or None if it has no workers to distribute it over."""
-    if not await connection.scalar(HAS_CITUS) or not await connection.scalar(COUNT_WORKERS):
+    """Returns the layout of the database, or None if it has no workers to distribute it over.
+
+    Raises:
+        NotDistributable: foreign keys go in a circle.
+    """
+    if not await connection.scalar(HAS_CITUS):
+        return None
+    if not (workers := await connection.scalar(COUNT_WORKERS)):
         return None
     tables = {row.name: row for row in await connection.execute(SELECT_TABLES)}
     keys = (await connection.execute(SELECT_FOREIGN_KEYS)).all()
     private = {name for name, table in tables.items() if table.is_private}
     copied = {key.target for key in keys if key.table in private} - private
-    order = _referenced_first(tables, keys)
+    order = _referenced_first(tables, [key for key in keys if key.table in private])
     return Layout(
+        workers=workers,
         distributed=[name for name in order if tables[name].placement == "distributed"],
         reference=[name for name in order if tables[name].placement == "reference"],
         to_distribute=[name for name in order if name in private and not tables[name].placement],
@@ -155,7 +171,15 @@ def _referenced_first(tables: Iterable[str], keys: Sequence[Row[Any]]) -> list[s
     for key in keys:
         if key.table != key.target:
             sorter.add(key.table, key.target)
-    return [*sorter.static_order()]
+    try:
+        return [*sorter.static_order()]
+    except CycleError as error:
+        raise NotDistributable(f"foreign keys in a circle: {', '.join(error.args[1])}") from None
+
+
+async def unreachable_workers(connection: AsyncConnection) -> list[str]:
+    """Returns the workers that the coordinator cannot connect to, as `host:port`."""
+    return [row[0] for row in await connection.execute(SELECT_UNREACHABLE)]
 
 
 def _violations(

@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.development import running_database
 from app.discovery import extensions_of, new_database
+from app.distribution import NotDistributable, read_layout, unreachable_workers
 from app.main import create_app, open_resource
 from app.migrations import describe_unknown, load_revisions, schema_state
 from app.routing import endpoints, websockets
@@ -167,6 +168,7 @@ async def _server(
             extensions = await _extensions(connection, of, features)
             schema = await connection.run_sync(schema_state, revisions)
             found = await connection.run_sync(find_differences, features, schema)
+            shards = await _citus(connection) if role is not ServerRole.STANDBY else []
     except CONNECT_ERRORS as error:
         return [Finding(f"database{of}", f"cannot be reached: {error}", ok=False)]
     except DBAPIError as error:
@@ -181,6 +183,7 @@ async def _server(
         Finding(f"database{of}", f"PostgreSQL {version}{wanted}", recent),
         Finding(f"role{of}", f"{role}, {SUPERUSER}" if is_superuser else role),
         *extensions,
+        *shards,
         Finding(f"migrations{of}", waits, not schema.pending),
         *(
             Finding(f"migrations{of}", describe_unknown(revision, revisions))
@@ -206,6 +209,27 @@ async def _extensions(
             state, ok = f"fails: {error.orig}", False
         findings.append(Finding(f"extension {name}{of}", state, ok))
     return findings
+
+
+async def _citus(connection: AsyncConnection) -> list[Finding]:
+    """Checks that the tables are distributed, and that the workers answer, if there are any."""
+    try:
+        layout = await read_layout(connection)
+    except NotDistributable as error:
+        return [Finding("Citus", str(error), ok=False)]
+    if layout is None:
+        return []
+    findings = [
+        Finding("Citus", f"{worker} does not answer: its owners get 503", ok=False)
+        for worker in await unreachable_workers(connection)
+    ]
+    if layout.pending:
+        pending = ", ".join(sorted(layout.pending))
+        state = f"not distributed: {pending}; run `python -m app distribute`"
+        findings.append(Finding("Citus", state, ok=False))
+    return findings or [
+        Finding("Citus", f"{layout.workers} workers, {len(layout.distributed)} tables distributed")
+    ]
 
 
 async def _sessions(database: Database) -> Finding:

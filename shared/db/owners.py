@@ -44,4 +44,5 @@ SELECT owner_id, count(*) AS rows FROM (
                 rows.update((row.owner_id, row.rows) for row in found[: most - len(rows)])
                 after = found[-1].owner_id if found else until
         self._after = [*rows][-1] if rows else FIRST
-        return sorted(rows, key=lambda owner_id: (rows[owner_id], random.random()))  # noqa: S311
+        shuffled = random.sample([*rows], len(rows))
+        return sorted(shuffled, key=lambda owner_id: rows[owner_id])

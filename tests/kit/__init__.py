@@ -28,6 +28,7 @@ from tests.kit.applications import (
 )
 from tests.kit.bodies import payload_for
 from tests.kit.calls import assert_max_calls
+from tests.kit.citus import DROP_ATTEMPTS
 from tests.kit.clients import (
     PASSWORD,
     SignUp,
@@ -96,7 +97,6 @@ OTHER_SETTINGS = ("HOST", "PORT", "WEB_CONCURRENCY", "FORCE_COLOR", "NO_COLOR", 
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 SERVER_URL = "APP_TEST_DATABASE_URL"
 SERVER = pytest.StashKey[Server]()
-DROP_ATTEMPTS = 10
 COUNTS = pytest.StashKey[QueryCounts]()
 CLEANUP = pytest.StashKey[ExitStack]()
 
@@ -112,6 +112,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "verify: takes long; runs in `make verify` alone")
+    config.addinivalue_line("markers", "one_server: does what distributed tables cannot do")
     config.addinivalue_line("markers", "long: takes longer still: `make verify args=long`")
     clear_environment()
     if config.option.query_counts:
@@ -142,6 +143,8 @@ def clear_environment() -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Selects the quick tests, or with `--verify` the slow ones."""
     chosen = [item for item in items if _is_asked_for(item, verify=config.option.verify)]
+    if config.option.citus:
+        chosen = [item for item in chosen if not item.get_closest_marker("one_server")]
     config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
     items[:] = chosen
 
@@ -226,7 +229,7 @@ async def database_url(server: Server, administer: Execute) -> AsyncIterator[str
         try:
             await administer(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
             break
-        except asyncpg.ObjectInUseError:  # Citus connects again at any moment, to detect deadlocks
+        except asyncpg.ObjectInUseError:  # Citus connects again at any moment, to find deadlocks
             if attempt == DROP_ATTEMPTS - 1:
                 raise
 

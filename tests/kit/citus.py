@@ -16,6 +16,7 @@ from app.distribution import distribute
 IMAGE = os.environ.get("CITUS_IMAGE", "citus-pgvector:pg17")
 """An image that has Citus and pgvector; app/deploy/citus/Dockerfile makes one."""
 
+DROP_ATTEMPTS = 10
 NODES = ("coordinator", "worker1", "worker2")
 SETTINGS = {
     "shared_preload_libraries": "citus,pg_stat_statements",
@@ -34,16 +35,20 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Cluster:
-    """The containers of a cluster, and the URLs of their databases `postgres`; the coordinator is
-    the first."""
+    """The containers of a cluster; the coordinator is the first."""
 
     containers: Sequence[Any]
-    urls: Sequence[str]
+
+    @property
+    def urls(self) -> Sequence[str]:
+        """The URLs of the databases `postgres`; a node that is started again has another port."""
+        return [node.get_connection_url() for node in self.containers]
 
 
 @contextmanager
-def running_cluster() -> Iterator[Cluster]:
-    """Starts a coordinator and two workers, which do not know each other yet.
+def running_cluster(*, in_memory: bool = False) -> Iterator[Cluster]:
+    """Starts a coordinator and two workers, which do not know each other yet. In memory they are
+    quicker, and lose everything when they are stopped.
 
     Raises:
         UsageError: there is no such image.
@@ -68,9 +73,10 @@ def running_cluster() -> Iterator[Cluster]:
             node = PostgresContainer(IMAGE, driver=None, username="postgres", dbname="postgres")
             node.with_command(command).with_network(network).with_network_aliases(name)
             node.with_env("POSTGRES_HOST_AUTH_METHOD", "trust")
-            node.with_tmpfs_mount("/var/lib/postgresql/data")
+            if in_memory:
+                node.with_tmpfs_mount("/var/lib/postgresql/data")
             containers.append(stack.enter_context(node))
-        yield Cluster(containers, [node.get_connection_url() for node in containers])
+        yield Cluster(containers)
 
 
 async def create_cluster_database(nodes: Sequence[str], database: str) -> None:
@@ -84,6 +90,18 @@ async def create_cluster_database(nodes: Sequence[str], database: str) -> None:
     await _execute(coordinator, f"SELECT citus_set_coordinator_host('{NODES[0]}')")
     for worker in NODES[1:]:
         await _execute(coordinator, f"SELECT citus_add_node('{worker}', 5432)")
+
+
+async def drop_cluster_database(nodes: Sequence[str], database: str) -> None:
+    """Drops a database on each node. Citus connects to it at any moment, to find deadlocks."""
+    for url in nodes:
+        for attempt in range(DROP_ATTEMPTS):
+            try:
+                await _execute(url, f'DROP DATABASE IF EXISTS "{database}" WITH (FORCE)')
+                break
+            except asyncpg.ObjectInUseError:
+                if attempt == DROP_ATTEMPTS - 1:
+                    raise
 
 
 async def freeze_template(nodes: Sequence[str], database: str) -> None:

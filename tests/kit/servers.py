@@ -74,7 +74,7 @@ def running_server(features: Sequence[Feature], *, citus: bool = False) -> Itera
 @contextmanager
 def _cluster(features: Sequence[Feature]) -> Iterator[Server]:
     """Starts a cluster of Citus, with a template database whose tables are distributed."""
-    with running_cluster() as cluster:
+    with running_cluster(in_memory=True) as cluster:
         coordinator, *workers = cluster.urls
         name = f"{len(cluster.urls)} containers {CITUS_IMAGE}"
         server = Server(name, coordinator, f"template_{secrets.token_hex(6)}", workers)

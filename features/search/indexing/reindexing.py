@@ -43,6 +43,11 @@ SWITCH_ACTIVE_MODEL = [
     text("UPDATE search_models SET active = false WHERE active AND id <> :model"),
     text("UPDATE search_models SET active = true WHERE id = :model"),
 ]
+# Citus needs it where a transaction writes to a table on every node after distributed ones, whose
+# shards it would visit at once; PostgreSQL alone ignores it.
+VISIT_SHARDS_IN_TURN = text(
+    "SELECT set_config('citus.multi_shard_modify_mode', 'sequential', true)"
+)
 DELETE_OTHER_QUEUES = text("DELETE FROM search_queue WHERE model_id <> :model")
 DELETE_OTHER_MODELS = [
     DELETE_OTHER_QUEUES,
@@ -137,6 +142,7 @@ async def _delete_other_models(database: Database, registered: RegisteredModel) 
             await session.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
     async with database.transaction() as session:
         await session.allow(statement=ALL_ROWS_SECONDS, lock=ALL_ROWS_SECONDS)
+        await session.execute(VISIT_SHARDS_IN_TURN)
         for statement in DELETE_OTHER_MODELS:
             await session.execute(statement, {"model": registered.id})
     await wait_for_open_writers(database, "search_queue")  # the statistics know the old models

@@ -8,8 +8,7 @@ The longer words are those that the owner's items have: a prefix in the query (`
 collect the rows of all owners that match it.
 
 The GIN index on `terms` finds the rows, because the owner's id is one of the terms. Every relation
-is bound to the owner with `=` too, so that a search reads one shard where the tables are
-distributed.
+is bound to the owner with `=` too, so that a search reads one shard of distributed tables.
 """
 
 from functools import cache

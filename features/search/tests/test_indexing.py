@@ -25,13 +25,13 @@ IS_CONSISTENT = """
 SELECT
     (SELECT count(*) FROM items) = (SELECT count(*) FROM search_documents)
     AND NOT EXISTS (
-        SELECT FROM items i LEFT JOIN search_documents d ON d.item_id = i.id
-        LEFT JOIN search_embeddings e ON e.item_id = i.id
+        SELECT 1 FROM items i
+        LEFT JOIN search_documents d ON d.owner_id = i.owner_id AND d.item_id = i.id
+        LEFT JOIN search_embeddings e ON e.owner_id = i.owner_id AND e.item_id = i.id
         WHERE d.text_hash IS DISTINCT FROM search_text_hash(i.title, i.description)
-        OR d.owner_id <> i.owner_id OR e.owner_id <> i.owner_id
         OR e.text_hash IS DISTINCT FROM d.text_hash)
     AND (SELECT count(*) FROM items) = (SELECT count(*) FROM search_embeddings)
-    AND NOT EXISTS (SELECT FROM search_queue) AND NOT EXISTS (SELECT FROM search_pending)
+    AND NOT EXISTS (SELECT 1 FROM search_queue) AND NOT EXISTS (SELECT 1 FROM search_pending)
 """
 SELECT_WRONG_STATISTICS = """
 SELECT owner_id::text, lexeme, count(*) AS documents
@@ -54,6 +54,7 @@ async def add(client: AsyncClient, *items: str) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.one_server
 async def test_a_sweep_finds_what_was_changed_past_the_service(
     app: FastAPI, client: AsyncClient, index: Index, database: Database
 ) -> None:
@@ -81,6 +82,7 @@ async def test_a_sweep_finds_what_was_changed_past_the_service(
     assert await database.fetchval(IS_CONSISTENT)
 
 
+@pytest.mark.one_server
 async def test_an_item_that_changes_hands_takes_its_index_along(
     app: FastAPI,
     client: AsyncClient,
@@ -251,6 +253,7 @@ async def test_a_deleted_account_is_forgotten_in_batches(
     assert titles(await find(other_client, "pan")) == ["Iron pan"]
 
 
+@pytest.mark.one_server
 async def test_an_account_is_deleted_while_its_items_are_being_embedded(
     app: FastAPI, client: AsyncClient, index: Index, database: Database
 ) -> None:
@@ -296,6 +299,7 @@ async def test_weights_follow_the_constants_of_the_ranking(
     assert await database.fetchval("SELECT count(*) FROM search_owners WHERE stale") == 0
 
 
+@pytest.mark.one_server
 async def test_weights_that_somebody_holds_are_made_anew_later(
     client: AsyncClient, index: Index, database: Database, database_url: str
 ) -> None:

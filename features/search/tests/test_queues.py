@@ -72,6 +72,7 @@ async def import_items(client: AsyncClient, titles: list[str]) -> None:
     assert answer.status_code == 200, answer.text
 
 
+@pytest.mark.one_server
 async def test_items_that_cannot_be_counted_are_parked_and_stop_nobody(
     app: FastAPI,
     client: AsyncClient,
@@ -164,6 +165,7 @@ async def test_the_first_words_of_an_item_are_indexed(
     assert await database.fetch(SELECT_WRONG_STATISTICS) == []
 
 
+@pytest.mark.one_server
 async def test_a_sweep_goes_on_after_an_item_that_cannot_be_indexed(
     app: FastAPI,
     client: AsyncClient,
@@ -243,6 +245,7 @@ async def test_a_text_that_breaks_the_model_is_tried_alone(
     assert (await client.get("/search/status")).json()["indexed"] == 1
 
 
+@pytest.mark.one_server
 async def test_embeddings_that_take_too_long_to_store_are_stored_in_parts(
     client: AsyncClient, index: Index, database: Database, refuse: Refuse
 ) -> None:

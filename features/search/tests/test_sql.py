@@ -54,6 +54,7 @@ async def test_the_database_has_what_the_files_define(database_url: str) -> None
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.one_server
 async def test_a_difference_is_found(change: str, database: Database, database_url: str) -> None:
     await database.execute(change)
     found, defined = await compare_definitions(database_url, "search")
@@ -106,6 +107,7 @@ async def test_documents_are_weighed_with_the_constants_of_the_ranking(database:
     assert weight == pytest.approx((BM25_K1 + 1) * 3 / (3 + saturation), rel=1e-5)
 
 
+@pytest.mark.one_server
 async def test_a_changed_file_becomes_a_revision(
     server: Server, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

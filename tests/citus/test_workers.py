@@ -1,0 +1,90 @@
+"""A worker that is away: its owners get 503, the others are served, and nothing that was
+acknowledged is lost."""
+
+import asyncio
+
+import asyncpg
+import pytest
+from httpx import AsyncClient
+
+from tests.kit import SignUp, eventually
+from tests.kit.citus import NODES, Cluster
+
+pytestmark = [pytest.mark.verify, pytest.mark.timeout(300)]
+
+SELECT_NODE = """
+SELECT nodename FROM pg_dist_placement JOIN pg_dist_node USING (groupid)
+WHERE shardid = get_shard_id_for_distribution_column('items', $1::uuid)
+"""
+MUG = {"title": "Mug", "price": 1}
+ACCOUNTS = 8  # of which each worker has some; all on one of two has a chance of 1 in 128
+
+
+@pytest.fixture
+def database_url(distributed: str) -> str:
+    return distributed
+
+
+async def accounts_by_worker(database_url: str, sign_up: SignUp) -> dict[str, list[AsyncClient]]:
+    found: dict[str, list[AsyncClient]] = {name: [] for name in NODES[1:]}
+    connection = await asyncpg.connect(database_url)
+    for _ in range(ACCOUNTS):
+        client = await sign_up()
+        owner_id = (await client.get("/users/me")).json()["id"]
+        found[await connection.fetchval(SELECT_NODE, owner_id)].append(client)
+    await connection.close()
+    assert all(found.values()), "all accounts are on one worker"
+    return found
+
+
+async def test_only_the_owners_of_a_worker_notice_that_it_is_away(
+    cluster: Cluster, database_url: str, sign_up: SignUp, anonymous: AsyncClient
+) -> None:
+    accounts = await accounts_by_worker(database_url, sign_up)
+    there, away = accounts[NODES[1]], accounts[NODES[2]]
+    acknowledged = dict.fromkeys([*there, *away], 0)
+    refused: list[int] = []
+    stopping = asyncio.Event()
+
+    async def write(client: AsyncClient) -> None:
+        while not stopping.is_set():
+            answer = await client.post("/items", json=MUG)
+            if answer.status_code == 201:
+                acknowledged[client] += 1
+            else:
+                refused.append(answer.status_code)
+            await asyncio.sleep(0.02)
+
+    writers = [asyncio.create_task(write(client)) for client in acknowledged]
+    await eventually(lambda: all(acknowledged.values()), "a write of each account", 60)
+    worker = cluster.containers[2].get_wrapped_container()
+    worker.kill()
+    try:
+        await eventually(lambda: len(refused) > 10, "refused writes", 60)
+        before = [acknowledged[client] for client in there]
+        for client in there:
+            assert (await client.get("/items")).status_code == 200
+        for client in away:
+            answer = await client.get("/items")
+            assert answer.status_code == 503, answer.text
+            assert answer.json()["code"] == "unavailable"
+        await eventually(
+            lambda: all(acknowledged[c] > n for c, n in zip(there, before, strict=True)),
+            "a further write of each account elsewhere",
+            60,
+        )
+        assert (await anonymous.get("/readyz")).status_code == 200
+    finally:
+        worker.start()
+    before = [acknowledged[client] for client in away]
+    await eventually(
+        lambda: all(acknowledged[c] > n for c, n in zip(away, before, strict=True)),
+        "a further write of each account of the worker",
+        120,
+    )
+    stopping.set()
+    await asyncio.gather(*writers)
+    assert set(refused) == {503}
+    for client, count in acknowledged.items():
+        total = (await client.get("/items?limit=1&total=true")).json()["total"]
+        assert total >= count, "an acknowledged write is lost"
