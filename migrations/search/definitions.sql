@@ -102,7 +102,7 @@ CREATE OR REPLACE FUNCTION public.search_nearest(owner uuid, model integer, quer
  SET jit TO 'off'
 AS $function$
 DECLARE
-    total integer := coalesce((SELECT documents FROM search_owners WHERE owner_id = owner), 0);
+    total integer;
     exact_rows integer := 125 * wanted;
     filtered boolean := numnode(required) > 0
         OR num_nonnulls(min_price, max_price, created_after, created_before) > 0;
@@ -113,6 +113,8 @@ DECLARE
     found_ids uuid[];
     distances double precision[];
 BEGIN
+    PERFORM set_config('citus.allow_nested_distributed_execution', 'on', true);
+    total := coalesce((SELECT documents FROM search_owners WHERE owner_id = owner), 0);
     IF filtered THEN
         among := ARRAY(
             SELECT i.id FROM items AS i
@@ -122,7 +124,8 @@ BEGIN
             AND (created_after IS NULL OR i.created_at > created_after)
             AND (created_before IS NULL OR i.created_at < created_before)
             AND (numnode(required) = 0 OR i.id IN (
-                SELECT d.item_id FROM search_documents AS d WHERE d.terms @@ required))
+                SELECT d.item_id FROM search_documents AS d
+                WHERE d.owner_id = owner AND d.terms @@ required))
             LIMIT exact_rows + 1
         );
         condition := CASE WHEN cardinality(among) <= exact_rows THEN 'e.item_id = ANY ($4)' ELSE
