@@ -8,13 +8,14 @@ import asyncpg
 import pytest
 
 from app.discovery import find_features
-from app.embedded import wheel_binaries
-from app.migrations import load_revisions, schema_state
+from app.embedded import ensure_database, wheel_binaries
+from app.migrations import load_revisions, schema_state, upgrade
 from app.schema_drift import Difference, find_differences
 from shared.db.connecting import connector
 from shared.db.database import new_engine
 from tests.operations.test_doctor import doctor
 from tests.repository_copies import ROOT, run_app
+from tests.resilience.pairs import running_primary, running_standby
 
 FAULTS = {
     "a function": ("DROP FUNCTION end_sessions CASCADE", "function end_sessions()"),
@@ -172,3 +173,17 @@ async def test_the_doctor_and_the_migration_name_all_faults(
     done = run_app(tmp_path, "migrate", database=database_url, PYTHONPATH=str(ROOT))
     assert done.returncode == 0
     assert done.stderr.count("schema_differs") == len(named)
+
+
+@pytest.mark.verify
+def test_a_replica_is_compared_too(tmp_path: Path) -> None:
+    with running_primary() as primary:
+        url = asyncio.run(ensure_database(primary, "tessera"))
+        upgrade(url)
+        asyncio.run(execute(url, "DROP INDEX ix_items_owner_id_price"))
+        with running_standby(primary) as standby:
+            replica = standby.url("tessera")
+            said, status = doctor(tmp_path, url, APP_DATABASE_REPLICA_URL=replica)
+    assert status == 1
+    for of in ("", " of the replica"):
+        assert f"wrong table items{of}: not as the migrations make it; CREATE INDEX" in said
