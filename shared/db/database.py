@@ -301,9 +301,10 @@ class Database:
             self._replace_connections()
             for connection in self._direct:
                 connection.terminate()
-            for connection in self._writing:
-                if host_of(connection) != host:
-                    connection.terminate()
+            for pool in (self._writing, self.primary.connections, self._probe_pool.connections):
+                for connection in pool:
+                    if host_of(connection) != host:
+                        connection.terminate()
         self._writing.add(made.driver_connection)
 
     def _refuse_stale(self, _connection: Any, record: Any, _proxy: Any) -> None:
