@@ -313,7 +313,8 @@ class Database:
         the connections that LISTEN."""
         for connection in self._direct:
             connection.terminate()
-        for connection in self._writing:
+        pools = (self._writing, self.primary.connections, self._probe_pool.connections)
+        for connection in chain.from_iterable(pools):
             if host_of(connection) != host:
                 connection.terminate()
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeAlias
+from weakref import WeakSet
 
 import asyncpg
 import orjson
@@ -70,6 +71,7 @@ class ReadPool:
         self._generation = 0
         self._open = True
         self._connect = connect
+        self.connections: WeakSet[Connection] = WeakSet()
 
     @asynccontextmanager
     async def connection(self, *, snapshot: bool = False) -> AsyncIterator[Connection]:
@@ -126,6 +128,7 @@ class ReadPool:
             await _decode_json(connection)
         except CONNECT_ERRORS as error:
             raise Unreachable(UNREACHABLE) from error
+        self.connections.add(connection)
         return connection, expiry()
 
     @asynccontextmanager
