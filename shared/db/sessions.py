@@ -33,7 +33,12 @@ from sqlalchemy.pool import PoolProxiedConnection
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from shared.db.changes import Subscribers
-from shared.db.errors import CONNECTION_LOST, CONNECTION_LOST_ERRORS, OUTCOME_UNKNOWN
+from shared.db.errors import (
+    CONNECTION_LOST,
+    CONNECTION_LOST_ERRORS,
+    OUTCOME_UNKNOWN,
+    is_worker_lost,
+)
 from shared.db.pool import CANCEL_TIMEOUT_SECONDS, Connection, Row
 from shared.db.statements import compile_many, compile_statement, convert_rows
 from shared.problems import Unavailable
@@ -367,13 +372,22 @@ async def _commit(
         timer = loop.call_later(ABANDONED_COMMIT_SECONDS, connection.terminate)
         commit.add_done_callback(discard)
         raise
-    except (OSError, PostgresConnectionError, AdminShutdownError, CrashShutdownError) as error:
-        raise Unavailable(OUTCOME_UNKNOWN) from error
+    except (OSError, PostgresError) as error:
+        if _leaves_outcome_unknown(error):
+            raise Unavailable(OUTCOME_UNKNOWN) from error
+        raise
     if connection in UNCONFIRMED:
         UNCONFIRMED.discard(connection)
         raise Unavailable(OUTCOME_UNKNOWN)
     if tag != "COMMIT":  # it rolls back without an error where a failed statement was suppressed
         raise RuntimeError("A statement had failed: nothing was committed")
+
+
+def _leaves_outcome_unknown(error: OSError | PostgresError) -> bool:
+    """Returns whether a COMMIT that fails so may have taken effect: its server, or the worker of a
+    cluster that has its rows, has not answered."""
+    lost = (OSError, PostgresConnectionError, AdminShutdownError, CrashShutdownError)
+    return isinstance(error, lost) or is_worker_lost(error)
 
 
 def notice_unconfirmed(connection: Connection) -> None:
