@@ -8,6 +8,7 @@ from asyncpg import (
     CrashShutdownError,
     InterfaceError,
     InternalClientError,
+    InternalServerError,
     InvalidCachedStatementError,
     PostgresConnectionError,
     PostgresError,
@@ -24,6 +25,15 @@ OUTCOME_UNKNOWN = (
     " again with the same Idempotency-Key; without one, look first"
 )
 READ_ONLY = "The database takes no changes for the moment; please try again"
+WORKER_LOST = "A part of the data cannot be reached; please try again"
+WORKER_LOST_MESSAGE = re.compile(
+    "SSL SYSCALL error|SSL error|server closed the connection|connection not open"
+    "|no connection to the server|could not (?:send|receive) data"
+    "|failure on connection marked as essential|could not commit transaction for shard"
+)
+"""The words of libpq, and those of Citus, where a coordinator loses a worker. They have the
+SQLSTATE of a bug."""
+
 CONNECT_ERRORS = (
     OSError,
     TimeoutError,
@@ -76,6 +86,12 @@ def is_read_only(error: DatabaseError) -> bool:
     return isinstance(database_cause(error), ReadOnlySQLTransactionError)
 
 
+def is_worker_lost(error: DatabaseError) -> bool:
+    """Returns whether the coordinator of a cluster has lost the worker that it had asked."""
+    cause = database_cause(error)
+    return isinstance(cause, InternalServerError) and bool(WORKER_LOST_MESSAGE.match(str(cause)))
+
+
 def database_problem(error: DatabaseError) -> Problem | None:
     """Translates a database error into a problem; returns None for a bug in our code.
 
@@ -90,6 +106,8 @@ def database_problem(error: DatabaseError) -> Problem | None:
         return Unavailable("The database has just been migrated; please try again")
     if isinstance(cause, OSError):
         return Unavailable(UNREACHABLE)
+    if is_worker_lost(error):
+        return Unavailable(WORKER_LOST)
     state = cause.sqlstate if isinstance(cause, PostgresError) else None
     if state is None:
         return None

@@ -35,6 +35,7 @@ from shared.db.errors import (
     ENDED_BY_SERVER_ERRORS,
     OUTCOME_UNKNOWN,
     database_cause,
+    is_worker_lost,
 )
 from shared.db.pool import CANCEL_TIMEOUT_SECONDS, Connection, Row
 from shared.db.statements import compile_many, compile_statement, convert_rows
@@ -383,8 +384,10 @@ async def _commit(
     except asyncio.CancelledError:
         _abandon(commit, connection, pooled, committing)
         raise
-    except (OSError, *ENDED_BY_SERVER_ERRORS) as error:
-        raise Unavailable(OUTCOME_UNKNOWN) from error
+    except (OSError, PostgresError) as error:
+        if _leaves_outcome_unknown(error):
+            raise Unavailable(OUTCOME_UNKNOWN) from error
+        raise
     if connection in UNCONFIRMED:
         UNCONFIRMED.discard(connection)
         raise Unavailable(OUTCOME_UNKNOWN)
@@ -412,6 +415,12 @@ def _abandon(
         pooled.close()
 
     commit.add_done_callback(discard)
+
+
+def _leaves_outcome_unknown(error: OSError | PostgresError) -> bool:
+    """Returns whether a COMMIT that fails so may have taken effect: its server, or the worker of a
+    cluster that has its rows, has not answered."""
+    return isinstance(error, (OSError, *ENDED_BY_SERVER_ERRORS)) or is_worker_lost(error)
 
 
 def notice_unconfirmed(connection: Connection) -> None:

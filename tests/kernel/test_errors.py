@@ -13,6 +13,7 @@ from sqlalchemy import text
 from starlette.types import Message
 
 from shared.db import ReadSession
+from shared.db.errors import database_problem
 from shared.settings import Settings
 from tests.app_helpers import app_with, assert_problem, capture_log
 from tests.kit import connect
@@ -247,6 +248,17 @@ async def test_what_a_bug_sends_to_the_database_is_not_logged(anonymous: AsyncCl
     assert_problem(await anonymous.get("/probe/bad-statement"), 500)
     assert "invalid input syntax" in lines.getvalue()
     assert SECRET not in lines.getvalue()
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["SSL SYSCALL error: EOF detected", "failure on connection marked as essential: worker2:5432"],
+)
+def test_a_worker_that_the_coordinator_has_lost_is_no_bug(message: str) -> None:
+    problem = database_problem(asyncpg.InternalServerError(message))
+    assert problem
+    assert problem.status == 503
+    assert database_problem(asyncpg.InternalServerError("cache lookup failed")) is None
 
 
 def operations(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:

@@ -23,6 +23,7 @@ SETTINGS = {
     "citus.shard_count": "4",
     # Citus 14 hides shards from queries of pg_class, and fails on LEFT JOINs of it.
     "citus.override_table_visibility": "off",
+    "citus.node_connection_timeout": "3s",
     "citus.stat_statements_track": "all",
     "pg_stat_statements.track_utility": "off",
     "wal_level": "logical",
