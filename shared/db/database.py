@@ -344,7 +344,10 @@ def _read_pool(url: str, role: ServerRole, settings: Settings, size: int) -> Rea
     server, first_statement = _timeouts(settings)
     if first_statement is None:
         server = server | {"default_transaction_read_only": "on"}
-    connect = _connector(url, role, server, pooler=first_statement is not None)
+        connect = _connector(url, role, server, pooler=False)
+    else:  # each read is a transaction, whose BEGIN waits for an answer too
+        wait = _longest_wait(settings)
+        connect = _connector(url, role, server, pooler=True, command_timeout=wait)
     return ReadPool(connect, size, settings.database_pool_timeout, first_statement)
 
 

@@ -22,7 +22,7 @@ async def test_a_large_account_is_deleted_at_once_and_its_items_in_batches(
     database = await asyncpg.connect(database_url)
     try:
         await database.execute(INSERT_ITEMS, owner_id, ITEMS)
-        with max_queries(10):
+        with max_queries(11):
             assert (await client.delete("/users/me")).status_code == 204
         assert (await client.get("/items")).status_code == 401
         assert await database.fetchval("SELECT count(*) FROM items") == ITEMS + 1
