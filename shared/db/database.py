@@ -349,8 +349,11 @@ class Database:
 
 
 def _read_pool(url: str, role: ServerRole, settings: Settings, size: int) -> ReadPool:
-    connect = _connector(url, role, settings, default_transaction_read_only="on")
-    return ReadPool(connect, size, settings.database_pool_timeout, _first_statement(settings))
+    first_statement = _first_statement(settings)
+    # Behind a pooler each read is a transaction, whose BEGIN waits for an answer too.
+    wait = _longest_wait(settings) if first_statement else None
+    connect = _connector(url, role, settings, wait, default_transaction_read_only="on")
+    return ReadPool(connect, size, settings.database_pool_timeout, first_statement)
 
 
 def _write_engine(url: str, settings: Settings, size: int) -> AsyncEngine:

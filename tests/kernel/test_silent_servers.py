@@ -42,8 +42,15 @@ def settings(settings: Settings, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture
-async def opened(settings: Settings) -> AsyncIterator[Database]:
-    opened = Database(settings.database_url or "", settings)
+def behind_pooler() -> bool:
+    return False
+
+
+@pytest.fixture
+async def opened(settings: Settings, behind_pooler: bool) -> AsyncIterator[Database]:
+    url = settings.database_url or ""
+    direct = {"database_direct_url": url if behind_pooler else None}
+    opened = Database(url, settings.model_copy(update=direct))
     yield opened
     await opened.dispose()
 
@@ -82,6 +89,7 @@ async def stream(database: Database, silence: Silence) -> None:
             pass
 
 
+@pytest.mark.parametrize("behind_pooler", [False, True])
 @pytest.mark.parametrize("use", [read, write, write_many, write_by_orm, stream])
 async def test_a_statement_without_an_answer_is_given_up(
     opened: Database, proxy: Proxy, use: Callable[[Database, Silence], Awaitable[None]]
