@@ -35,7 +35,7 @@ ON_MANY_SHARDS = {
 }
 VARIABLE = re.compile(
     r"[0-9a-f]{8}-[0-9a-f-]{27}|[0-9a-f]{32}|\d{4}-\d\d-\d\d[T ][\d:.]+(?:Z|\+00:00)?"
-    r"|eyJ[\w.-]+|tsk_\w+|\b[\w-]{40,}\b|^(?:date|etag|x-request-id|server):.*$"
+    r"|eyJ[\w.-]+|tsk_[\w-]+|\b[\w-]{40,}\b|^(?:date|etag|x-request-id|server):.*$"
     r"|\"hits\":\[.*?\],\"total\":\d+",  # some items wait for their embedding
     re.IGNORECASE | re.MULTILINE,
 )
