@@ -12,7 +12,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 CONSTANTS = {
-    "constraints": {"NEVER_VIOLATED"},
+    "constraints": {"NEVER_VIOLATED", "REFERENCE_TABLES"},
     "contract": {
         "ANY_BODY_ACCEPTED",
         "UNDOCUMENTED_ERRORS",

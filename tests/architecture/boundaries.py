@@ -120,6 +120,29 @@ class TablesContract(Contract):
             output.print_error(violation)
 
 
+class OwnersContract(Contract):
+    """Each key of a private table begins with its owner, as tests/architecture/owner_keys.py says.
+
+    A database that is distributed over machines by owner could not keep another key.
+    """
+
+    def check(self, graph: grimp.ImportGraph, verbose: bool) -> ContractCheck:
+        try:
+            from tests.architecture.owner_keys import check_keys  # late, as above
+
+            checked, violations = check_keys()
+        except Exception as error:
+            checked, violations = [], [f"the features cannot be imported: {error}"]
+        kept = bool(checked) and not violations
+        return ContractCheck(kept=kept, metadata={"checked": checked, "violations": violations})
+
+    def render_broken_contract(self, check: ContractCheck) -> None:
+        if not check.metadata["checked"]:
+            output.print_error("No table with an owner_id was checked.")
+        for violation in check.metadata["violations"]:
+            output.print_error(violation)
+
+
 class LocksContract(Contract):
     """Each advisory lock is named after the package that takes it.
 

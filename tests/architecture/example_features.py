@@ -1,3 +1,4 @@
+# ruff: noqa: E501  # the lines of the files are indented here
 """Two features that are written by hand.
 
 `notes` has routes, tables, migrations, settings, a task and a command; `probes` has one route.
@@ -15,11 +16,14 @@ NOTES = {
         """The declaration of notes, for the kernel."""
 
         from features.notes.commands import commands
+        from features.notes.handlers import delete_all_notes
         from features.notes.router import router
         from features.notes.settings import NotesSettings
         from features.notes.tasks import old_notes
+        from features.users import account_changes
+        from shared.db.changes import Subscription
         from shared.feature import Feature
-        from shared.problems import Conflict, Unauthorized
+        from shared.problems import Conflict
 
         feature = Feature(
             name="notes",
@@ -28,10 +32,10 @@ NOTES = {
             scopes={"notes:read": "Read your notes", "notes:write": "Add notes"},
             constraints={
                 "uq_notes_owner_id_title": Conflict("You already have a note with this title"),
-                "fk_notes_owner_id": Unauthorized("User not found"),
             },
             settings=NotesSettings,
             tasks=(old_notes,),
+            subscriptions=(Subscription(account_changes, delete_all_notes, outbox="notes_accounts"),),
             commands=commands,
         )
     ''',
@@ -64,8 +68,8 @@ NOTES = {
                 CheckConstraint("title <> ''", name="title_not_empty"),
             )
 
+            owner_id: UUID = Field(primary_key=True)
             id: UUID = Field(default_factory=uuid7, primary_key=True)
-            owner_id: UUID = Field(foreign_key="users.id", ondelete="CASCADE")
             title: str
     ''',
     "features/notes/schemas.py": '''
@@ -109,6 +113,9 @@ NOTES = {
         from sqlmodel.ext.asyncio.session import AsyncSession
 
         from features.notes.tables import Note
+        from shared.db import WriteSession
+        from shared.db.changes import Change
+        from shared.db.tables import delete_owned_rows, table_of
         from shared.problems import NotFound
 
 
@@ -142,6 +149,10 @@ NOTES = {
 
         async def delete_notes(session: AsyncSession, before: datetime) -> int:
             return (await session.exec(delete(Note).where(col(Note.created_at) < before))).rowcount
+
+
+        async def delete_all_notes(session: WriteSession, deleted: Change) -> int:
+            return await delete_owned_rows(session, table_of(Note), deleted.owner_id)
     ''',
     "features/notes/router.py": '''
         """The routes of notes."""
@@ -298,8 +309,8 @@ NOTES = {
             op.execute("SET LOCAL lock_timeout = '5s'")
             op.create_table(
                 "notes",
-                sa.Column("id", sa.Uuid(), nullable=False),
                 sa.Column("owner_id", sa.Uuid(), nullable=False),
+                sa.Column("id", sa.Uuid(), nullable=False),
                 sa.Column("title", sa.String(), nullable=False),
                 sa.Column(
                     "created_at",
@@ -313,10 +324,7 @@ NOTES = {
                     server_default=sa.func.clock_timestamp(),
                     nullable=False,
                 ),
-                sa.PrimaryKeyConstraint("id", name="pk_notes"),
-                sa.ForeignKeyConstraint(
-                    ["owner_id"], ["users.id"], name="fk_notes_owner_id", ondelete="CASCADE"
-                ),
+                sa.PrimaryKeyConstraint("owner_id", "id", name="pk_notes"),
                 sa.UniqueConstraint("owner_id", "title", name="uq_notes_owner_id_title"),
                 sa.CheckConstraint("title <> ''", name=op.f("ck_notes_title_not_empty")),
             )

@@ -16,9 +16,12 @@ ALBUMS = {
     "features/albums/feature.py": '''
         """The declaration of albums, for the kernel."""
 
+        from features.albums.handlers import delete_all_albums
         from features.albums.router import router
+        from features.users import account_changes
+        from shared.db.changes import Subscription
         from shared.feature import Feature
-        from shared.problems import Conflict, Unauthorized, Unprocessable
+        from shared.problems import Conflict, Unprocessable
 
         feature = Feature(
             name="albums",
@@ -26,10 +29,10 @@ ALBUMS = {
             depends_on=("users", "items"),
             scopes={"albums:read": "Read your albums", "albums:write": "Add and change albums"},
             constraints={
-                "fk_albums_owner_id": Unauthorized("User not found"),
                 "fk_albums_genre": Unprocessable("There is no such genre"),
                 "uq_publications_slug": Conflict("This slug is taken"),
             },
+            subscriptions=(Subscription(account_changes, delete_all_albums, outbox="albums_accounts"),),
         )
     ''',
     "features/albums/tables.py": '''
@@ -66,8 +69,8 @@ ALBUMS = {
             __tablename__ = "albums"
             __table_args__ = (Index("ix_albums_owner_created", "owner_id", "created_at", "id"),)
 
+            owner_id: UUID = Field(primary_key=True)
             id: UUID = Field(default_factory=uuid7, primary_key=True)
-            owner_id: UUID = Field(foreign_key="users.id", ondelete="CASCADE")
             title: str
             genre: str = Field(foreign_key="genres.name")
             format: Format = Field(sa_column=Column(FORMAT, nullable=False))
@@ -78,8 +81,13 @@ ALBUMS = {
 
         class Track(SQLModel, table=True):
             __tablename__ = "tracks"
-            __table_args__ = (ForeignKeyConstraint(["album_id"], ["albums.id"], ondelete="CASCADE"),)
+            __table_args__ = (
+                ForeignKeyConstraint(
+                    ["owner_id", "album_id"], ["albums.owner_id", "albums.id"], ondelete="CASCADE"
+                ),
+            )
 
+            owner_id: UUID = Field(primary_key=True)
             album_id: UUID = Field(primary_key=True)
             position: int = Field(primary_key=True)
             title: str
@@ -91,8 +99,8 @@ ALBUMS = {
             __tablename__ = "publications"
             __table_args__ = (UniqueConstraint("slug"),)
 
-            album_id: UUID = Field(foreign_key="albums.id", ondelete="CASCADE", primary_key=True)
-            owner_id: UUID
+            publisher_id: UUID = Field(primary_key=True)
+            album_id: UUID = Field(primary_key=True)
             slug: str
 
 
@@ -197,50 +205,49 @@ ALBUMS = {
         from typing import Any
         from uuid import UUID
 
-        from sqlalchemy import String, and_, bindparam, func, select, update
+        from sqlalchemy import String, and_, bindparam, delete, func, select, update
         from sqlalchemy.dialects.postgresql import ARRAY, insert
 
         from features.albums.schemas import AlbumCreate, AlbumPublic, AlbumQuery, PublishedAlbum
         from features.albums.tables import ALBUMS, GENRES, PUBLICATIONS, TRACKS
         from features.items import Item
         from shared.db import ReadSession, WriteSession
-        from shared.db.tables import table_of, uuid7
+        from shared.db.changes import Change
+        from shared.db.tables import delete_owned_rows, table_of, uuid7
         from shared.problems import NotFound
         from shared.web.conditional import check_if_match
         from shared.web.pagination import ListQuery, Pages
 
         ITEMS = table_of(Item)
-        IS_THIS_ALBUM = ALBUMS.c.id == bindparam("album_id")
-        SELECT_ALBUMS = select(ALBUMS).where(ALBUMS.c.owner_id == bindparam("owner_id"))
-        SELECT_ALBUM = SELECT_ALBUMS.where(IS_THIS_ALBUM)
+        IS_OWNERS = ALBUMS.c.owner_id == bindparam("owner")
+        IS_THIS_ALBUM = (IS_OWNERS, ALBUMS.c.id == bindparam("album_id"))
+        SELECT_ALBUMS = select(ALBUMS).where(IS_OWNERS)
+        SELECT_ALBUM = select(ALBUMS).where(*IS_THIS_ALBUM)
         LOCK_ALBUM = SELECT_ALBUM.with_for_update()
         INSERT_ALBUM = insert(ALBUMS).returning(ALBUMS.c.id)
-        TOUCH_ALBUM = update(ALBUMS).where(IS_THIS_ALBUM)  # which sets updated_at
+        TOUCH_ALBUM = update(ALBUMS).where(*IS_THIS_ALBUM)  # which sets updated_at
         SELECT_TRACKS = (
             select(TRACKS.c.title)
-            .where(TRACKS.c.album_id == bindparam("album_id"))
+            .where(TRACKS.c.owner_id == bindparam("owner"), TRACKS.c.album_id == bindparam("album_id"))
             .order_by(TRACKS.c.position)
         )
         INSERT_TRACK = insert(TRACKS)
         INSERT_PUBLICATION = insert(PUBLICATIONS)
         UPSERT_PUBLICATION = INSERT_PUBLICATION.on_conflict_do_update(
-            index_elements=["album_id"], set_={"slug": INSERT_PUBLICATION.excluded.slug}
+            index_elements=["publisher_id", "album_id"], set_={"slug": INSERT_PUBLICATION.excluded.slug}
+        )
+        SELECT_PUBLICATION = select(PUBLICATIONS).where(PUBLICATIONS.c.slug == bindparam("slug"))
+        DELETE_PUBLICATIONS = delete(PUBLICATIONS).where(
+            PUBLICATIONS.c.publisher_id == bindparam("publisher")
         )
         SELECT_PUBLISHED = (
             select(ALBUMS.c.title, ITEMS.c.price)
-            .select_from(PUBLICATIONS)
-            .join(
+            .outerjoin_from(
                 ALBUMS,
-                and_(
-                    ALBUMS.c.id == PUBLICATIONS.c.album_id,
-                    ALBUMS.c.owner_id == PUBLICATIONS.c.owner_id,
-                ),
-            )
-            .outerjoin(
                 ITEMS,
-                and_(ITEMS.c.id == ALBUMS.c.item_id, ITEMS.c.owner_id == PUBLICATIONS.c.owner_id),
+                and_(ITEMS.c.owner_id == bindparam("owner"), ITEMS.c.id == ALBUMS.c.item_id),
             )
-            .where(PUBLICATIONS.c.slug == bindparam("slug"))
+            .where(*IS_THIS_ALBUM)
         )
         SELECT_GENRES = select(GENRES.c.name).order_by(GENRES.c.name)
         LIST_ALBUMS = ListQuery(
@@ -253,7 +260,7 @@ ALBUMS = {
         async def list_albums(
             session: ReadSession, pages: Pages, owner_id: UUID, query: AlbumQuery
         ) -> dict[str, Any]:
-            return await pages.fetch(session, LIST_ALBUMS, query, owner_id=owner_id)
+            return await pages.fetch(session, LIST_ALBUMS, query, owner=owner_id)
 
 
         async def create_album(session: WriteSession, owner_id: UUID, new: AlbumCreate) -> AlbumPublic:
@@ -271,7 +278,7 @@ ALBUMS = {
             Raises:
                 NotFound: there is no such album, or it is somebody else's.
             """
-            values = {"owner_id": owner_id, "album_id": album_id}
+            values = {"owner": owner_id, "album_id": album_id}
             album = await session.fetch_one(LOCK_ALBUM if lock else SELECT_ALBUM, values)
             if album is None:
                 raise NotFound(f"Album {album_id} not found")
@@ -286,9 +293,9 @@ ALBUMS = {
             album = await get_album(session, owner_id, album_id, lock=True)
             check_if_match(if_match, album.updated_at)
             position = len(album.tracks) + 1
-            values = {"album_id": album_id, "position": position, "title": title}
-            await session.execute(INSERT_TRACK, values)
-            await session.execute(TOUCH_ALBUM, {"album_id": album_id})
+            track = {"owner_id": owner_id, "album_id": album_id, "position": position, "title": title}
+            await session.execute(INSERT_TRACK, track)
+            await session.execute(TOUCH_ALBUM, {"owner": owner_id, "album_id": album_id})
             return await get_album(session, owner_id, album_id)
 
 
@@ -298,7 +305,7 @@ ALBUMS = {
 
         async def publish(session: WriteSession, owner_id: UUID, album_id: UUID, slug: str) -> None:
             await get_album(session, owner_id, album_id)
-            values = {"slug": slug, "owner_id": owner_id, "album_id": album_id}
+            values = {"slug": slug, "publisher_id": owner_id, "album_id": album_id}
             await session.execute(UPSERT_PUBLICATION, values)
 
 
@@ -307,10 +314,11 @@ ALBUMS = {
             Raises:
                 NotFound: nothing is published there.
             """
-            found = await session.fetch_as(PublishedAlbum, SELECT_PUBLISHED, {"slug": slug})
-            if not found:
-                raise NotFound(f"Nothing is published at {slug}")
-            return found[0]
+            if published := await session.fetch_one(SELECT_PUBLICATION, {"slug": slug}):
+                values = {"owner": published.publisher_id, "album_id": published.album_id}
+                for album in await session.fetch_as(PublishedAlbum, SELECT_PUBLISHED, values):
+                    return album
+            raise NotFound(f"Nothing is published at {slug}")
 
 
         async def list_genres(session: ReadSession) -> list[str]:
@@ -319,7 +327,13 @@ ALBUMS = {
 
         async def count_albums(session: ReadSession, owner_id: UUID) -> int:
             count = SELECT_ALBUMS.with_only_columns(func.count(), maintain_column_froms=True)
-            return int(await session.fetch_value(count, {"owner_id": owner_id}))
+            return int(await session.fetch_value(count, {"owner": owner_id}))
+
+
+        async def delete_all_albums(session: WriteSession, deleted: Change) -> int:
+            """Deletes a batch of those of a deleted account, and what it has published."""
+            await session.execute(DELETE_PUBLICATIONS, {"publisher": deleted.owner_id})
+            return await delete_owned_rows(session, ALBUMS, deleted.owner_id)
     ''',
     "features/albums/router.py": '''
         """The routes of albums."""
@@ -513,9 +527,9 @@ ALBUMS = {
         """Constraints that no request can violate, for tests/architecture/test_constraints.py."""
 
         NEVER_VIOLATED = {
-            "fk_tracks_album_id": "the album is locked while a track is added",
-            "fk_publications_album_id": "no request deletes an album",
+            "fk_tracks_owner_id_album_id": "the album is locked while a track is added",
         }
+        REFERENCE_TABLES = {"genres": "a few rows, of which each machine of a cluster has a copy"}
     ''',
     "features/albums/tests/contract.py": '''
         """What the API document cannot tell, for tests/contract/test_contract.py."""

@@ -19,22 +19,22 @@ SHIPMENTS = {
         from features.items import item_changes
         from features.shipments.commands import commands
         from features.shipments.demo import add_demo_shipment
+        from features.shipments.handlers import delete_all_shipments
         from features.shipments.notices import send_notices
         from features.shipments.rates import lifespan
         from features.shipments.router import router
         from features.shipments.settings import ShipmentsSettings
         from features.shipments.subscribers import forget_items, mark_outdated
         from features.shipments.tasks import delete_old_shipments
+        from features.users import account_changes
         from shared.db.changes import Subscription
         from shared.feature import Demo, Feature
-        from shared.problems import Unauthorized
 
         feature = Feature(
             name="shipments",
             router=router,
             depends_on=("users", "items"),
             scopes={"shipments:read": "Read your shipments", "shipments:write": "Add shipments"},
-            constraints={"fk_shipments_owner_id": Unauthorized("User not found")},
             settings=ShipmentsSettings,
             lifespan=lifespan,
             tasks=(send_notices,),
@@ -42,6 +42,7 @@ SHIPMENTS = {
             subscriptions=(
                 Subscription(item_changes, forget_items),
                 Subscription(item_changes, mark_outdated, outbox="shipments"),
+                Subscription(account_changes, delete_all_shipments, outbox="shipments_accounts"),
             ),
             commands=commands,
             demo=Demo(load=add_demo_shipment, hint="curl -s {address}/shipments"),
@@ -71,18 +72,22 @@ SHIPMENTS = {
         from datetime import datetime
         from uuid import UUID
 
-        from sqlalchemy import Index, func
+        from sqlalchemy import ForeignKeyConstraint, Index, func
         from sqlmodel import Field, SQLModel
 
         from shared.db.tables import Timestamped, table_of, uuid7
 
 
+        def of_shipment() -> ForeignKeyConstraint:
+            key, other = ["owner_id", "shipment_id"], ["shipments.owner_id", "shipments.id"]
+            return ForeignKeyConstraint(key, other, ondelete="CASCADE")
+
+
         class Shipment(Timestamped, table=True):
             __tablename__ = "shipments"
-            __table_args__ = (Index("ix_shipments_owner", "owner_id", "id"),)
 
+            owner_id: UUID = Field(primary_key=True)
             id: UUID = Field(default_factory=uuid7, primary_key=True)
-            owner_id: UUID = Field(foreign_key="users.id", ondelete="CASCADE")
             address: str
 
 
@@ -90,9 +95,10 @@ SHIPMENTS = {
             """`outdated`: the item has changed since."""
 
             __tablename__ = "parcels"
-            __table_args__ = (Index("ix_parcels_item", "item_id"),)
+            __table_args__ = (of_shipment(), Index("ix_parcels_item", "owner_id", "item_id"))
 
-            shipment_id: UUID = Field(foreign_key="shipments.id", ondelete="CASCADE", primary_key=True)
+            owner_id: UUID = Field(primary_key=True)
+            shipment_id: UUID = Field(primary_key=True)
             number: int = Field(primary_key=True)
             item_id: UUID | None = None
             grams: int
@@ -104,12 +110,14 @@ SHIPMENTS = {
 
             __tablename__ = "notices"
             __table_args__ = (
-                Index("ix_notices_shipment", "shipment_id", "id"),
+                of_shipment(),
+                Index("ix_notices_shipment", "owner_id", "shipment_id", "id"),
                 Index("ix_notices_next_attempt", "next_attempt_at"),
             )
 
+            owner_id: UUID = Field(primary_key=True)
             id: UUID = Field(default_factory=uuid7, primary_key=True)
-            shipment_id: UUID = Field(foreign_key="shipments.id", ondelete="CASCADE")
+            shipment_id: UUID
             address: str
             attempts: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
             next_attempt_at: datetime | None = Field(
@@ -203,19 +211,21 @@ SHIPMENTS = {
         from features.shipments.schemas import ShipmentCreate, ShipmentPublic
         from features.shipments.tables import NOTICES, PARCELS, SHIPMENTS, Shipment
         from shared.db import ReadSession, WriteSession, write_session_of
-        from shared.db.tables import uuid7
+        from shared.db.changes import Change
+        from shared.db.tables import delete_owned_rows, uuid7
         from shared.problems import NotFound
 
+        IS_OWNERS_PARCEL = PARCELS.c.owner_id == bindparam("owner")
         PARCELS_AS_JSON = (
             select(func.jsonb_agg(func.to_jsonb(PARCELS.table_valued()), type_=JSONB))
-            .where(PARCELS.c.shipment_id == SHIPMENTS.c.id)
+            .where(IS_OWNERS_PARCEL, PARCELS.c.shipment_id == SHIPMENTS.c.id)
             .scalar_subquery()
         )
         IDS = bindparam("ids", type_=ARRAY(Uuid))
         SELECT_SHIPMENTS = (
             select(SHIPMENTS, PARCELS_AS_JSON.label("parcels"))
             .where(
-                SHIPMENTS.c.owner_id == bindparam("owner_id"),
+                SHIPMENTS.c.owner_id == bindparam("owner"),
                 IDS.is_(None) | (SHIPMENTS.c.id == any_(IDS)),
             )
             .order_by(SHIPMENTS.c.id.desc())
@@ -223,10 +233,13 @@ SHIPMENTS = {
         )
         INSERT_SHIPMENT = insert(SHIPMENTS)
         INSERT_PARCEL = insert(PARCELS)
-        FORGET_ITEMS = update(PARCELS).where(PARCELS.c.item_id == any_(IDS)).values(item_id=None)
-        MARK_OUTDATED = update(PARCELS).where(PARCELS.c.item_id == any_(IDS)).values(outdated=True)
+        HAS_ITEM = (IS_OWNERS_PARCEL, PARCELS.c.item_id == any_(IDS))
+        FORGET_ITEMS = update(PARCELS).where(*HAS_ITEM).values(item_id=None)
+        MARK_OUTDATED = update(PARCELS).where(*HAS_ITEM).values(outdated=True)
         MARK_CURRENT = (
-            update(PARCELS).where(PARCELS.c.shipment_id == bindparam("shipment")).values(outdated=False)
+            update(PARCELS)
+            .where(IS_OWNERS_PARCEL, PARCELS.c.shipment_id == bindparam("shipment"))
+            .values(outdated=False)
         )
         DELETE_OLD = delete(SHIPMENTS).where(SHIPMENTS.c.created_at < bindparam("before"))
         COUNT_SHIPMENTS = select(func.count()).select_from(SHIPMENTS)
@@ -241,8 +254,9 @@ SHIPMENTS = {
             shipment_id = uuid7()
             values = {"id": shipment_id, "owner_id": owner_id, "address": new.address}
             await session.execute(INSERT_SHIPMENT, values)
+            key = {"owner_id": owner_id, "shipment_id": shipment_id}
             parcels = [
-                {"shipment_id": shipment_id, "number": number, **parcel.model_dump()}
+                {**key, "number": number, **parcel.model_dump()}
                 for number, parcel in enumerate(new.parcels, start=1)
             ]
             await session.execute(INSERT_PARCEL, parcels)
@@ -253,7 +267,7 @@ SHIPMENTS = {
             session: ReadSession, owner_id: UUID, ids: Sequence[UUID] | None
         ) -> list[ShipmentPublic]:
             """Returns these of the owner's shipments, or the newest, with their parcels."""
-            values = {"owner_id": owner_id, "ids": ids}
+            values = {"owner": owner_id, "ids": ids}
             return await session.fetch_as(ShipmentPublic, SELECT_SHIPMENTS, values)
 
 
@@ -282,9 +296,9 @@ SHIPMENTS = {
                 raise NotFound(f"Shipment {shipment_id} not found")
             shipment.address = address
             writing = write_session_of(session)
-            await writing.execute(MARK_CURRENT, {"shipment": shipment_id})
-            notice = {"id": uuid7(), "shipment_id": shipment_id, "address": address}
-            await writing.execute(INSERT_NOTICE, notice)
+            await writing.execute(MARK_CURRENT, {"owner": owner_id, "shipment": shipment_id})
+            notice = {"id": uuid7(), "owner_id": owner_id, "shipment_id": shipment_id}
+            await writing.execute(INSERT_NOTICE, notice | {"address": address})
             writing.notify(NOTICES_CHANNEL)
             return await get_shipment(writing, owner_id, shipment_id)
 
@@ -296,6 +310,11 @@ SHIPMENTS = {
 
         async def count_shipments(session: ReadSession) -> int:
             return int(await session.fetch_value(COUNT_SHIPMENTS))
+
+
+        async def delete_all_shipments(session: WriteSession, deleted: Change) -> int:
+            """Deletes a batch of those of a deleted account, with their parcels and notices."""
+            return await delete_owned_rows(session, SHIPMENTS, deleted.owner_id)
     ''',
     "features/shipments/subscribers.py": '''
         """What shipments do when items have changed."""
@@ -308,13 +327,13 @@ SHIPMENTS = {
         async def forget_items(session: WriteSession, change: Change) -> None:
             """Runs in the transaction that deletes the items: no parcel ever names a deleted one."""
             if change.kind is ChangeKind.DELETED:
-                await session.execute(FORGET_ITEMS, {"ids": change.ids})
+                await session.execute(FORGET_ITEMS, {"owner": change.owner_id, "ids": change.ids})
 
 
         async def mark_outdated(session: WriteSession, change: Change) -> None:
             """Runs after the commit, from the outbox, until it succeeds."""
             if change.kind is ChangeKind.UPDATED:
-                await session.execute(MARK_OUTDATED, {"ids": change.ids})
+                await session.execute(MARK_OUTDATED, {"owner": change.owner_id, "ids": change.ids})
     ''',
     "features/shipments/notices.py": '''
         """Tells the carrier of new addresses: the notices of a shipment in their order, each at
@@ -332,33 +351,45 @@ SHIPMENTS = {
         from features.shipments.handlers import NOTICES_CHANNEL
         from features.shipments.settings import ShipmentsSettings
         from features.shipments.tables import NOTICES
-        from shared.db import database_of
+        from shared.db import Row, WriteSession, database_of
         from shared.state import settings_of
         from shared.tasks import Task
 
         SEND_SECONDS = 10.0
         FIRST_RETRY = timedelta(seconds=15)  # doubles with each attempt
         MAX_ATTEMPTS = 9
+        OWNERS_TRIED = 10
 
         EARLIER = NOTICES.alias()
+        IS_DUE = (
+            NOTICES.c.next_attempt_at <= func.statement_timestamp(),
+            ~exists().where(
+                EARLIER.c.owner_id == NOTICES.c.owner_id,
+                EARLIER.c.shipment_id == NOTICES.c.shipment_id,
+                EARLIER.c.id < NOTICES.c.id,
+                EARLIER.c.next_attempt_at.is_not(None),
+            ),
+        )
+        SELECT_OWNERS = (
+            select(NOTICES.c.owner_id)
+            .where(*IS_DUE)
+            .group_by(NOTICES.c.owner_id)
+            .order_by(func.random())
+            .limit(OWNERS_TRIED)
+        )
+        IS_OWNERS = NOTICES.c.owner_id == bindparam("owner")
         SELECT_DUE = (
             select(NOTICES)
-            .where(
-                NOTICES.c.next_attempt_at <= func.statement_timestamp(),
-                ~exists().where(
-                    EARLIER.c.shipment_id == NOTICES.c.shipment_id,
-                    EARLIER.c.id < NOTICES.c.id,
-                    EARLIER.c.next_attempt_at.is_not(None),
-                ),
-            )
+            .where(IS_OWNERS, *IS_DUE)
             .order_by(NOTICES.c.next_attempt_at)
             .limit(1)
             .with_for_update(of=NOTICES, skip_locked=True)
         )
-        DELETE_NOTICE = delete(NOTICES).where(NOTICES.c.id == bindparam("notice"))
+        IS_THIS_NOTICE = (IS_OWNERS, NOTICES.c.id == bindparam("notice"))
+        DELETE_NOTICE = delete(NOTICES).where(*IS_THIS_NOTICE)
         SCHEDULE_RETRY = (
             update(NOTICES)
-            .where(NOTICES.c.id == bindparam("notice"))
+            .where(*IS_THIS_NOTICE)
             .values(
                 attempts=NOTICES.c.attempts + 1,
                 next_attempt_at=func.statement_timestamp() + bindparam("pause", type_=Interval),
@@ -366,7 +397,7 @@ SHIPMENTS = {
         )
         BACKLOG = text("""
         SELECT count(next_attempt_at), count(*) - count(next_attempt_at),
-            greatest(0, extract(epoch FROM clock_timestamp() - min(next_attempt_at)))
+            greatest(0, extract(epoch FROM statement_timestamp() - min(next_attempt_at)))
         FROM notices
         """)
 
@@ -376,21 +407,28 @@ SHIPMENTS = {
         async def _send_next(app: FastAPI) -> int:
             url = settings_of(app, ShipmentsSettings).shipments_carrier_url
             async with database_of(app).transaction() as session:
-                notice = await session.fetch_one(SELECT_DUE)
+                notice = await _lock_due(session)
                 if notice is None:
                     return 0
+                this = {"owner": notice.owner_id, "notice": notice.id}
                 try:
                     async with asyncio.timeout(SEND_SECONDS):
                         await _tell_carrier(url, notice.shipment_id, notice.address)
                 except Exception as error:  # of any kind: the other shipments must not wait for it
                     parked = notice.attempts + 1 >= MAX_ATTEMPTS
                     pause = None if parked else FIRST_RETRY * 2**notice.attempts
-                    values = {"notice": notice.id, "pause": pause}
-                    await session.execute(SCHEDULE_RETRY, values)
+                    await session.execute(SCHEDULE_RETRY, this | {"pause": pause})
                     log.warning("notice_failed", id=str(notice.id), parked=parked, error=repr(error))
                 else:
-                    await session.execute(DELETE_NOTICE, {"notice": notice.id})
+                    await session.execute(DELETE_NOTICE, this)
                 return 1
+
+
+        async def _lock_due(session: WriteSession) -> Row | None:
+            for row in await session.fetch(SELECT_OWNERS):
+                if notice := await session.fetch_one(SELECT_DUE, {"owner": row.owner_id}):
+                    return notice
+            return None
 
 
         async def _tell_carrier(url: str, shipment_id: UUID, address: str) -> None:
@@ -589,8 +627,8 @@ SHIPMENTS = {
         """Constraints that no request can violate, for tests/architecture/test_constraints.py."""
 
         NEVER_VIOLATED = {
-            "fk_parcels_shipment_id": "parcels are added in the transaction of their shipment",
-            "fk_notices_shipment_id": "notices are added in a transaction that locks their shipment",
+            "fk_parcels_owner_id_shipment_id": "parcels are added in the transaction of their shipment",
+            "fk_notices_owner_id_shipment_id": "notices are added by who has locked their shipment",
         }
     ''',
     "features/shipments/tests/test_shipments.py": '''

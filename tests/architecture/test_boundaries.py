@@ -15,6 +15,7 @@ NEIGHBOURS = "Features meet only through their __init__"
 CYCLES = "Features depend on each other without cycles"
 HANDLERS = "Handlers know no HTTP and no router"
 TABLES = "Features touch only their own tables"
+OWNERS = "Keys of private tables begin with their owner"
 LOCKS = "Advisory locks are named by who takes them"
 IDS = {
     KERNEL: "kernel",
@@ -22,6 +23,7 @@ IDS = {
     CYCLES: "cycles",
     HANDLERS: "handlers",
     TABLES: "tables",
+    OWNERS: "owners",
     LOCKS: "locks",
 }
 
@@ -171,6 +173,42 @@ def test_each_reach_for_a_neighbours_table_is_caught(copy: Path) -> None:
     ):
         assert breach in said
     assert f"{TABLES} BROKEN" in said
+
+
+def test_each_key_that_does_not_begin_with_the_owner_is_caught(copy: Path) -> None:
+    tables = """
+        from sqlalchemy import ForeignKeyConstraint, Index, UniqueConstraint
+        class Gift(Timestamped, table=True):
+            __tablename__ = "gifts"
+            __table_args__ = (
+                UniqueConstraint("code"),
+                Index("uq_gifts_slug", "slug", unique=True),
+                Index("ix_gifts_slug", "slug", "owner_id"),
+                UniqueConstraint("owner_id", "slug"),
+                ForeignKeyConstraint(["owner_id", "item_id"], ["items.owner_id", "items.id"]),
+                ForeignKeyConstraint(["item_id", "owner_id"], ["items.id", "items.owner_id"]),
+                ForeignKeyConstraint(["wish_id"], ["wishes.id"]),
+            )
+            id: UUID = Field(primary_key=True)
+            owner_id: UUID = Field(foreign_key="users.id", primary_key=True)
+            item_id: UUID
+            wish_id: UUID
+            code: str
+            slug: str
+    """
+    append(copy, {"features/wishes/tables.py": tables})
+    said = " ".join(lint(copy, OWNERS).split())
+    for violation in (
+        "pk_gifts of gifts must begin with owner_id: id, owner_id",
+        "uq_gifts_code of gifts must begin with owner_id: code",
+        "uq_gifts_slug of gifts must begin with owner_id: slug",
+        "fk_gifts_item_id_owner_id of gifts must begin with owner_id, on both sides",
+        "fk_gifts_wish_id of gifts refers to wishes, which has no owner_id",
+        "fk_gifts_owner_id of gifts refers to users, which has no owner_id",
+    ):
+        assert violation in said
+    assert said.count(" of gifts ") == 6
+    assert f"{OWNERS} BROKEN" in said
 
 
 def test_each_advisory_lock_that_could_meet_anothers_is_caught(copy: Path) -> None:

@@ -81,7 +81,6 @@ STATEMENTS_BY_NAME = {
         "owner id",
         "SELECT * FROM {side}.items WHERE owner_id = $1 AND id = $2",
     ),
-    "get by id alone": ("id", "SELECT * FROM {side}.items WHERE id = $1"),
     "first page of the list": (
         "owner",
         "SELECT * FROM {side}.items WHERE owner_id = $1 ORDER BY created_at DESC, id DESC LIMIT 20",

@@ -2,6 +2,8 @@
 
 from uuid import uuid4
 
+import asyncpg
+import orjson
 import pytest
 from httpx import AsyncClient
 
@@ -138,6 +140,26 @@ async def test_a_stale_change_is_refused(client: AsyncClient) -> None:
     weak = {"If-Match": f"W/{first.headers['etag']}"}
     assert (await client.delete(url, headers=weak)).status_code == 412
     assert (await client.delete(url, headers={"If-Match": "*"})).status_code == 204
+
+
+async def test_a_change_is_later_than_the_one_before_whatever_the_clock_says(
+    client: AsyncClient, database_url: str
+) -> None:
+    """As after a fail-over to a machine whose clock is behind, or a wait for another change."""
+    created = await client.post("/items", json=MUG)
+    url = created.headers["location"]
+    connection = await asyncpg.connect(database_url)
+    await connection.execute("UPDATE items SET updated_at = updated_at + interval '1 hour'")
+    await connection.close()
+    ahead = (await client.get(url)).json()
+    changed = await client.patch(url, json={"title": "Cup"})
+    assert changed.json()["updated_at"] > ahead["updated_at"]
+    row = orjson.dumps({"external_id": MUG["external_id"], "title": "Pot", "price": 1})
+    await client.post("/items/import", content=row, headers={"Content-Type": "application/jsonl"})
+    replaced = await client.get(url)
+    assert replaced.json()["title"] == "Pot"
+    assert replaced.json()["updated_at"] > changed.json()["updated_at"]
+    assert replaced.headers["etag"] != changed.headers["etag"]
 
 
 async def test_an_unauthenticated_request_is_challenged(anonymous: AsyncClient) -> None:

@@ -8,3 +8,6 @@ NEVER_VIOLATED = {
     "fk_search_embeddings_model_id": "written by tasks alone",
 }
 """Constraint names, each with the reason."""
+
+REFERENCE_TABLES = {"search_models": "a few rows, of which each machine of a cluster has a copy"}
+"""Tables without an owner that private ones refer to, each with the reason."""
