@@ -26,7 +26,9 @@ ON_MANY_SHARDS = {
     r"SELECT DISTINCT owner_id": "a sweep goes through all owners",
     r"FROM search_owners WHERE weights_version <": "owners whose weights are of an older release",
     r"^SELECT count\(\*\)": "the backlogs of the metrics",
-    r"(DELETE FROM|SELECT .* FROM) (outbox_changes|idempotency_keys|staged_items)": "expiry",
+    r"FROM (outbox_changes|idempotency_keys|staged_items)\s.*(created_at|expires_at|import_id) <": (
+        "what has expired"
+    ),
     r"search_models": "a model is registered or removed for all owners",
     r"^INSERT INTO search_queue \(item_id": "a new model embeds the items of all owners",
     r"^UPDATE search_(queue|pending)\s+SET attempts": "a new model tries again what is parked",
