@@ -12,6 +12,7 @@ from asyncpg import (
     InvalidCachedStatementError,
     PostgresConnectionError,
     PostgresError,
+    PostgresIOError,
     ReadOnlySQLTransactionError,
 )
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
@@ -29,10 +30,11 @@ WORKER_LOST = "A part of the data cannot be reached; please try again"
 WORKER_LOST_MESSAGE = re.compile(
     "SSL SYSCALL error|SSL error|server closed the connection|connection not open"
     "|no connection to the server|could not (?:send|receive) data"
+    "|terminating connection due to unexpected postmaster exit|failed to COPY to shard"
     "|failure on connection marked as essential|could not commit transaction for shard"
 )
 """The words of libpq, and those of Citus, where a coordinator loses a worker. They have the
-SQLSTATE of a bug."""
+SQLSTATE of a bug, or of a broken disk."""
 
 CONNECT_ERRORS = (
     OSError,
@@ -89,7 +91,8 @@ def is_read_only(error: DatabaseError) -> bool:
 def is_worker_lost(error: DatabaseError) -> bool:
     """Returns whether the coordinator of a cluster has lost the worker that it had asked."""
     cause = database_cause(error)
-    return isinstance(cause, InternalServerError) and bool(WORKER_LOST_MESSAGE.match(str(cause)))
+    states = (InternalServerError, PostgresIOError)
+    return isinstance(cause, states) and bool(WORKER_LOST_MESSAGE.match(str(cause)))
 
 
 def database_problem(error: DatabaseError) -> Problem | None:

@@ -27,7 +27,9 @@ ON_MANY_SHARDS = {
     r"SELECT DISTINCT owner_id": "a sweep goes through all owners",
     r"FROM search_owners WHERE weights_version <": "owners whose weights are of an older release",
     r"^SELECT count\(\*\)": "the backlogs of the metrics",
-    r"(DELETE FROM|SELECT .* FROM) (outbox_changes|idempotency_keys|staged_items)": "expiry",
+    r"FROM (outbox_changes|idempotency_keys|staged_items)\s.*(created_at|expires_at|import_id) <": (
+        "what has expired"
+    ),
     r"search_models": "a model is registered or removed for all owners",
     r"^INSERT INTO search_queue \(item_id": "a new model embeds the items of all owners",
     r"^UPDATE search_(queue|pending)\s+SET attempts": "a new model tries again what is parked",
@@ -36,7 +38,7 @@ ON_MANY_SHARDS = {
 }
 VARIABLE = re.compile(
     r"[0-9a-f]{8}-[0-9a-f-]{27}|[0-9a-f]{32}|\d{4}-\d\d-\d\d[T ][\d:.]+(?:Z|\+00:00)?"
-    r"|eyJ[\w.-]+|tsk_\w+|\b[\w-]{40,}\b|^(?:date|etag|x-request-id|server):.*$"
+    r"|eyJ[\w.-]+|tsk_[\w-]+|\b[\w-]{40,}\b|^(?:date|etag|x-request-id|server):.*$"
     r"|\"hits\":\[.*?\],\"total\":\d+",  # some items wait for their embedding
     re.IGNORECASE | re.MULTILINE,
 )

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import pytest
 from alembic import command
 from httpx import AsyncClient
 
@@ -20,6 +21,7 @@ JOIN search_models AS m ON m.id = q.model_id AND m.active ORDER BY i.title
 SELECT_COUNTED = "SELECT count(DISTINCT item_id) FROM search_changes WHERE sign = 1"
 
 
+@pytest.mark.one_server
 async def test_what_waits_for_its_embedding_waits_before_published_changes_too(
     client: AsyncClient, index: Index, database: Database, database_url: str
 ) -> None:
