@@ -14,6 +14,7 @@ from app.embedded import embedded_postgres, ensure_database
 from app.main import create_app
 from app.migrations import upgrade
 from app.ops.health import check
+from shared.db import Database
 from shared.db.locks import advisory_lock
 from shared.feature import Feature
 from shared.problems import Unavailable
@@ -41,6 +42,13 @@ def running_database(settings: Settings | None = None) -> Iterator[Settings]:
     with embedded_postgres(EMBEDDED) as server:
         url = asyncio.run(ensure_database(server, DATABASE, extensions_of(find_features())))
         yield settings.model_copy(update={"database_url": url})
+
+
+@contextmanager
+def database_of_command(found: Sequence[Feature] | None = None) -> Iterator[Database]:
+    """Yields the database of a command, with the subscriptions of all features, or of these."""
+    with running_database() as settings:
+        yield new_database(settings, find_features() if found is None else found)
 
 
 def prepare_database(settings: Settings, features: Sequence[Feature]) -> None:

@@ -13,7 +13,7 @@ from shared.metrics import REQUESTS_SHED
 from shared.types import NO_NUL
 
 MEDIA_TYPE = "application/problem+json"
-RETRY_AFTER_SECONDS = "1"
+RETRY_AFTER = {"Retry-After": "1"}  # seconds
 
 SERVICE_BUSY = "The service is busy; please try again"
 
@@ -104,7 +104,7 @@ class Unavailable(Problem):
     """The service, or a dependency, cannot answer now; the same request may succeed soon."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
-    headers: Mapping[str, str] = {"Retry-After": RETRY_AFTER_SECONDS}
+    headers: Mapping[str, str] = RETRY_AFTER
 
 
 def overloaded(reason: str, detail: str = SERVICE_BUSY) -> Unavailable:

@@ -12,9 +12,10 @@ from contextvars import ContextVar
 import structlog
 
 from shared.metrics import RATE_LIMITED
-from shared.problems import SERVICE_BUSY, Problem, TooManyRequests, overloaded
+from shared.problems import RETRY_AFTER, SERVICE_BUSY, Problem, TooManyRequests, overloaded
 
-RETRY_AFTER = {"Retry-After": "1"}
+MAX_STREAMS = 40  # uploads of a process, and downloads: each takes up to 8 MB of memory
+PART_OF_ACCOUNT, PART_OF_NETWORK = 2 / 5, 1 / 2  # of the streams
 
 current_holder: ContextVar[str | None] = ContextVar("current_holder", default=None)
 """The holder of what the current request needs. Background tasks have none."""
@@ -181,14 +182,18 @@ class Slot:
             self._slots.release(self.holder)
 
 
+def _part(part: float, size: int) -> int:
+    return max(1, int(part * size))
+
+
 class StreamSlots:
-    """Slots for what lasts as long as its client likes. An account has at most two fifths of them,
-    and a network half, whatever the number of its accounts; each has at least one."""
+    """Slots for what lasts as long as its client likes. An account has at most `PART_OF_ACCOUNT`,
+    and a network `PART_OF_NETWORK`, whatever the number of its accounts; each has at least one."""
 
     def __init__(self, size: int, seconds: float) -> None:
         self._seconds, of = seconds, "the requests from your network"
-        self._of_networks = Slots("streams", size, most=(size + 1) // 2, of=of)
-        self._of_holders = Slots("streams", size, most=max(1, size * 2 // 5))
+        self._of_networks = Slots("streams", size, most=_part(PART_OF_NETWORK, size), of=of)
+        self._of_holders = Slots("streams", size, most=_part(PART_OF_ACCOUNT, size))
 
     @property
     def are_scarce(self) -> bool:

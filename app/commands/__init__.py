@@ -7,7 +7,6 @@ from typer.core import TyperGroup
 
 from app.command_errors import exit_on_user_error
 from app.commands import (
-    database,
     development,
     distribute,
     doctor,
@@ -19,6 +18,7 @@ from app.commands import (
     shell,
     worker,
 )
+from app.development import database_of_command
 from app.discovery import find_features
 
 
@@ -38,7 +38,7 @@ cli = typer.Typer(
 @cli.callback()
 def main(context: typer.Context) -> None:
     """Users, items and hybrid semantic search on one PostgreSQL."""
-    context.obj = context.obj or database.database_of_command
+    context.obj = context.obj or database_of_command
 
 
 def _add_feature_commands() -> None:

@@ -71,7 +71,7 @@ class StructlogHandler(logging.StreamHandler[TextIO]):
 def configure_logging(settings: Settings) -> None:
     """Sends structlog's events and the standard library's records through one pipeline."""
     prepare: list[Processor] = [
-        structlog.contextvars.merge_contextvars,
+        structlog.contextvars.merge_contextvars,  # the request id (app/middleware/request_id.py)
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         redact,

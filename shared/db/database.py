@@ -53,7 +53,7 @@ from shared.db.sessions import (
 )
 from shared.problems import Unavailable, overloaded
 from shared.settings import Settings
-from shared.slots import Slots, StreamSlots
+from shared.slots import MAX_STREAMS, Slots, StreamSlots
 
 UNNAMED_STATEMENTS: Mapping[str, Any] = {
     "prepared_statement_cache_size": 0,
@@ -68,7 +68,6 @@ KEEPALIVE: Mapping[str, str] = {
 """Lets the server detect within a minute, not hours, a client that vanished without closing its
 connections, and release its locks."""
 IDLE_IN_TRANSACTION_SECONDS = 300.0
-MAX_STREAMS = 40  # uploads of a process, and downloads: each takes up to 8 MB of memory
 STREAM_WAIT_SECONDS = 300.0  # of a stream that has come far, for a connection to go on
 NO_SUBSCRIBERS: Subscribers = {}
 IS_READ_ONLY = text("SELECT current_setting('transaction_read_only')::boolean")  # so in recovery

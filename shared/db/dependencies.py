@@ -51,5 +51,5 @@ OrmSession = Annotated[AsyncSession, Depends(_orm_session, scope="function")]
 SnapshotSession = Annotated[sessions.SnapshotSession, Depends(_snapshot_session, scope="request")]
 """One read-only snapshot for a streamed response, for at most `APP_DATABASE_SNAPSHOT_TIMEOUT`.
 
-At most `MAX_STREAMS` (shared/db/database.py) run at once, and half as many as connections have a
+At most `MAX_STREAMS` (shared/slots.py) run at once, and half as many as connections have a
 snapshot; of both an account has two fifths, and a network half: declare it after the principal."""

@@ -58,7 +58,7 @@ Upload = Annotated[AsyncIterator[bytes], Depends(_upload, scope="function")]
 """A request body of any length, as a stream of chunks.
 
 Reading it extends the request's deadline, up to `APP_STREAM_TIMEOUT`. At most `MAX_STREAMS`
-(shared/db/database.py) run at once, two fifths of these for one account and half for one network:
+(shared/slots.py) run at once, a part of these for one account and for one network:
 declare it after the principal. One that stalls or trickles gets 408. Hold no transaction while it
 comes, and end with a `database.long_transaction()`, if that may take more than a second.
 """

@@ -30,7 +30,7 @@ def _invoke(
     features: Sequence[Feature] | None,
 ) -> Result:
     from app.commands import cli  # late: it imports every feature, and one may be broken
-    from app.commands.database import database_of_command
+    from app.development import database_of_command
 
     words = [str(argument) for argument in arguments]
     found = partial(database_of_command, features)

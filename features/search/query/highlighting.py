@@ -8,7 +8,12 @@ so that a text cannot forge a mark. Angle brackets are replaced by control chara
 from html import escape
 
 START, STOP, LESS, GREATER = "\x02", "\x03", "\x04", "\x05"
-HEADLINE_MARKERS = f"StartSel={START}, StopSel={STOP}"
+TITLE_OPTIONS = f"HighlightAll=true, StartSel={START}, StopSel={STOP}"
+DESCRIPTION_OPTIONS = (
+    'MaxFragments=2, MaxWords=25, MinWords=8, ShortWord=0, FragmentDelimiter=" … ",'
+    f" StartSel={START}, StopSel={STOP}"
+)
+"""Options of `ts_headline`: a title is shown whole, of a description what is around the words."""
 REPLACED_CHARACTERS, REPLACEMENTS = f"<>{START}{STOP}{LESS}{GREATER}", f"{LESS}{GREATER}"
 """The characters that `translate` replaces or removes, and the replacements of `<` and `>`."""
 

@@ -9,7 +9,12 @@ from features.search.embedding import EmbeddingUnavailable, Vector, normalize, t
 from features.search.indexing.models import RegisteredModel
 from features.search.query import ranking
 from features.search.query.deadline import fetch_in_time
-from features.search.query.highlighting import HEADLINE_MARKERS, REPLACED_CHARACTERS, REPLACEMENTS
+from features.search.query.highlighting import (
+    DESCRIPTION_OPTIONS,
+    REPLACED_CHARACTERS,
+    REPLACEMENTS,
+    TITLE_OPTIONS,
+)
 from features.search.query.parsing import NO_CORRECTIONS, ParsedQuery
 from features.search.query.statement import search_statement
 from features.search.runtime import SearchRuntime
@@ -140,7 +145,8 @@ async def _fetch(
         "offset": query.offset,
         "replaced": REPLACED_CHARACTERS,
         "replacements": REPLACEMENTS,
-        "markers": HEADLINE_MARKERS,
+        "title_options": TITLE_OPTIONS,
+        "description_options": DESCRIPTION_OPTIONS,
         "model": registered.id if registered else None,
         "vector": None if vector is None else to_pgvector(vector),
     }

@@ -233,10 +233,9 @@ SCORE_HITS = {
 SELECT_PAGE = """
 SELECT counted.total, counted.plan, respelt.words AS respelt, active.id AS active_model, page.*,
     ts_headline('search', translate(page.title, :replaced, :replacements), query.shown,
-        'HighlightAll=true, ' || :markers) AS marked_title,
+        :title_options) AS marked_title,
     ts_headline('search', translate(page.description, :replaced, :replacements), query.shown,
-        'MaxFragments=2, MaxWords=25, MinWords=8, ShortWord=0, FragmentDelimiter=" … ", '
-            || :markers) AS marked_description
+        :description_options) AS marked_description
 FROM (SELECT coalesce(max(total), 0) AS total, max(plan) AS plan FROM hits) AS counted
 CROSS JOIN (
     SELECT jsonb_object_agg(word, spelt) AS words FROM alike

@@ -7,7 +7,12 @@ from starlette.responses import Response
 
 from features.search.embedding import to_pgvector
 from features.search.embedding.local import LocalEmbedder
-from features.search.query.highlighting import HEADLINE_MARKERS, REPLACED_CHARACTERS, REPLACEMENTS
+from features.search.query.highlighting import (
+    DESCRIPTION_OPTIONS,
+    REPLACED_CHARACTERS,
+    REPLACEMENTS,
+    TITLE_OPTIONS,
+)
 from features.search.query.parsing import parse_query
 from features.search.query.ranking import CANDIDATES
 from features.search.query.statement import search_statement
@@ -40,7 +45,8 @@ async def search(request: Request, principal: Principal) -> Response:
         "offset": 0,
         "replaced": REPLACED_CHARACTERS,
         "replacements": REPLACEMENTS,
-        "markers": HEADLINE_MARKERS,
+        "title_options": TITLE_OPTIONS,
+        "description_options": DESCRIPTION_OPTIONS,
         "model": 1,
         "vector": vectors.get(parsed.text_to_embed()),
         **dict.fromkeys(("min_price", "max_price", "created_after", "created_before")),
