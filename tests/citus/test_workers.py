@@ -1,4 +1,4 @@
-"""A worker that is away: its owners get 503, the others can read, and nothing that was
+"""A worker that is away: its owners get 503, the others are served, and nothing that was
 acknowledged is lost."""
 
 import asyncio
@@ -61,6 +61,12 @@ async def test_only_the_owners_of_a_worker_notice_that_it_is_away(
     await asyncio.to_thread(worker.kill)
     try:
         await eventually(lambda: len(refused) > 10, "refused writes", 60)
+        before = [acknowledged[client] for client in there]
+        await eventually(
+            lambda: all(acknowledged[c] > n for c, n in zip(there, before, strict=True)),
+            "a further write of each account elsewhere",
+            60,
+        )
         for client in there:
             assert (await client.get("/items")).status_code == 200
         for client in away:

@@ -37,6 +37,7 @@ ITEMS_PER_BATCH = 500
 INDEXED_FIELDS = frozenset({"title", "description"})  # of which INDEX makes words
 WAIT_ATTEMPTS, WAIT_SECONDS = 1_200, 0.1
 Position: TypeAlias = dict[str, Any]
+Statements: TypeAlias = Sequence[TextClause]
 FIRST: Position = {"created_at": datetime.min.replace(tzinfo=UTC), "id": UUID(int=0)}
 MAX_TERMS = 2_000
 """How many different words of an item are indexed: the first ones, those of the title included."""
@@ -64,52 +65,54 @@ DELETE_WORDS = text("DELETE FROM search_words")
 # A mark that has failed or is parked is tried again when its item changes.
 MARK_ANEW = """(counted, attempts, next_attempt_at, parked, error)
     = (p.counted, 0, excluded.next_attempt_at, false, NULL)"""
-# One statement, as two take a fifth more of the time of a POST. A cluster runs it in steps.
-INDEX = """
-WITH changed AS MATERIALIZED (
-    SELECT i.id, search_lexemes(i.title, i.description) AS terms,
-        search_text_hash(i.title, i.description) AS text_hash, d.terms AS counted
-    FROM items AS i
-    LEFT JOIN search_documents AS d ON d.owner_id = :owner AND d.item_id = i.id
-    WHERE i.owner_id = :owner AND i.id = ANY (CAST(:ids AS uuid[])) AND {condition}
-), marked AS (
-    INSERT INTO search_pending AS p (owner_id, item_id, counted)
-    SELECT :owner, id, counted FROM changed
-    ON CONFLICT (owner_id, item_id) DO UPDATE SET {anew}
-), kept AS MATERIALIZED (
-    SELECT id, text_hash, CASE WHEN length(terms) <= :max_terms THEN terms ELSE
-        ts_delete(terms, ARRAY(
-            SELECT lexeme FROM unnest(terms) ORDER BY positions[1], lexeme OFFSET :max_terms))
-        END AS terms
-    FROM changed
-), measured AS MATERIALIZED (
-    SELECT *, search_length(terms) AS length FROM kept
-), averaged AS (
+CHANGED = """
+FROM items AS i
+LEFT JOIN search_documents AS d ON d.owner_id = :owner AND d.item_id = i.id
+WHERE i.owner_id = :owner AND i.id = ANY (CAST(:ids AS uuid[])) AND {condition}
+"""
+MARK = f"""
+INSERT INTO search_pending AS p (owner_id, item_id, counted)
+SELECT i.owner_id, i.id, d.terms {CHANGED}
+ON CONFLICT (owner_id, item_id) DO UPDATE SET {MARK_ANEW}
+"""
+# Two statements, and subqueries that OFFSET 0 lets be computed once: the result of a WITH goes to
+# every worker of a cluster, so all writes would fail while one is away.
+INDEX = f"""
+INSERT INTO search_documents
+    (owner_id, item_id, terms, length, average_length, weights_version, weights, text_hash)
+SELECT owner_id, id, terms || array_to_tsvector(ARRAY[search_owner_term(owner_id)]), length,
+    average_length, CAST(:version AS smallint),
+    search_weights(terms, length, average_length, :k1, :b), text_hash
+FROM (
     SELECT *, greatest(1, coalesce(
         (SELECT o.length::real / nullif(o.documents, 0) FROM search_owners AS o
             WHERE o.owner_id = :owner),
         avg(length) OVER ()
     ))::real AS average_length
-    FROM measured
-)
-INSERT INTO search_documents
-    (owner_id, item_id, terms, length, average_length, weights_version, weights, text_hash)
-SELECT :owner, id, terms || array_to_tsvector(ARRAY[search_owner_term(:owner)]), length,
-    average_length, CAST(:version AS smallint),
-    search_weights(terms, length, average_length, :k1, :b), text_hash
-FROM averaged
+    FROM (
+        SELECT *, search_length(terms) AS length FROM (
+            SELECT owner_id, id, text_hash, CASE WHEN length(terms) <= :max_terms THEN terms ELSE
+                ts_delete(terms, ARRAY(
+                    SELECT lexeme FROM unnest(terms)
+                    ORDER BY positions[1], lexeme OFFSET :max_terms))
+                END AS terms
+            FROM (
+                SELECT i.owner_id, i.id, search_lexemes(i.title, i.description) AS terms,
+                    search_text_hash(i.title, i.description) AS text_hash {CHANGED} OFFSET 0
+            ) AS changed OFFSET 0
+        ) AS kept OFFSET 0
+    ) AS measured OFFSET 0
+) AS averaged
 ON CONFLICT (owner_id, item_id) DO UPDATE
     SET (terms, length, average_length, weights_version, weights, text_hash)
         = (excluded.terms, excluded.length, excluded.average_length, excluded.weights_version,
            excluded.weights, excluded.text_hash)
-"""
-INDEX_CHANGED = text(
-    INDEX.format(
-        anew=MARK_ANEW,
-        condition="d.text_hash IS DISTINCT FROM search_text_hash(i.title, i.description)",
-    )
+"""  # noqa: S608  # constants
+HAS_ANOTHER_TEXT = "d.text_hash IS DISTINCT FROM search_text_hash(i.title, i.description)"
+INDEX_ALL, INDEX_CHANGED = (
+    tuple(text(each.format(condition=condition)) for each in (MARK, INDEX))
+    for condition in ("true", HAS_ANOTHER_TEXT)
 )
-INDEX_ALL = text(INDEX.format(anew=MARK_ANEW, condition="true"))
 
 FORGET_ITEMS = [
     text(f"""
@@ -178,7 +181,7 @@ async def index_change(session: WriteSession, change: Change) -> None:
 
 async def index_items(session: WriteSession, owner_id: UUID, ids: Sequence[UUID]) -> None:
     """Indexes those items whose text differs from the indexed text."""
-    await session.execute(INDEX_CHANGED, _values(owner_id, ids))
+    await _index(session, INDEX_CHANGED, owner_id, ids)
     session.notify(SEARCH_CHANNEL)
 
 
@@ -257,7 +260,7 @@ async def _set_language(session: WriteSession, language: str, *, complete: bool)
     await session.execute(SET_LANGUAGE, {"language": language, "complete": complete})
 
 
-async def _index_all(database: Database, statement: TextClause) -> int:
+async def _index_all(database: Database, statements: Statements) -> int:
     """Indexes the items of all owners; returns how many documents it wrote or deleted.
 
     Raises:
@@ -269,7 +272,7 @@ async def _index_all(database: Database, statement: TextClause) -> int:
     done, locked = 0, None
     for owner_id in owners:
         try:
-            done += await _index_owner(database, statement, owner_id)
+            done += await _index_owner(database, statements, owner_id)
         except ItemsLocked as error:
             locked = error
     if locked:
@@ -277,12 +280,12 @@ async def _index_all(database: Database, statement: TextClause) -> int:
     return done
 
 
-async def _index_owner(database: Database, statement: TextClause, owner_id: UUID) -> int:
+async def _index_owner(database: Database, statements: Statements, owner_id: UUID) -> int:
     done, after = 0, FIRST
     of = {"owner": owner_id, "batch": ITEMS_PER_BATCH}
     while rows := await _select(database, SELECT_ITEMS, of | after):
-        ids = [row.id for row in rows if row.changed or statement is INDEX_ALL]
-        done += await _index_batch(database, statement, owner_id, ids)
+        ids = [row.id for row in rows if row.changed or statements is INDEX_ALL]
+        done += await _index_batch(database, statements, owner_id, ids)
         after = {"created_at": rows[-1].created_at, "id": rows[-1].id}
     while orphans := await _select(database, SELECT_ORPHANS, of):
         async with database.transaction() as session:
@@ -297,12 +300,12 @@ async def _select(database: Database, statement: TextClause, page: Position) -> 
 
 
 async def _index_batch(
-    database: Database, statement: TextClause, owner_id: UUID, ids: Sequence[UUID]
+    database: Database, statements: Statements, owner_id: UUID, ids: Sequence[UUID]
 ) -> int:
     """Indexes items, and returns how many. If a batch fails because of its rows, its parts are
     tried separately; an item that fails alone is left out, and logged."""
     try:
-        return await _index_locked(database, statement, owner_id, ids)
+        return await _index_locked(database, statements, owner_id, ids)
     except PostgresError as error:
         if not blames_rows(error):
             raise
@@ -310,11 +313,11 @@ async def _index_batch(
             log.exception("item_not_indexed", item_id=str(ids[0]))
             return 0
     parts = split(ids)
-    return sum([await _index_batch(database, statement, owner_id, part) for part in parts])
+    return sum([await _index_batch(database, statements, owner_id, part) for part in parts])
 
 
 async def _index_locked(
-    database: Database, statement: TextClause, owner_id: UUID, ids: Sequence[UUID]
+    database: Database, statements: Statements, owner_id: UUID, ids: Sequence[UUID]
 ) -> int:
     """Indexes items, once no other transaction has one of them locked; returns how many it did.
 
@@ -328,7 +331,7 @@ async def _index_locked(
             async with database.transaction() as session:
                 await session.fetch(LOCK_ITEMS, {"owner": owner_id, "ids": ids})
                 session.notify(SEARCH_CHANNEL)
-                return await session.execute(statement, _values(owner_id, ids))
+                return await _index(session, statements, owner_id, ids)
         except LockNotAvailableError:
             pass
         await asyncio.sleep(WAIT_SECONDS)
@@ -340,5 +343,9 @@ def _still_open(table: str) -> str:
     return f"A transaction has been writing to {table} for {seconds} s; try again when it has ended"
 
 
-def _values(owner_id: UUID, ids: Sequence[UUID]) -> dict[str, Any]:
-    return {"owner": owner_id, "ids": ids, "max_terms": MAX_TERMS, **WEIGHTS}
+async def _index(
+    session: WriteSession, statements: Statements, owner_id: UUID, ids: Sequence[UUID]
+) -> int:
+    """Marks the items, then writes their documents; returns how many."""
+    values = {"owner": owner_id, "ids": ids, "max_terms": MAX_TERMS, **WEIGHTS}
+    return [await session.execute(statement, values) for statement in statements][-1]
