@@ -35,7 +35,10 @@ FAULTS = {
         "trigger end_sessions ON users",
     ),
     "a disabled trigger": ("ALTER TABLE sessions DISABLE TRIGGER revoke", "table sessions"),
-    "disabled foreign keys": ("ALTER TABLE items DISABLE TRIGGER ALL", "table items"),
+    "disabled foreign keys": (
+        "ALTER TABLE outbox_failures DISABLE TRIGGER ALL",
+        "table outbox_failures",
+    ),
     "an index": ("DROP INDEX ix_items_owner_id_price", "table items"),
     "an index of other columns": (
         "DROP INDEX ix_items_owner_id_price;"
@@ -48,7 +51,10 @@ FAULTS = {
         "table items",
     ),
     "a check": ("ALTER TABLE items DROP CONSTRAINT ck_items_price_positive", "table items"),
-    "a foreign key": ("ALTER TABLE items DROP CONSTRAINT fk_items_owner_id", "table items"),
+    "a foreign key": (
+        "ALTER TABLE outbox_failures DROP CONSTRAINT fk_outbox_failures_owner_id_change_id",
+        "table outbox_failures",
+    ),
     "a primary key": (
         "ALTER TABLE periodic_tasks DROP CONSTRAINT pk_periodic_tasks",
         "table periodic_tasks",
