@@ -6,6 +6,7 @@ from typing import TypeAlias
 from asyncpg import (
     AdminShutdownError,
     CrashShutdownError,
+    IntegrityConstraintViolationError,
     InterfaceError,
     InternalClientError,
     InternalServerError,
@@ -55,6 +56,7 @@ CONNECTION_LOST_ERRORS = (OSError, InterfaceError, InternalClientError, *ENDED_B
 
 DatabaseError: TypeAlias = DBAPIError | PostgresError
 
+CONSTRAINT_IN_MESSAGE = re.compile(r'constraint "([^"]+)"')
 SHARD_SUFFIX = re.compile(r"_\d{6,}$")  # of Citus, whose shards are numbered from 102008
 
 
@@ -71,8 +73,16 @@ def database_cause(error: BaseException) -> BaseException | None:
 
 def violated_constraint(error: DatabaseError) -> str | None:
     """Returns the name of the constraint that the error violates, if it violates one. That of a
-    shard has the name of the whole table's: `uq_orders_owner_id_name_102021`."""
-    name = getattr(database_cause(error), "constraint_name", None)
+    shard has the name of the whole table's: `uq_orders_owner_id_name_102021`.
+
+    A coordinator passes on a worker's error without the name, which is in the message alone.
+    """
+    cause = database_cause(error)
+    if not isinstance(cause, IntegrityConstraintViolationError):
+        return None
+    name = cause.constraint_name
+    if name is None and (found := CONSTRAINT_IN_MESSAGE.search(str(cause))):
+        name = found[1]
     return SHARD_SUFFIX.sub("", name) if name else None
 
 

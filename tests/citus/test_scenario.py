@@ -30,6 +30,7 @@ ON_MANY_SHARDS = {
     r"FROM (outbox_changes|idempotency_keys|staged_items)\s.*(created_at|expires_at|import_id) <": (
         "what has expired"
     ),
+    r"^INSERT INTO search_(documents|pending)\s": "by the coordinator, from one shard into one",
     r"search_models": "a model is registered or removed for all owners",
     r"^INSERT INTO search_queue \(item_id": "a new model embeds the items of all owners",
     r"^UPDATE search_(queue|pending)\s+SET attempts": "a new model tries again what is parked",

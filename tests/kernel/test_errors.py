@@ -13,7 +13,7 @@ from sqlalchemy import text
 from starlette.types import Message
 
 from shared.db import ReadSession
-from shared.db.errors import database_problem
+from shared.db.errors import database_problem, violated_constraint
 from shared.settings import Settings
 from tests.app_helpers import app_with, assert_problem, capture_log
 from tests.kit import connect
@@ -259,6 +259,11 @@ def test_a_worker_that_the_coordinator_has_lost_is_no_bug(message: str) -> None:
     assert problem
     assert problem.status == 503
     assert database_problem(asyncpg.InternalServerError("cache lookup failed")) is None
+
+
+def test_a_constraint_is_known_where_only_the_message_of_a_worker_has_its_name() -> None:
+    message = 'duplicate key value violates unique constraint "uq_orders_owner_id_name_102021"'
+    assert violated_constraint(asyncpg.UniqueViolationError(message)) == "uq_orders_owner_id_name"
 
 
 def operations(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:

@@ -142,6 +142,7 @@ async def test_a_stale_change_is_refused(client: AsyncClient) -> None:
     assert (await client.delete(url, headers={"If-Match": "*"})).status_code == 204
 
 
+@pytest.mark.one_server
 async def test_a_change_is_later_than_the_one_before_whatever_the_clock_says(
     client: AsyncClient, database_url: str
 ) -> None:

@@ -37,6 +37,7 @@ async def keys(connection: Connection) -> dict[str, Any]:
     return {row["conname"]: row["definition"] for row in await connection.fetch(SELECT_KEYS)}
 
 
+@pytest.mark.one_server
 async def test_the_owner_becomes_the_first_column_of_the_key(
     client: AsyncClient, connection: Connection, database_url: str
 ) -> None:

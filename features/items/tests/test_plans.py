@@ -64,6 +64,7 @@ def middle_value(sort: ItemSort) -> str:
     return {"price": "250", "title": "Mug 3"}[sort.column]
 
 
+@pytest.mark.one_server
 @pytest.mark.parametrize("after_cursor", [False, True])
 async def test_a_page_reads_its_rows_from_the_index_of_its_order(
     connection: "asyncpg.Connection[Any]", after_cursor: bool
@@ -78,10 +79,12 @@ async def test_a_page_reads_its_rows_from_the_index_of_its_order(
         assert "Sort" not in {node["Node Type"] for node in nodes}, sort
 
 
+@pytest.mark.one_server
 async def test_one_item_is_read_by_its_key(connection: "asyncpg.Connection[Any]") -> None:
     assert [node.get("Index Name") for node in await plan(connection, SELECT_ITEM)] == ["pk_items"]
 
 
+@pytest.mark.one_server
 async def test_the_total_reads_only_its_owners_rows(
     connection: "asyncpg.Connection[Any]",
 ) -> None:
