@@ -106,8 +106,9 @@ def migration(
             script = write_revision(url, feature, message, empty=empty)
         else:
             raise FeatureError('say what changes: make migration feature=… message="add colour"')
-        with suppress(MigrationError):  # to be mended by hand first, and then `make definitions`
-            write_definitions(url, feature)
+        if (ROOT.parent / "features" / feature / "sql").exists():
+            with suppress(MigrationError):  # to be mended by hand first, then `make definitions`
+                write_definitions(url, feature)
     path = Path(script.path).relative_to(ROOT.parent)
     _refuse_unsafe(
         [script],
