@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from math import ceil
 
 import structlog
 
@@ -182,18 +183,14 @@ class Slot:
             self._slots.release(self.holder)
 
 
-def _part(part: float, size: int) -> int:
-    return max(1, int(part * size))
-
-
 class StreamSlots:
     """Slots for what lasts as long as its client likes. An account has at most `PART_OF_ACCOUNT`,
     and a network `PART_OF_NETWORK`, whatever the number of its accounts; each has at least one."""
 
     def __init__(self, size: int, seconds: float) -> None:
         self._seconds, of = seconds, "the requests from your network"
-        self._of_networks = Slots("streams", size, most=_part(PART_OF_NETWORK, size), of=of)
-        self._of_holders = Slots("streams", size, most=_part(PART_OF_ACCOUNT, size))
+        self._of_networks = Slots("streams", size, most=ceil(PART_OF_NETWORK * size), of=of)
+        self._of_holders = Slots("streams", size, most=max(1, int(PART_OF_ACCOUNT * size)))
 
     @property
     def are_scarce(self) -> bool:

@@ -141,7 +141,8 @@ def lexical_search(owner_id: UUID, q: str) -> tuple[str, Sequence[Any]]:
         "offset": 0,
         "replaced": "",
         "replacements": "",
-        "markers": "",
+        "title_options": "",
+        "description_options": "",
     }
     return compile_statement(search_statement(Mode.LEXICAL, frozenset()), values)
 
