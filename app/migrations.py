@@ -74,8 +74,8 @@ def upgrade(
 
     Leaves unknown revisions alone: features that have been removed, and branches whose newest
     revision in the database is of newer code. Concurrent runs are safe. Blocks: call it in a thread
-    where an event loop runs. What blocks nobody else, such as CREATE INDEX CONCURRENTLY, waits for
-    another transaction for at most `wait_seconds`.
+    where an event loop runs. A statement that blocks no others, such as CREATE INDEX CONCURRENTLY,
+    waits for other transactions for at most `wait_seconds`.
 
     Raises:
         MigrationError: a revision fails. Those before it are committed.
@@ -219,8 +219,8 @@ def known_heads(migration: MigrationContext) -> tuple[str, ...]:
 
 
 def without_implied(heads: Iterable[str], revisions: ScriptDirectory) -> tuple[str, ...]:
-    """Returns the heads that no other depends on: those that Alembic itself would record, and with
-    which it can plan what to run."""
+    """Returns the heads that no other depends on: Alembic itself would record these, and can plan
+    a run with them."""
     heads = set(heads)
     return tuple(
         head for head in heads if head not in _ids(revisions.get_all_current(tuple(heads - {head})))

@@ -1,4 +1,4 @@
-"""What a feature's commands of `python -m app` need: an open database."""
+"""An open database for the commands of features."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

@@ -34,7 +34,7 @@ class Slots:
 
     `most` bounds a share further, where slots are held for so long that it would shrink too late.
     Work without a holder is bound by the size alone. `reason` names the slots in log and metrics,
-    and `of` what has too many of them, in the detail of a problem.
+    and `of` the requests or streams that hold them, in the detail of a problem.
     """
 
     def __init__(
@@ -187,8 +187,8 @@ def _part(part: float, size: int) -> int:
 
 
 class StreamSlots:
-    """Slots for what lasts as long as its client likes. An account has at most `PART_OF_ACCOUNT`,
-    and a network `PART_OF_NETWORK`, whatever the number of its accounts; each has at least one."""
+    """Slots for streams, which last as long as the client likes. An account has at most
+    `PART_OF_ACCOUNT`, and all accounts of a network `PART_OF_NETWORK`; each has at least one."""
 
     def __init__(self, size: int, seconds: float) -> None:
         self._seconds, of = seconds, "the requests from your network"

@@ -132,7 +132,7 @@ class _Socket:
             case "websocket.http.response.start":
                 self.status = int(message["status"])
                 self._add_id(message)
-            case "websocket.close":  # to which the server would give an answer of its own
+            case "websocket.close":  # the server would answer without a problem
                 response = problem(self.connection, self._refusal(message.get("reason")))
                 await response(self.connection.scope, self.receive, self.send)
                 return

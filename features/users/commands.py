@@ -113,8 +113,8 @@ def end_access(
     context: typer.Context,
     api_keys: Annotated[bool, typer.Option("--api-keys", help="End the API keys too")] = False,
 ) -> None:
-    """End all sessions of all accounts: everybody signs in again. For a database that was restored
-    to an earlier time, when what has ended since had not ended yet."""
+    """End all sessions of all accounts, so that all sign in again. For a database that was restored
+    to an earlier time: sessions that have ended since are valid in it again."""
     sessions, keys = run_with_database(context, lambda database: _end_access(database, api_keys))
     typer.echo(f"ended {sessions} sessions" + (f" and {keys} API keys" if api_keys else ""))
 

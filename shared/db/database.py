@@ -79,9 +79,8 @@ class Database:
     """The database of one process. Opens no connection until a session first needs one.
 
     `engine` has the connections of transactions, `primary` those of reads, `replica` those to the
-    replica where one is set. What a stream holds for long, a snapshot or a long transaction, takes
-    at most half of the connections; `download_slots` and `upload_slots` bound the streams
-    themselves.
+    replica where one is set. Streams, which hold a snapshot or a transaction for long, take at
+    most half of the connections; `download_slots` and `upload_slots` bound their number.
     """
 
     def __init__(
@@ -308,8 +307,8 @@ class Database:
         record.info["made"] = (self._generation, expiry())
 
     def _end_waits(self, host: object) -> None:
-        """Ends what waits for another host of the URL, which may have stopped without a word, and
-        the connections that LISTEN."""
+        """Closes the connections to other hosts of the URL, where requests may wait in vain, and
+        those that LISTEN."""
         for connection in self._direct:
             connection.terminate()
         pools = (self._writing, self.primary.connections, self._probe_pool.connections)

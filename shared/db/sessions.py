@@ -210,8 +210,8 @@ class WriteSession(ReadSession):
         self.notified: set[str] = set()
 
     async def allow(self, *, statement: float, lock: float | None = None) -> None:
-        """Lets each statement of this transaction take so many seconds, and wait for a lock for so
-        many, whatever the settings say."""
+        """Sets the timeouts of this transaction's statements and locks, in seconds, instead of
+        those of the settings."""
         values = {
             "statement": milliseconds(statement),
             "lock": None if lock is None else milliseconds(lock),

@@ -1,5 +1,5 @@
 """A cluster of Citus in containers: a coordinator and two workers, whose databases are cloned
-together, so that each test has a distributed database of its own."""
+together, so that each test has its own distributed database."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -52,7 +52,7 @@ def running_cluster(*, in_memory: bool = False) -> Iterator[Cluster]:
     quicker, and lose everything when they are stopped.
 
     Raises:
-        UsageError: there is no such image.
+        UsageError: the image has not been built.
     """
     import docker  # a dependency of testcontainers, needed only here
     from testcontainers.community.postgres import PostgresContainer

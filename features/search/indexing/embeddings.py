@@ -39,7 +39,7 @@ QUEUED_OWNERS = OwnersInTurn(
     "search_queue",
     "t.model_id = :model AND NOT t.parked AND t.next_attempt_at <= statement_timestamp()",
 )
-# What was changed last comes first: it does not wait for an import of its owner. The rows stay
+# The latest change comes first: it does not wait for an import of its owner. The rows stay
 # locked until the vectors are stored. If the process dies, PostgreSQL releases the
 # locks, and another process can claim the rows at once.
 CLAIM_ENTRIES = text("""
