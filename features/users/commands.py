@@ -120,8 +120,8 @@ def end_access(
 
 
 async def _end_access(database: Database, api_keys: bool) -> tuple[int, int]:
-    """Returns the number of sessions and of API keys. No access token stays valid: nothing else
-    could end that of a session which this database does not know."""
+    """Returns the number of sessions and of API keys. Revokes the signing keys too: nothing else
+    ends the access token of a session that this database does not have."""
     await _rotate(database, revoke=True)
     sessions = await _delete_all(database, Session, EventKind.SIGNED_OUT)
     keys = await _delete_all(database, ApiKey, EventKind.API_KEY_DELETED) if api_keys else 0

@@ -81,7 +81,7 @@ def running_cluster(*, in_memory: bool = False) -> Iterator[Cluster]:
 
 
 async def create_cluster_database(nodes: Sequence[str], database: str) -> None:
-    """Creates a database on each node, and makes them one of Citus."""
+    """Creates a database on each node, and makes the nodes a cluster."""
     for url in nodes:
         await _execute(url, f'CREATE DATABASE "{database}"')
     for url in nodes:
