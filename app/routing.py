@@ -186,7 +186,7 @@ def _unknown(name: str, known: Iterable[str]) -> dict[str, Any]:
 
 
 def validate_queries_at_once() -> None:
-    """Gives a query model all parameters as they are, where FastAPI collects them field by field.
+    """Gives a query model all parameters at once, where FastAPI collects them field by field.
 
     That saves 12 % of a `GET /items`. FastAPI has no setting for it, so one of its functions is
     replaced, in the whole process.

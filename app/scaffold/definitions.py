@@ -1,4 +1,4 @@
-"""Lists what migrations make beside tables, and compares it with the .sql files of a feature."""
+"""Lists the functions and triggers that migrations make, and compares them with .sql files."""
 
 import asyncio
 import re
