@@ -1,8 +1,8 @@
 """The functions, triggers and text search configurations that the migrations make.
 
 `migrations/<branch>/definitions.sql` lists those of a branch as PostgreSQL writes them;
-`make definitions` writes it. So a database can be compared with it by any role, and what a restore
-has left out can be made again.
+`make definitions` writes it. Any role can compare a database with it, and the owner creates from it
+those that a restore has left out.
 """
 
 import re

@@ -1,5 +1,4 @@
-"""What development has and production has not: a database that starts by itself, migrated and with
-a demo."""
+"""The database of development: it starts by itself, migrated and with a demo."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence

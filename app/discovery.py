@@ -64,13 +64,13 @@ def extensions_of(found: Sequence[Feature]) -> dict[str, str]:
 
 
 def subscriptions_of(found: Sequence[Feature]) -> list[Subscription]:
-    """Returns what these features do when rows of others have changed."""
+    """Returns the subscriptions of these features to changes of others' rows."""
     return [each for feature in found for each in feature.subscriptions]
 
 
 def subscribers_of(found: Sequence[Feature]) -> Subscribers:
-    """Returns what runs in the publisher's transaction, by topic; for those that run after the
-    commit, that is one write into the outbox."""
+    """Returns the functions to run in the publisher's transaction, by topic. All subscribers that
+    run after the commit have one, which writes into the outbox."""
     subscriptions = subscriptions_of(found)
     by_topic: dict[str, list[Subscriber]] = {each.topic.name: [] for each in subscriptions}
     for topic, subscribers in by_topic.items():

@@ -25,14 +25,14 @@ SESSION = {
     "application_name": "tessera distribute",
     # As in migrations: later requests queue behind a lock that this waits for.
     "lock_timeout": "5s",
-    # It is read by the workers too, where a table that refers to others is filled shard by shard.
+    # Citus needs it to fill a table that refers to others, shard by shard; workers read it too.
     "citus.multi_shard_modify_mode": "sequential",
     # Else a table that refers to a new reference table becomes one of Citus's local tables, to
     # which no distributed table can refer.
     "citus.enable_local_reference_table_foreign_keys": "off",
 }
 HAS_CITUS = text("SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')")
-# From the coordinator alone: it waits for each for `citus.node_connection_timeout`.
+# From the coordinator alone, which waits up to `citus.node_connection_timeout` for each worker.
 SELECT_UNREACHABLE = text("""
 SELECT to_nodename || ':' || to_nodeport FROM citus_check_cluster_node_health()
 WHERE result IS NOT TRUE AND (from_nodename, from_nodeport) IN (
@@ -120,11 +120,11 @@ class Layout:
 
     Attributes:
         workers: how many nodes can have shards.
-        distributed, reference: the tables that are so already.
+        distributed, reference: the tables that are placed already.
         to_distribute, to_copy: those that are to be distributed or made reference tables; each
             comes after those that it refers to.
-        violations: why they cannot be, a line for each reason.
-        local_bytes: what a placed table still has on the coordinator, from before, by its name.
+        violations: why the tables cannot be distributed, a line for each reason.
+        local_bytes: the bytes of rows that each placed table still has on the coordinator.
     """
 
     workers: int
@@ -185,7 +185,7 @@ async def unreachable_workers(connection: AsyncConnection) -> list[str]:
 def _violations(
     tables: dict[str, Row[Any]], keys: Sequence[Row[Any]], private: set[str], copied: set[str]
 ) -> Iterable[str]:
-    """Yields what Citus would refuse, or what would be of all owners."""
+    """Yields each key and trigger that Citus would refuse, or that would span owners."""
     for name, table in tables.items():
         if table.has_owner and name not in private:
             yield f"{name}: owner_id is not first in its primary key"
@@ -202,13 +202,13 @@ def _violations(
 
 
 async def distribute(url: str) -> AsyncGenerator[str, None]:
-    """Distributes the tables that are not distributed yet, in one transaction; yields what it does.
+    """Distributes the tables that are not distributed yet, in one transaction; yields its progress.
 
     Until it is committed the tables can be read, and writes to them wait. Then the rows that are
     left on the coordinator are removed.
 
     Raises:
-        NotDistributable: there is no Citus, it has no workers, or a table breaks a rule.
+        NotDistributable: Citus is not installed, has no workers, or a table breaks a rule.
         DBAPIError: Citus refuses, or a lock was not to be had within 5 s. Either nothing has been
             changed, or only rows are left on the coordinator, which the next run removes.
     """

@@ -181,7 +181,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 async def open_resource(app: FastAPI, stack: AsyncExitStack, feature: Feature) -> None:
-    """Opens what a feature holds for the process; the stack closes it.
+    """Opens the resource of a feature, for the life of the process; the stack closes it.
 
     Raises:
         FeatureError: another feature holds the same type.

@@ -74,8 +74,8 @@ def upgrade(
 
     Leaves unknown revisions alone: features that have been removed, and branches whose newest
     revision in the database is of newer code. Concurrent runs are safe. Blocks: call it in a thread
-    where an event loop runs. What blocks nobody else, such as CREATE INDEX CONCURRENTLY, waits for
-    another transaction for at most `wait_seconds`.
+    where an event loop runs. A statement that blocks no others, such as CREATE INDEX CONCURRENTLY,
+    waits for other transactions for at most `wait_seconds`.
 
     Raises:
         MigrationError: a revision fails. Those before it are committed.
@@ -177,9 +177,9 @@ def schema_state(connection: Connection, revisions: ScriptDirectory) -> SchemaSt
 class BranchRows(HeadMaintainer):
     """Keeps a row for each branch in the database: its last revision that has been applied.
 
-    Alembic keeps none of a head that another branch depends on. Once that branch's feature has been
-    removed, nothing would tell that the first is migrated; and of several heads that a revision
-    depends on, Alembic fails at the one that has no row.
+    Alembic keeps no row of a head that another branch depends on. Once the feature of that branch
+    has been removed, no row would tell that the head is migrated. And if a revision depends on
+    several heads, Alembic fails at one that has no row.
     """
 
     def update_to_step(self, step: RevisionStep | StampStep) -> None:
@@ -198,7 +198,7 @@ def known_heads(migration: MigrationContext) -> tuple[str, ...]:
     """Returns the heads of the database that this code has, one for each branch, and adds the rows
     that Alembic has left out (`BranchRows`).
 
-    The head of a branch of which the database has newer revisions is among them.
+    Where the database has newer revisions of a branch, its head in the code is among them.
     """
     assert migration.script is not None
     assert migration.connection is not None
@@ -219,8 +219,8 @@ def known_heads(migration: MigrationContext) -> tuple[str, ...]:
 
 
 def without_implied(heads: Iterable[str], revisions: ScriptDirectory) -> tuple[str, ...]:
-    """Returns the heads that no other depends on: those that Alembic itself would record, and with
-    which it can plan what to run."""
+    """Returns the heads that no other depends on: Alembic itself would record these, and can plan
+    a run with them."""
     heads = set(heads)
     return tuple(
         head for head in heads if head not in _ids(revisions.get_all_current(tuple(heads - {head})))
@@ -228,7 +228,7 @@ def without_implied(heads: Iterable[str], revisions: ScriptDirectory) -> tuple[s
 
 
 def describe_unknown(revision: str, revisions: ScriptDirectory) -> str:
-    """Returns a line on a revision of the database that is not among these, of the code."""
+    """Returns a line on a revision of the database that the code does not have."""
     branch = branch_of(revision)
     if branch in map(branch_of, revisions.get_heads()):
         return f"{revision} is newer than this code"
@@ -239,8 +239,8 @@ def describe_unknown(revision: str, revisions: ScriptDirectory) -> str:
 
 
 def _unknown(rows: set[str], revisions: ScriptDirectory) -> tuple[set[str], set[str]]:
-    """Returns the rows that are no revisions of the code, and the heads of the code of which they
-    are newer revisions."""
+    """Returns the rows that the code has no revision of, and the heads of their branches in the
+    code."""
     unknown = rows - _ids(revisions.walk_revisions())
     branches = set(map(branch_of, unknown))
     return unknown, {head for head in revisions.get_heads() if branch_of(head) in branches}

@@ -33,7 +33,7 @@ MAX_ATTEMPTS = 13  # spread across about an hour
 ORPHANED_LIFETIME = timedelta(days=1)  # must outlast the rollout of a release
 PARKED_LIFETIME = timedelta(days=30)
 
-# Not what this subscriber has parked, and nothing of an owner whose change it tries again later.
+# Excludes changes that this subscriber has parked, and owners whose change it retries later.
 IS_DUE = """t.waiting @> ARRAY[CAST(:name AS text)] AND NOT EXISTS (
     SELECT FROM outbox_failures AS f WHERE f.owner_id = t.owner_id AND f.subscriber = :name
     AND (f.next_attempt_at > statement_timestamp()

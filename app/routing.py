@@ -1,7 +1,7 @@
-"""What the application does with its routes: lists them, and serves them in less time.
+"""Lists the routes of the application, and serves them in less time.
 
-Features use FastAPI's own routers and `Annotated[Model, Query()]`. What saves time here changes
-neither what a route matches nor what it answers; whatever it does not cover, FastAPI does.
+Features use FastAPI's own routers and `Annotated[Model, Query()]`. The shortcuts here
+change neither which requests a route matches nor its answers; FastAPI does all others.
 """
 
 import re
@@ -120,7 +120,7 @@ def refuse_unknown_parameters() -> None:
     """Refuses a query parameter that an operation does not declare, if the operation changes
     something or has a principal: `?dryrun=true` would import for real.
 
-    Others, such as a page that a browser is redirected to, ignore what they do not know. FastAPI
+    Others, such as a page that a browser is redirected to, ignore unknown ones. FastAPI
     has no setting for it, so a method is replaced, in the whole process; as a dependency of each
     router it would take 7 % of a GET of one row.
     """
@@ -186,7 +186,7 @@ def _unknown(name: str, known: Iterable[str]) -> dict[str, Any]:
 
 
 def validate_queries_at_once() -> None:
-    """Gives a query model all parameters as they are, where FastAPI collects them field by field.
+    """Gives a query model all parameters at once, where FastAPI collects them field by field.
 
     That saves 12 % of a `GET /items`. FastAPI has no setting for it, so one of its functions is
     replaced, in the whole process.

@@ -1,9 +1,9 @@
 """Compares a database with what the migrations make: tables by their models, functions and triggers
 by `definitions.sql`.
 
-A restore may have left something out, a build of an index may have failed, and a hand may have
-changed something. It reads catalogs alone, so any role may do it, on a standby too. What the
-database has beyond that, such as an index of somebody's own, is no difference.
+A restore may have left something out, the build of an index may have failed, or an operator may
+have changed something by hand. It only reads catalogs, so any role may do it, on a standby too.
+Additions, such as an operator's own index, are no difference.
 """
 
 import io
@@ -58,7 +58,7 @@ ORDER BY 1
 
 @dataclass(frozen=True)
 class Difference:
-    """What the database has not as the migrations make it, and what mends it."""
+    """Something that is missing, or is not as the migrations make it, and how to mend it."""
 
     subject: str
     state: str
@@ -103,7 +103,7 @@ def _different_definitions(
 
 
 def _different_tables(connection: Connection, tables: Collection[str]) -> Iterator[Difference]:
-    """Yields what Alembic would change, and the primary keys, which it does not compare."""
+    """Yields the changes that Alembic would make, and primary keys, which it does not compare."""
     compared = MigrationContext.configure(
         connection,
         opts={
@@ -128,13 +128,13 @@ def _different_tables(connection: Connection, tables: Collection[str]) -> Iterat
 
 
 def _kept(operations: Sequence[MigrateOperation]) -> Iterator[MigrateOperation]:
-    """Leaves out what drops an index or a constraint, unless another takes its name."""
+    """Leaves out the operations that drop something, unless another makes one of the same name."""
     made = {_name(each) for each in operations if not isinstance(each, DROPS)} - {None}
     return (each for each in operations if not isinstance(each, DROPS) or _name(each) in made)
 
 
 def _primary_keys(inspector: Inspector, tables: Collection[str]) -> Iterator[MigrateOperation]:
-    """Yields what adds the primary keys that the database has not."""
+    """Yields the operations that add missing primary keys."""
     for name in sorted(tables):
         key = SQLModel.metadata.tables[name].primary_key
         if inspector.get_pk_constraint(name)["constrained_columns"] != key.columns.keys():

@@ -1,4 +1,4 @@
-"""What a feature's commands of `python -m app` need: an open database."""
+"""An open database for the commands of features."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -17,8 +17,9 @@ def run_with_database(
 ) -> Answer:
     """Runs a command's work with an open database.
 
-    `python -m app` puts into `context.obj` how the database is found. It prints a `Problem`, and
-    an error of the settings or the database, as a plain line (app/command_errors.py).
+    `python -m app` puts into `context.obj` a function that opens the database. It prints a
+    `Problem`, and an error of the settings or the database, as a plain line
+    (app/command_errors.py).
     """
 
     async def main(database: Database) -> Answer:

@@ -40,8 +40,8 @@ class Feature:
         constraints: the problem to answer with when a constraint is violated, by constraint name.
         authenticator: turns bearer tokens into principals, for every feature.
         settings: its settings class, read once, at start; `settings_of` returns the values.
-        lifespan: opens what it holds for the process at start, yields it, and closes it at the end;
-            `resource` is how a route gets it.
+        lifespan: opens its resource of the process at start, yields it, and closes it at the end;
+            a route gets it by `resource`.
         tasks: its background tasks, which process rows.
         periodic_tasks: its background tasks that run once in a period.
         subscriptions: its functions that run when rows of other features have changed.

@@ -19,7 +19,7 @@ SERVICE_BUSY = "The service is busy; please try again"
 
 
 class FieldError(BaseModel):
-    """What is wrong with one value. `pointer` is a JSON pointer (RFC 6901) into the part named."""
+    """The fault of one value. `pointer` is a JSON pointer (RFC 6901) into the part named."""
 
     location: str = Field(examples=["body"], description="`body`, `query`, `path` or `header`")
     pointer: str = Field(examples=["/price"])

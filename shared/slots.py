@@ -19,23 +19,23 @@ MAX_STREAMS = 40  # uploads of a process, and downloads: each takes up to 8 MB o
 PART_OF_ACCOUNT, PART_OF_NETWORK = 2 / 5, 1 / 2  # of the streams
 
 current_holder: ContextVar[str | None] = ContextVar("current_holder", default=None)
-"""The holder of what the current request needs. Background tasks have none."""
+"""The holder of the current request's slots. Background tasks have none."""
 
 current_network: ContextVar[str | None] = ContextVar("current_network", default=None)
-"""The network of the current request's client, which it has beside its account."""
+"""The network of the current request's client, which has a share beside those of accounts."""
 
 log = structlog.get_logger(__name__)
 
 
 class Slots:
     """Up to `size` slots. A holder has its share when it holds as many as are free: alone it gets
-    half of them, and n greedy holders come to 1/(n+1) each, with as much left for the next. Where
-    slots are waited for, a holder may have all but a fifth (at least one): a slot that is given
-    back goes to the waiting holder of the fewest.
+    half of them, n greedy holders get 1/(n+1) each, and as many stay free for the next. Where it
+    may wait for a slot, a holder gets all but a fifth (at least one): a released slot goes to the
+    waiting holder that holds the fewest.
 
     `most` bounds a share further, where slots are held for so long that it would shrink too late.
-    Work without a holder is bound by the size alone. `reason` names the slots in log and metrics,
-    and `of` what has too many of them, in the detail of a problem.
+    Work without a holder is bounded by the size alone. `reason` names the slots in log and metrics,
+    and `of` the requests or streams that hold them, in the detail of a problem.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Slots:
             self._waiting.pop(holder, None)
 
     def release(self, holder: str | None) -> None:
-        """Gives a slot back. Of those who wait, it then goes to the holder of the fewest."""
+        """Releases a slot, and gives it to the waiting holder that holds the fewest."""
         self.in_use -= 1
         self._held[holder] -= 1
         if not self._held[holder]:
@@ -115,7 +115,7 @@ class Slots:
             pass  # the next had given up
 
     def _give_to_next(self) -> bool:
-        """Returns whether the next one still waited, or no waiting holder may have a slot."""
+        """Returns whether it gave a slot to the next that still waits, or none may have one."""
         allowed = [holder for holder in self._waiting if self._allows_to_wait(holder)]
         if not allowed:
             return True
@@ -184,8 +184,8 @@ class Slot:
 
 
 class StreamSlots:
-    """Slots for what lasts as long as its client likes. An account has at most `PART_OF_ACCOUNT`,
-    and a network `PART_OF_NETWORK`, whatever the number of its accounts; each has at least one."""
+    """Slots for streams, which last as long as the client likes. An account has at most
+    `PART_OF_ACCOUNT`, and all accounts of a network `PART_OF_NETWORK`; each has at least one."""
 
     def __init__(self, size: int, seconds: float) -> None:
         self._seconds, of = seconds, "the requests from your network"

@@ -1,4 +1,4 @@
-"""What a process holds from its start to its end."""
+"""The objects that a process holds from its start to its end."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar

@@ -1,4 +1,4 @@
-"""HTTP as bytes: a server in the process of the test, and connections that send what they like."""
+"""HTTP as bytes: a server in the process of the test, and connections that send any bytes."""
 
 import asyncio
 import json
@@ -49,7 +49,7 @@ class RawConnection:
         return cls(*await asyncio.open_connection("127.0.0.1", port, local_addr=local))
 
     async def send(self, *segments: bytes) -> Self:
-        """Sends each of these in a segment of its own, if the server reads in between."""
+        """Sends each of these in a separate segment, if the server reads in between."""
         for segment in segments:
             self.writer.write(segment)
             await self.writer.drain()
@@ -81,7 +81,7 @@ class RawConnection:
         return body
 
     async def rest(self) -> bytes:
-        """Returns what comes until the server closes the connection."""
+        """Returns all bytes until the server closes the connection."""
         rest = b""
         async with within(SECONDS, "the end of the connection"):
             with suppress(ConnectionError):

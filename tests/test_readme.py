@@ -36,8 +36,8 @@ def test_the_tours_work_as_they_stand(address: str, tmp_path: Path) -> None:
 
 
 def take_tours(address: str, folder: Path) -> str:
-    """Takes the tours and returns what they show; those in the READMEs of features go on where
-    that of the whole ends."""
+    """Takes the tours and returns their output. Those in the READMEs of features follow that of the
+    whole, in the same shell."""
     (first,) = TOUR.findall(README)
     texts = [path.read_text() for path in sorted(ROOT.glob("features/*/README.md"))]
     tour = "\n".join([first, *chain.from_iterable(map(TOUR.findall, texts))])

@@ -52,8 +52,8 @@ def _banner(features: Sequence[Feature]) -> str:
 
 
 class Console(code.InteractiveConsole):
-    """Python's prompt, whose inputs may await. Each of these has a transaction of its own, so that
-    none stays open while nobody types."""
+    """Python's prompt, whose inputs may await. Each input is one transaction, so that
+    none stays open between two inputs."""
 
     def __init__(
         self, runner: asyncio.Runner, database: Database, features: Sequence[Feature]

@@ -45,7 +45,7 @@ class LoadSheddingMiddleware:
         async def send_and_count(message: Message) -> None:
             nonlocal slot
             if message["type"] == "http.response.start" and is_event_stream(scope):
-                with suppress(Problem):  # it goes on to hold the slot of a request
+                with suppress(Problem):  # it keeps the slot of a request
                     stream = self.streams.take(slot.holder)
                     slot.release()
                     slot = stream

@@ -13,8 +13,8 @@ SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 class ReadYourWritesMiddleware:
     """Lets the client of a request that may have written read from the primary for a while.
 
-    It does so before the response begins, whatever way the request wrote, and after an error of the
-    server too: the outcome may be unknown. A 4xx has written nothing.
+    It does so before the response begins, for any kind of session, and after an error of the server
+    too: the outcome may be unknown. A 4xx has written nothing.
     """
 
     def __init__(self, app: ASGIApp) -> None:

@@ -51,7 +51,7 @@ class ServerErrorMiddleware:
 
 
 def _advice(error: Exception) -> dict[str, str]:
-    """Returns what to log besides, where the database lacks what a statement names."""
+    """Returns more fields for the log if the database lacks a table or function of a statement."""
     cause = database_cause(error) if isinstance(error, DatabaseError) else None
     if isinstance(cause, PostgresError) and cause.sqlstate in UNDEFINED_STATES:
         return {"missing": str(cause).splitlines()[0], "advice": "python -m app doctor"}

@@ -1,4 +1,4 @@
-"""What happens around a websocket: id, log line, limits, errors, the end of its credential."""
+"""Websockets: their id, log line, limits, errors, the end of its credential."""
 
 import asyncio
 import json
@@ -132,7 +132,7 @@ class _Socket:
             case "websocket.http.response.start":
                 self.status = int(message["status"])
                 self._add_id(message)
-            case "websocket.close":  # to which the server would give an answer of its own
+            case "websocket.close":  # the server would answer without a problem
                 response = problem(self.connection, self._refusal(message.get("reason")))
                 await response(self.connection.scope, self.receive, self.send)
                 return
@@ -186,7 +186,7 @@ async def check_credential(connection: HTTPConnection) -> None:
 
 
 def _is_disconnect(error: BaseException) -> bool:
-    """Returns whether the client has gone, for all that a task group has raised too."""
+    """Returns whether the client has gone; of a task group, whether all its errors say so."""
     if isinstance(error, BaseExceptionGroup):
         return all(_is_disconnect(each) for each in error.exceptions)
     return isinstance(error, WebSocketDisconnect | ClientDisconnected)

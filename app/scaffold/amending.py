@@ -17,11 +17,11 @@ from shared.feature import FeatureError
 
 
 def amend_revision(url: str, feature: str, message: str | None = None) -> Script:
-    """Replaces the last revision of the feature by one that `write_revision` writes, which it
-    raises like. Keeps its message, unless there is another.
+    """Replaces the last revision of the feature by one that `write_revision` writes; raises as that
+    does. Keeps the message, unless another is given.
 
-    Downgrades the development database at `url` first, if it has the revision. What was written
-    into the revision by hand is lost.
+    Downgrades the development database at `url` first, if it has the revision. Changes that were
+    made to the revision by hand are lost.
 
     Raises:
         FeatureError: others may have the revision, or another revision depends on it.

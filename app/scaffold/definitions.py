@@ -1,4 +1,4 @@
-"""Lists what migrations make beside tables, and compares it with the .sql files of a feature."""
+"""Lists the functions and triggers that migrations make, and compares them with .sql files."""
 
 import asyncio
 import re
@@ -47,8 +47,8 @@ def write_definitions(server_url: str, branch: str) -> Path | None:
 
 
 def list_definitions(server_url: str, branch: str) -> str:
-    """Returns the text of `definitions.sql`: what a database has with the branch, and has not, or
-    has otherwise, with its dependencies alone. Empty if that is nothing."""
+    """Returns the text of `definitions.sql`: the definitions that the branch adds to those of its
+    dependencies, or changes. Empty if there are none."""
     features = () if branch == "shared" else find_features(branch)
     needed = [name for name in branches_of(features) if name != branch]
     with scratch_database(server_url) as url:

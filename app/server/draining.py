@@ -1,4 +1,4 @@
-"""Graceful stop: what a process finishes before it ends.
+"""Graceful stop: finishes the requests of a process before it ends.
 
 Drain: a process that stops first accepts and serves the connections in the listen backlog, since a
 proxy that has sent a POST on one may not send it again.

@@ -1,4 +1,4 @@
-"""The head of a request: its limits, and what a server is to refuse (RFC 9112)."""
+"""The head of a request: its limits, and the faults that a server must refuse (RFC 9112)."""
 
 import re
 from collections.abc import Mapping

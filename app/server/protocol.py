@@ -1,7 +1,7 @@
-"""HTTP/1.1 on one connection: where each request begins and ends, and what a client may take.
+"""HTTP/1.1 on one connection: where each request begins and ends, and the limits of a client.
 
-httptools refuses most of what RFC 9112 tells a server to refuse. This adds what it leaves to the
-server, as two readers of the same bytes, such as a proxy and we, must find the same requests.
+httptools refuses most of what RFC 9112 tells a server to refuse; this refuses the rest. Two readers
+of the same bytes, such as a proxy and this server, must find the same requests.
 """
 
 import asyncio
@@ -44,13 +44,13 @@ CLOSE_SECONDS = STALL_SECONDS  # and any other
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """A connection on which one request is one request, whatever a client sends.
+    """A connection on which the server and any proxy before it find the same requests.
 
     - A request begins when its body has arrived and the response before has been taken, so that a
       slow client holds nothing but its connection. A body beyond `BODY_BUFFER_BYTES` is read while
       it arrives.
     - `Upgrade` is ignored (RFC 9110, section 7.8), except in the handshake of a websocket.
-    - What cannot be read in one way only is refused with a problem, and nothing after it is read.
+    - Ambiguous bytes are refused with a problem, and nothing after them is read.
     """
 
     transport: asyncio.Transport
@@ -67,7 +67,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.body_bytes = 0  # since the timer was set
         self.was_paused = False  # since then
         self.other_bytes = 0  # since the head began, or since the last byte of the body
-        self.has_new_body = False  # in what has just arrived
+        self.has_new_body = False  # in the bytes that have just arrived
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -204,8 +204,8 @@ class HttpProtocol(HttpToolsProtocol):
         self.has_new_body = True
 
     def _take_body(self) -> None:
-        """Decides what to do with the body so far: once for what arrives together, as a client
-        decides how many chunks that is."""
+        """Reads on, or starts the request: once for all bytes that arrive together, as a client
+        decides how many chunks they are."""
         self.has_new_body = False
         if self._awaits_body():
             self.flow.resume_reading()
@@ -261,7 +261,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self.is_lingering:
             self.server_state.total_requests += 1
         else:
-            # What is left of a body is read until the connection is taken for idle.
+            # The rest of a body is read until the connection counts as idle.
             super().on_response_complete()
 
     def _refuse(self, error: Problem) -> None:

@@ -1,4 +1,4 @@
-"""The responses to what is no request, and to requests of which the application sees nothing."""
+"""The responses to bytes that are no request, and to requests that never reach the application."""
 
 from fastapi import Request
 from starlette.types import ASGIApp, Receive, Scope, Send

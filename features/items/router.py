@@ -115,7 +115,7 @@ async def update(
     quota: QuotaDep,
     if_match: IfMatch = None,
 ) -> ItemPublic:
-    """Changes what is given, and leaves the rest."""
+    """Changes the fields that are given, and leaves the rest."""
     item = await handlers.update_item(session, principal.user_id, item_id, changes, if_match)
     await quota.check(session, principal.user_id, items=0, text_bytes=text_bytes_of(changes))
     return tagged(response, item)

@@ -74,7 +74,7 @@ class ItemCreate(BaseModel):
 
 
 class ItemUpdate(BaseModel):
-    """What is absent stays as it is; `null` clears what may be empty."""
+    """A field that is absent stays as it is; `null` clears what may be empty."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"price": 9.99}]})
 

@@ -2,12 +2,12 @@
 
 Counting takes time in proportion to the number of an owner's items, and a counter in a row would
 make each write of an owner wait for the one before. So each process keeps an estimate in memory:
-its last count, and what it has added since. It counts again before it adds more than a thousandth
+its last count, and the items added since. It counts again before it adds more than a thousandth
 of the limit. Close to a limit the writes of an owner wait for each other, and each counts again,
-unless a count is slow. So of what others have not counted, each process has added a thousandth of
-the limit at most, and has as much under way: n processes exceed a limit by 2n thousandths.
+unless a count is slow. So each process has added at most a thousandth of the limit that others have
+not counted, and adds as much at the moment: n processes exceed a limit by at most 2n thousandths.
 
-It is shown by a route of its own, not by `GET /users/me`: accounts know no items, the kernel would
+It has a separate route, and is not in `GET /users/me`: accounts know no items, the kernel would
 need a way for features to add fields to each other's answers, and that route counts nothing.
 """
 

@@ -113,15 +113,15 @@ def end_access(
     context: typer.Context,
     api_keys: Annotated[bool, typer.Option("--api-keys", help="End the API keys too")] = False,
 ) -> None:
-    """End all sessions of all accounts: everybody signs in again. For a database that was restored
-    to an earlier time, when what has ended since had not ended yet."""
+    """End all sessions of all accounts, so that all sign in again. For a database that was restored
+    to an earlier time: sessions that have ended since are valid in it again."""
     sessions, keys = run_with_database(context, lambda database: _end_access(database, api_keys))
     typer.echo(f"ended {sessions} sessions" + (f" and {keys} API keys" if api_keys else ""))
 
 
 async def _end_access(database: Database, api_keys: bool) -> tuple[int, int]:
-    """Returns the number of sessions and of API keys. No access token stays valid: nothing else
-    could end that of a session which this database does not know."""
+    """Returns the number of sessions and of API keys. Revokes the signing keys too: nothing else
+    ends the access token of a session that this database does not have."""
     await _rotate(database, revoke=True)
     sessions = await _delete_all(database, Session, EventKind.SIGNED_OUT)
     keys = await _delete_all(database, ApiKey, EventKind.API_KEY_DELETED) if api_keys else 0

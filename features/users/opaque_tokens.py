@@ -28,7 +28,7 @@ def is_token(value: str, prefix: str) -> bool:
 
 
 def family_of(token: str) -> UUID | None:
-    """Returns the family that a token says it is of, if it says so."""
+    """Returns the family that a token names, if it names one."""
     _, _, body = token.partition("_")
     return UUID(body[:32]) if re.match("[0-9a-f]{32}", body) else None
 

@@ -1,4 +1,4 @@
-"""Connecting to the host of a URL that has the role which is asked for."""
+"""Connects to the host of a URL that has the requested role."""
 
 import asyncio
 import socket
@@ -21,13 +21,13 @@ SOCKET_OPTIONS = {
     "TCP_KEEPCNT": 3,
     "TCP_USER_TIMEOUT": 10_000,  # milliseconds
 }
-"""Let a connection to a machine that has lost power fail after some ten seconds, whatever waits."""
+"""Make a connection to a machine that has lost power fail after some ten seconds."""
 
 Connect: TypeAlias = Callable[[], Awaitable["asyncpg.Connection[Any]"]]
 
 
 class NoHostInRole(ConnectionError):
-    """Each host answers or is away, and none of those that answer has the role."""
+    """None of the hosts that answer has the role."""
 
 
 class ServerRole(StrEnum):
@@ -48,10 +48,10 @@ def connector(
 ) -> Connect:
     """Returns a function that connects to the first host that answers and has the role.
 
-    It tries the host that it connected to last before the others, and one that a caller would not
-    wait for after them. Each host has `timeout` seconds: asyncpg's own timeout is that of all
-    hosts, and a silent one would use it up. Without a role `target_session_attrs` of the URL
-    counts. The function raises CONNECT_ERRORS.
+    It tries the host that it connected to last first, and one at which a caller was cancelled
+    last. Each host has `timeout` seconds: asyncpg's own timeout is for all hosts, and a silent one
+    would use it up. Without a role, `target_session_attrs` of the URL holds. The function raises
+    CONNECT_ERRORS.
     """
     hosts = _hosts_in_order(url, standby=role is ServerRole.STANDBY)
     if role:
@@ -82,8 +82,8 @@ def connector(
 
 @lru_cache
 def _hosts_in_order(url: str, *, standby: bool) -> list[dict[str, Any]]:
-    """Returns the hosts of a URL: one list, from whose order all that connect to them learn, and
-    another for those that need a standby."""
+    """Returns the hosts of a URL: one list for all connectors, which reorder it, and another for
+    those that need a standby."""
     return hosts_of(url)
 
 

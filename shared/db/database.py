@@ -68,9 +68,9 @@ KEEPALIVE: Mapping[str, str] = {
 """Lets the server detect within a minute, not hours, a client that vanished without closing its
 connections, and release its locks."""
 IDLE_IN_TRANSACTION_SECONDS = 300.0
-STREAM_WAIT_SECONDS = 300.0  # of a stream that has come far, for a connection to go on
+STREAM_WAIT_SECONDS = 300.0  # that a stream which has begun waits for its next connection
 NO_SUBSCRIBERS: Subscribers = {}
-IS_READ_ONLY = text("SELECT current_setting('transaction_read_only')::boolean")  # so in recovery
+IS_READ_ONLY = text("SELECT current_setting('transaction_read_only')::boolean")  # true in recovery
 
 log = structlog.get_logger(__name__)
 
@@ -79,9 +79,8 @@ class Database:
     """The database of one process. Opens no connection until a session first needs one.
 
     `engine` has the connections of transactions, `primary` those of reads, `replica` those to the
-    replica where one is set. What a stream holds for long, a snapshot or a long transaction, takes
-    at most half of the connections; `download_slots` and `upload_slots` bound the streams
-    themselves.
+    replica where one is set. Streams, which hold a snapshot or a transaction for long, take at
+    most half of the connections; `download_slots` and `upload_slots` bound their number.
     """
 
     def __init__(
@@ -156,7 +155,7 @@ class Database:
         """Opens a transaction that may take minutes, such as the last one of an upload, for which
         it waits as long.
 
-        Half of the connections to write may have one. Raises as `transaction`.
+        At most half of the connections to write are in one. Raises as `transaction`.
         """
         async with self._long_slots.hold(), self.transaction() as session:
             yield session
@@ -196,7 +195,7 @@ class Database:
     @asynccontextmanager
     async def direct(self) -> AsyncIterator["asyncpg.Connection[Any]"]:
         """Opens a connection that bypasses pools and poolers, for LISTEN and other session state.
-        It is ended when writes go to another server.
+        It is closed when writes move to another server.
 
         Raises:
             OSError, TimeoutError, PostgresError, InterfaceError: it cannot be made.
@@ -214,7 +213,7 @@ class Database:
         """Opens a connection that may write, if reads are served too. Both are separate from the
         pools, so that it shows whether PostgreSQL serves even when these are exhausted.
 
-        Replaces all connections to a server that has become read-only, as no request may notice.
+        Replaces all connections to a server that has become read-only: reads would not notice.
 
         Raises:
             Unavailable: the server is read-only.
@@ -293,8 +292,8 @@ class Database:
         self._read_only = True
 
     def _on_connect(self, connection: Any, record: Any) -> None:
-        """Notes when a connection was made. If another server took no changes, and lives, lets
-        reads follow to the one that takes them."""
+        """Records when a connection was made. If writes have moved to another server, moves reads
+        there too, as the former server may still answer them."""
         made = connection.driver_connection
         notice_unconfirmed(made)
         host, former = host_of(made), self._host
@@ -308,8 +307,8 @@ class Database:
         record.info["made"] = (self._generation, expiry())
 
     def _end_waits(self, host: object) -> None:
-        """Ends what waits for another host of the URL, which may have stopped without a word, and
-        the connections that LISTEN."""
+        """Closes the connections to other hosts of the URL, where requests may wait in vain, and
+        those that LISTEN."""
         for connection in self._direct:
             connection.terminate()
         pools = (self._writing, self.primary.connections, self._probe_pool.connections)
@@ -375,8 +374,8 @@ def _connector(
     command_timeout: float | None = None,
     **server: str,
 ) -> Connect:
-    """Returns what connects with these settings of the server. A pooler takes none, as it shares
-    connections between clients, and it chooses a server for each transaction."""
+    """Returns a function that connects with these settings of the server. A pooler takes none, as
+    it shares connections between clients, and it chooses a server for each transaction."""
     named = {"application_name": "tessera"}
     options: dict[str, Any] = {"command_timeout": command_timeout, "record_class": Row}
     if settings.database_direct_url:
@@ -395,7 +394,7 @@ def _timeouts(settings: Settings) -> dict[str, str]:
 
 
 def _first_statement(settings: Settings) -> str | None:
-    """Returns what each transaction behind a pooler begins with: it sets the timeouts."""
+    """Returns the statement that sets the timeouts of a transaction, if a pooler is used."""
     if settings.database_direct_url is None:
         return None
     timeouts = _timeouts(settings).items()
@@ -403,8 +402,8 @@ def _first_statement(settings: Settings) -> str | None:
 
 
 def _longest_wait(settings: Settings) -> float:
-    """Returns the seconds until a statement without an answer is given up: a server that lives has
-    refused it by then, one that has vanished is silent."""
+    """Returns the seconds after which a statement without an answer fails: a server that lives
+    would have cancelled it by then."""
     return settings.database_statement_timeout + SILENCE_SECONDS
 
 

@@ -1,4 +1,4 @@
-"""The errors of PostgreSQL and of its connections, and the problems that they are to a client."""
+"""Recognises the errors of PostgreSQL and its connections, and translates them into problems."""
 
 import re
 from typing import TypeAlias
@@ -34,8 +34,8 @@ WORKER_LOST_MESSAGE = re.compile(
     "|terminating connection due to unexpected postmaster exit|failed to COPY to shard"
     "|failure on connection marked as essential|could not commit transaction for shard"
 )
-"""The words of libpq, and those of Citus, where a coordinator loses a worker. They have the
-SQLSTATE of a bug, or of a broken disk."""
+"""The messages of libpq and of Citus when a coordinator has lost a worker. Their SQLSTATE is that
+of a bug or of a broken disk."""
 
 CONNECT_ERRORS = (
     OSError,
@@ -72,8 +72,8 @@ def database_cause(error: BaseException) -> BaseException | None:
 
 
 def violated_constraint(error: DatabaseError) -> str | None:
-    """Returns the name of the constraint that the error violates, if it violates one. That of a
-    shard has the name of the whole table's: `uq_orders_owner_id_name_102021`.
+    """Returns the name of the violated constraint, or None. It leaves out the number that a shard
+    adds: `uq_orders_owner_id_name_102021`.
 
     A coordinator passes on a worker's error without the name, which is in the message alone.
     """
@@ -93,13 +93,13 @@ def has_stale_plan(error: DatabaseError) -> bool:
 
 
 def is_read_only(error: DatabaseError) -> bool:
-    """Returns whether the server, or the transaction, takes no changes: as that of a primary that
-    has become a standby."""
+    """Returns whether the server, or the transaction, takes no changes, such as a primary that has
+    become a standby."""
     return isinstance(database_cause(error), ReadOnlySQLTransactionError)
 
 
 def is_worker_lost(error: DatabaseError) -> bool:
-    """Returns whether the coordinator of a cluster has lost the worker that it had asked."""
+    """Returns whether the coordinator of a cluster has lost the worker of a statement."""
     cause = database_cause(error)
     states = (InternalServerError, PostgresIOError)
     return isinstance(cause, states) and bool(WORKER_LOST_MESSAGE.match(str(cause)))

@@ -16,9 +16,9 @@ FIRST, LAST = UUID(int=0), UUID(int=2**128 - 1)
 class OwnersInTurn:
     """Goes from owner to owner, in the order of their ids, so that each has its turn.
 
-    `due` is the condition, in SQL, of the rows that wait in the table, which is `t` there. A page
-    of the index of owners is read at a time, so an owner with a million rows costs the others
-    little; a recursive query could skip them, and a distributed table can have none.
+    `due` is the SQL condition of the rows to process; the table is `t` in it. Each query reads a
+    page of the index of owners, so an owner with a million rows costs the others little. A
+    recursive query could skip those rows, but Citus runs none on a distributed table.
     """
 
     def __init__(self, table: str, due: str) -> None:
@@ -34,8 +34,8 @@ SELECT owner_id, count(*) AS rows FROM (
     async def next(
         self, session: WriteSession, most: int, values: Mapping[str, Any] = {}
     ) -> list[UUID]:
-        """Returns the next owners with due rows, at most so many, those with the fewest rows first;
-        among equals in random order, so that processes meet seldom."""
+        """Returns up to `most` owners with due rows, those with the fewest rows first; equals in
+        random order, so that two processes seldom choose the same."""
         rows: dict[UUID, int] = {}
         for after, until in ((self._after, LAST), (FIRST, self._after)):
             while len(rows) < most and after < until:

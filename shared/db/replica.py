@@ -138,7 +138,7 @@ class Replica:
             await asyncio.sleep(CHECK_SECONDS)
 
     async def _reason_against(self) -> str | None:
-        """Returns why the replica is not to be read from; None if it is."""
+        """Returns why the replica cannot be read from, or None if it can."""
         asking = asyncio.create_task(self._fetch_replayed())
         await asyncio.wait({asking}, timeout=CHECK_TIMEOUT_SECONDS)
         if not asking.done():
@@ -178,7 +178,7 @@ class Replica:
 
 
 def _may_succeed_elsewhere(error: Unavailable | PostgresError) -> bool:
-    """Returns whether the replica was lost, or has cancelled the statement to go on replaying."""
+    """Returns whether the replica was lost, or has cancelled the statement to replay the WAL."""
     if isinstance(error, PostgresError):
         return error.sqlstate != "57014" and isinstance(database_problem(error), Unavailable)
     return isinstance(error.__cause__, Exception)

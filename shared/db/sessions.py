@@ -45,11 +45,11 @@ Connections: TypeAlias = Callable[[], AbstractAsyncContextManager[Connection]]
 Values: TypeAlias = Mapping[str, Any]
 NO_VALUES: Values = {}
 BEGIN_TIMEOUT_SECONDS = 5.0  # then the server has vanished, and the connection is given up
-COMMIT_SECONDS = 30.0  # that work without a deadline, as that of tasks, waits for its COMMIT
+COMMIT_SECONDS = 30.0  # that a task, which has no deadline, waits for its COMMIT
 ABANDONED_COMMIT_SECONDS = 10.0  # then its connection is closed, as the server may be gone
-SILENCE_SECONDS = 5.0  # after a statement's own time, in which the server must at least refuse it
+SILENCE_SECONDS = 5.0  # after a statement's timeout: by then a server that lives has cancelled it
 MANY_SECONDS = 300.0  # for one statement with many values
-NEVER_SECONDS = 86_400.0  # asyncpg has no other word for it, where a connection has a timeout
+NEVER_SECONDS = 86_400.0  # for asyncpg, where None is the timeout of the connection
 
 SET_TIMEOUTS = text("""
 SELECT set_config('statement_timeout', :statement, true),
@@ -72,7 +72,7 @@ class ReadSession:
 
     It holds a connection only while a statement runs, so it can stay open during other waits.
     `values` may have more than a statement's parameters. After `timeout` seconds without an answer
-    a statement is given up, with its connection.
+    a statement fails, and its connection is closed.
     """
 
     def __init__(self, connections: Connections, timeout: float | None = None) -> None:
@@ -193,8 +193,8 @@ class SnapshotSession:
 class WriteSession(ReadSession):
     """One transaction, in which each statement sees the changes before it.
 
-    `orm` is SQLAlchemy's view of the same transaction: a request may use both. What the ORM has
-    pending is flushed before each statement. `subscribers` run when a change is published.
+    `orm` is SQLAlchemy's view of the same transaction: a request may use both. Pending changes
+    of the ORM are flushed before each statement. `subscribers` run when a change is published.
     """
 
     def __init__(
@@ -210,8 +210,8 @@ class WriteSession(ReadSession):
         self.notified: set[str] = set()
 
     async def allow(self, *, statement: float, lock: float | None = None) -> None:
-        """Lets each statement of this transaction take so many seconds, and wait for a lock for so
-        many, whatever the settings say."""
+        """Sets the timeouts of this transaction's statements and locks, in seconds, instead of
+        those of the settings."""
         values = {
             "statement": milliseconds(statement),
             "lock": None if lock is None else milliseconds(lock),
@@ -266,7 +266,7 @@ class WriteSession(ReadSession):
         )
 
     async def flush(self) -> None:
-        """Sends what the ORM has pending."""
+        """Sends the pending changes of the ORM."""
         if self._orm is not None:
             await self._orm.flush()
 
@@ -312,7 +312,7 @@ async def transaction(
     `EndedByAnswer`.
 
     Returns the connection to the pool. A connection whose COMMIT the caller has given up is in
-    `committing` until the COMMIT ends, and keeps its place in the pool until then.
+    `committing` until the COMMIT ends, and counts as in use until then.
 
     Raises:
         Unavailable: the connection is lost; in the commit, the outcome is unknown.
@@ -357,16 +357,16 @@ async def _begin(connection: Connection, begin: str) -> None:
     try:
         await connection.execute(begin, timeout=BEGIN_TIMEOUT_SECONDS)
     except TimeoutError:
-        connection.terminate()  # a pooler may answer what follows, though it has no server
+        connection.terminate()  # a pooler may answer later statements, though it has no server
         raise
 
 
 async def _commit(
     connection: Connection, pooled: PoolProxiedConnection, committing: set[Connection]
 ) -> None:
-    """Commits. A caller that is cancelled meanwhile leaves the COMMIT running: PostgreSQL makes one
-    that waits for a synchronous standby a local one when it is cancelled. So does work that has no
-    deadline, after `COMMIT_SECONDS`.
+    """Commits. If the caller is cancelled meanwhile, or has no deadline and has waited for
+    `COMMIT_SECONDS`, the COMMIT keeps running: PostgreSQL would make a COMMIT that waits for a
+    synchronous standby a local one if it were cancelled.
 
     Raises:
         Unavailable: the connection is lost meanwhile, or silent, or an administrator has cancelled

@@ -76,7 +76,7 @@ def uuid7() -> UUID:
 
 class UpdateTime(FunctionElement[datetime]):
     """The time of an UPDATE, for the column `updated_at`: later than the one before in each row,
-    whatever the clock does and in whatever order transactions have waited for the row.
+    even if the clock is set back, or the statement had to wait for the row.
 
     Not `clock_timestamp()`: an UPDATE of a distributed table takes no volatile function.
     """

@@ -40,7 +40,7 @@ Resource = TypeVar("Resource", bound=_Resource)
 
 @dataclass(frozen=True)
 class Conditional:
-    """What a client already has of a resource."""
+    """The version of a resource that a client has already."""
 
     response: Response
     if_none_match: str | None

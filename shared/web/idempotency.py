@@ -169,13 +169,13 @@ before this, which needs the account.
 
 
 async def delete_keys_of(session: sessions.WriteSession, owner_id: UUID) -> int:
-    """Deletes a batch of the idempotency keys of an account; returns how many, 0 when none is
+    """Deletes a batch of the idempotency keys of an account; returns how many, 0 once none is
     left."""
     return await delete_owned_rows(session, IDEMPOTENCY_KEYS, owner_id)
 
 
 async def _delete_expired(app: FastAPI) -> int:
-    """Deletes those of some owners, each owner's in a transaction."""
+    """Deletes a batch of expired keys, those of each owner in a transaction."""
     database = database_of(app)
     async with database.transaction() as session:  # of the primary: a replica may lag
         expired = await session.fetch(SELECT_EXPIRED)

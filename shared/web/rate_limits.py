@@ -59,9 +59,9 @@ class BoundedStorage(MemoryStorage):
     """Counts in this process, for up to `MAX_KEYS` keys, in the same time for any number.
 
     For each new key a few others are looked at in turn, and those that have expired deleted. If
-    none has and there is no room, the one with the lowest count is: who adds many keys deletes
-    their like, and not the count of an account whose password is being guessed. The storage of
-    `limits` looks at all keys at each request.
+    none has and it is full, the one with the lowest count is deleted: so a client that adds many
+    keys deletes such keys, not the count of an account whose password is being guessed. The
+    storage of `limits` looks at all keys at each request.
     """
 
     def __init__(self) -> None:

@@ -188,7 +188,7 @@ def test_a_feature_is_removed_with_its_tables(feature: str, url: str, tmp_path: 
 
 
 def copy_with(feature: str, folder: Path) -> Path:
-    """Returns a copy of the repository with this feature, which is scaffolded if there is none."""
+    """Returns a copy of the repository with this feature, scaffolded if it does not exist."""
     copy_repository(folder)
     if not (folder / "features" / feature).exists():
         made = run_app(folder, "new-feature", feature)

@@ -111,7 +111,7 @@ def test_an_invalid_feature_is_named(write: Write, code: str, message: str) -> N
 def test_a_failing_module_of_a_feature_is_named_with_its_line(
     write: Write, tables: str, message: str
 ) -> None:
-    """The innermost line of our own code, not that of the library which raised the error."""
+    """The innermost line of the project, not that of the library which raised the error."""
     write("pears", code="import features.pears.schemas", schemas=SCHEMAS, tables=tables)
     assert refusal().startswith(f"features/pears/tables.py:{message}")
 

@@ -36,7 +36,7 @@ Connection: TypeAlias = "asyncpg.Connection[Any]"
 
 @pytest.fixture(autouse=True)
 def log_level() -> Iterator[None]:
-    """Logs what `info` logs, whatever level an application of another test has set."""
+    """Sets the level `info`: an application of another test may have set another."""
     before = structlog.get_config()["wrapper_class"]
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
     yield

@@ -1,4 +1,4 @@
-"""`python -m app distribute`: which tables go where, and what it refuses."""
+"""`python -m app distribute`: which tables go where, and which it refuses."""
 
 import asyncio
 from pathlib import Path

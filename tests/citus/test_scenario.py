@@ -1,4 +1,4 @@
-"""The tour through users, items and search on a cluster: what it answers, and that each statement
+"""The tour through users, items and search on a cluster: its answers, and that each statement
 reads and writes one shard."""
 
 import asyncio
@@ -46,8 +46,8 @@ VARIABLE = re.compile(
 
 
 async def tour(settings: Settings, url: str, folder: Path) -> str:
-    """Takes the tour, and runs all background tasks; returns what it shows without what differs
-    each time: ids, times and tokens, and what is found, which the suite of search compares."""
+    """Takes the tour, and runs all background tasks; returns its output without the parts that
+    differ each time: ids, times and tokens, and hits, which the suite of search compares."""
     settings = settings.model_copy(update={"database_url": url})
     with serving_app(create_app(settings)) as address:
         said = await asyncio.to_thread(take_tours, address, folder)

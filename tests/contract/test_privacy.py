@@ -31,7 +31,7 @@ LEFT_COLUMNS = {
 }
 MARK = "zyzzyva"  # part of everything that the owner writes
 PUBLISHED_MARK = "aardvark"  # part of what the owner publishes
-EVENT_SECONDS = 0.3  # what a stream of events shows at once
+EVENT_SECONDS = 0.3  # a stream of events is read for so long
 
 Own = Callable[[AsyncClient, str], Awaitable[str]]
 

@@ -110,7 +110,7 @@ async def test_a_response_is_private_unless_its_route_says_otherwise(
 ) -> None:
     response = await anonymous.get(path)
     assert response.headers.get_list("cache-control") == [expected]
-    assert "Origin" in response.headers["vary"]  # it decides, even where there is none
+    assert "Origin" in response.headers["vary"]  # the answer depends on it, even if it is absent
 
 
 async def test_an_allowed_origin_may_send_any_request(anonymous: AsyncClient) -> None:

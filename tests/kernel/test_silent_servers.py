@@ -1,4 +1,4 @@
-"""A server that vanishes without a word: what waits for it, in a request or not, is given up."""
+"""A server that vanishes without a word: waiting for it ends, in a request and outside."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable

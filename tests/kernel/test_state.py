@@ -1,4 +1,4 @@
-"""What a feature's lifespan yields is found by its type, for as long as the application runs."""
+"""The resource that a feature's lifespan yields is found by its type while the application runs."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

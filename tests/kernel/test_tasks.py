@@ -129,7 +129,7 @@ async def test_what_a_process_runs_for_ever_is_supervised(settings: Settings) ->
 async def test_listening_begins_again_once_a_host_takes_changes(
     app: FastAPI, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between a primary and its successor there is none, for some seconds."""
+    """During a fail-over no host takes changes, for some seconds."""
     batches: asyncio.Queue[None] = asyncio.Queue()
     direct, failures = database_of(app).direct, 2
     monkeypatch.setattr(tasks, "RESTART_SECONDS", 0.05)

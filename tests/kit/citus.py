@@ -1,5 +1,5 @@
 """A cluster of Citus in containers: a coordinator and two workers, whose databases are cloned
-together, so that each test has a distributed database of its own."""
+together, so that each test has its own distributed database."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -52,7 +52,7 @@ def running_cluster(*, in_memory: bool = False) -> Iterator[Cluster]:
     quicker, and lose everything when they are stopped.
 
     Raises:
-        UsageError: there is no such image.
+        UsageError: the image has not been built.
     """
     import docker  # a dependency of testcontainers, needed only here
     from testcontainers.community.postgres import PostgresContainer
@@ -81,7 +81,7 @@ def running_cluster(*, in_memory: bool = False) -> Iterator[Cluster]:
 
 
 async def create_cluster_database(nodes: Sequence[str], database: str) -> None:
-    """Creates a database on each node, and makes them one of Citus."""
+    """Creates a database on each node, and makes the nodes a cluster."""
     for url in nodes:
         await _execute(url, f'CREATE DATABASE "{database}"')
     for url in nodes:

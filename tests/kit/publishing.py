@@ -18,8 +18,8 @@ from tests.kit.ownership import delivers_change, writers, written_tables
 
 
 class _Transactions:
-    """What was written and published in the open transactions, by connection, as several requests
-    may run at once; and the tables whose changes a committed one did not publish."""
+    """The tables written and the topics published in open transactions, by connection, as several
+    requests may run at once; and the tables whose changes a committed one did not publish."""
 
     def __init__(self) -> None:
         self.topics = {

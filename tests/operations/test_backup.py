@@ -1,4 +1,4 @@
-"""The recipes of the README: what is backed up can be restored, and answers as it did."""
+"""The recipes of the README: a restored backup answers as the database did."""
 
 import asyncio
 import os
@@ -47,8 +47,8 @@ def new_database(server: EmbeddedServer) -> Urls:
 
 
 def follow(recipe: str, folder: Path, urls: Urls) -> str:
-    """Runs the commands of a recipe as they stand, in a copy of the repository; returns what they
-    say."""
+    """Runs the commands of a recipe as they stand, in a copy of the repository; returns their
+    output."""
     path = f"{wheel_binaries()}:{BIN}:{os.environ['PATH']}"
     variables = urls.as_variables() | PASSWORDS | {"APP_SECRET_KEY": SECRET_KEY, "PATH": path}
     strict = ("bash", "-o", "errexit", "-o", "pipefail", "-c")
@@ -58,7 +58,7 @@ def follow(recipe: str, folder: Path, urls: Urls) -> str:
 
 
 def answers(address: str) -> dict[str, str]:
-    """Signs in to the account of the tours, and returns what it reads."""
+    """Signs in to the account of the tours, and returns the bodies that it reads."""
     with httpx.Client(base_url=address, timeout=30) as client:
         granted = client.post("/auth/token", data={"grant_type": "password"} | ADA)
         assert granted.status_code == 200, granted.text

@@ -1,4 +1,4 @@
-"""The recipe of the README for a recovery to a moment, and what is true after it."""
+"""The recipe of the README for a recovery to a moment, and the state after it."""
 
 import asyncio
 import os
@@ -110,7 +110,7 @@ def query(url: str, statement: str) -> Any:
 
 @dataclass
 class Ada:
-    """A client of one account, with what it keeps: its tokens, and an API key."""
+    """A client of one account, which keeps its tokens and an API key."""
 
     client: httpx.Client
     refresh_token: str = ""

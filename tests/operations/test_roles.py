@@ -141,7 +141,7 @@ async def test_the_service_reads_and_writes_rows_and_no_more(roles: Roles, state
 def test_the_owner_migrates_in_many_sessions_and_drops_each_feature(
     postgres: EmbeddedServer,
 ) -> None:
-    """Each revision in a session of its own, as after interruptions: a session that has not loaded
+    """Each revision in a new session, as after interruptions: a session that has not loaded
     an extension does not know who may change its settings."""
     name = f"test_{secrets.token_hex(4)}"
     asyncio.run(execute(postgres.url(), f"CREATE DATABASE {name}"))

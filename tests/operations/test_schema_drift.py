@@ -1,4 +1,4 @@
-"""What a database has not as the migrations make it is named, with what mends it."""
+"""`doctor` names each difference from what the migrations make, and the statement that mends it."""
 
 import asyncio
 from collections.abc import Sequence

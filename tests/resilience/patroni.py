@@ -24,7 +24,7 @@ WITHIN_SECONDS = 120.0
 PASSWORD = "patroni"
 LOGIN = {"username": "postgres", "password": PASSWORD}
 DYNAMIC = {
-    "ttl": 20,  # seconds, the least: then a primary that has said nothing is succeeded
+    "ttl": 20,  # seconds, the minimum: then another node replaces a silent primary
     "loop_wait": 1,
     "retry_timeout": 3,
     "synchronous_mode": True,

@@ -37,7 +37,7 @@ COUNT_CONNECTIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = $1"
 
 @dataclass
 class Pair:
-    """A primary and its standby, each behind an address of its own that a test can cut off."""
+    """A primary and its standby, each behind its own address, which a test can cut off."""
 
     primary: EmbeddedServer
     standby: EmbeddedServer
@@ -151,7 +151,7 @@ async def test_of_several_hosts_the_one_that_takes_changes_is_found(
     async with under_load(api.address) as load:
         await pair.make_read_only()
         await load.wait_for_failure()
-        pair.to_primary.target = free_port()  # nobody listens
+        pair.to_primary.target = free_port()  # no process listens
         pair.to_primary.reset_connections()
         assert not await is_ready(api)
         await pair.promote()

@@ -1,4 +1,4 @@
-"""A synchronous standby is cut off: COMMITs wait, and nothing vouches for what they write."""
+"""A synchronous standby is cut off: COMMITs wait, and until then no answer confirms their rows."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator

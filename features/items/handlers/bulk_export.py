@@ -24,8 +24,8 @@ async def export_items(
 ) -> AsyncIterator[Sequence[ItemPublic]]:
     """Yields the owner's items in batches, oldest first.
 
-    For a client so slow that the snapshot is given up, continues in a new one: no item comes twice,
-    and none is missing that was there all the time.
+    If a slow client outlasts the snapshot, continues in a new one: no item comes twice, and no item
+    is missing that existed all the time.
     """
     values = {"owner": owner_id}
     async for batch in session.batches(

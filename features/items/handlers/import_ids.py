@@ -1,8 +1,8 @@
-"""Rows of an import that name an item by its `id`, as those of an export do.
+"""Resolves the rows of an import that name an item by its `id`, as the rows of an export do.
 
-A row whose `id` is that of an item of the owner is that item. If the item has an `external_id`,
-the row becomes one with that; else it can give the item one. Any other `id`, another owner's too,
-is not looked at, so that nothing tells whether it exists.
+A row with the `id` of an item of the owner replaces that item. If the item has an `external_id`,
+the row gets it; else the row may give the item one. Any other `id`, that of another owner's item
+too, is ignored, so that no answer tells whether it exists.
 """
 
 from collections.abc import Mapping
@@ -15,8 +15,8 @@ from shared.db import WriteSession
 HAS_ANOTHER_KEY = "external_id: the item with this id has another one, which only a PATCH changes"
 KEY_IS_TAKEN = "external_id: it is that of another item or of another row"
 
-# The rows have only just come, so PostgreSQL takes them for few: nested loops would take the square
-# of their number.
+# PostgreSQL has no statistics of new rows, and expects few: nested loops would take the square of
+# their number.
 SET_NESTED_LOOPS = sa.text("SELECT set_config('enable_nestloop', :allowed, true)")
 LOCK_ITEMS = sa.text("""
 SELECT id FROM items WHERE owner_id = :owner AND id = ANY (ARRAY(

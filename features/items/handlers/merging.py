@@ -1,9 +1,8 @@
 """Merges the staged rows of an import into the items, in a few statements.
 
-They are built from the fields of `ItemCreate`, each of which is a column of `items`. They join
-nothing: a row is compared with the one before it that is for the same item, of which the first is
-the item itself. PostgreSQL has no statistics of rows that have only just come, and might choose a
-nested loop for a join.
+They are built from the fields of `ItemCreate`, each of which is a column of `items`. They have
+no join: each row is compared with the row before it for the same item, and the first with the item
+itself. PostgreSQL has no statistics of new rows, and might choose a nested loop for a join.
 """
 
 from collections import Counter
@@ -24,7 +23,7 @@ STATEMENT_SECONDS, LOCK_SECONDS = 600.0, 300.0
 LOCK_IMPORTS = sa.text("SELECT pg_advisory_xact_lock(CAST(:key AS bigint))")
 COUNT_STAGED = sa.select(sa.func.count()).where(IS_OF_IMPORT)
 
-# Rows without a key are alone. The item itself is line 0.
+# A row without a key is compared with no other. The item itself is line 0.
 COMPARE = """
 WITH named AS MATERIALIZED (
     SELECT owner_id, line, id, {row_key} AS key, {fields} FROM staged_items
@@ -49,7 +48,7 @@ SELECT count(*) FILTER (WHERE creates) AS created,
     count(*) FILTER (WHERE NOT creates AND NOT changes) AS unchanged
 FROM compared WHERE line > 0
 """
-# Of a row that ON CONFLICT has updated, xmax is this transaction.
+# In a row that ON CONFLICT has updated, xmax is this transaction; in a new row it is 0.
 CHANGE = """
 INSERT INTO items (owner_id, id, {fields}, created_at, updated_at)
 SELECT owner_id, {id}, {fields}, statement_timestamp(), statement_timestamp()
@@ -62,8 +61,8 @@ RETURNING id, xmax = 0 AS is_new
 def _statements(
     row_key: str, item_key: str, id_: str, is_named: str, replaced: Sequence[str]
 ) -> tuple[sa.TextClause, sa.TextClause]:
-    """Returns the statements that count what rows would do, and do it: of the rows that name their
-    item by the column `row_key`, which is `item_key` of the items."""
+    """Returns the statement that counts the outcomes, and the one that merges, for the rows that
+    name their item by the column `row_key`, which is `item_key` of the items."""
     parts = {
         "row_key": row_key,
         "item_key": item_key,

@@ -49,7 +49,7 @@ async def delete_staged(session: WriteSession, owner_id: UUID, import_id: UUID) 
 
 
 async def delete_abandoned_rows(database: Database) -> None:
-    """Deletes what imports have left whose process has died."""
+    """Deletes the rows of imports whose process has died."""
     before = {"before": _first_uuid7(datetime.now(UTC) - ABANDONED_AFTER)}
     async with database.transaction() as session:  # a replica has no UNLOGGED tables
         abandoned_imports = await session.fetch(SELECT_ABANDONED, before)

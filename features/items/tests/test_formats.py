@@ -114,7 +114,7 @@ def test_every_row_of_a_mangled_csv_file_is_counted(body: str, bom: str, size: i
 
 def _rows_by_the_standard_library(text: str) -> tuple[list[int], list[int]]:
     """Returns the first line of each row after the header, and of each row over several lines that
-    cannot be read, after which nobody knows how many there are."""
+    cannot be read, after which the number of rows is unknown."""
     lines = io.StringIO(text, newline="").readlines()
     reader = csv.reader(lines, strict=True)
     rows, doubtful, end = [], [], 0

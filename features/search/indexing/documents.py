@@ -1,9 +1,8 @@
-"""Writes the words of items, in the transaction that changes an item; and of existing items.
+"""Indexes the words of items: in the transaction that changes an item, or all of an owner's.
 
-Each statement binds the owner. A writer marks the item in `search_pending`, for the statistics and
-the embeddings: it is one row for each item, and writers of different items never wait for each
-other. While the mark is locked by a writer, the statistics skip the item: they would count the old
-words, delete the mark, and miss the new.
+A writer marks the item in `search_pending`, for the statistics and the embeddings. It is one row an
+item, so writers of different items never wait for each other. The statistics skip a mark that a
+writer has locked: they would count the old words, delete the mark, and miss the new words.
 """
 
 import asyncio
@@ -75,8 +74,8 @@ INSERT INTO search_pending AS p (owner_id, item_id, counted)
 SELECT i.owner_id, i.id, d.terms {CHANGED}
 ON CONFLICT (owner_id, item_id) DO UPDATE SET {MARK_ANEW}
 """
-# Two statements, and subqueries that OFFSET 0 lets be computed once: the result of a WITH goes to
-# every worker of a cluster, so all writes would fail while one is away.
+# Subqueries, each computed once because of OFFSET 0, and no WITH: its result would go to every
+# worker of a cluster, so all writes would fail while one is away.
 INDEX = f"""
 INSERT INTO search_documents
     (owner_id, item_id, terms, length, average_length, weights_version, weights, text_hash)
@@ -157,7 +156,7 @@ FORGOTTEN_TABLES = [
     table_of(model)
     for model in (SearchPendingItem, SearchDocument, SearchWord, SearchTerm, SearchOwner)
 ]
-# A row is locked while its item is being embedded; who embeds it deletes it afterwards.
+# Skips the row of an item that is being embedded: the process that embeds it deletes it.
 DELETE_QUEUE = text("""
 DELETE FROM search_queue AS q USING (
     SELECT item_id, model_id FROM search_queue WHERE owner_id = :owner
@@ -192,8 +191,7 @@ async def forget_items(session: WriteSession, owner_id: UUID, ids: Sequence[UUID
 
 
 async def forget_account(session: WriteSession, change: Change) -> int:
-    """Deletes a batch of the rows of a deleted account; returns how many rows, 0 when none is
-    left."""
+    """Deletes a batch of the rows of a deleted account; returns how many, 0 once none is left."""
     of = {"owner": change.owner_id, "batch": OWNED_ROWS_PER_BATCH}
     rows = [await delete_owned_rows(session, each, change.owner_id) for each in FORGOTTEN_TABLES]
     return sum(rows) + await session.execute(DELETE_QUEUE, of)

@@ -29,7 +29,7 @@ log = structlog.get_logger(__name__)
 
 ENTRIES_PER_BATCH = 64
 OWNERS_PER_BATCH = 16
-CHARACTERS_PER_BATCH = 16_000  # so that one of long texts takes no longer, as others wait for it
+CHARACTERS_PER_BATCH = 16_000  # so that a batch of long texts takes no longer
 CHARACTERS_READ = 1_200  # of a text by the local model, about
 MAX_EMBEDDING_ATTEMPTS = 5
 FIRST_RETRY_DELAY = timedelta(seconds=2)  # doubles with each attempt
@@ -39,9 +39,9 @@ QUEUED_OWNERS = OwnersInTurn(
     "search_queue",
     "t.model_id = :model AND NOT t.parked AND t.next_attempt_at <= statement_timestamp()",
 )
-# What was changed last comes first: it does not wait for an import of its owner. The rows stay
-# locked until the vectors are stored. If the process dies, PostgreSQL releases the
-# locks, and another process can claim the rows at once.
+# The latest change comes first: it does not wait for an import of its owner. The rows stay locked
+# until the vectors are stored. If the process dies, PostgreSQL releases the locks, and another
+# process can claim the rows at once.
 CLAIM_ENTRIES = text("""
 WITH claimed AS MATERIALIZED (
     SELECT owner_id, item_id, attempts, next_attempt_at FROM search_queue
@@ -213,7 +213,7 @@ def _by_owner(rows: Sequence[Row]) -> list[Sequence[Row]]:
 
 
 async def _embed_documents(embedder: Embedder, texts: Sequence[str]) -> Sequence[Vector]:
-    """Embeds texts; none are sent to no model.
+    """Embeds texts; does not call the model without texts.
 
     Raises:
         EmbeddingUnavailable: the model does not answer.

@@ -1,4 +1,4 @@
-"""What to do with a batch that fails: try its parts, until the rows that fail are alone."""
+"""Finds the rows for which a batch fails: tries its parts, until those rows are alone."""
 
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence

@@ -46,9 +46,9 @@ STALE_OWNERS = OwnersInTurn("search_owners", "t.stale")
 # One process at a time: two that update the same terms in a different order would deadlock.
 TRY_LOCK_OWNER = text("SELECT pg_try_advisory_xact_lock(CAST(:key AS bigint))")
 
-# What was changed last comes first: it does not wait for an import of its owner. Rows that a writer
-# has locked are skipped. The statements after it see all that was committed
-# before: the words that the marks stand for.
+# The latest change comes first: it does not wait for an import of its owner. Rows that a writer has
+# locked are skipped. The statements after this one see all that was committed before it, and so the
+# words of the marked items.
 CLAIM_ITEMS = text("""
 WITH claimed AS MATERIALIZED (
     SELECT item_id, attempts, next_attempt_at FROM search_pending
@@ -132,7 +132,7 @@ WHERE cardinality(lexemes) = 1 AND (
 ) IS NOT NULL
 ON CONFLICT DO NOTHING
 """)
-# What was changed last is embedded first. A row that is being embedded is locked, and stays as it
+# The latest change is embedded first. A row that is being embedded is locked, and stays as it
 # is: its hash will not match.
 ENQUEUE_ITEMS = [
     text("""
@@ -244,7 +244,7 @@ async def update_statistics(database: Database) -> int:
 
 
 async def _try_lock(session: WriteSession, owner_id: UUID) -> bool:
-    """Returns whether this transaction is now the one that may change the owner's statistics."""
+    """Returns whether this transaction has got the lock on the owner's statistics."""
     key = advisory_lock("search.statistics", owner_id)
     locked: bool = await session.fetch_value(TRY_LOCK_OWNER, {"key": key})
     return locked
@@ -259,7 +259,7 @@ async def _count_items(
     items are alone; these are tried again later, and parked in the end.
 
     Returns:
-        How many items were counted or rescheduled; 0 also while another process does it.
+        How many items were counted or rescheduled; 0 also while another process counts.
     """
     claimed: Sequence[Row] = []
     try:
@@ -318,8 +318,8 @@ async def _schedule_retry(
 
 
 async def _recompute_weights(database: Database, owner_id: UUID) -> int:
-    """Recomputes outdated weights of an owner; returns how many, 0 also while another process does
-    it. A batch that takes too long is tried again with fewer."""
+    """Recomputes a batch of an owner's outdated weights; returns how many, 0 also while another
+    process does so. A batch that takes too long is tried again with fewer."""
     for size in WEIGHTS_PER_BATCH:
         values = {"owner": owner_id, "batch": size, **WEIGHTS}
         try:

@@ -1,5 +1,5 @@
-"""What clients read under load: in tests/resilience, which waits for what is unfinished, and in
-the benchmarks."""
+"""The requests of clients under load: in tests/resilience, which waits for the unfinished ones, and
+in the benchmarks."""
 
 PATHS_READ = {"/search?q=kettle+{word}"}
 """With a random word, whose embedding is not cached."""

@@ -238,7 +238,7 @@ async def test_the_queries_of_one_owner_leave_the_model_to_others(
 async def test_queries_of_one_account_leave_the_endpoint_to_other_accounts(
     endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A noisy account has two of three slots, whatever else it asks for meanwhile."""
+    """A noisy account has two of three slots, however many requests it sends."""
     monkeypatch.setattr(remote_models, "QUERY_SLOTS", 3)
     embedders, gate = Embedders(SearchSettings(), open_cache(None)), asyncio.Event()
     endpoint.meanwhile = gate.wait

@@ -1,8 +1,8 @@
 """Deletion of accounts: at once for every reader, in batches for the stored rows.
 
-To delete an account is to mark its row. That ends its access, erases who it was, and frees its
-address and its identities, in one short transaction however much the account owns. Features that
-own rows of it subscribe to `account_changes`, and delete them in batches, from the outbox.
+The deletion marks the row of the account, ends its access, erases who it was, and frees its address
+and its identities, in one short transaction however much the account owns. Features that own rows
+of it subscribe to `account_changes`, and delete them in batches, from the outbox.
 
 A request that was under way may have added a row after a subscriber had finished. So the row of the
 account, which has nothing but its id, is removed hours later, when no such request is left, and the
@@ -111,7 +111,7 @@ async def _delete(session: AsyncSession, user: User, actor_id: UUID, client: Cli
 
 async def delete_records(session: WriteSession, deleted: Change) -> int:
     """Deletes a batch of the events and the idempotency keys of a deleted account; returns how
-    many, 0 when none is left."""
+    many, 0 once none is left."""
     events = await session.execute(DELETE_EVENTS, {"user_id": deleted.owner_id})
     return events + await delete_keys_of(session, deleted.owner_id)
 

@@ -43,7 +43,7 @@ async def delete_me(principal: CurrentSession, session: OrmSession, client: Curr
     """Deletes the account that is asking, and everything it owns.
 
     It takes a sign-in of the last 10 minutes. From this answer on nothing of it can be read, and
-    its address is free; what is stored is removed in the background."""
+    its address is free; its rows are deleted in the background."""
     await delete_own_account(session, principal, client)
 
 

@@ -30,7 +30,7 @@ class UserCreate(Body):
 
 
 class UserUpdate(Body):
-    """What is absent stays as it is; `null` clears."""
+    """A field that is absent stays as it is; `null` clears."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"name": "Ada Lovelace"}]})
 

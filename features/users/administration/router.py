@@ -61,6 +61,6 @@ async def delete(
 ) -> None:
     """Deletes an account, and everything it owns.
 
-    From this answer on nothing of it can be read, and its address is free; what is stored is
-    removed in the background."""
+    From this answer on nothing of it can be read, and its address is free; its rows are
+    deleted in the background."""
     await handlers.delete_account(session, user_id, admin.user_id, client)

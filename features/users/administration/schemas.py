@@ -12,7 +12,7 @@ from shared.web.pagination import Page, PageQuery, Sort
 
 
 class UserAdminUpdate(Body):
-    """What is absent stays as it is; `null` clears the name."""
+    """A field that is absent stays as it is; `null` clears the name."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"is_active": False}]})
 

@@ -37,7 +37,7 @@ class TokenAnswer(BaseModel):
 class Profile(BaseModel):
     """The claims of an ID token, or of the userinfo endpoint.
 
-    Whether an address is verified is said by the document that names the address, and by no other.
+    An address is verified only if the document that names it says so.
     """
 
     sub: Annotated[DatabaseText, Field(min_length=1, max_length=255)]

@@ -121,7 +121,7 @@ async def test_a_failure_without_an_account_is_kept_too(
 async def test_old_events_are_deleted_batch_by_batch(
     app: FastAPI, signed_in: Tokens, execute: Execute, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those of nobody's address, which hold that of somebody without an account, are first."""
+    """Failed sign-ins without an account go first: they hold the address of a stranger."""
     monkeypatch.setattr(tasks, "BATCH_SIZE", 2)
     await execute("DELETE FROM account_events")
     for days in (1, 31, 364, 366):

@@ -45,8 +45,8 @@ async def test_a_way_in_takes_a_recent_sign_in(
     body: dict[str, object] | None,
     done: int,
 ) -> None:
-    """And the end of an account. Not a refresh: a stolen refresh token would do. There is no such
-    provider: 404."""
+    """So does the deletion of an account. A refresh is not enough: a stolen refresh token would do.
+    404: the provider does not exist."""
 
     async def ask(tokens: Tokens) -> Response:
         return await anonymous.request(method, path, json=body, headers=tokens.header)

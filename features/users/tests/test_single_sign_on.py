@@ -446,7 +446,7 @@ async def test_a_malformed_discovery_is_no_provider(
 async def test_a_provider_may_be_bound_to_domains(
     anonymous: AsyncClient, provider: IdentityProvider, claims: dict[str, Any], status: int
 ) -> None:
-    """That includes linked accounts: an address is of the domain no longer when somebody leaves."""
+    """That includes linked accounts: a person who leaves the domain loses the address."""
     tokens_of(await sign_in(anonymous, provider, **ADA))
     back = await provider.sign_in(await begin(anonymous, "bound"), "ada", **claims)
     answer = await anonymous.get(back)
@@ -721,7 +721,7 @@ def signed_in_ago(seconds: float | None) -> Forge:
 async def test_a_sign_in_is_as_recent_as_the_provider_says(
     anonymous: AsyncClient, provider: IdentityProvider, seconds: float | None, status: int
 ) -> None:
-    """The browser may have been signed in there for days, and somebody else may sit before it."""
+    """The browser may have been signed in there for days, and another person may use it now."""
     provider.forge = signed_in_ago(seconds)
     tokens = tokens_of(await sign_in(anonymous, provider))
     key = {"name": "import", "scopes": ["users:self"]}
@@ -742,7 +742,7 @@ async def test_a_recent_sign_in_can_be_asked_for(
     seconds: float | None,
     status: int,
 ) -> None:
-    """As after a challenge that says `max_age`. A provider may ignore what it is asked for."""
+    """As after a challenge that says `max_age`. A provider may ignore it."""
     provider.forge = signed_in_ago(seconds)
     url = await begin(anonymous, max_age=max_age)
     asked = parse_qs(urlsplit(url).query)
