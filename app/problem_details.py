@@ -26,11 +26,12 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.routing import Match
 
-from shared.db.errors import database_cause, database_problem, violated_constraint
+from shared.db.errors import database_cause, database_problem
 from shared.problems import (
     MEDIA_TYPE,
     FieldError,
     Problem,
+    Unavailable,
     UnsupportedMediaType,
     error_message,
     title,
@@ -172,12 +173,11 @@ def _unsupported_body(request: Request, invalid: RequestValidationError) -> Prob
 
 
 async def _on_database_error(request: Request, error: DBAPIError | PostgresError) -> Response:
-    if violated := request.app.state.constraints.get(violated_constraint(error)):
-        return await _on_problem(request, violated)
-    problem = database_problem(error)
+    problem = database_problem(error, request.app.state.constraints)
     if problem is None:
         raise error
-    log.warning("database_problem", error=str(database_cause(error)), problem=problem.detail)
+    if isinstance(problem, Unavailable):
+        log.warning("database_problem", error=str(database_cause(error)), problem=problem.detail)
     return await _on_problem(request, problem)
 
 

@@ -15,6 +15,7 @@ from features.items.content_negotiation import (
 from features.items.formats import Format, parse_rows, write_items
 from features.items.formats.gzip import MAX_RATIO, gunzip
 from features.items.formats.limits import limit_rows, limit_size
+from features.items.quota import Quota, text_bytes_of
 from features.items.schemas import (
     ImportReport,
     ItemCreate,
@@ -25,7 +26,6 @@ from features.items.schemas import (
     Usage,
 )
 from features.items.settings import ItemsSettings
-from features.items.usage import Quota, text_bytes_of
 from shared.auth import ConfirmAccess, Principal, requires
 from shared.db import ReadSession, SnapshotSession, WriteSession, database_of
 from shared.problems import (

@@ -1,6 +1,6 @@
 """`python -m app create-admin`, `rotate-keys` and `end-access`."""
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated
 
 import typer
@@ -8,7 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import delete
 from sqlmodel import col, select
 
-from features.users.access_tokens.signing_keys import JWKS_MAX_AGE, add_key, remove_keys
+from features.users.access_tokens.signing_keys import rotate_signing_key
 from features.users.accounts.email_addresses import EMAIL_ADAPTER
 from features.users.accounts.handlers import (
     add_user,
@@ -101,11 +101,8 @@ def rotate_keys(
 
 async def _rotate(database: Database, revoke: bool) -> tuple[str, datetime]:
     encryption = cipher(load_settings(Settings).secret(), "signing keys")
-    active_at = datetime.now(UTC) + (JWKS_MAX_AGE * (not revoke))
     async with database.orm_transaction() as session:
-        if revoke:
-            await remove_keys(session)
-        return await add_key(session, encryption, active_at), active_at
+        return await rotate_signing_key(session, encryption, revoke=revoke)
 
 
 @commands.command("end-access")

@@ -1,6 +1,7 @@
 """Recognises the errors of PostgreSQL and its connections, and translates them into problems."""
 
 import re
+from collections.abc import Mapping
 from typing import TypeAlias
 
 from asyncpg import (
@@ -105,8 +106,11 @@ def is_worker_lost(error: DatabaseError) -> bool:
     return isinstance(cause, states) and bool(WORKER_LOST_MESSAGE.match(str(cause)))
 
 
-def database_problem(error: DatabaseError) -> Problem | None:
-    """Translates a database error into a problem; returns None for a bug in our code.
+def database_problem(
+    error: DatabaseError, constraints: Mapping[str | None, Problem] = {}
+) -> Problem | None:
+    """Translates a database error into a problem: that of the violated constraint, by its name, or
+    one for all; returns None for a bug in our code.
 
     Decides by SQLSTATE (PostgreSQL, appendix A): cancelled by a timeout, lock not available,
     deadlock and serialization failure; no connection, not admitted, no such database, too
@@ -114,6 +118,8 @@ def database_problem(error: DatabaseError) -> Problem | None:
     """
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return Unavailable(CONNECTION_LOST)
+    if violated := constraints.get(violated_constraint(error)):
+        return violated
     cause = database_cause(error)
     if has_stale_plan(error):
         return Unavailable("The database has just been migrated; please try again")
@@ -122,8 +128,10 @@ def database_problem(error: DatabaseError) -> Problem | None:
     if is_worker_lost(error):
         return Unavailable(WORKER_LOST)
     state = cause.sqlstate if isinstance(cause, PostgresError) else None
-    if state is None:
-        return None
+    return _problem_of_state(state) if state else None
+
+
+def _problem_of_state(state: str) -> Problem | None:
     if state == "57014":
         return Unavailable("The database took too long to answer; please try again")
     if state in {"55P03", "40P01", "40001"}:

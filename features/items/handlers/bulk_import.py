@@ -9,8 +9,8 @@ from asyncpg import PostgresError
 from features.items.formats.rows import Accepted, Rejected, RowBatches
 from features.items.handlers.merging import merge_rows
 from features.items.handlers.staging import delete_staged, stage_rows
+from features.items.quota import Quota, text_bytes_of
 from features.items.schemas import ImportReport, RowError
-from features.items.usage import Quota, text_bytes_of
 from shared.db import Database, WriteSession
 from shared.db.tables import uuid7
 from shared.problems import Problem

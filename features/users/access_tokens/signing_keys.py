@@ -155,9 +155,20 @@ async def add_key(session: AsyncSession, encryption: Fernet, active_at: datetime
     return row.id
 
 
-async def remove_keys(session: AsyncSession) -> None:
-    """Deletes all keys, so that the tokens they signed are no longer valid."""
-    await session.exec(delete(SigningKey))
+async def rotate_signing_key(
+    session: AsyncSession, encryption: Fernet, *, revoke: bool
+) -> tuple[str, datetime]:
+    """Adds a key that signs in `JWKS_MAX_AGE`; returns its id, and from when it signs.
+
+    With `revoke` it signs at once, and all other keys are deleted: no token that they signed is
+    valid any longer.
+    """
+    active_at = datetime.now(UTC)
+    if revoke:
+        await session.exec(delete(SigningKey))
+    else:
+        active_at += JWKS_MAX_AGE
+    return await add_key(session, encryption, active_at), active_at
 
 
 async def remove_expired_keys(session: AsyncSession, lifetime: timedelta) -> None:

@@ -7,10 +7,10 @@ import pytest
 from fastapi import FastAPI
 from httpx import AsyncClient
 
-from features.items import usage as items_usage
+from features.items import quota as items_quota
+from features.items.quota import Quota
 from features.items.settings import ItemsSettings
 from features.items.tests.test_import import CSV, NO_ROWS, json_lines, report, row, send, titles
-from features.items.usage import Quota
 from tests.app_helpers import assert_problem
 
 
@@ -96,8 +96,8 @@ async def test_each_process_goes_past_the_limit_by_a_thousandth(
     app: FastAPI, client: AsyncClient, limits: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each has counted when the account was empty, and has no time to count again."""
-    monkeypatch.setattr(items_usage, "SLOW_COUNT_SECONDS", 0.0)
-    monkeypatch.setattr(items_usage, "PAUSE_FACTOR", 1e9)
+    monkeypatch.setattr(items_quota, "SLOW_COUNT_SECONDS", 0.0)
+    monkeypatch.setattr(items_quota, "PAUSE_FACTOR", 1e9)
     settings = ItemsSettings().model_copy(update=limits)
     processes = [Quota(settings) for _ in range(3)]
 

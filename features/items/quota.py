@@ -76,7 +76,7 @@ class Quota:
         known.items += items
         known.text_bytes += text_bytes
         if self._is_count_due(known):
-            key = advisory_lock("items.usage", owner_id)
+            key = advisory_lock("items.quota", owner_id)
             await session.execute(LOCK_USAGE, {"key": key})
             await self._count(session, owner_id, known)
         if exceeded := self._exceeded(known):
