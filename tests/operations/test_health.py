@@ -5,12 +5,14 @@ from contextlib import AbstractAsyncContextManager
 from unittest.mock import patch
 
 import asyncpg
+import pytest
 from httpx import AsyncClient
 from sqlalchemy.ext.asyncio import AsyncConnection
 from structlog.testing import capture_logs
 
 from app.main import create_app
 from app.migrations import load_revisions
+from app.ops import health
 from shared.db import Database
 from shared.settings import Settings
 from tests.kit import connect, eventually, is_ready
@@ -100,7 +102,9 @@ async def test_what_a_recorded_revision_depends_on_is_not_missed(
     assert "users_0001" not in detail
 
 
-async def test_many_who_ask_share_one_check(anonymous: AsyncClient) -> None:
+async def test_many_who_ask_share_one_check(
+    anonymous: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checks = 0
     probe = Database.probe
 
@@ -109,6 +113,7 @@ async def test_many_who_ask_share_one_check(anonymous: AsyncClient) -> None:
         checks += 1
         return probe(database)
 
+    monkeypatch.setattr(health, "READINESS_TIMEOUT_SECONDS", 60.0)  # however busy the machine is
     with patch.object(Database, "probe", counted):
         answers = await asyncio.gather(*(anonymous.get("/readyz") for _ in range(600)))
     assert {answer.status_code for answer in answers} == {200}
