@@ -71,13 +71,17 @@ class Slots:
             Unavailable: all slots have been taken for `seconds`.
         """
         holder = holders.get()
-        if self._allows_to_wait(holder):
-            self._hold(holder)
-            return holder
-        if not await self._wait(holder, seconds):
+        if not self.acquire_now(holder) and not await self._wait(holder, seconds):
             log.warning("pool_exhausted", reason=self.reason, seconds=round(seconds, 1))
             raise self._refusal(holder, detail)
         return holder
+
+    def acquire_now(self, holder: str | None) -> bool:
+        """Holds a slot, to be given to `release`, if the holder would not have to wait for it."""
+        allowed = self._allows_to_wait(holder)
+        if allowed:
+            self._hold(holder)
+        return allowed
 
     async def _wait(self, holder: str | None, seconds: float) -> bool:
         """Returns whether a slot was given to the holder in time."""
@@ -147,7 +151,8 @@ class Slots:
         self._held[holder] = self._held.get(holder, 0) + 1
 
     def _refusal(self, holder: str | None, detail: str = SERVICE_BUSY) -> Problem:
-        if holder is None or (self.in_use >= self.size and self._held.get(holder, 0) < self._most):
+        held = self._held.get(holder, 0)
+        if holder is None or held == 0 or (self.in_use >= self.size and held < self._most):
             return overloaded(self.reason, detail)
         RATE_LIMITED.labels(self.reason).inc()
         detail = f"Too many of {self._of} are under way; please try again when one has ended"
@@ -208,12 +213,17 @@ class StreamSlots:
         detail = "Too many uploads or downloads are under way; please try again"
         clock = asyncio.get_running_loop().time
         until = clock() + (self._seconds if seconds is None else seconds)
-        holder = await self._of_holders.acquire(until - clock(), detail)
+        shares = deque([(self._of_holders, current_holder), (self._of_networks, current_network)])
+        # Who waits for the one holds nothing of the other, which others may have meanwhile.
+        while True:
+            (first, holders), (second, others) = shares
+            holder, other = await first.acquire(until - clock(), detail, holders), others.get()
+            if second.acquire_now(other):
+                break
+            first.release(holder)
+            shares.rotate()
         try:
-            network = await self._of_networks.acquire(until - clock(), detail, current_network)
-            try:
-                yield
-            finally:
-                self._of_networks.release(network)
+            yield
         finally:
-            self._of_holders.release(holder)
+            first.release(holder)
+            second.release(other)

@@ -291,3 +291,38 @@ async def test_an_account_that_waits_for_its_share_takes_none_of_its_network() -
         current_holder.set("quiet")
         async with slots.hold(0.0):
             waiting.cancel()
+
+
+async def test_accounts_that_wait_for_the_share_of_their_network_leave_slots_to_others() -> None:
+    slots = StreamSlots(40, 30.0)
+    async with AsyncExitStack() as held, asyncio.TaskGroup() as waiting:
+        current_network.set("noisy")
+        for number in range(20):
+            current_holder.set(f"account {number}")
+            await held.enter_async_context(slots.hold())
+        for number in range(20, 60):
+            current_holder.set(f"account {number}")
+            waiting.create_task(hold_for_a_moment(slots))
+        await asyncio.sleep(0)
+        current_network.set("other")
+        for number in range(8):
+            current_holder.set(f"quiet {number}")
+            await held.enter_async_context(slots.hold(0.0))
+        await held.aclose()
+    assert slots._of_holders.in_use == slots._of_networks.in_use == 0
+
+
+async def hold_for_a_moment(slots: StreamSlots) -> None:
+    async with slots.hold():
+        await asyncio.sleep(0)
+
+
+async def test_who_holds_nothing_is_not_told_of_too_many_requests() -> None:
+    slots = Slots("streams", 1)
+    slot = slots.take("noisy")
+    current_holder.set("quiet")
+    waiting = asyncio.create_task(slots.acquire(0.0))
+    await asyncio.sleep(0)
+    asyncio.get_running_loop().call_later(0, slot.release)  # after the end of the wait, at once
+    with pytest.raises(Unavailable):
+        await waiting
