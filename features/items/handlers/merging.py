@@ -48,13 +48,13 @@ SELECT count(*) FILTER (WHERE creates) AS created,
     count(*) FILTER (WHERE NOT creates AND NOT changes) AS unchanged
 FROM compared WHERE line > 0
 """
-# In a row that ON CONFLICT has updated, xmax is this transaction; in a new row it is 0.
+# A new row has one time in both columns; an update is later than the row was before.
 CHANGE = """
 INSERT INTO items (owner_id, id, {fields}, created_at, updated_at)
 SELECT owner_id, {id}, {fields}, statement_timestamp(), statement_timestamp()
 FROM compared WHERE line > 0 AND is_last AND differs ORDER BY line
 ON CONFLICT (owner_id, {item_key}) DO UPDATE SET {set_replaced}, updated_at = {later}
-RETURNING id, xmax = 0 AS is_new
+RETURNING id, created_at = updated_at AS is_new
 """
 
 
