@@ -24,17 +24,18 @@ from features.users.client_info import ClientInfo
 from features.users.events.handlers import record
 from features.users.events.tables import EventKind
 from features.users.opaque_tokens import REFRESH_TOKEN, digest, family_of, is_token, new_token
-from features.users.permissions import parse_scope
+from features.users.permissions import Permissions, parse_scope
 from features.users.refresh_tokens.tables import RefreshToken
 from features.users.sessions.handlers import Denial, Grant
 from features.users.sessions.tables import Session
 
 INVALID_REFRESH_TOKEN = Denial("invalid_grant", "The refresh token is not valid, or no longer")
-WIDER_SCOPE = Denial("invalid_scope", "The scope is wider than what was granted at first")
+INVALID_SCOPE = Denial("invalid_scope", "The session does not have all of these scopes")
 
 
 async def refresh(
     session: AsyncSession,
+    permissions: Permissions,
     token: str,
     client: ClientInfo,
     lifetime: timedelta,
@@ -49,8 +50,8 @@ async def refresh(
     now = datetime.now(UTC)
     if current.expires_at <= now or not user.is_active:
         return INVALID_REFRESH_TOKEN
-    if scope and current.scope and not parse_scope(scope) <= parse_scope(current.scope):
-        return WIDER_SCOPE
+    if scope and not parse_scope(scope) <= permissions.of(user.role, current.scope):
+        return INVALID_SCOPE
     since = now - grace
     latest = await _latest_token(session, token, since)
     if latest is None:
