@@ -10,9 +10,7 @@ import typer
 from asyncpg import LockNotAvailableError
 from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import ColumnElement, delete
-from sqlalchemy.exc import DBAPIError
 from sqlmodel import col, select
-from sqlmodel.ext.asyncio.session import AsyncSession
 
 from features.users.access_tokens.signing_keys import rotate_signing_key
 from features.users.accounts.email_addresses import EMAIL_ADAPTER
@@ -35,8 +33,7 @@ from features.users.passwords.schemas import NewPassword
 from features.users.sessions.tables import Session
 from shared.cli import run_with_database
 from shared.crypto import cipher
-from shared.db import Database, write_session_of
-from shared.db.errors import database_cause
+from shared.db import Database, Row, WriteSession, write_session_of
 from shared.problems import Conflict, Unprocessable, error_message
 from shared.settings import Settings, load_settings
 
@@ -165,7 +162,7 @@ async def _delete_unlocked(database: Database, table: type[AccessTable]) -> int:
     batch = select(col(table.id)).limit(BATCH_SIZE).with_for_update(skip_locked=True)
     count = 0
     while True:
-        async with database.orm_transaction() as session:
+        async with database.transaction() as session:
             rows = await _delete(session, table, col(table.id).in_(batch))
         count += rows
         if rows < BATCH_SIZE:
@@ -177,36 +174,33 @@ async def _delete_locked(database: Database, table: type[AccessTable]) -> tuple[
     those, and of the ones that were locked until the end of that wait."""
     count = locked = 0
     until = time.monotonic() + LOCK_WAIT_SECONDS
-    async with database.orm_transaction() as session:
-        ids = (await session.exec(select(table.id))).all()
-    for row_id in ids:
+    async with database.transaction() as session:
+        rows = await session.fetch(select(table.id))
+    for row in rows:
         wait = max(until - time.monotonic(), 0.1)
         try:
-            async with database.orm_transaction() as session:
-                await write_session_of(session).allow(statement=wait + 10, lock=wait)
-                count += await _delete(session, table, col(table.id) == row_id)
-        except DBAPIError as error:
-            if not isinstance(database_cause(error), LockNotAvailableError):
-                raise
+            async with database.transaction() as session:
+                await session.allow(statement=wait + 10, lock=wait)
+                count += await _delete(session, table, col(table.id) == row.id)
+        except LockNotAvailableError:
             locked += 1
     return count, locked
 
 
 async def _delete(
-    session: AsyncSession, table: type[AccessTable], condition: ColumnElement[bool]
+    session: WriteSession, table: type[AccessTable], condition: ColumnElement[bool]
 ) -> int:
     """Deletes the rows, with an event for each; returns their number."""
-    deleting = delete(table).where(condition).returning(table)
-    rows = (await session.exec(deleting)).scalars().all()
-    session.add_all(_event(row) for row in rows)
+    rows = await session.fetch(delete(table).where(condition).returning(table))
+    session.orm.add_all(_event(table, row) for row in rows)
     return len(rows)
 
 
-def _event(row: AccessTable) -> Event:
+def _event(table: type[AccessTable], row: Row) -> Event:
     return Event(
         user_id=row.user_id,
-        kind=EventKind.API_KEY_DELETED if isinstance(row, ApiKey) else EventKind.SIGNED_OUT,
+        kind=EventKind.API_KEY_DELETED if table is ApiKey else EventKind.SIGNED_OUT,
         address="",
         user_agent="python -m app end-access",
-        detail=row.name if isinstance(row, ApiKey) else None,
+        detail=row.name if table is ApiKey else None,
     )

@@ -27,6 +27,14 @@ ORDER BY id LIMIT 1 FOR KEY SHARE
 """
 
 
+@pytest.fixture
+async def key_header(anonymous: AsyncClient, signed_in: Tokens) -> dict[str, str]:
+    """The header with an API key of Ada."""
+    key = {"name": "robot", "scopes": ["users:self"]}
+    made = await anonymous.post("/users/me/api-keys", json=key, headers=signed_in.header)
+    return {"X-API-Key": made.json()["key"]}
+
+
 async def test_logout_ends_both_tokens(anonymous: AsyncClient, signed_in: Tokens) -> None:
     response = await anonymous.post("/auth/logout", headers=signed_in.header)
     assert response.status_code == 204
@@ -127,7 +135,7 @@ async def test_the_access_of_all_accounts_is_ended_by_a_command(
     app: FastAPI,
     anonymous: AsyncClient,
     signed_in: Tokens,
-    api_key_client: AsyncClient,
+    key_header: dict[str, str],
     command: Command,
     execute: Execute,
 ) -> None:
@@ -154,7 +162,7 @@ async def test_the_access_of_all_accounts_is_ended_by_a_command(
     for tokens in (signed_in, unknown):
         assert await status_with(anonymous, tokens.header) == 401
         assert (await by_refresh(anonymous, tokens.refresh)).status_code == 400
-    assert (await api_key_client.get("/items")).status_code == 200
+    assert await status_with(anonymous, key_header) == 200
     again = tokens_of(await by_password(anonymous))
     events = (await anonymous.get("/users/me/events", headers=again.header)).json()["items"]
     assert [event["kind"] for event in events][:2] == ["signed_in", "signed_out"]
@@ -164,7 +172,7 @@ async def test_the_command_ends_all_access_but_what_others_have_locked_and_then_
     app: FastAPI,
     anonymous: AsyncClient,
     signed_in: Tokens,
-    api_key_client: AsyncClient,
+    key_header: dict[str, str],
     database_url: str,
     command: Command,
     execute: Execute,
@@ -180,7 +188,7 @@ async def test_the_command_ends_all_access_but_what_others_have_locked_and_then_
         assert "run it again" in done.stderr
         await state_of(app).revocation_list.sync()
         assert (await by_refresh(anonymous, other.refresh)).status_code == 400
-        assert (await api_key_client.get("/items")).status_code == 401
+        assert await status_with(anonymous, key_header) == 401
         assert len(await execute("SELECT FROM account_events WHERE kind = 'signed_out'")) == (
             stored - 1
         )
@@ -216,10 +224,10 @@ async def test_the_command_waits_for_who_has_locked_a_session(
 
 
 async def test_the_api_keys_of_all_accounts_are_ended_by_the_command(
-    app: FastAPI, api_key_client: AsyncClient, command: Command
+    app: FastAPI, anonymous: AsyncClient, key_header: dict[str, str], command: Command
 ) -> None:
-    assert (await api_key_client.get("/items")).status_code == 200
+    assert await status_with(anonymous, key_header) == 200
     done = await command("end-access", "--api-keys")
     assert done.output == "ended 1 sessions and 1 API keys\n"
     await state_of(app).revocation_list.sync()
-    assert (await api_key_client.get("/items")).status_code == 401
+    assert await status_with(anonymous, key_header) == 401
