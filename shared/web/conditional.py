@@ -1,7 +1,7 @@
 """Entity tags and conditional requests (RFC 9110, section 13)."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from typing import Annotated, Any, Protocol, TypeVar
 
@@ -9,6 +9,8 @@ from fastapi import Depends, Header, Request, Response
 
 from shared.problems import PreconditionFailed
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
 ETAG_HEADER = {
     "ETag": {"description": "The entity tag of this state (RFC 9110)", "schema": {"type": "string"}}
 }
@@ -87,8 +89,9 @@ def created(request: Request, resource: _Resource) -> Response:
 
 
 def entity_tag(updated_at: datetime) -> str:
-    """Returns a strong tag: the time of the last change, in microseconds."""
-    return f'"{int(updated_at.timestamp() * 1_000_000):x}"'
+    """Returns a strong tag: the time of the last change, in microseconds. They are counted in
+    integers, as a float is too coarse for them from 2038 on."""
+    return f'"{(updated_at - EPOCH) // MICROSECOND:x}"'
 
 
 def check_if_match(if_match: str | None, updated_at: datetime) -> None:

@@ -1,5 +1,6 @@
 """Create, get, update, delete: one item over HTTP."""
 
+from datetime import UTC, datetime
 from uuid import uuid4
 
 import asyncpg
@@ -124,6 +125,25 @@ async def test_a_current_copy_is_not_sent_again(client: AsyncClient) -> None:
         assert response.headers["cache-control"] == "private, no-cache"
     await client.patch(url, json={"price": 9.99})
     assert (await client.get(url, headers={"If-None-Match": tag})).status_code == 200
+
+
+@pytest.mark.one_server
+async def test_each_microsecond_has_its_tag_in_any_year(
+    client: AsyncClient, database_url: str
+) -> None:
+    """2040, where a float has no room for the microseconds any more."""
+    url = (await client.post("/items", json=MUG)).headers["location"]
+    connection = await asyncpg.connect(database_url)
+    tags = []
+    try:
+        for microseconds in range(197_005, 197_020):
+            at = datetime(2040, 11, 30, 13, 41, 19, microseconds, UTC)
+            await connection.execute("UPDATE items SET updated_at = $1", at)
+            tags.append((await client.get(url)).headers["etag"])
+    finally:
+        await connection.close()
+    last = 2_237_895_679_197_019  # microseconds since 1970
+    assert tags == [f'"{each:x}"' for each in range(last - 14, last + 1)]
 
 
 async def test_a_stale_change_is_refused(client: AsyncClient) -> None:

@@ -12,8 +12,9 @@ from shared.problems import BadRequest
 class MailTokens:
     """Writes and reads the tokens in mails.
 
-    A reset token is bound to the current password, so that it works once. A verification token
-    is bound to the address, and using it again changes nothing.
+    A reset token is bound to the current password, so that it works once, and to the last end of
+    all access, so that none works again in a database that was restored to an earlier time. A
+    verification token is bound to the address, and using it again changes nothing.
     """
 
     def __init__(self, secret: str, settings: UsersSettings) -> None:
@@ -26,7 +27,7 @@ class MailTokens:
         return str(self._reset.dumps([user_id.hex, fingerprint]))
 
     def read_reset(self, token: str) -> tuple[UUID, str]:
-        """Returns the account's id and the fingerprint of its password hash.
+        """Returns the account's id and the fingerprint of what the token is bound to.
 
         Raises:
             BadRequest: the signature is not ours, or the token has expired.

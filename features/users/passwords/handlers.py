@@ -15,7 +15,7 @@ from features.users.events.tables import EventKind
 from features.users.mail.outbox import Outbox
 from features.users.mail.tokens import MailTokens
 from features.users.passwords.hashing import PasswordHasher, fingerprint
-from features.users.passwords.tables import ResetRequest
+from features.users.passwords.tables import AccessEnd, ResetRequest
 from features.users.sessions.handlers import revoke_sessions
 from features.users.single_sign_on.tables import Identity
 from shared.db import Database, write_session_of
@@ -79,11 +79,12 @@ async def mail_reset_tokens(session: AsyncSession, outbox: Outbox) -> int:
         .with_for_update(skip_locked=True)
     )
     requests = (await session.exec(select_waiting)).all()
+    access_end = await _lock_access_end(session)
     for request in requests:
         await session.delete(request)
         user = await find_user_by_email(session, request.email)
         if user and user.is_active:
-            password_fingerprint = fingerprint(user.password_hash)
+            password_fingerprint = fingerprint(user.password_hash, access_end)
             await outbox.add_password_reset(session, user.id, user.email, password_fingerprint)
             client = ClientInfo(request.address, request.user_agent)
             await record(session, EventKind.PASSWORD_RESET_REQUESTED, user.id, client)
@@ -112,15 +113,29 @@ async def reset_password(
     new_hash = await hasher.hash(new)
     async with database.orm_transaction() as session:
         user = await find_user(session, user_id, lock=True)
+        access_end = await _lock_access_end(session)
         if (
             user is None
             or not user.is_active
-            or fingerprint(user.password_hash) != password_fingerprint
+            or fingerprint(user.password_hash, access_end) != password_fingerprint
         ):
             raise BadRequest("This reset token is not valid, or no longer")
         await claim_account(session, user, new_hash, keep_api_keys=keep_api_keys)
         await record(session, EventKind.PASSWORD_RESET, user_id, client)
         await outbox.add_password_changed(session, user.email)
+
+
+async def end_reset_tokens(session: AsyncSession) -> None:
+    """Ends the reset tokens of all accounts, also those that wait in a mail. It waits for the
+    resets that have begun: none with such a token is committed later."""
+    await session.exec(delete(AccessEnd))
+    session.add(AccessEnd())
+
+
+async def _lock_access_end(session: AsyncSession) -> UUID | None:
+    """Returns what reset tokens are bound to, and keeps it until the COMMIT."""
+    locked = select(AccessEnd.id).with_for_update(read=True, key_share=True)
+    return (await session.exec(locked)).one_or_none()
 
 
 async def claim_account(

@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from typing import TypeVar, TypeVarTuple
+from uuid import UUID
 
 import anyio
 from pwdlib import PasswordHash
@@ -24,9 +25,10 @@ def is_common(password: str) -> bool:
     return password.lower() in COMMON_PASSWORDS
 
 
-def fingerprint(password_hash: str | None) -> str:
-    """Returns a short hash. A token bound to it becomes invalid when the password changes."""
-    return hashlib.sha256((password_hash or "").encode()).hexdigest()[:32]
+def fingerprint(password_hash: str | None, access_end: UUID | None) -> str:
+    """Returns a short hash. A token bound to it becomes invalid when the password changes, or when
+    the access of all accounts is ended."""
+    return hashlib.sha256(f"{password_hash or ''} {access_end}".encode()).hexdigest()[:32]
 
 
 class PasswordHasher:

@@ -1,4 +1,4 @@
-"""Requests to reset a password."""
+"""Requests to reset a password, and the end of reset tokens."""
 
 from uuid import UUID
 
@@ -20,3 +20,12 @@ class ResetRequest(SQLModel, table=True):
     email: str
     address: str
     user_agent: str
+
+
+class AccessEnd(SQLModel, table=True):
+    """The last time that the access of all accounts was ended: one row, whose id is another each
+    time. Reset tokens are bound to it, so that none of before is valid."""
+
+    __tablename__ = "access_ends"
+
+    id: UUID = Field(default_factory=uuid7, primary_key=True)

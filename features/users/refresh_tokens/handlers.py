@@ -6,7 +6,9 @@ reuse means that the token was stolen, as both the client and the thief have use
 ends (RFC 9700, section 4.14.2).
 
 A token names its family, so that one that was used long ago is known as such without its row: a
-family has the row of its latest token, and those of the tokens used within the grace period.
+family has the row of its latest token, and those of the tokens used within the grace period. The
+name is a random id that stands in these tokens alone: with that of the session, which each access
+token has, anybody who read one could make a "replay", and end the session.
 """
 
 import base64
@@ -24,17 +26,18 @@ from features.users.client_info import ClientInfo
 from features.users.events.handlers import record
 from features.users.events.tables import EventKind
 from features.users.opaque_tokens import REFRESH_TOKEN, digest, family_of, is_token, new_token
-from features.users.permissions import parse_scope
+from features.users.permissions import Permissions, parse_scope
 from features.users.refresh_tokens.tables import RefreshToken
 from features.users.sessions.handlers import Denial, Grant
 from features.users.sessions.tables import Session
 
 INVALID_REFRESH_TOKEN = Denial("invalid_grant", "The refresh token is not valid, or no longer")
-WIDER_SCOPE = Denial("invalid_scope", "The scope is wider than what was granted at first")
+INVALID_SCOPE = Denial("invalid_scope", "The session does not have all of these scopes")
 
 
 async def refresh(
     session: AsyncSession,
+    permissions: Permissions,
     token: str,
     client: ClientInfo,
     lifetime: timedelta,
@@ -49,8 +52,8 @@ async def refresh(
     now = datetime.now(UTC)
     if current.expires_at <= now or not user.is_active:
         return INVALID_REFRESH_TOKEN
-    if scope and current.scope and not parse_scope(scope) <= parse_scope(current.scope):
-        return WIDER_SCOPE
+    if scope and not parse_scope(scope) <= permissions.of(user.role, current.scope):
+        return INVALID_SCOPE
     since = now - grace
     latest = await _latest_token(session, token, since)
     if latest is None:
@@ -67,16 +70,16 @@ async def refresh(
 
 async def _lock_family(session: AsyncSession, token: str) -> tuple[Session, User] | None:
     """Returns and locks the session of the token, so that concurrent refreshes run in turn."""
-    session_id = family_of(token) if is_token(token, REFRESH_TOKEN) else None
-    if session_id is None:
+    family = family_of(token) if is_token(token, REFRESH_TOKEN) else None
+    if family is None:
         return None
-    family = (
+    locked = (
         select(Session, User)
         .join(User, col(User.id) == col(Session.user_id))
-        .where(Session.id == session_id)
+        .where(Session.family_hash == digest(family.hex))
         .with_for_update(of=Session)
     )
-    return (await session.exec(family)).one_or_none()
+    return (await session.exec(locked)).one_or_none()
 
 
 async def _latest_token(session: AsyncSession, token: str, since: datetime) -> str | None:
@@ -96,7 +99,7 @@ async def _latest_token(session: AsyncSession, token: str, since: datetime) -> s
 
 
 async def _rotate(session: AsyncSession, token: str, session_id: UUID, now: datetime) -> str:
-    successor = new_token(REFRESH_TOKEN, session_id)
+    successor = new_token(REFRESH_TOKEN, family_of(token))
     row = await session.get_one(RefreshToken, digest(token))
     row.used_at = now
     row.encrypted_successor = _encryption_under(token).encrypt(successor.encode())

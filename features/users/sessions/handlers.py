@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from sqlalchemy import delete
 from sqlmodel import col, select
@@ -84,9 +84,10 @@ async def open_session(
     `MAX_SESSIONS`, those that were not used for longest are ended.
 
     `authenticated_at` is when the person proved who they are, None if that is not known."""
-    now = datetime.now(UTC)
+    now, family = datetime.now(UTC), uuid4()
     row = Session(
         user_id=user_id,
+        family_hash=digest(family.hex),
         scope=scope,
         address=client.address,
         user_agent=client.user_agent,
@@ -97,7 +98,7 @@ async def open_session(
     )
     session.add(row)
     await session.flush()
-    token = new_token(REFRESH_TOKEN, row.id)
+    token = new_token(REFRESH_TOKEN, family)
     session.add(RefreshToken(hash=digest(token), session_id=row.id))
     surplus = (
         select(Session.id)

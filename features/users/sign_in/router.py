@@ -96,7 +96,7 @@ async def _by_refresh_token(
     lifetime = timedelta(seconds=state.settings.session_lifetime)
     grace = timedelta(seconds=state.settings.refresh_grace)
     async with state.database.orm_transaction() as session:  # commits a Denial too
-        return await refresh(session, token, client, lifetime, grace, scope)
+        return await refresh(session, state.permissions, token, client, lifetime, grace, scope)
 
 
 async def token_response(state: UsersState, outcome: Grant | Denial) -> Response:

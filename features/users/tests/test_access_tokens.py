@@ -97,6 +97,20 @@ async def test_a_client_may_ask_for_less_and_a_refresh_does_not_widen_it(
     assert beyond.json()["error"] == "invalid_scope"
 
 
+async def test_a_scope_that_does_not_exist_is_refused_by_both_grants(
+    anonymous: AsyncClient, signed_in: Tokens
+) -> None:
+    """Of a session with all scopes, too, which goes on (RFC 6749, section 5.2)."""
+    for scope in ("nothing", "users:self nothing", "users:admin"):
+        for answer in (
+            await by_password(anonymous, scope=scope),
+            await by_refresh(anonymous, signed_in.refresh, scope=scope),
+        ):
+            assert (answer.status_code, answer.json()["error"]) == (400, "invalid_scope")
+    narrow = await by_refresh(anonymous, signed_in.refresh, scope="users:self")
+    assert narrow.json()["scope"] == "users:self"
+
+
 async def test_a_token_expires(anonymous: AsyncClient, signed_in: Tokens) -> None:
     assert await status_with(anonymous, signed_in.header) == 200
     with time_machine.travel(timedelta(minutes=16), tick=True):

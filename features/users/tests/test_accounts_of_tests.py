@@ -8,7 +8,7 @@ from httpx import AsyncClient
 from features.users.tests.accounts import create_account
 from features.users.tests.conftest import EMAIL, Execute, SentMail, by_password, register, tokens_of
 
-NEW_FOR_EACH = {"id", "user_id", "session_id", "email", "hash", "password_hash"}
+NEW_FOR_EACH = {"id", "user_id", "session_id", "family_hash", "email", "hash", "password_hash"}
 
 
 async def test_an_account_of_the_kit_has_the_rows_of_a_registration_and_a_sign_in(

@@ -8,6 +8,7 @@ import time
 from contextlib import AsyncExitStack
 from typing import Any
 from unittest.mock import patch
+from uuid import UUID
 
 import pytest
 from fastapi import FastAPI
@@ -264,6 +265,19 @@ async def test_opaque_tokens_that_were_never_issued(
     for guess in guesses:
         answer = await by_refresh(anonymous, guess)
         assert answer.json()["error"] == "invalid_grant"
+    tokens_of(await by_refresh(anonymous, signed_in.refresh))
+
+
+async def test_a_made_up_refresh_token_that_names_a_session_ends_nothing(
+    anonymous: AsyncClient, signed_in: Tokens, execute: Execute
+) -> None:
+    """By what others may have read: the ids in an access token. That would be a false replay."""
+    _, claims = decode_token(signed_in.access)
+    for known in (claims["sid"], claims["sub"], claims["jti"]):
+        made_up = await by_refresh(anonymous, new_token(REFRESH_TOKEN, UUID(known)))
+        assert (made_up.status_code, made_up.json()["error"]) == (400, "invalid_grant")
+    assert await status_with(anonymous, signed_in.header) == 200
+    assert not await execute("SELECT FROM account_events WHERE kind = 'refresh_replayed'")
     tokens_of(await by_refresh(anonymous, signed_in.refresh))
 
 

@@ -27,7 +27,7 @@ from features.users.tests.conftest import (
 )
 from shared.db import database_of
 from shared.slots import Slots
-from tests.kit import PASSWORD, connect, eventually, run_until_idle
+from tests.kit import PASSWORD, Command, connect, eventually, run_until_idle
 
 NEW = "another long enough password"
 
@@ -136,6 +136,31 @@ async def test_a_reset_token_dies_with_the_password_it_was_made_for(
     token = await mailed_token(EMAIL, "reset")
     assert await change(anonymous, signed_in, PASSWORD, NEW) == 204
     assert await reset(anonymous, token) == 400
+
+
+async def test_a_used_reset_token_stays_used_in_a_database_of_an_earlier_time(
+    anonymous: AsyncClient,
+    signed_in: Tokens,
+    mailed_token: MailedToken,
+    command: Command,
+    execute: Execute,
+) -> None:
+    """Which has the password that the token is bound to: `end-access` ends it, and each before."""
+    await forget(anonymous, EMAIL)
+    token = await mailed_token(EMAIL, "reset")
+    (before,) = await execute("SELECT password_hash FROM users")
+    assert await reset(anonymous, token) == 204
+    await execute("UPDATE users SET password_hash = $1", before[0])
+
+    assert (await command("end-access")).exit_code == 0
+
+    assert await reset(anonymous, token, "a third long password") == 400
+    await forget(anonymous, EMAIL)
+    later = await mailed_token(EMAIL, "reset")
+    assert (await command("end-access")).exit_code == 0
+    assert await reset(anonymous, later) == 400
+    await forget(anonymous, EMAIL)
+    assert await reset(anonymous, await mailed_token(EMAIL, "reset")) == 204
 
 
 async def test_a_reset_token_expires(

@@ -1,10 +1,13 @@
 """Race conditions: a request that waited for an account's lock checks its conditions again."""
 
+import asyncio
+
 import pytest
 from httpx import AsyncClient
 
 from features.users.tests.conftest import EMAIL, Execute, MailedToken, Tokens, status_with
-from features.users.tests.races import LOCK_USER, Race, open_transaction
+from features.users.tests.races import COUNT_LOCK_WAITS, LOCK_USER, Race, open_transaction
+from tests.kit import Command, eventually
 
 KEY = {"name": "mine", "scopes": ["users:self"]}
 LOCK_EVENTS = "LOCK TABLE account_events IN SHARE MODE"
@@ -44,3 +47,32 @@ async def test_a_logout_and_the_end_of_its_account_do_not_wait_for_each_other(
         await race.start(admin.request(method, f"/users/{me['id']}", json=body))
     assert max(await race.statuses()) < 300
     assert await status_with(anonymous, signed_in.header) == 401
+
+
+async def test_the_end_of_all_access_waits_for_the_resets_that_have_begun(
+    anonymous: AsyncClient,
+    signed_in: Tokens,
+    mailed_token: MailedToken,
+    race: Race,
+    database_url: str,
+    execute: Execute,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else one with a token that has ended could be committed later."""
+    monkeypatch.setenv("APP_DATABASE_LOCK_TIMEOUT", "30")
+    await anonymous.post("/auth/password/forgot", json={"email": EMAIL})
+    reset = {"token": await mailed_token(EMAIL, "reset"), "new_password": "a long new password"}
+    before = await execute("SELECT id FROM access_ends")
+
+    async def both_wait() -> bool:
+        return bool((await execute(COUNT_LOCK_WAITS))[0][0] == 2)
+
+    async with open_transaction(database_url, LOCK_EVENTS):
+        await race.start(anonymous.post("/auth/password/reset", json=reset))
+        ending = asyncio.ensure_future(command("end-access"))
+        await eventually(both_wait, "a command that waits for the reset", 30)
+        assert await execute("SELECT id FROM access_ends") == before
+    assert await race.statuses() == [204]
+    assert (await ending).exit_code == 0
+    assert await execute("SELECT id FROM access_ends") != before

@@ -1,8 +1,12 @@
 """Sessions: list, end one, end all others."""
 
+import asyncio
+
+import pytest
 from fastapi import FastAPI
 from httpx import AsyncClient
 
+from features.users import commands
 from features.users.sessions.handlers import MAX_SESSIONS
 from features.users.state import state_of
 from features.users.tests.conftest import (
@@ -14,7 +18,21 @@ from features.users.tests.conftest import (
     status_with,
     tokens_of,
 )
-from tests.kit import Command, SignUp
+from features.users.tests.races import open_transaction
+from tests.kit import Command, SignUp, eventually
+
+LOCK_FIRST_SESSION = """
+SELECT FROM sessions WHERE user_id = (SELECT id FROM users WHERE email = 'ada@example.com')
+ORDER BY id LIMIT 1 FOR KEY SHARE
+"""
+
+
+@pytest.fixture
+async def key_header(anonymous: AsyncClient, signed_in: Tokens) -> dict[str, str]:
+    """The header with an API key of Ada."""
+    key = {"name": "robot", "scopes": ["users:self"]}
+    made = await anonymous.post("/users/me/api-keys", json=key, headers=signed_in.header)
+    return {"X-API-Key": made.json()["key"]}
 
 
 async def test_logout_ends_both_tokens(anonymous: AsyncClient, signed_in: Tokens) -> None:
@@ -117,7 +135,7 @@ async def test_the_access_of_all_accounts_is_ended_by_a_command(
     app: FastAPI,
     anonymous: AsyncClient,
     signed_in: Tokens,
-    api_key_client: AsyncClient,
+    key_header: dict[str, str],
     command: Command,
     execute: Execute,
 ) -> None:
@@ -144,17 +162,72 @@ async def test_the_access_of_all_accounts_is_ended_by_a_command(
     for tokens in (signed_in, unknown):
         assert await status_with(anonymous, tokens.header) == 401
         assert (await by_refresh(anonymous, tokens.refresh)).status_code == 400
-    assert (await api_key_client.get("/items")).status_code == 200
+    assert await status_with(anonymous, key_header) == 200
     again = tokens_of(await by_password(anonymous))
     events = (await anonymous.get("/users/me/events", headers=again.header)).json()["items"]
     assert [event["kind"] for event in events][:2] == ["signed_in", "signed_out"]
 
 
-async def test_the_api_keys_of_all_accounts_are_ended_by_the_command(
-    app: FastAPI, api_key_client: AsyncClient, command: Command
+async def test_the_command_ends_all_access_but_what_others_have_locked_and_then_the_rest(
+    app: FastAPI,
+    anonymous: AsyncClient,
+    signed_in: Tokens,
+    key_header: dict[str, str],
+    database_url: str,
+    command: Command,
+    execute: Execute,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert (await api_key_client.get("/items")).status_code == 200
+    monkeypatch.setattr(commands, "LOCK_WAIT_SECONDS", 0.2)
+    other = tokens_of(await by_password(anonymous))
+    stored = len(await execute("SELECT FROM sessions"))
+    async with open_transaction(database_url, LOCK_FIRST_SESSION):
+        done = await command("end-access", "--api-keys")
+        assert done.exit_code == 1
+        assert done.stderr.startswith("error: 1 sessions and 0 API keys are left, as other")
+        assert "run it again" in done.stderr
+        await state_of(app).revocation_list.sync()
+        assert (await by_refresh(anonymous, other.refresh)).status_code == 400
+        assert await status_with(anonymous, key_header) == 401
+        assert len(await execute("SELECT FROM account_events WHERE kind = 'signed_out'")) == (
+            stored - 1
+        )
+
+    again = await command("end-access", "--api-keys")
+
+    assert again.output == "ended 1 sessions and 0 API keys\n"
+    assert (await by_refresh(anonymous, signed_in.refresh)).status_code == 400
+
+
+async def test_the_command_waits_for_who_has_locked_a_session(
+    anonymous: AsyncClient,
+    signed_in: Tokens,
+    database_url: str,
+    command: Command,
+    execute: Execute,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As an import does that is being committed, for longer than other statements wait."""
+    monkeypatch.setenv("APP_DATABASE_LOCK_TIMEOUT", "0.05")
+
+    async def waits_for_longer() -> bool:
+        waiting = await execute(
+            "SELECT FROM pg_stat_activity WHERE datname = current_database()"
+            " AND wait_event_type = 'Lock' AND query_start < now() - interval '0.2 s'"
+        )
+        return bool(waiting) or ending.done()
+
+    async with open_transaction(database_url, "SELECT FROM sessions FOR KEY SHARE"):
+        ending = asyncio.ensure_future(command("end-access"))
+        await eventually(waits_for_longer, "the command, which waits", 30)
+    assert (await ending).output == "ended 1 sessions\n"
+
+
+async def test_the_api_keys_of_all_accounts_are_ended_by_the_command(
+    app: FastAPI, anonymous: AsyncClient, key_header: dict[str, str], command: Command
+) -> None:
+    assert await status_with(anonymous, key_header) == 200
     done = await command("end-access", "--api-keys")
     assert done.output == "ended 1 sessions and 1 API keys\n"
     await state_of(app).revocation_list.sync()
-    assert (await api_key_client.get("/items")).status_code == 401
+    assert await status_with(anonymous, key_header) == 401
