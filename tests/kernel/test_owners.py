@@ -34,3 +34,12 @@ async def test_each_owner_has_its_turn_however_many_rows_another_has(
     assert set(everybody) == set(OWNERS)
     if page > len(OWNERS):
         assert everybody == OWNERS, "those with the fewest rows come first"
+
+
+async def test_each_set_of_values_has_its_own_turns(app: FastAPI) -> None:
+    in_turn = OwnersInTurn("outbox_changes", "t.topic = 'things' AND CAST(:model AS integer) > 0")
+    async with database_of(app).transaction() as session:
+        for owner in OWNERS[:4]:
+            await session.execute(INSERT_CHANGES, {"owner": owner, "rows": 1})
+        turns = [set(await in_turn.next(session, 2, {"model": model})) for model in (1, 2, 1, 2)]
+    assert turns == [{*OWNERS[:2]}, {*OWNERS[:2]}, {*OWNERS[2:4]}, {*OWNERS[2:4]}]

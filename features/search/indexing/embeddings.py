@@ -4,7 +4,7 @@ import random
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import structlog
@@ -22,7 +22,7 @@ from features.search.embedding import (
 )
 from features.search.indexing.failed_batches import blames_rows, run_parts, split, take
 from features.search.indexing.models import RegisteredModel, prepare, registered_models
-from shared.db import Database, Row, WriteSession
+from shared.db import Database, WriteSession
 from shared.db.owners import OwnersInTurn
 
 log = structlog.get_logger(__name__)
@@ -43,19 +43,26 @@ QUEUED_OWNERS = OwnersInTurn(
 # until the vectors are stored. If the process dies, PostgreSQL releases the locks, and another
 # process can claim the rows at once.
 CLAIM_ENTRIES = text("""
-WITH claimed AS MATERIALIZED (
-    SELECT owner_id, item_id, attempts, next_attempt_at FROM search_queue
-    WHERE owner_id = :owner AND model_id = :model
-    AND NOT parked AND next_attempt_at <= statement_timestamp() AND (attempts > 0) = :again
-    AND (CAST(:among AS uuid[]) IS NULL OR item_id = ANY (CAST(:among AS uuid[])))
-    ORDER BY next_attempt_at DESC LIMIT :batch FOR UPDATE SKIP LOCKED
-)
-SELECT c.owner_id, c.item_id, c.attempts, d.text_hash,
-    left(i.title || E'\\n' || coalesce(i.description, ''), :max_characters) AS text
-FROM claimed AS c
-LEFT JOIN search_documents AS d ON d.owner_id = :owner AND d.item_id = c.item_id
-LEFT JOIN items AS i ON i.owner_id = :owner AND i.id = c.item_id
-ORDER BY c.next_attempt_at DESC
+SELECT item_id, attempts FROM search_queue
+WHERE owner_id = :owner AND model_id = :model
+AND NOT parked AND next_attempt_at <= statement_timestamp() AND (attempts > 0) = :again
+AND (CAST(:among AS uuid[]) IS NULL OR item_id = ANY (CAST(:among AS uuid[])))
+ORDER BY next_attempt_at DESC LIMIT :batch FOR UPDATE SKIP LOCKED
+""")
+# A text and its hash are of one snapshot. A FULL JOIN reads each table once: another join would
+# read all rows of the owner for each entry while the planner's statistics are from before an
+# import.
+SELECT_TEXTS = text("""
+SELECT item_id, text_hash, text
+FROM (
+    SELECT d.item_id, d.text_hash FROM search_documents AS d
+    WHERE d.owner_id = :owner AND d.item_id = ANY (CAST(:ids AS uuid[]))
+) AS document
+FULL JOIN (
+    SELECT i.id AS item_id,
+        left(i.title || E'\\n' || coalesce(i.description, ''), :max_characters) AS text
+    FROM items AS i WHERE i.owner_id = :owner AND i.id = ANY (CAST(:ids AS uuid[]))
+) AS item USING (item_id)
 """)
 
 # A document that changed while it was embedded, or is locked by a writer, stays in the queue.
@@ -98,6 +105,16 @@ FROM unchanged, failed WHERE q.owner_id = :owner AND q.item_id = :id AND q.model
 """)
 
 
+class Entry(NamedTuple):
+    """A claimed row of the queue, with its item's text; without a hash if the item is deleted."""
+
+    owner_id: UUID
+    item_id: UUID
+    attempts: int
+    text_hash: bytes | None
+    text: str | None
+
+
 async def embed_due(database: Database, embedders: Embedders, language: str) -> int:
     """Embeds a batch of queued items for each model that the settings can reach. On the first
     start, prepares the index instead.
@@ -134,7 +151,7 @@ async def _embed(
     database: Database,
     embedder: Embedder,
     registered: RegisteredModel,
-    among: Sequence[Row] | None = None,
+    among: Sequence[Entry] | None = None,
 ) -> int:
     """Embeds a batch of the due rows, or those of the rows in `among` that are due.
 
@@ -146,7 +163,7 @@ async def _embed(
     Raises:
         EmbeddingUnavailable: the model embeds not even the probe text.
     """
-    rows: Sequence[Row] = []
+    rows: Sequence[Entry] = []
     try:
         async with database.transaction() as session:
             due = await _claim(session, registered, among)
@@ -154,7 +171,7 @@ async def _embed(
             rows = [row for row in due if row.text_hash is not None]
             for of_owner in _by_owner(gone):
                 await session.execute(DELETE_ENTRIES, _keys(registered, of_owner))
-            vectors = await _embed_documents(embedder, [row.text for row in rows])
+            vectors = await _embed_documents(embedder, [row.text or "" for row in rows])
             embedded = {row.item_id: vector for row, vector in zip(rows, vectors, strict=True)}
             stored = [
                 await _store(session, registered, of_owner, embedded)
@@ -175,39 +192,53 @@ async def _embed(
 
 
 async def _claim(
-    session: WriteSession, registered: RegisteredModel, among: Sequence[Row] | None
-) -> list[Row]:
+    session: WriteSession, registered: RegisteredModel, among: Sequence[Entry] | None
+) -> list[Entry]:
     """Locks and returns a batch of rows that were never tried, of which each owner has an equal
     share; if there are none, one row that failed before."""
-    of: dict[str, Any] = {"model": registered.id, "max_characters": MAX_CHARACTERS}
+    of: dict[str, Any] = {"model": registered.id}
     if among is None:
         owners = await QUEUED_OWNERS.next(session, OWNERS_PER_BATCH, of)
         of["among"] = None
     else:
         owners = list(dict.fromkeys(row.owner_id for row in among))
         of["among"] = [row.item_id for row in among]
-    rows: list[Row] = []
+    rows: list[Entry] = []
     characters = CHARACTERS_PER_BATCH
     for owners_left, owner_id in zip(range(len(owners), 0, -1), owners, strict=True):
         share = -(-(ENTRIES_PER_BATCH - len(rows)) // owners_left)
         fresh = of | {"owner": owner_id, "again": False, "batch": share}
-        found = await session.fetch(CLAIM_ENTRIES, fresh)
+        found = await _claim_of_owner(session, fresh)
         rows += (taken := take(found, _size, characters // owners_left))
         characters -= sum(map(_size, taken))
     for owner_id in () if rows else random.sample(owners, len(owners)):
-        if rows := await session.fetch(
-            CLAIM_ENTRIES, of | {"owner": owner_id, "again": True, "batch": 1}
-        ):
+        failed = of | {"owner": owner_id, "again": True, "batch": 1}
+        if rows := await _claim_of_owner(session, failed):
             break
     return rows
 
 
-def _size(row: Row) -> int:
+async def _claim_of_owner(session: WriteSession, values: dict[str, Any]) -> list[Entry]:
+    """Locks rows of an owner, and reads their items' texts."""
+    claimed = await session.fetch(CLAIM_ENTRIES, values)
+    if not claimed:
+        return []
+    ids = [row.item_id for row in claimed]
+    batch = {"owner": values["owner"], "ids": ids, "max_characters": MAX_CHARACTERS}
+    found = await session.fetch(SELECT_TEXTS, batch)
+    texts = {row.item_id: (row.text_hash, row.text) for row in found}
+    return [
+        Entry(values["owner"], row.item_id, row.attempts, *texts.get(row.item_id, (None, None)))
+        for row in claimed
+    ]
+
+
+def _size(row: Entry) -> int:
     """Returns how many characters of a text the model reads."""
     return min(len(row.text or ""), CHARACTERS_READ)
 
 
-def _by_owner(rows: Sequence[Row]) -> list[Sequence[Row]]:
+def _by_owner(rows: Sequence[Entry]) -> list[Sequence[Entry]]:
     owners = dict.fromkeys(row.owner_id for row in rows)
     return [[row for row in rows if row.owner_id == owner_id] for owner_id in owners]
 
@@ -242,7 +273,7 @@ async def _probe(embedder: Embedder) -> None:
 async def _store(
     session: WriteSession,
     registered: RegisteredModel,
-    rows: Sequence[Row],
+    rows: Sequence[Entry],
     vectors: Mapping[UUID, Vector],
 ) -> int:
     """Stores the vectors of an owner's rows that are unchanged; returns how many."""
@@ -256,7 +287,7 @@ async def _store(
     return len(rows)
 
 
-def _keys(registered: RegisteredModel, rows: Sequence[Row]) -> dict[str, Any]:
+def _keys(registered: RegisteredModel, rows: Sequence[Entry]) -> dict[str, Any]:
     """Returns the values of statements on rows of the queue, all of one owner."""
     return {
         "owner": rows[0].owner_id,
@@ -267,7 +298,7 @@ def _keys(registered: RegisteredModel, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 async def _schedule_retry(
-    database: Database, registered: RegisteredModel, row: Row, error: str
+    database: Database, registered: RegisteredModel, row: Entry, error: str
 ) -> int:
     failed = {
         "owner": row.owner_id,

@@ -8,7 +8,6 @@ slightly.
 from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
-from operator import attrgetter
 from typing import Any
 from uuid import UUID
 
@@ -49,19 +48,20 @@ TRY_LOCK_OWNER = text("SELECT pg_try_advisory_xact_lock(CAST(:key AS bigint))")
 # The latest change comes first: it does not wait for an import of its owner. Rows that a writer has
 # locked are skipped. The statements after this one see all that was committed before it, and so the
 # words of the marked items.
+#
+# Here and below, no statement joins tables by item, and each reads all items of a batch at once:
+# while the planner's statistics are from before an import, it expects one item of the owner, and
+# would read all of them for each item of the batch.
 CLAIM_ITEMS = text("""
-WITH claimed AS MATERIALIZED (
-    SELECT item_id, attempts, next_attempt_at FROM search_pending
-    WHERE owner_id = :owner AND NOT parked AND next_attempt_at <= statement_timestamp()
-    AND (attempts > 0) = :again
-    AND (CAST(:among AS uuid[]) IS NULL OR item_id = ANY (CAST(:among AS uuid[])))
-    ORDER BY next_attempt_at DESC LIMIT :batch FOR UPDATE SKIP LOCKED
-)
-SELECT c.item_id, c.attempts, coalesce(d.length, 0) + coalesce(length(p.counted), 0) AS words
-FROM claimed AS c
-JOIN search_pending AS p ON p.owner_id = :owner AND p.item_id = c.item_id
-LEFT JOIN search_documents AS d ON d.owner_id = :owner AND d.item_id = c.item_id
-ORDER BY c.next_attempt_at DESC
+SELECT item_id, attempts, coalesce(length(counted), 0) AS counted FROM search_pending
+WHERE owner_id = :owner AND NOT parked AND next_attempt_at <= statement_timestamp()
+AND (attempts > 0) = :again
+AND (CAST(:among AS uuid[]) IS NULL OR item_id = ANY (CAST(:among AS uuid[])))
+ORDER BY next_attempt_at DESC LIMIT :batch FOR UPDATE SKIP LOCKED
+""")
+SELECT_LENGTHS = text("""
+SELECT item_id, length FROM search_documents
+WHERE owner_id = :owner AND item_id = ANY (CAST(:ids AS uuid[]))
 """)
 
 # Exponential backoff. A mark that has changed meanwhile has no attempts, and starts again.
@@ -74,12 +74,14 @@ WHERE owner_id = :owner AND item_id = :item AND attempts = :attempts
 
 COUNT_DOCUMENTS = text("""
 INSERT INTO search_owners AS o (owner_id, documents, length, weights_version)
-SELECT :owner, count(d.terms) - count(p.counted),
-    coalesce(sum(d.length), 0) - coalesce(sum(search_length(p.counted)), 0),
-    CAST(:version AS smallint)
-FROM search_pending AS p
-LEFT JOIN search_documents AS d ON d.owner_id = :owner AND d.item_id = p.item_id
-WHERE p.owner_id = :owner AND p.item_id = ANY (CAST(:ids AS uuid[]))
+SELECT :owner, sum(documents), sum(length), CAST(:version AS smallint)
+FROM (
+    SELECT count(*) AS documents, coalesce(sum(d.length), 0) AS length FROM search_documents AS d
+    WHERE d.owner_id = :owner AND d.item_id = ANY (CAST(:ids AS uuid[]))
+    UNION ALL
+    SELECT -count(p.counted), -coalesce(sum(search_length(p.counted)), 0) FROM search_pending AS p
+    WHERE p.owner_id = :owner AND p.item_id = ANY (CAST(:ids AS uuid[]))
+) AS signed
 ON CONFLICT (owner_id) DO UPDATE
     SET documents = o.documents + excluded.documents, length = o.length + excluded.length
 """)
@@ -134,38 +136,42 @@ ON CONFLICT DO NOTHING
 """)
 # The latest change is embedded first. A row that is being embedded is locked, and stays as it
 # is: its hash will not match.
-ENQUEUE_ITEMS = [
-    text("""
+ENQUEUE_ITEMS = text("""
 INSERT INTO search_queue (owner_id, item_id, model_id, next_attempt_at)
-SELECT d.owner_id, d.item_id, m.id, (
+SELECT :owner, item_id, model_id, (
     SELECT p.next_attempt_at FROM search_pending AS p
-    WHERE p.owner_id = :owner AND p.item_id = d.item_id)
-FROM search_documents AS d CROSS JOIN search_models AS m
-WHERE d.owner_id = :owner AND d.item_id = ANY (CAST(:ids AS uuid[])) AND NOT EXISTS (
-    SELECT FROM search_embeddings AS e WHERE e.owner_id = :owner AND e.item_id = d.item_id
-    AND e.model_id = m.id AND e.text_hash = d.text_hash)
-ON CONFLICT (owner_id, item_id, model_id) DO NOTHING
-"""),
-    text("""
-UPDATE search_queue AS q
-SET attempts = 0, parked = false, error = NULL, next_attempt_at = changed.changed_at
+    WHERE p.owner_id = :owner AND p.item_id = wanted.item_id)
 FROM (
-    SELECT w.item_id, w.model_id, p.next_attempt_at AS changed_at FROM search_queue AS w
-    JOIN search_pending AS p ON p.item_id = w.item_id
-    WHERE w.owner_id = :owner AND w.item_id = ANY (CAST(:ids AS uuid[]))
-    AND p.owner_id = :owner AND p.item_id = ANY (CAST(:ids AS uuid[]))
-    AND (w.attempts > 0 OR w.next_attempt_at < p.next_attempt_at)
-    FOR UPDATE OF w SKIP LOCKED
-) AS changed
-WHERE q.owner_id = :owner AND q.item_id = changed.item_id AND q.model_id = changed.model_id
-"""),
-    text("""
+    SELECT d.item_id, m.id AS model_id, d.text_hash
+    FROM search_documents AS d CROSS JOIN search_models AS m
+    WHERE d.owner_id = :owner AND d.item_id = ANY (CAST(:ids AS uuid[]))
+    EXCEPT
+    SELECT e.item_id, e.model_id, e.text_hash FROM search_embeddings AS e
+    WHERE e.owner_id = :owner AND e.item_id = ANY (CAST(:ids AS uuid[]))
+) AS wanted
+ON CONFLICT (owner_id, item_id, model_id) DO NOTHING
+""")
+LOCK_CHANGED_ENTRIES = text("""
+SELECT q.item_id, q.model_id FROM search_queue AS q
+WHERE q.owner_id = :owner AND q.item_id = ANY (CAST(:ids AS uuid[]))
+AND (q.attempts > 0 OR q.next_attempt_at < (
+    SELECT p.next_attempt_at FROM search_pending AS p
+    WHERE p.owner_id = :owner AND p.item_id = q.item_id))
+FOR UPDATE SKIP LOCKED
+""")
+RESET_ENTRIES = text("""
+UPDATE search_queue AS q SET attempts = 0, parked = false, error = NULL, next_attempt_at = (
+    SELECT p.next_attempt_at FROM search_pending AS p
+    WHERE p.owner_id = :owner AND p.item_id = q.item_id)
+WHERE q.owner_id = :owner AND q.item_id = ANY (CAST(:ids AS uuid[])) AND q.model_id = :model
+""")
+DELETE_PARKED_ENTRIES = text("""
 DELETE FROM search_queue AS q
 WHERE q.owner_id = :owner AND q.item_id = ANY (CAST(:ids AS uuid[])) AND q.parked
-AND NOT EXISTS (
-    SELECT FROM search_documents AS d WHERE d.owner_id = :owner AND d.item_id = q.item_id)
-"""),
-]
+AND q.item_id <> ALL (ARRAY(
+    SELECT d.item_id FROM search_documents AS d
+    WHERE d.owner_id = :owner AND d.item_id = ANY (CAST(:ids AS uuid[]))))
+""")
 DELETE_MARKS = text("""
 DELETE FROM search_pending WHERE owner_id = :owner AND item_id = ANY (CAST(:ids AS uuid[]))
 """)
@@ -189,19 +195,20 @@ WHERE o.owner_id = :owner AND o.documents > 0 AND NOT o.stale AND EXISTS (
 )
 DELETE_EMPTY_OWNER = text("DELETE FROM search_owners WHERE owner_id = :owner AND documents <= 0")
 
-RECOMPUTE_WEIGHTS = text(
+LOCK_OUTDATED = text(
     f"""
-WITH outdated AS (
-    SELECT d.item_id, greatest(1, o.length::real / o.documents)::real AS average
-    FROM search_owners AS o JOIN search_documents AS d ON d.owner_id = :owner
-    WHERE o.owner_id = :owner AND o.stale AND o.documents > 0 AND {IS_OUTDATED}
-    LIMIT :batch FOR UPDATE OF d SKIP LOCKED
-)
-UPDATE search_documents AS d SET average_length = outdated.average, weights_version = :version,
-    weights = search_weights(d.terms, d.length, outdated.average, :k1, :b)
-FROM outdated WHERE d.owner_id = :owner AND d.item_id = outdated.item_id
+SELECT d.item_id, greatest(1, o.length::real / o.documents)::real AS average
+FROM search_owners AS o JOIN search_documents AS d ON d.owner_id = :owner
+WHERE o.owner_id = :owner AND o.stale AND o.documents > 0 AND {IS_OUTDATED}
+LIMIT :batch FOR UPDATE OF d SKIP LOCKED
 """  # noqa: S608  # a constant
 )
+RECOMPUTE_WEIGHTS = text("""
+UPDATE search_documents AS d
+SET average_length = CAST(:average AS real), weights_version = :version,
+    weights = search_weights(d.terms, d.length, CAST(:average AS real), :k1, :b)
+WHERE d.owner_id = :owner AND d.item_id = ANY (CAST(:ids AS uuid[]))
+""")
 MARK_WEIGHED_OWNER = text(
     f"""
 UPDATE search_owners AS o SET stale = false
@@ -286,7 +293,9 @@ async def _claim(
     fresh = {"owner": owner_id, "among": among, "again": False, "batch": ITEMS_PER_BATCH}
     failed = fresh | {"again": True, "batch": 1}
     rows = await session.fetch(CLAIM_ITEMS, fresh) or await session.fetch(CLAIM_ITEMS, failed)
-    return take(rows, attrgetter("words"), WORDS_PER_BATCH)
+    batch = {"owner": owner_id, "ids": [row.item_id for row in rows]}
+    lengths = {row.item_id: row.length for row in await session.fetch(SELECT_LENGTHS, batch)}
+    return take(rows, lambda row: row.counted + lengths.get(row.item_id, 0), WORDS_PER_BATCH)
 
 
 async def _count(session: WriteSession, owner_id: UUID, ids: Sequence[UUID]) -> None:
@@ -296,9 +305,21 @@ async def _count(session: WriteSession, owner_id: UUID, ids: Sequence[UUID]) -> 
     if gone := [row.lexeme for row in await session.fetch(DELETE_TERMS, batch)]:
         await session.execute(DELETE_WORDS, {"owner": owner_id, "lexemes": gone})
     await session.execute(INSERT_WORDS, batch)
-    for statement in (*ENQUEUE_ITEMS, DELETE_MARKS, MARK_STALE_OWNER, DELETE_EMPTY_OWNER):
+    await _enqueue(session, owner_id, ids)
+    for statement in (DELETE_MARKS, MARK_STALE_OWNER, DELETE_EMPTY_OWNER):
         await session.execute(statement, batch)
     session.notify(SEARCH_CHANNEL)
+
+
+async def _enqueue(session: WriteSession, owner_id: UUID, ids: Sequence[UUID]) -> None:
+    """Queues the marked items to be embedded by each model."""
+    batch: dict[str, Any] = {"owner": owner_id, "ids": ids}
+    await session.execute(ENQUEUE_ITEMS, batch)
+    changed = await session.fetch(LOCK_CHANGED_ENTRIES, batch)
+    for model in dict.fromkeys(row.model_id for row in changed):
+        of_model = [row.item_id for row in changed if row.model_id == model]
+        await session.execute(RESET_ENTRIES, {"owner": owner_id, "model": model, "ids": of_model})
+    await session.execute(DELETE_PARKED_ENTRIES, batch)
 
 
 async def _schedule_retry(
@@ -321,15 +342,22 @@ async def _recompute_weights(database: Database, owner_id: UUID) -> int:
     """Recomputes a batch of an owner's outdated weights; returns how many, 0 also while another
     process does so. A batch that takes too long is tried again with fewer."""
     for size in WEIGHTS_PER_BATCH:
-        values = {"owner": owner_id, "batch": size, **WEIGHTS}
         try:
             async with database.transaction() as session:
                 if not await _try_lock(session, owner_id):
                     return 0
-                done = await session.execute(RECOMPUTE_WEIGHTS, values)
-                await session.execute(MARK_WEIGHED_OWNER, values)
-                return done
+                return await _recompute(session, owner_id, size)
         except PostgresError as error:
             if not blames_rows(error) or size == WEIGHTS_PER_BATCH[-1]:
                 raise
     return 0
+
+
+async def _recompute(session: WriteSession, owner_id: UUID, size: int) -> int:
+    batch: dict[str, Any] = {"owner": owner_id, "batch": size, **WEIGHTS}
+    if outdated := await session.fetch(LOCK_OUTDATED, batch):
+        ids = [row.item_id for row in outdated]
+        values = batch | {"ids": ids, "average": outdated[0].average}
+        await session.execute(RECOMPUTE_WEIGHTS, values)
+    await session.execute(MARK_WEIGHED_OWNER, batch)
+    return len(outdated)

@@ -11,16 +11,17 @@ import orjson
 import pytest
 from fastapi import FastAPI
 from httpx import AsyncClient
+from sqlalchemy import text
 
 from features.search.embedding import EmbeddingModel, normalize, to_pgvector
-from features.search.indexing import sweep
+from features.search.indexing import embeddings, statistics, sweep
 from features.search.indexing.models import prepare, registered_models
 from features.search.query import ranking
 from features.search.query.parsing import parse_query
 from features.search.query.statement import search_statement
 from features.search.schemas import Mode
 from features.search.tasks import statistics_task
-from shared.db import database_of
+from shared.db import WriteSession, database_of
 from shared.db.statements import compile_statement
 from tests.kit import run_until_idle
 
@@ -209,3 +210,80 @@ async def test_a_vector_search_reads_nothing_of_a_neighbour_with_thousands(
         explain = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {SELECT_BY_PLAN}"
         plan = orjson.loads(await owner.connection.fetchval(explain, *values))[0]["Plan"]
         assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 60
+
+
+IMPORTED = 5_000
+ROWS_READ = text("""
+SELECT CAST(sum(coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0)) AS bigint)
+FROM pg_stat_xact_user_tables
+""")
+MARK_WEIGHTS_OUTDATED = text("""
+UPDATE search_documents SET average_length = average_length * 9 WHERE owner_id = :owner
+""")
+MARK_OWNER_STALE = text("UPDATE search_owners SET stale = true WHERE owner_id = :owner")
+
+
+@pytest.fixture
+async def importer(
+    app: FastAPI, client: AsyncClient, other_client: AsyncClient, database_url: str
+) -> UUID:
+    """An owner who has imported items since the planner's statistics were collected."""
+    await prepare(database_of(app), MODEL, "english")
+    await _import(other_client, 300)
+    await run_until_idle(app, statistics_task)
+    connection = await asyncpg.connect(database_url)
+    for table in ("items", "search_documents", "search_pending", "search_queue"):
+        await connection.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = false)")
+    await connection.execute("ANALYZE")
+    await connection.close()
+    await _import(client, IMPORTED)
+    return UUID((await client.get("/users/me")).json()["id"])
+
+
+async def _import(client: AsyncClient, count: int) -> None:
+    lines = "\n".join(f'{{"title": "Kettle k{n}", "price": 5}}' for n in range(count))
+    headers = {"Content-Type": "application/jsonl"}
+    assert (await client.post("/items/import", content=lines, headers=headers)).is_success
+
+
+async def _rows_read(session: WriteSession) -> int:
+    return int(await session.fetch_value(ROWS_READ))
+
+
+async def test_a_batch_of_statistics_reads_each_item_of_its_owner_a_few_times(
+    app: FastAPI, importer: UUID
+) -> None:
+    async with database_of(app).transaction() as session:
+        before = await _rows_read(session)
+        claimed = await statistics._claim(session, importer, None)
+        claim_read = await _rows_read(session) - before
+        await statistics._count(session, importer, [row.item_id for row in claimed])
+        count_read = await _rows_read(session) - before - claim_read
+    assert len(claimed) == statistics.ITEMS_PER_BATCH
+    assert claim_read <= 5 * IMPORTED
+    assert count_read <= 30 * IMPORTED
+
+
+async def test_a_batch_of_weights_reads_each_item_of_its_owner_a_few_times(
+    app: FastAPI, importer: UUID
+) -> None:
+    await run_until_idle(app, statistics_task)
+    async with database_of(app).transaction() as session:
+        for statement in (MARK_WEIGHTS_OUTDATED, MARK_OWNER_STALE):
+            await session.execute(statement, {"owner": importer})
+        before = await _rows_read(session)
+        assert await statistics._recompute(session, importer, 500) == 500
+        assert await _rows_read(session) - before <= 10 * IMPORTED
+
+
+async def test_a_batch_of_embeddings_reads_each_item_of_its_owner_a_few_times(
+    app: FastAPI, importer: UUID
+) -> None:
+    await run_until_idle(app, statistics_task)
+    [registered] = await registered_models(database_of(app).read())
+    async with database_of(app).transaction() as session:
+        before = await _rows_read(session)
+        entries = await embeddings._claim(session, registered, None)
+        read = await _rows_read(session) - before
+    assert len(entries) == embeddings.ENTRIES_PER_BATCH
+    assert read <= 10 * IMPORTED
