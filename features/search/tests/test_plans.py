@@ -283,7 +283,7 @@ async def test_a_batch_of_embeddings_reads_each_item_of_its_owner_a_few_times(
     [registered] = await registered_models(database_of(app).read())
     async with database_of(app).transaction() as session:
         before = await _rows_read(session)
-        entries = await embeddings._claim(session, registered, None)
+        entries = await embeddings._claim(session, registered)
         read = await _rows_read(session) - before
     assert len(entries) == embeddings.ENTRIES_PER_BATCH
     assert read <= 10 * IMPORTED
