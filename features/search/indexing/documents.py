@@ -156,13 +156,15 @@ FORGOTTEN_TABLES = [
     table_of(model)
     for model in (SearchPendingItem, SearchDocument, SearchWord, SearchTerm, SearchOwner)
 ]
-# Skips the row of an item that is being embedded: the process that embeds it deletes it.
+# Skips the row of an item that is being embedded: the process that embeds it deletes it. Two
+# statements, and a join by item in none (see CLAIM_ITEMS in statistics.py).
+LOCK_QUEUE = text("""
+SELECT item_id, model_id FROM search_queue WHERE owner_id = :owner
+LIMIT :batch FOR UPDATE SKIP LOCKED
+""")
 DELETE_QUEUE = text("""
-DELETE FROM search_queue AS q USING (
-    SELECT item_id, model_id FROM search_queue WHERE owner_id = :owner
-    LIMIT :batch FOR UPDATE SKIP LOCKED
-) AS idle
-WHERE q.owner_id = :owner AND q.item_id = idle.item_id AND q.model_id = idle.model_id
+DELETE FROM search_queue
+WHERE owner_id = :owner AND item_id = ANY (CAST(:ids AS uuid[])) AND model_id = :model
 """)
 
 
@@ -194,7 +196,11 @@ async def forget_account(session: WriteSession, change: Change) -> int:
     """Deletes a batch of the rows of a deleted account; returns how many, 0 once none is left."""
     of = {"owner": change.owner_id, "batch": OWNED_ROWS_PER_BATCH}
     rows = [await delete_owned_rows(session, each, change.owner_id) for each in FORGOTTEN_TABLES]
-    return sum(rows) + await session.execute(DELETE_QUEUE, of)
+    idle = await session.fetch(LOCK_QUEUE, of)
+    for model in dict.fromkeys(row.model_id for row in idle):
+        ids = [row.item_id for row in idle if row.model_id == model]
+        await session.execute(DELETE_QUEUE, {"owner": change.owner_id, "model": model, "ids": ids})
+    return sum(rows) + len(idle)
 
 
 async def sweep(database: Database) -> int:

@@ -1,6 +1,5 @@
 """Processes the queue of items to embed, in batches; any number of processes can share it."""
 
-import random
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from functools import partial
@@ -37,7 +36,8 @@ MAX_CHARACTERS = 50_000  # of an item's text, as of its words
 
 QUEUED_OWNERS = OwnersInTurn(
     "search_queue",
-    "t.model_id = :model AND NOT t.parked AND t.next_attempt_at <= statement_timestamp()",
+    "t.model_id = :model AND (t.attempts > 0) = :again"
+    " AND NOT t.parked AND t.next_attempt_at <= statement_timestamp()",
 )
 # The latest change comes first: it does not wait for an import of its owner. The rows stay locked
 # until the vectors are stored. If the process dies, PostgreSQL releases the locks, and another
@@ -135,16 +135,19 @@ async def embed_due(database: Database, embedders: Embedders, language: str) -> 
 
 
 async def embed_batch(database: Database, embedder: Embedder, registered: RegisteredModel) -> int:
-    """Embeds a batch of the items queued for one model.
+    """Embeds a batch of the items queued for one model that were never tried, then one that failed
+    before, alone: neither waits for the other to be none.
 
     Returns:
         How many rows left the queue or were rescheduled; 0 also while the model does not answer.
     """
+    done = 0
     try:
-        return await _embed(database, embedder, registered)
+        for again in (False, True):
+            done += await _embed(database, embedder, registered, again=again)
     except EmbeddingUnavailable as error:
         log.warning("embedding_unavailable", model=registered.model.name, reason=error.detail)
-        return 0
+    return done
 
 
 async def _embed(
@@ -152,8 +155,11 @@ async def _embed(
     embedder: Embedder,
     registered: RegisteredModel,
     among: Sequence[Entry] | None = None,
+    *,
+    again: bool = False,
 ) -> int:
-    """Embeds a batch of the due rows, or those of the rows in `among` that are due.
+    """Embeds a batch of the due rows that were never tried, or of those in `among`; with `again`,
+    one row that failed before.
 
     If a batch fails because of its rows, its parts are tried separately, those of each owner first,
     until the failing rows are alone; these are rescheduled. The model is not to blame if it embeds
@@ -166,7 +172,7 @@ async def _embed(
     rows: Sequence[Entry] = []
     try:
         async with database.transaction() as session:
-            due = await _claim(session, registered, among)
+            due = await _claim(session, registered, among, again)
             gone = [row for row in due if row.text_hash is None]
             rows = [row for row in due if row.text_hash is not None]
             for of_owner in _by_owner(gone):
@@ -192,29 +198,27 @@ async def _embed(
 
 
 async def _claim(
-    session: WriteSession, registered: RegisteredModel, among: Sequence[Entry] | None
+    session: WriteSession,
+    registered: RegisteredModel,
+    among: Sequence[Entry] | None = None,
+    again: bool = False,
 ) -> list[Entry]:
     """Locks and returns a batch of rows that were never tried, of which each owner has an equal
-    share; if there are none, one row that failed before."""
-    of: dict[str, Any] = {"model": registered.id}
+    share; with `again`, one row that failed before."""
+    of: dict[str, Any] = {"model": registered.id, "again": again}
     if among is None:
-        owners = await QUEUED_OWNERS.next(session, OWNERS_PER_BATCH, of)
+        owners = await QUEUED_OWNERS.next(session, 1 if again else OWNERS_PER_BATCH, of)
         of["among"] = None
     else:
         owners = list(dict.fromkeys(row.owner_id for row in among))
         of["among"] = [row.item_id for row in among]
     rows: list[Entry] = []
-    characters = CHARACTERS_PER_BATCH
+    most, characters = 1 if again else ENTRIES_PER_BATCH, CHARACTERS_PER_BATCH
     for owners_left, owner_id in zip(range(len(owners), 0, -1), owners, strict=True):
-        share = -(-(ENTRIES_PER_BATCH - len(rows)) // owners_left)
-        fresh = of | {"owner": owner_id, "again": False, "batch": share}
-        found = await _claim_of_owner(session, fresh)
+        share = -(-(most - len(rows)) // owners_left)
+        found = await _claim_of_owner(session, of | {"owner": owner_id, "batch": share})
         rows += (taken := take(found, _size, characters // owners_left))
         characters -= sum(map(_size, taken))
-    for owner_id in () if rows else random.sample(owners, len(owners)):
-        failed = of | {"owner": owner_id, "again": True, "batch": 1}
-        if rows := await _claim_of_owner(session, failed):
-            break
     return rows
 
 

@@ -14,7 +14,7 @@ from httpx import AsyncClient
 from sqlalchemy import text
 
 from features.search.embedding import EmbeddingModel, normalize, to_pgvector
-from features.search.indexing import embeddings, statistics, sweep
+from features.search.indexing import documents, embeddings, statistics, sweep
 from features.search.indexing.models import prepare, registered_models
 from features.search.query import ranking
 from features.search.query.parsing import parse_query
@@ -22,6 +22,7 @@ from features.search.query.statement import search_statement
 from features.search.schemas import Mode
 from features.search.tasks import statistics_task
 from shared.db import WriteSession, database_of
+from shared.db.changes import Change, ChangeKind
 from shared.db.statements import compile_statement
 from tests.kit import run_until_idle
 
@@ -283,7 +284,19 @@ async def test_a_batch_of_embeddings_reads_each_item_of_its_owner_a_few_times(
     [registered] = await registered_models(database_of(app).read())
     async with database_of(app).transaction() as session:
         before = await _rows_read(session)
-        entries = await embeddings._claim(session, registered, None)
+        entries = await embeddings._claim(session, registered)
         read = await _rows_read(session) - before
     assert len(entries) == embeddings.ENTRIES_PER_BATCH
     assert read <= 10 * IMPORTED
+
+
+async def test_deleting_an_accounts_queue_reads_each_of_its_entries_a_few_times(
+    app: FastAPI, importer: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await run_until_idle(app, statistics_task)
+    monkeypatch.setattr(documents, "FORGOTTEN_TABLES", [])
+    deleted = Change("users", ChangeKind.DELETED, importer, [])
+    async with database_of(app).transaction() as session:
+        before = await _rows_read(session)
+        assert await documents.forget_account(session, deleted) == IMPORTED
+        assert await _rows_read(session) - before <= 10 * IMPORTED

@@ -295,3 +295,45 @@ async def test_a_batch_of_long_texts_has_fewer_of_each_owner(
     (texts,) = endpoint.requests
     kettles = len([text for text in texts if "kettle" in text])
     assert (len(texts), kettles) in {(13, 6), (13, 7)}
+
+
+async def test_an_item_is_tried_again_while_a_neighbour_always_has_new_ones(
+    endpoint: Endpoint,
+    app: FastAPI,
+    client: AsyncClient,
+    other_client: AsyncClient,
+    index: Index,
+    database: Database,
+) -> None:
+    await index()
+    endpoint.poison = "arsenic"
+    await add(client, "Jar of arsenic")
+    await run_until_idle(app, statistics_task)
+    await embedding_task.run(app)
+    endpoint.poison = "sugar"
+    await import_items(other_client, [f"Kettle {n}" for n in range(200)])
+    await run_until_idle(app, statistics_task)
+    await database.execute("UPDATE search_queue SET next_attempt_at = now()")
+    assert await embedding_task.run(app) == 65  # a batch, and the one that failed before
+    assert (await client.get("/search/status")).json()["indexed"] == 1
+    assert (await other_client.get("/search/status")).json()["indexed"] == 64
+
+
+async def test_items_that_fail_again_and_again_leave_others_their_batches(
+    endpoint: Endpoint,
+    app: FastAPI,
+    client: AsyncClient,
+    other_client: AsyncClient,
+    index: Index,
+    database: Database,
+) -> None:
+    await index()
+    endpoint.poison = "arsenic"
+    await import_items(client, [f"Jar {n} of arsenic" for n in range(8)])
+    await run_until_idle(app, statistics_task)
+    await embedding_task.run(app)
+    await database.execute("UPDATE search_queue SET next_attempt_at = now()")
+    await add(other_client, "Copper kettle")
+    await run_until_idle(app, statistics_task)
+    await embedding_task.run(app)
+    assert (await other_client.get("/search/status")).json()["indexed"] == 1
