@@ -62,13 +62,20 @@ class NonEmptyAcyclicContract(_NonEmpty, AcyclicSiblingsContract):
 
 class NeededKernelContract(Contract):
     """A feature imports each module of the kernel, itself or by way of another: what only the app
-    uses belongs to the app."""
+    uses belongs to the app.
+
+    Configuration: `offered` are modules that the app needs too, whether a feature does or not.
+    """
+
+    offered = fields.SetField(subfield=fields.StringField(), required=False)
 
     def check(self, graph: grimp.ImportGraph, verbose: bool) -> ContractCheck:
         kernel = {
             each for each in graph.find_descendants("shared") if not graph.find_children(each)
         }
-        unneeded = sorted(kernel - graph.find_upstream_modules("features", as_package=True))
+        offered: Any = self.offered
+        needed = graph.find_upstream_modules("features", as_package=True)
+        unneeded = sorted(kernel - needed - set(offered or ()))
         return ContractCheck(kept=not unneeded, metadata={"unneeded": unneeded})
 
     def render_broken_contract(self, check: ContractCheck) -> None:

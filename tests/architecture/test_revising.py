@@ -79,14 +79,17 @@ def test_a_first_revision_depends_on_the_heads_it_was_written_against(code: Path
     assert f'depends_on = ("{last_revision(code, "users")}",)' in text
 
 
+FOREIGN_KEY = 'ForeignKeyConstraint(["owner_id", "item_id"], ["items.owner_id", "items.id"])'
+
+
 def test_a_later_revision_depends_on_a_feature_that_was_declared_since(
     code: Path, tables: Change, revise: Revise
 ) -> None:
     declared = code / "features/orders/feature.py"
     declared.write_text(declared.read_text().replace('("users",)', '("users", "items")'))
-    tables(
-        "    title: str\n", '    title: str\n    item_id: UUID = Field(foreign_key="items.id")\n'
-    )
+    tables("import Index", "import ForeignKeyConstraint, Index")
+    tables("    __table_args__ = (\n", f"    __table_args__ = (\n        {FOREIGN_KEY},\n")
+    tables("    title: str\n", "    title: str\n    item_id: UUID\n")
     assert f'depends_on = "{last_revision(code, "items")}"' in revise()
     tables("    title: str\n", "    title: str\n    size: int | None = None\n")
     assert "depends_on = None" in revise()
