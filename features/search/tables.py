@@ -113,6 +113,13 @@ class SearchQueueEntry(SQLModel, table=True):
             postgresql_where=text("NOT parked"),
         ),
         Index("ix_search_queue_owner_id", "owner_id", "model_id"),
+        Index(
+            "ix_search_queue_retries",
+            "model_id",
+            "owner_id",
+            "next_attempt_at",
+            postgresql_where=text("attempts > 0 AND NOT parked"),
+        ),
     )
 
     owner_id: UUID = Field(primary_key=True)

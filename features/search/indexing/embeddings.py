@@ -8,7 +8,7 @@ from uuid import UUID
 
 import structlog
 from asyncpg import PostgresError
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 
 from features.search.embedding import (
     PROBE_TEXT,
@@ -34,21 +34,22 @@ MAX_EMBEDDING_ATTEMPTS = 5
 FIRST_RETRY_DELAY = timedelta(seconds=2)  # doubles with each attempt
 MAX_CHARACTERS = 50_000  # of an item's text, as of its words
 
-QUEUED_OWNERS = OwnersInTurn(
-    "search_queue",
-    "t.model_id = :model AND (t.attempts > 0) = :again"
-    " AND NOT t.parked AND t.next_attempt_at <= statement_timestamp()",
-)
+IS_DUE = "t.model_id = :model AND NOT t.parked AND t.next_attempt_at <= statement_timestamp()"
+# By an index of their own, retries are found without a look at the rows that were never tried.
+IS_FRESH, IS_RETRY = f"{IS_DUE} AND t.attempts = 0", f"{IS_DUE} AND t.attempts > 0"
+FRESH_OWNERS, RETRY_OWNERS = (OwnersInTurn("search_queue", each) for each in (IS_FRESH, IS_RETRY))
 # The latest change comes first: it does not wait for an import of its owner. The rows stay locked
 # until the vectors are stored. If the process dies, PostgreSQL releases the locks, and another
 # process can claim the rows at once.
-CLAIM_ENTRIES = text("""
-SELECT item_id, attempts FROM search_queue
-WHERE owner_id = :owner AND model_id = :model
-AND NOT parked AND next_attempt_at <= statement_timestamp() AND (attempts > 0) = :again
-AND (CAST(:among AS uuid[]) IS NULL OR item_id = ANY (CAST(:among AS uuid[])))
-ORDER BY next_attempt_at DESC LIMIT :batch FOR UPDATE SKIP LOCKED
-""")
+CLAIM_FRESH, CLAIM_RETRY = (
+    text(f"""
+SELECT t.item_id, t.attempts FROM search_queue AS t
+WHERE t.owner_id = :owner AND {each}
+AND (CAST(:among AS uuid[]) IS NULL OR t.item_id = ANY (CAST(:among AS uuid[])))
+ORDER BY t.next_attempt_at DESC LIMIT :batch FOR UPDATE SKIP LOCKED
+""")  # noqa: S608  # constants
+    for each in (IS_FRESH, IS_RETRY)
+)
 # A text and its hash are of one snapshot. A FULL JOIN reads each table once: another join would
 # read all rows of the owner for each entry while the planner's statistics are from before an
 # import.
@@ -205,9 +206,10 @@ async def _claim(
 ) -> list[Entry]:
     """Locks and returns a batch of rows that were never tried, of which each owner has an equal
     share; with `again`, one row that failed before."""
-    of: dict[str, Any] = {"model": registered.id, "again": again}
+    queued, claim = (RETRY_OWNERS, CLAIM_RETRY) if again else (FRESH_OWNERS, CLAIM_FRESH)
+    of: dict[str, Any] = {"model": registered.id}
     if among is None:
-        owners = await QUEUED_OWNERS.next(session, 1 if again else OWNERS_PER_BATCH, of)
+        owners = await queued.next(session, 1 if again else OWNERS_PER_BATCH, of)
         of["among"] = None
     else:
         owners = list(dict.fromkeys(row.owner_id for row in among))
@@ -216,15 +218,17 @@ async def _claim(
     most, characters = 1 if again else ENTRIES_PER_BATCH, CHARACTERS_PER_BATCH
     for owners_left, owner_id in zip(range(len(owners), 0, -1), owners, strict=True):
         share = -(-(most - len(rows)) // owners_left)
-        found = await _claim_of_owner(session, of | {"owner": owner_id, "batch": share})
+        found = await _claim_of_owner(session, claim, of | {"owner": owner_id, "batch": share})
         rows += (taken := take(found, _size, characters // owners_left))
         characters -= sum(map(_size, taken))
     return rows
 
 
-async def _claim_of_owner(session: WriteSession, values: dict[str, Any]) -> list[Entry]:
+async def _claim_of_owner(
+    session: WriteSession, claim: TextClause, values: dict[str, Any]
+) -> list[Entry]:
     """Locks rows of an owner, and reads their items' texts."""
-    claimed = await session.fetch(CLAIM_ENTRIES, values)
+    claimed = await session.fetch(claim, values)
     if not claimed:
         return []
     ids = [row.item_id for row in claimed]
