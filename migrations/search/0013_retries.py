@@ -5,8 +5,8 @@ from alembic import op
 
 from migrations.operations import create_index_concurrently, drop_index_concurrently
 
-revision = "search_0014"
-down_revision = "search_0013"
+revision = "search_0013"
+down_revision = "search_0012"
 branch_labels = None
 depends_on = None
 

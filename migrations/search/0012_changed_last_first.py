@@ -5,8 +5,8 @@ from alembic import op
 
 from migrations.operations import create_index_concurrently, drop_index_concurrently
 
-revision = "search_0013"
-down_revision = "search_0012"
+revision = "search_0012"
+down_revision = "search_0011"
 branch_labels = None
 depends_on = None
 

@@ -1,11 +1,12 @@
-"""A restore can create search_nearest: its body sets the parameters of pgvector, no SET clause."""
+"""The owner can restore search_nearest, whose body now sets the parameters of pgvector; and it reads
+one shard where the tables are distributed."""
 
 from alembic import op
 
 revision = "search_0011"
 down_revision = "search_0010"
 branch_labels = None
-depends_on = ["users_0006", "items_0003"]
+depends_on = ["users_0006", "items_0006"]
 
 
 def upgrade() -> None:
@@ -24,8 +25,7 @@ def upgrade() -> None:
         " SET jit TO 'off'\n"
         "AS $function$\n"
         "DECLARE\n"
-        "    total integer := coalesce((SELECT documents FROM search_owners WHERE "
-        "owner_id = owner), 0);\n"
+        "    total integer;\n"
         "    exact_rows integer := 125 * wanted;\n"
         "    filtered boolean := numnode(required) > 0\n"
         "        OR num_nonnulls(min_price, max_price, created_after, created_before) > "
@@ -38,6 +38,9 @@ def upgrade() -> None:
         "    found_ids uuid[];\n"
         "    distances double precision[];\n"
         "BEGIN\n"
+        "    PERFORM set_config('citus.allow_nested_distributed_execution', 'on', true);\n"
+        "    total := coalesce((SELECT documents FROM search_owners WHERE owner_id = "
+        "owner), 0);\n"
         "    IF filtered THEN\n"
         "        among := ARRAY(\n"
         "            SELECT i.id FROM items AS i\n"
@@ -47,8 +50,8 @@ def upgrade() -> None:
         "            AND (created_after IS NULL OR i.created_at > created_after)\n"
         "            AND (created_before IS NULL OR i.created_at < created_before)\n"
         "            AND (numnode(required) = 0 OR i.id IN (\n"
-        "                SELECT d.item_id FROM search_documents AS d WHERE d.terms @@ "
-        "required))\n"
+        "                SELECT d.item_id FROM search_documents AS d\n"
+        "                WHERE d.owner_id = owner AND d.terms @@ required))\n"
         "            LIMIT exact_rows + 1\n"
         "        );\n"
         "        condition := CASE WHEN cardinality(among) <= exact_rows THEN 'e.item_id "
