@@ -1,5 +1,7 @@
-"""The owner can restore search_nearest, whose body now sets the parameters of pgvector; and it reads
-one shard where the tables are distributed."""
+"""The owner can restore search_nearest: its body sets the parameters of pgvector.
+
+It reads one shard, where the tables are distributed.
+"""
 
 from alembic import op
 
