@@ -287,16 +287,21 @@ async def test_after_a_fault_of_the_primary_writes_go_on(
 async def test_a_client_reads_its_own_writes_although_the_standby_lags(services: Services) -> None:
     standby = await asyncio.to_thread(services.cluster.find, "synchronous")
     assert standby
-    await asyncio.to_thread(standby.run_sql, "SELECT pg_wal_replay_pause()")
-    try:
-        address = services.addresses["hosts"]
-        load = Load([address])
-        await load.sign_up()
-        async with httpx.AsyncClient(base_url=address, headers=load.headers) as client:
+    address = services.addresses["hosts"]
+    load = Load([address])
+    await load.sign_up()
+    async with httpx.AsyncClient(base_url=address, headers=load.headers) as client:
+
+        async def standby_is_read() -> bool:
+            assert (await client.get("/items")).status_code == 200
+            return await asyncio.to_thread(standby.run_sql, COUNT_CONNECTIONS) != "0"
+
+        await eventually(standby_is_read, "a read that reached the standby", WITHIN_SECONDS)
+        await asyncio.to_thread(standby.run_sql, "SELECT pg_wal_replay_pause()")
+        try:
             for _ in range(20):
                 created = await client.post("/items", json={"title": "Mug", "price": 1})
                 for _ in range(4):  # by either process
                     assert (await client.get(created.headers["Location"])).status_code == 200
-        assert await asyncio.to_thread(standby.run_sql, COUNT_CONNECTIONS) != "0"
-    finally:
-        await asyncio.to_thread(standby.run_sql, "SELECT pg_wal_replay_resume()")
+        finally:
+            await asyncio.to_thread(standby.run_sql, "SELECT pg_wal_replay_resume()")
