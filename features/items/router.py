@@ -13,8 +13,8 @@ from features.items.content_negotiation import (
     ImportFormat,
 )
 from features.items.formats import Format, parse_rows, write_items
+from features.items.formats.file_limits import limit_rows, limit_size
 from features.items.formats.gzip import MAX_RATIO, gunzip
-from features.items.formats.limits import limit_rows, limit_size
 from features.items.quota import Quota, text_bytes_of
 from features.items.schemas import (
     ImportReport,

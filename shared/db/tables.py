@@ -79,6 +79,12 @@ def uuid7() -> UUID:
     return uuid_utils.compat.uuid7()
 
 
+def first_uuid7(time: datetime) -> UUID:
+    """Returns an id that is greater than those made before this millisecond, and less than those
+    made since: a UUIDv7 begins with its time (RFC 9562, section 5.7)."""
+    return UUID(int=int(time.timestamp() * 1_000) << 80)
+
+
 class UpdateTime(FunctionElement[datetime]):
     """The time of an UPDATE, for the column `updated_at`: later than the one before in each row,
     even if the clock is set back, or the statement had to wait for the row.

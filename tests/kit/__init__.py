@@ -1,20 +1,12 @@
-"""The test kit, a pytest plugin: a real database for each test, and HTTP clients.
-
-Each test gets its own clone of a migrated template database, so that commits, races and
-notifications are real. The server is the one at `APP_TEST_DATABASE_URL`; without that variable,
-a container if a Docker daemon answers; otherwise the embedded PostgreSQL.
-"""
+"""The test kit, a pytest plugin: a real database for each test, and HTTP clients."""
 
 import gc
 import os
-import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import ExitStack, nullcontext
 from typing import Any
 
-import asyncpg
 import pytest
-import pytest_asyncio
 from fastapi import FastAPI
 from pydantic import SecretStr
 
@@ -28,7 +20,6 @@ from tests.kit.applications import (
 )
 from tests.kit.bodies import payload_for
 from tests.kit.calls import assert_max_calls
-from tests.kit.citus import DROP_ATTEMPTS
 from tests.kit.clients import (
     PASSWORD,
     SignUp,
@@ -45,6 +36,7 @@ from tests.kit.clients import (
     sign_up,
 )
 from tests.kit.commands import SECRET_KEY, Command, command, run_command
+from tests.kit.databases import SERVER, administer, database_url, server
 from tests.kit.events import events
 from tests.kit.ownership import check_table_writes
 from tests.kit.publishing import check_published
@@ -61,6 +53,7 @@ __all__ = [
     "Server",
     "SignUp",
     "admin",
+    "administer",
     "anonymous",
     "api_key_client",
     "assert_max_calls",
@@ -68,6 +61,7 @@ __all__ = [
     "client",
     "command",
     "connect",
+    "database_url",
     "events",
     "eventually",
     "free_port",
@@ -83,6 +77,7 @@ __all__ = [
     "run_command",
     "run_outbox",
     "run_until_idle",
+    "server",
     "sign_in",
     "sign_up",
     "wait_until",
@@ -96,11 +91,8 @@ SETTING_PREFIXES = ("APP_", "OTEL_", "SENTRY_", "CELERY_", "PG")
 OTHER_SETTINGS = ("HOST", "PORT", "WEB_CONCURRENCY", "FORCE_COLOR", "NO_COLOR", "COLUMNS")
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 SERVER_URL = "APP_TEST_DATABASE_URL"
-SERVER = pytest.StashKey[Server]()
 COUNTS = pytest.StashKey[QueryCounts]()
 CLEANUP = pytest.StashKey[ExitStack]()
-
-Execute = Callable[[str], Awaitable[None]]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -194,44 +186,6 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 def pytest_report_header(config: pytest.Config) -> str:
     return f"database: {config.stash[SERVER].name}" if SERVER in config.stash else "database: none"
-
-
-@pytest.fixture(scope="session")
-def server(pytestconfig: pytest.Config) -> Server:
-    """The PostgreSQL server under test."""
-    return pytestconfig.stash[SERVER]
-
-
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def administer(server: Server) -> AsyncIterator[Execute]:
-    """Returns a function that runs a statement on the server, or on each node of a cluster. It
-    keeps its connections, as another for each test takes as long as half a clone."""
-    connections = {url: await asyncpg.connect(url) for url in server.nodes}
-
-    async def run(statement: str) -> None:
-        for url in server.nodes:
-            if connections[url].is_closed():  # a test may end all connections
-                connections[url] = await asyncpg.connect(url)
-            await connections[url].execute(statement)
-
-    yield run
-    for connection in connections.values():
-        await connection.close()
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def database_url(server: Server, administer: Execute) -> AsyncIterator[str]:
-    """The URL of this test's own database: migrated, empty, and dropped after the test."""
-    name = f"test_{secrets.token_hex(8)}"
-    await administer(f'CREATE DATABASE "{name}" TEMPLATE "{server.template}" STRATEGY file_copy')
-    yield server.url(name)
-    for attempt in range(DROP_ATTEMPTS):
-        try:
-            await administer(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
-            break
-        except asyncpg.ObjectInUseError:  # Citus connects again at any moment, to find deadlocks
-            if attempt == DROP_ATTEMPTS - 1:
-                raise
 
 
 @pytest.fixture

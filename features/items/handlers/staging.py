@@ -14,7 +14,7 @@ from features.items.formats.rows import Accepted
 from features.items.schemas import ItemCreate
 from features.items.tables import STAGED_ITEMS
 from shared.db import Database, WriteSession
-from shared.db.tables import uuid7
+from shared.db.tables import first_uuid7, uuid7
 
 FIELDS = tuple(ItemCreate.model_fields)
 ABANDONED_AFTER = timedelta(days=1)  # no import takes as long
@@ -50,14 +50,9 @@ async def delete_staged(session: WriteSession, owner_id: UUID, import_id: UUID) 
 
 async def delete_abandoned_rows(database: Database) -> None:
     """Deletes the rows of imports whose process has died."""
-    before = {"before": _first_uuid7(datetime.now(UTC) - ABANDONED_AFTER)}
+    before = {"before": first_uuid7(datetime.now(UTC) - ABANDONED_AFTER)}
     async with database.transaction() as session:  # a replica has no UNLOGGED tables
         abandoned_imports = await session.fetch(SELECT_ABANDONED, before)
     for abandoned in abandoned_imports:
         async with database.transaction() as session:
             await delete_staged(session, abandoned.owner_id, abandoned.import_id)
-
-
-def _first_uuid7(instant: datetime) -> UUID:
-    """Returns the least UUIDv7 of a millisecond (RFC 9562)."""
-    return UUID(int=int(instant.timestamp() * 1_000) << 80)

@@ -23,7 +23,7 @@ from features.items.tests.test_import import (
     titles,
 )
 from shared.db import database_of
-from shared.db.tables import uuid7
+from shared.db.tables import first_uuid7, uuid7
 from tests.kit import eventually, within
 
 COUNT_STAGED = text("SELECT count(*) FROM staged_items")
@@ -128,7 +128,7 @@ async def test_an_import_whose_session_has_ended_meanwhile_changes_nothing(
 async def test_what_a_dead_process_has_left_is_deleted(app: FastAPI, client: AsyncClient) -> None:
     await report(send(client, json_lines(row(1))))
     owner_id = (await client.get("/users/me")).json()["id"]
-    dead = staging._first_uuid7(datetime.now(UTC) - staging.ABANDONED_AFTER - timedelta(minutes=1))
+    dead = first_uuid7(datetime.now(UTC) - staging.ABANDONED_AFTER - timedelta(minutes=1))
     insert = text("""
     INSERT INTO staged_items (owner_id, import_id, line, id, title, price)
     SELECT CAST(:owner_id AS uuid), import_id, line, CAST(:id AS uuid), 'Mug', 1

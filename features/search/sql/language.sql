@@ -1,6 +1,6 @@
 -- The words of a text. The configuration `search` has the dictionaries of one language, so that the
 -- language can change under a name that stays. Its comment names the language that all documents
--- are indexed in; it is changed for a service that does not own it, as in maintenance.sql.
+-- are indexed in; it is changed for a service that does not own it, as in hnsw_index.sql.
 -- PostgreSQL's parser skips anything like an HTML tag, so angle brackets are removed first.
 
 CREATE TEXT SEARCH CONFIGURATION search (COPY = simple);

@@ -1,15 +1,15 @@
 """The periodic task of events: the log does not grow for ever."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 from fastapi import FastAPI
 from sqlalchemy import ColumnElement, delete, select
 from sqlmodel import col
 
 from features.users.events.tables import Event, EventKind
-from features.users.retention import id_of_age
 from features.users.settings import UsersSettings
 from shared.db import Database, database_of
+from shared.db.tables import first_uuid7
 from shared.state import settings_of
 from shared.tasks import PeriodicTask
 
@@ -22,9 +22,10 @@ async def _delete_old_events(app: FastAPI) -> None:
     that has no account after 30 days: they hold the addresses of people who never agreed to it."""
     kept = timedelta(days=settings_of(app, UsersSettings).account_events_days)
     database, id_ = database_of(app), col(Event.id)
-    await _delete_all(database, id_ < id_of_age(kept))
+    now = datetime.now(UTC)
+    await _delete_all(database, id_ < first_uuid7(now - kept))
     unknown = (col(Event.user_id).is_(None), col(Event.kind) == EventKind.SIGN_IN_FAILED)
-    await _delete_all(database, *unknown, id_ < id_of_age(UNKNOWN_ACCOUNT_LIFETIME))
+    await _delete_all(database, *unknown, id_ < first_uuid7(now - UNKNOWN_ACCOUNT_LIFETIME))
 
 
 async def _delete_all(database: Database, *conditions: ColumnElement[bool]) -> None:

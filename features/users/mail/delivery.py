@@ -18,9 +18,9 @@ from sqlmodel import col, select
 
 from features.users.mail.outbox import MAIL_CHANNEL, body_encryption
 from features.users.mail.tables import OutgoingMail
-from features.users.retention import id_of_age
 from features.users.settings import UsersSettings
 from shared.db import database_of
+from shared.db.tables import first_uuid7
 from shared.state import settings_of
 from shared.tasks import PeriodicTask, Task
 
@@ -109,11 +109,10 @@ def _schedule_retry(mail: OutgoingMail, error: Exception) -> None:
 
 async def _delete_dead_letters(app: FastAPI) -> None:
     """Deletes dead letters after 30 days: their tokens have expired, but they hold addresses."""
+    oldest_id = first_uuid7(datetime.now(UTC) - DEAD_LETTER_LIFETIME)
     dead_letters = delete(OutgoingMail).where(col(OutgoingMail.next_attempt_at).is_(None))
     async with database_of(app).orm_transaction() as session:
-        await session.exec(
-            dead_letters.where(col(OutgoingMail.id) < id_of_age(DEAD_LETTER_LIFETIME))
-        )
+        await session.exec(dead_letters.where(col(OutgoingMail.id) < oldest_id))
 
 
 BACKLOG = text("""

@@ -1,6 +1,3 @@
--- What only the owner of the tables may do, for a service whose role is another: each does one
--- thing. The search path is fixed, so that nothing of the caller's is found in place of ours.
---
 -- The HNSW index of a model (Malkov & Yashunin 2018) has a higher `m` and `ef_construction` than
 -- pgvector's defaults. Otherwise near-duplicates use up their edges on each other, and a search
 -- cannot leave the cluster that it reaches first. With 300,000 rows, the first 1,000 results of a
@@ -14,12 +11,10 @@ LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE RETURN
         'USING hnsw ((embedding::halfvec(%s)) halfvec_cosine_ops) '
         'WITH (m = 24, ef_construction = 400) WHERE model_id = %s', model_id, dimension, model_id);
 
+-- What only the owner of the table may do, for a service whose role is another. The search path is
+-- fixed, so that nothing of the caller's is found in place of ours.
 CREATE FUNCTION search_create_index(model_id integer, dimension integer) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
 BEGIN
     EXECUTE 'CREATE INDEX IF NOT EXISTS ' || search_hnsw_index(model_id, dimension);
 END $$;
-
-CREATE FUNCTION search_flush_terms() RETURNS bigint
-LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp
-AS $$ SELECT gin_clean_pending_list('ix_search_documents_terms') $$;
