@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
 
+import pytest
 from fastapi import FastAPI
 from httpx import AsyncClient, Response
 from sqlalchemy import text
@@ -17,8 +18,11 @@ from features.items.tests.test_import_ids import create, items
 from shared.db import WriteSession, database_of
 from tests.kit import eventually
 
-COUNT_WAITING_FOR_TRANSACTIONS = text("""
-SELECT count(*) FROM pg_locks WHERE locktype = 'transactionid' AND NOT granted
+pytestmark = pytest.mark.one_server  # the coordinator does not see who waits on a worker
+
+COUNT_WAITING = text("""
+SELECT count(*) FROM pg_stat_activity
+WHERE datname = current_database() AND wait_event = 'transactionid'
 """)
 
 
@@ -32,7 +36,7 @@ async def uncommitted(
     database = database_of(app)
 
     async def is_waiting() -> bool:
-        return bool(await database.read().fetch_value(COUNT_WAITING_FOR_TRANSACTIONS))
+        return bool(await database.read().fetch_value(COUNT_WAITING))
 
     begin = asyncio.Event()
 
