@@ -134,7 +134,7 @@ async def delete(
 
 @router.post(
     "/import",
-    responses=responses(BadRequest, RequestTimeout),
+    responses=responses(BadRequest, Conflict, RequestTimeout),
     max_body_size=MAX_IMPORT_BYTES,
     openapi_extra=IMPORT_OPENAPI,
 )
@@ -150,10 +150,11 @@ async def import_(
 ) -> ImportReport:
     """Adds or replaces items from JSON Lines or CSV, by `external_id`.
 
-    Rows that are not valid are reported with their line number and left out; all others are taken,
-    in one transaction, once the whole body has come. An empty cell of CSV is no value. A row of an
-    export, whose `id` is that of one of your items, is that item, and gives it its `external_id` if
-    it has none; any other `id` stands for the `external_id`, if that field is missing.
+    Rows that are not valid are reported with their line number and left out; all others are taken
+    as if one by one, but in one transaction, once the whole body has come. An empty cell of CSV is
+    no value. A row of an export, whose `id` is that of one of your items, is that item, and gives
+    it its `external_id` if it has none; any other `id` stands for the `external_id`, if that field
+    is missing.
     """
     database, limits = database_of(request.app), settings_of(request.app, ItemsSettings)
     max_size, max_rows = limits.max_import_size, limits.max_import_rows

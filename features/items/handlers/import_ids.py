@@ -1,19 +1,20 @@
 """Resolves the rows of an import that name an item by its `id`, as the rows of an export do.
 
 A row with the `id` of an item of the owner replaces that item. If the item has an `external_id`,
-the row gets it; else the row may give the item one. Any other `id`, that of another owner's item
-too, is ignored, so that no answer tells whether it exists.
+the row gets it; else the row may give the item one that no item has. Rows before it in the file
+count as if they were applied. Any other `id`, that of another owner's item too, is ignored, so that
+no answer tells whether it exists.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from uuid import UUID
 
 import sqlalchemy as sa
 
-from shared.db import WriteSession
+from shared.db import Row, WriteSession
 
 HAS_ANOTHER_KEY = "external_id: the item with this id has another one, which only a PATCH changes"
-KEY_IS_TAKEN = "external_id: it is that of another item or of another row"
+KEY_IS_TAKEN = "external_id: it is that of another item"
 
 # PostgreSQL has no statistics of new rows, and expects few: nested loops would take the square of
 # their number.
@@ -45,39 +46,54 @@ UPDATE staged_items AS row SET external_id = item.external_id, item_id = NULL FR
 WHERE row.owner_id = :owner AND row.import_id = :import_id AND item.owner_id = :owner
 AND item.id = row.item_id AND item.external_id IS NOT NULL
 """)
-REJECT_TAKEN_KEYS = sa.text("""
-WITH claims AS (
+# Claims: rows that give a key to an item that had none. These are the ones whose key or item is in
+# another row of the file too, with another item or key, or whose key is that of another item.
+SELECT_CONTESTED_CLAIMS = sa.text("""
+SELECT line, item_id, claim.external_id, other.id IS NOT NULL OR named_at < line AS is_taken
+FROM (
     SELECT line, item_id, external_id,
-        min(coalesce(CAST(item_id AS text), '')) OVER same_key
-            <> max(coalesce(CAST(item_id AS text), '')) OVER same_key AS is_shared,
-        first_value(external_id) OVER (PARTITION BY item_id ORDER BY line) <> external_id
-            AS is_second
+        min(line) FILTER (WHERE item_id IS NULL) OVER same_key AS named_at,
+        min(CAST(item_id AS text)) OVER same_key <> max(CAST(item_id AS text)) OVER same_key
+            AS has_two_items,
+        min(external_id) OVER same_item <> max(external_id) OVER same_item AS has_two_keys
     FROM staged_items
     WHERE owner_id = :owner AND import_id = :import_id AND external_id IS NOT NULL
-    WINDOW same_key AS (PARTITION BY external_id)
-)
-DELETE FROM staged_items
-WHERE owner_id = :owner AND import_id = :import_id AND line = ANY (ARRAY(
-    SELECT claims.line FROM claims
-    LEFT JOIN items AS other
-        ON other.owner_id = :owner AND other.external_id = claims.external_id
-    WHERE claims.item_id IS NOT NULL AND (is_shared OR is_second OR other.id IS NOT NULL)
-))
-RETURNING line
+    WINDOW same_key AS (PARTITION BY external_id), same_item AS (PARTITION BY item_id)
+) AS claim
+LEFT JOIN items AS other
+    ON other.owner_id = :owner AND other.external_id = claim.external_id
+WHERE item_id IS NOT NULL
+AND (other.id IS NOT NULL OR named_at IS NOT NULL OR has_two_items OR has_two_keys)
+ORDER BY line
 """)
-GIVE_EACH_ROW_THE_KEY = sa.text("""
+DELETE_ROWS = sa.text("""
+DELETE FROM staged_items WHERE owner_id = :owner AND import_id = :import_id AND line = ANY (:lines)
+""")
+# Each key is that of one item by now.
+USE_ITEMS_OF_KEYS = sa.text("""
+UPDATE staged_items AS row SET item_id = claim.item_id
+FROM (
+    SELECT DISTINCT item_id, external_id FROM staged_items
+    WHERE owner_id = :owner AND import_id = :import_id AND item_id IS NOT NULL
+) AS claim
+WHERE row.owner_id = :owner AND row.import_id = :import_id
+AND row.item_id IS NULL AND row.external_id = claim.external_id
+""")
+USE_KEYS_OF_ROWS_BEFORE = sa.text("""
 UPDATE staged_items AS row SET external_id = claimed.external_id
 FROM (
-    SELECT item_id, max(external_id) AS external_id FROM staged_items
-    WHERE owner_id = :owner AND import_id = :import_id AND item_id IS NOT NULL GROUP BY item_id
+    SELECT line, max(external_id) OVER (PARTITION BY item_id ORDER BY line) AS external_id
+    FROM staged_items
+    WHERE owner_id = :owner AND import_id = :import_id AND item_id IS NOT NULL
 ) AS claimed
 WHERE row.owner_id = :owner AND row.import_id = :import_id
-AND row.item_id = claimed.item_id AND row.external_id IS DISTINCT FROM claimed.external_id
+AND row.line = claimed.line AND row.external_id IS DISTINCT FROM claimed.external_id
 """)
 
 
 async def resolve_ids(session: WriteSession, of_import: Mapping[str, UUID]) -> Mapping[int, str]:
-    """Leaves an `item_id` only in the rows of items without an `external_id`, and locks these.
+    """Leaves an `item_id` only in the rows of items without an `external_id`, and in all of them;
+    locks the items that rows name by their `id`.
 
     Returns why rows were rejected, by line.
     """
@@ -87,9 +103,29 @@ async def resolve_ids(session: WriteSession, of_import: Mapping[str, UUID]) -> M
     await session.execute(IGNORE_IDS_AS_KEYS, of_import)
     other_keys = await session.fetch(REJECT_OTHER_KEYS, of_import)
     await session.execute(USE_KEYS_OF_ITEMS, of_import)
-    taken_keys = await session.fetch(REJECT_TAKEN_KEYS, of_import)
-    await session.execute(GIVE_EACH_ROW_THE_KEY, of_import)
+    rejected = _rejected_claims(await session.fetch(SELECT_CONTESTED_CLAIMS, of_import))
+    await session.execute(DELETE_ROWS, {**of_import, "lines": list(rejected)})
+    await session.execute(USE_ITEMS_OF_KEYS, of_import)
+    await session.execute(USE_KEYS_OF_ROWS_BEFORE, of_import)
     await session.execute(SET_NESTED_LOOPS, {"allowed": "on"})
-    return {row.line: HAS_ANOTHER_KEY for row in other_keys} | {
-        row.line: KEY_IS_TAKEN for row in taken_keys
-    }
+    return {row.line: HAS_ANOTHER_KEY for row in other_keys} | rejected
+
+
+def _rejected_claims(claims: Iterable[Row]) -> dict[int, str]:
+    """Gives each free key to the first row that claims it; returns why the others are rejected.
+
+    In Python: whether a key is free depends on each claim before.
+    """
+    key_of: dict[UUID, str] = {}
+    given: set[str] = set()
+    rejected: dict[int, str] = {}
+    for line, item_id, key, is_taken in claims:
+        if item_id in key_of:
+            if key_of[item_id] != key:
+                rejected[line] = HAS_ANOTHER_KEY
+        elif is_taken or key in given:
+            rejected[line] = KEY_IS_TAKEN
+        else:
+            key_of[item_id] = key
+            given.add(key)
+    return rejected

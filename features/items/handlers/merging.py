@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from features.items.changes import item_changes
 from features.items.handlers.import_ids import resolve_ids
-from features.items.handlers.staging import FIELDS, IS_OF_IMPORT
+from features.items.handlers.staging import FIELDS
 from shared.db import WriteSession
 from shared.db.locks import advisory_lock
 from shared.db.tables import later
@@ -21,27 +21,26 @@ from shared.problems import Unavailable
 
 STATEMENT_SECONDS, LOCK_SECONDS = 600.0, 300.0
 LOCK_IMPORTS = sa.text("SELECT pg_advisory_xact_lock(CAST(:key AS bigint))")
-COUNT_STAGED = sa.select(sa.func.count()).where(IS_OF_IMPORT)
 
 # A row without a key is compared with no other. The item itself is line 0.
 COMPARE = """
 WITH named AS MATERIALIZED (
     SELECT owner_id, line, id, {row_key} AS key, {fields} FROM staged_items
     WHERE owner_id = :owner AND import_id = :import_id AND {is_named}
+), existing AS (
+    SELECT owner_id, CAST(0 AS bigint) AS line, id, {item_key} AS key, {fields} FROM items
+    WHERE owner_id = :owner AND {item_key} = ANY (ARRAY(SELECT key FROM named)) {lock}
 ), compared AS (
     SELECT *, lead(line) OVER same_item IS NULL AS is_last,
         lag(line) OVER same_item IS NULL AS creates,
         ({replaced}) IS DISTINCT FROM ({before}) AS changes,
         first_value(line) OVER same_item > 0 OR ({replaced}) IS DISTINCT FROM ({first}) AS differs
-    FROM (
-        SELECT owner_id, CAST(0 AS bigint) AS line, id, {item_key} AS key, {fields} FROM items
-        WHERE owner_id = :owner AND {item_key} = ANY (ARRAY(SELECT key FROM named))
-        UNION ALL SELECT * FROM named
-    ) AS lines
+    FROM (SELECT * FROM existing UNION ALL SELECT * FROM named) AS lines
     WINDOW same_item AS (PARTITION BY key, CASE WHEN key IS NULL THEN line END ORDER BY line)
 )
 """
-# The counts are the same as if the rows were applied one by one.
+# The counts are the same as if the rows were applied one by one. The items are locked, so that
+# `CHANGE` finds them as they were counted.
 COUNT = """
 SELECT count(*) FILTER (WHERE creates) AS created,
     count(*) FILTER (WHERE NOT creates AND changes) AS updated,
@@ -75,8 +74,9 @@ def _statements(
         "set_replaced": ", ".join(f"{name} = excluded.{name}" for name in replaced),
         "later": later("excluded.updated_at", "items.updated_at"),
     }
-    compare = COMPARE.format(**parts)
-    return sa.text(compare + COUNT), sa.text(compare + CHANGE.format(**parts))
+    count = COMPARE.format(**parts, lock="FOR UPDATE") + COUNT
+    change = COMPARE.format(**parts, lock="") + CHANGE.format(**parts)
+    return sa.text(count), sa.text(change)
 
 
 COUNT_BY_KEY, CHANGE_BY_KEY = _statements(
@@ -116,18 +116,21 @@ async def merge_rows(
     await session.allow(statement=STATEMENT_SECONDS, lock=LOCK_SECONDS)
     # Two imports that change the same items in different orders would deadlock.
     await session.execute(LOCK_IMPORTS, {"key": advisory_lock("items.import", owner_id)})
-    if await session.fetch_value(COUNT_STAGED, of_import) != staged:
-        raise Unavailable("The database was restarted during the import; please send it again")
     rejected = await resolve_ids(session, of_import) if has_ids else {}
     counts: Counter[str] = Counter()
     statements = [(COUNT_BY_KEY, CHANGE_BY_KEY), (COUNT_BY_ID, CHANGE_BY_ID)]
     for count, change in statements if has_ids else statements[:1]:
         [found] = await session.fetch(count, of_import)
         counts.update(dict(found))
-        if not dry_run:
+        if found.created + found.updated and not dry_run:
             changed = await session.fetch(change, of_import)
             created_ids = [row.id for row in changed if row.is_new]
             await item_changes.created(session, owner_id, created_ids)
             updated_ids = [row.id for row in changed if not row.is_new]
             await item_changes.updated(session, owner_id, updated_ids)
+            # Others have created items with these keys since they were counted, and waited for.
+            taken = found.created - len(created_ids)
+            counts.update(created=-taken, updated=taken)
+    if counts.total() + len(rejected) != staged:
+        raise Unavailable("The database was restarted during the import; please send it again")
     return counts, rejected
