@@ -77,7 +77,7 @@ AND created_at < statement_timestamp() - CAST(:lifetime AS interval)
 AND NOT waiting && CAST(:names AS text[])
 """)
 DELETE_PARKED = text("""
-DELETE FROM outbox_changes AS c WHERE owner_id = :owner
+DELETE FROM outbox_changes AS c WHERE owner_id = :owner AND kind <> 'deleted'
 AND created_at < statement_timestamp() - CAST(:lifetime AS interval)
 AND NOT EXISTS (
     SELECT FROM unnest(waiting) AS name WHERE name = ANY (CAST(:names AS text[])) AND NOT EXISTS (
@@ -116,7 +116,11 @@ def outbox_tasks(subscriptions: Iterable[Subscription]) -> list[Task]:
 
 def delete_old_changes(subscriptions: Iterable[Subscription]) -> PeriodicTask:
     """Returns the task that deletes changes whose subscribers no longer exist, after a day, and
-    parked ones, after 30 days."""
+    parked ones, after 30 days.
+
+    It keeps a parked deletion: what a subscriber still has of the deleted rows, or of a deleted
+    account, would stay for ever.
+    """
     names = [each.outbox for each in subscriptions if each.outbox]
     return PeriodicTask(
         name="delete_old_changes", run=partial(_delete_old, names=names), every=3600
@@ -131,17 +135,20 @@ async def _deliver_all(app: FastAPI, subscription: Subscription, owners: OwnersI
 
 
 async def _deliver_to(database: Database, subscription: Subscription, owner_id: UUID) -> int:
-    """Delivers due changes of an owner, unless another process does; returns their number."""
-    done, until = 0, time.monotonic() + MAX_SECONDS_PER_OWNER
+    """Tries to deliver the due changes of an owner, unless another process does; returns how many.
+
+    One that fails counts too: it is not due any more, and changes of other owners may be.
+    """
+    tried, until = 0, time.monotonic() + MAX_SECONDS_PER_OWNER
     while await _deliver_next(database, subscription, owner_id):
-        done += 1
-        if done == MAX_CHANGES_PER_OWNER or time.monotonic() > until:
+        tried += 1
+        if tried == MAX_CHANGES_PER_OWNER or time.monotonic() > until:
             break
-    return done
+    return tried
 
 
 async def _deliver_next(database: Database, subscription: Subscription, owner_id: UUID) -> bool:
-    """Delivers the next change of an owner; returns whether there was one and it succeeded."""
+    """Tries to deliver the next change of an owner; returns whether one was due."""
     name = str(subscription.outbox)
     parameters = {"owner": owner_id, "name": name}
     attempted = None
@@ -167,7 +174,7 @@ async def _deliver_next(database: Database, subscription: Subscription, owner_id
         await _record_failure(
             database, parameters | {"id": attempted.id}, attempted.attempts + 1, error
         )
-        return False
+        return True
 
 
 async def _record_failure(

@@ -87,7 +87,7 @@ class Settings(BaseSettings):
     database_direct_url: PostgresUrl | None = None
     database_replica_url: PostgresUrl | None = None
     database_replica_lag: float = Field(default=5.0, gt=0, le=3600)
-    database_pool_size: int = Field(default=10, ge=1, le=500)
+    database_pool_size: int = Field(default=10, ge=2, le=500)  # one more than a stream holds
     database_pool_timeout: float = Field(default=2.0, gt=0, le=60)
     database_statement_timeout: float = Field(default=10.0, gt=0, le=3600)
     database_lock_timeout: float = Field(default=3.0, gt=0, le=3600)

@@ -27,9 +27,11 @@ BATCH_SECONDS = 300.0  # longer than any batch takes, unless a dependency never 
 RECORD_START = text("""
 INSERT INTO periodic_tasks AS last (name, started_at) VALUES (:name, clock_timestamp())
 ON CONFLICT (name) DO UPDATE SET started_at = excluded.started_at
-WHERE last.started_at <= excluded.started_at - CAST(:period AS interval)
+WHERE last.started_at NOT BETWEEN excluded.started_at - CAST(:period AS interval)
+    AND excluded.started_at + CAST(:period AS interval)
 RETURNING name
 """)
+"""A start that lies further ahead than a period was recorded before the clock was set back."""
 
 log = structlog.get_logger(__name__)
 

@@ -3,9 +3,11 @@
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from enum import StrEnum
 from functools import lru_cache
 from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 import asyncpg
 from asyncpg import TargetServerAttributeNotMatched
@@ -24,6 +26,10 @@ SOCKET_OPTIONS = {
 """Make a connection to a machine that has lost power fail after some ten seconds."""
 
 Connect: TypeAlias = Callable[[], Awaitable["asyncpg.Connection[Any]"]]
+
+SELECT_STARTED = "SELECT pg_postmaster_start_time()"
+_STARTED: "WeakKeyDictionary[asyncpg.Connection[Any], datetime]" = WeakKeyDictionary()
+"""When the server of a connection started, to the microsecond."""
 
 
 class NoHostInRole(ConnectionError):
@@ -50,8 +56,8 @@ def connector(
 
     It tries the host that it connected to last first, and one at which a caller was cancelled
     last. Each host has `timeout` seconds: asyncpg's own timeout is for all hosts, and a silent one
-    would use it up. Without a role, `target_session_attrs` of the URL holds. The function raises
-    CONNECT_ERRORS.
+    would use it up. Without a role, as behind a pooler, `target_session_attrs` of the URL holds.
+    The function raises CONNECT_ERRORS.
     """
     hosts = _hosts_in_order(url, standby=role is ServerRole.STANDBY)
     if role:
@@ -61,9 +67,12 @@ def connector(
         failures: list[Exception] = []
         for host in tuple(hosts):
             try:
-                connection: asyncpg.Connection[Any] = await asyncpg.connect(
-                    url, timeout=timeout, **host, **options
-                )
+                async with asyncio.timeout(timeout):
+                    connection: asyncpg.Connection[Any] = await asyncpg.connect(
+                        url, **host, **options
+                    )
+                    if role:
+                        await _record_start(connection)
             except TargetServerAttributeNotMatched:
                 failures.append(NoHostInRole(f"no host has the role {role or 'of the URL'}"))
             except CONNECT_ERRORS as error:
@@ -97,6 +106,18 @@ def _notice_silence(connection: "asyncpg.Connection[Any]") -> None:
                 found.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
-def host_of(connection: "asyncpg.Connection[Any]") -> object:
-    """Returns the host of the URL that a connection was made to, and its port."""
-    return connection._addr  # type: ignore[attr-defined]  # no other way to it
+async def _record_start(connection: "asyncpg.Connection[Any]") -> None:
+    try:
+        _STARTED[connection] = await connection.fetchval(SELECT_STARTED)
+    except BaseException:
+        connection.terminate()
+        raise
+
+
+def server_of(connection: "asyncpg.Connection[Any]") -> object:
+    """Returns what tells the server of a connection from others: one server may have several
+    addresses, and an address may move to another server.
+
+    Returns None behind a pooler, which chooses a server for each transaction.
+    """
+    return _STARTED.get(connection)

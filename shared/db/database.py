@@ -24,7 +24,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from starlette.requests import HTTPConnection
 
 from shared.db.changes import Subscribers
-from shared.db.connecting import Connect, NoHostInRole, ServerRole, connector, host_of
+from shared.db.connecting import Connect, NoHostInRole, ServerRole, connector, server_of
 from shared.db.errors import (
     CONNECT_ERRORS,
     READ_ONLY,
@@ -113,7 +113,7 @@ class Database:
         self.upload_slots, self.download_slots = (StreamSlots(MAX_STREAMS, wait) for _ in range(2))
         self._committing: set[Connection] = set()
         self._writing: WeakSet[Connection] = WeakSet()
-        self._host: object = None
+        self._server: object = None
         self._subscribers = subscribers
         self._longest_wait = _longest_wait(settings)
         self._notifier = Notifier(ReadSession(self.primary.connection, self._longest_wait))
@@ -296,24 +296,24 @@ class Database:
         there too, as the former server may still answer them."""
         made = connection.driver_connection
         notice_unconfirmed(made)
-        host, former = host_of(made), self._host
-        self._host = host
-        if self._read_only or former not in {None, host}:
+        server, former = server_of(made), self._server
+        self._server = server
+        if self._read_only or former not in {None, server}:
             self._read_only = False
             log.info("database_takes_changes")
             self._replace_connections()
-            self._end_waits(host)
+            self._end_waits(server)
         self._writing.add(made)
         record.info["made"] = (self._generation, expiry())
 
-    def _end_waits(self, host: object) -> None:
-        """Closes the connections to other hosts of the URL, where requests may wait in vain, and
-        those that LISTEN."""
+    def _end_waits(self, server: object) -> None:
+        """Closes the connections to other servers, where requests may wait in vain, and those that
+        LISTEN."""
         for connection in self._direct:
             connection.terminate()
         pools = (self._writing, self.primary.connections, self._probe_pool.connections)
         for connection in chain.from_iterable(pools):
-            if host_of(connection) != host:
+            if server_of(connection) != server:
                 connection.terminate()
 
     def _on_checkout(self, connection: Any, record: Any, _proxy: Any) -> None:

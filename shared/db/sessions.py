@@ -210,14 +210,15 @@ class WriteSession(ReadSession):
         self.notified: set[str] = set()
 
     async def allow(self, *, statement: float, lock: float | None = None) -> None:
-        """Sets the timeouts of this transaction's statements and locks, in seconds, instead of
-        those of the settings."""
+        """Sets the timeouts of this transaction's statements, the ORM's too, and of its locks, in
+        seconds, instead of those of the settings."""
         values = {
             "statement": milliseconds(statement),
             "lock": None if lock is None else milliseconds(lock),
         }
         await self.execute(SET_TIMEOUTS, values)
-        self._timeout = statement + SILENCE_SECONDS
+        driver: Any = self._connection  # SQLAlchemy passes no timeout with a statement
+        driver._config = driver._config._replace(command_timeout=statement + SILENCE_SECONDS)
 
     def notify(self, channel: str) -> None:
         """Wakes the background tasks that listen on a channel, once this has been committed."""
@@ -234,8 +235,7 @@ class WriteSession(ReadSession):
     async def fetch(self, statement: Executable, values: Values = NO_VALUES) -> list[Row]:
         await self.flush()
         sql, arguments = compile_statement(statement, values)
-        rows = await self._connection.fetch(sql, *arguments, timeout=self._timeout)
-        return convert_rows(statement, rows)
+        return convert_rows(statement, await self._connection.fetch(sql, *arguments))
 
     async def execute(
         self, statement: Executable, values: Values | Sequence[Values] = NO_VALUES
@@ -248,7 +248,7 @@ class WriteSession(ReadSession):
         await self.flush()
         if isinstance(values, Mapping):
             sql, arguments = compile_statement(statement, values)
-            tag = await self._connection.execute(sql, *arguments, timeout=self._timeout)
+            tag = await self._connection.execute(sql, *arguments)
             count = tag.rpartition(" ")[2]  # as in "UPDATE 3"
             return int(count) if count.isdigit() else 0
         if values:
@@ -261,9 +261,7 @@ class WriteSession(ReadSession):
     ) -> None:
         """Inserts the records into a table with COPY; raises as `fetch` does."""
         await self.flush()
-        await self._connection.copy_records_to_table(
-            table, columns=columns, records=records, timeout=self._timeout
-        )
+        await self._connection.copy_records_to_table(table, columns=columns, records=records)
 
     async def flush(self) -> None:
         """Sends the pending changes of the ORM."""
@@ -327,6 +325,7 @@ async def transaction(
         return _OrmView(AsyncConnection(engine, connection), expire_on_commit=False)
 
     driver: Any = pooled.driver_connection
+    config = driver._config  # which `allow` changes
     session = WriteSession(driver, open_orm, subscribers)
     answer: EndedByAnswer | None = None
     try:
@@ -347,6 +346,7 @@ async def transaction(
         raise
     finally:
         session._close_orm()
+        driver._config = config
         if driver not in committing:
             pooled.close()
     if answer:

@@ -4,6 +4,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -135,10 +136,11 @@ async def test_each_use_asks_for_its_own_role_whatever_the_url_says(
             assert (await client.get(path)).status_code == 200
 
 
-async def test_what_waits_for_a_host_that_hangs_ends_when_writes_go_to_another(
-    database_url: str, settings: Settings
+async def test_what_waits_for_a_server_that_hangs_ends_when_writes_go_to_another(
+    database_url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its kernel may still acknowledge packets: then nothing else ends an import for 1,000 s."""
+    monkeypatch.setattr("shared.db.database.server_of", attrgetter("_addr"))  # as if they were two
     ways = [Proxy(target=port_of(database_url)) for _ in range(2)]
     listeners = [await way.start() for way in ways]
     database = Database(with_hosts(database_url, *(way.port for way in ways)), settings)
@@ -170,6 +172,24 @@ async def test_what_waits_for_a_host_that_hangs_ends_when_writes_go_to_another(
     for way in ways:
         way.reset_connections()
     listeners[1].close()
+
+
+async def test_another_address_of_the_same_server_ends_nothing(
+    database_url: str, settings: Settings
+) -> None:
+    """A host that fails once is tried last from then on, though its connections live."""
+    way = Proxy(target=port_of(database_url))
+    listener = await way.start()
+    database = Database(with_hosts(database_url, way.port, port_of(database_url)), settings)
+    async with database.direct() as direct, database.transaction() as session:
+        read = await database.read().fetch_value(SELECT_PID)
+        listener.close()
+        async with database.transaction() as other:
+            assert await other.fetch_value(SELECT_PID) != await session.fetch_value(SELECT_PID)
+        assert await database.read().fetch_value(SELECT_PID) == read
+        assert await direct.fetchval("SELECT 1") == 1
+    await database.dispose()
+    way.reset_connections()
 
 
 @pytest.mark.parametrize("seconds", [300.0, 0.3])

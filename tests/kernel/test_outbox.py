@@ -184,6 +184,19 @@ async def test_a_change_that_always_fails_is_parked_and_the_next_are_delivered(
     assert [tuple(row.values())[:2] for row in backlog] == [(0, 1)]
 
 
+async def test_owners_whose_changes_fail_hold_up_none_behind_them(
+    app: FastAPI, mailer: Subscriber, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are: a pass that meets nothing but failures is not the last."""
+    monkeypatch.setattr(outbox, "OWNERS_PER_PASS", 2)
+    *failing, last = (UUID(int=number) for number in range(1, 7))
+    mailer.fails = lambda change: change.owner_id != last
+    for owner in (*failing, last):
+        await publish(app, ROWS[0], owner=owner)
+    await deliver(app, mailer)
+    assert [change.owner_id for change in mailer.seen] == [last]
+
+
 async def test_what_a_failed_attempt_wrote_is_undone(app: FastAPI) -> None:
     async def write_and_fail(session: WriteSession, change: Change) -> None:
         await other.created(session, change.owner_id, change.ids)
@@ -242,6 +255,26 @@ async def test_parked_changes_are_deleted_after_thirty_days(
     await deliver(app, auditor)
     await known.run(app)
     assert await waiting(app) == []
+
+
+async def test_a_parked_deletion_waits_until_it_is_processed(
+    app: FastAPI, mailer: Subscriber
+) -> None:
+    """Else what the subscriber has of a deleted account would stay, and nothing know of it."""
+    mailer.fails = lambda change: True
+    async with database_of(app).transaction() as session:
+        await rows.deleted(session, ADA, ROWS[:1])
+    for _ in range(MAX_ATTEMPTS):
+        await deliver(app, mailer)
+        await end_pauses(app)
+    async with database_of(app).transaction() as session:
+        await session.execute(AGE_CHANGES, {"d": 31})
+    await delete_old_changes([mailer.subscription]).run(app)
+    mailer.fails = lambda change: False
+    async with database_of(app).transaction() as session:
+        await session.execute(text("DELETE FROM outbox_failures WHERE subscriber = 'mailer'"))
+    assert await deliver(app, mailer) == 1
+    assert mailer.ids == ROWS[:1]
 
 
 async def test_a_parked_change_that_a_removed_subscriber_waits_for_is_deleted(

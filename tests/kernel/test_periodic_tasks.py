@@ -16,6 +16,7 @@ from tests.kit import eventually
 START_AN_HOUR_AGO = text(
     "UPDATE periodic_tasks SET started_at = started_at - interval '61 minutes'"
 )
+START_IN_A_YEAR = text("UPDATE periodic_tasks SET started_at = started_at + interval '1 year'")
 
 
 async def let_an_hour_pass(app: FastAPI) -> None:
@@ -34,6 +35,19 @@ async def test_of_many_processes_one_runs_it_in_each_period(app: FastAPI) -> Non
         done = await asyncio.gather(*(task.run_if_due(app) for _ in range(8)))
         assert (sum(done), len(runs)) == (1, period)
         await let_an_hour_pass(app)
+
+
+async def test_it_runs_although_the_clock_was_set_back(app: FastAPI) -> None:
+    """A machine whose clock was wrong for a minute, by years, records a start in the future."""
+
+    async def run(_app: FastAPI) -> None:
+        pass
+
+    task = PeriodicTask(name="probe", run=run, every=3600)
+    assert await task.run_if_due(app) == 1
+    async with database_of(app).transaction() as session:
+        await session.execute(START_IN_A_YEAR)
+    assert [await task.run_if_due(app) for _ in range(2)] == [1, 0]
 
 
 async def test_a_failed_run_waits_for_the_next_period(app: FastAPI) -> None:

@@ -42,6 +42,10 @@ def test_each_wrong_value_is_told_in_a_line_of_its_own() -> None:
     ("variables", "message"),
     [
         ({"APP_LOG_LEVEL": "loud"}, "APP_LOG_LEVEL: Input should be 'debug', 'info', "),
+        (
+            {"APP_DATABASE_POOL_SIZE": "1"},
+            "APP_DATABASE_POOL_SIZE: Input should be greater than or",
+        ),
         ({"APP_DATABASE_URL": "mysql://host/db"}, "APP_DATABASE_URL: must be a URL like postgres"),
         ({"APP_DATABASE_URL": "postgresql://h:x/db"}, "APP_DATABASE_URL: must be a URL like post"),
         (

@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 from asyncpg import QueryCanceledError
 from fastapi import FastAPI
-from sqlalchemy import text
+from sqlalchemy import func, text
 from sqlmodel import select
 
 from app.task_runner import run_until_idle, task_runner
@@ -124,8 +124,17 @@ async def test_a_statement_that_may_take_long_is_waited_for(opened: Database) ->
         await session.allow(statement=30)
         assert await session.fetch_value(text("SHOW lock_timeout")) == "3s"
         await session.execute(sleep)
+        await session.orm.exec(select(func.pg_sleep(1)))
         await session.allow(statement=30, lock=20)
         assert await session.fetch_value(text("SHOW lock_timeout")) == "20s"
+
+
+async def test_what_one_transaction_allows_is_of_no_other(opened: Database, proxy: Proxy) -> None:
+    async with opened.transaction() as session:
+        await session.allow(statement=30)
+    async with within(20, "the end of the statement"):
+        with pytest.raises(Unavailable, match=CONNECTION_LOST):
+            await write(opened, proxy.drop_server_connections)
 
 
 async def test_a_batch_is_given_up_and_started_again(app: FastAPI, proxy: Proxy) -> None:

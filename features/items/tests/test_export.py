@@ -239,6 +239,22 @@ async def test_an_export_that_is_read_slowly_holds_no_transaction(
     assert [json.loads(line) for line in body.splitlines()] == left
 
 
+@pytest.mark.parametrize("pool_size", [2])
+async def test_an_export_that_is_read_slowly_leaves_a_connection_in_the_smallest_pool(
+    app: FastAPI, client: AsyncClient, other_client: AsyncClient
+) -> None:
+    begun, gate = asyncio.Semaphore(0), asyncio.Event()
+    await create_items(client, {"title": "Mug", "price": 1})
+    reading = asyncio.create_task(request_export(app, client, begun, gate))
+    async with within(30, "the first bytes of the export"):
+        await begun.acquire()
+    assert database_of(app).primary.in_use == 1
+    assert (await other_client.get("/items")).status_code == 200
+    gate.set()
+    async with within(30, "the end of the export"):
+        await reading
+
+
 async def test_an_export_shows_one_snapshot(app: FastAPI, client: AsyncClient) -> None:
     rows = b"".join(b'{"title": "Item %d", "price": 1}\n' % number for number in range(2_500))
     await import_(client, rows, "application/jsonl")

@@ -4,7 +4,7 @@ Delivery is at-least-once: a crash between the SMTP server's 250 and the COMMIT 
 twice, with the same Message-ID.
 """
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from email.message import EmailMessage
 from email.utils import formatdate, parseaddr
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
@@ -103,7 +103,8 @@ def _schedule_retry(mail: OutgoingMail, error: Exception) -> None:
         mail.next_attempt_at = None
         log.error("mail_parked", mail_id=str(mail.id), error=mail.error)
     else:
-        mail.next_attempt_at = datetime.now(UTC) + FIRST_RETRY * 2 ** (mail.attempts - 1)
+        pause = FIRST_RETRY * 2 ** (mail.attempts - 1)
+        mail.next_attempt_at = func.clock_timestamp() + pause
         log.warning("mail_retry_scheduled", mail_id=str(mail.id), error=mail.error)
 
 

@@ -4,7 +4,6 @@ A task sends it after the commit (delivery.py). The body is encrypted while it w
 give access to an account.
 """
 
-from datetime import UTC, datetime
 from uuid import UUID
 
 from cryptography.fernet import Fernet
@@ -78,7 +77,6 @@ class Outbox:
             recipient=recipient,
             subject=text.subject,
             encrypted_body=self._encryption.encrypt(text.body.encode()),
-            next_attempt_at=datetime.now(UTC),
         )
         session.add(mail)
         write_session_of(session).notify(MAIL_CHANNEL)

@@ -12,8 +12,9 @@ from shared.db.tables import uuid7
 class OutgoingMail(SQLModel, table=True):
     """A mail that has not been sent.
 
-    `next_attempt_at` is null for a dead letter. The body is encrypted under a key derived from
-    `APP_SECRET_KEY`. The revision `shared_0002` of the kernel's branch creates the table.
+    `next_attempt_at` is by the clock of PostgreSQL, and null for a dead letter. The body is
+    encrypted under a key derived from `APP_SECRET_KEY`. The revision `shared_0002` of the kernel's
+    branch creates the table.
     """
 
     __tablename__ = "outgoing_mail"

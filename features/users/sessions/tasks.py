@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 
 from fastapi import FastAPI
-from sqlalchemy import ColumnElement, delete, inspect, select
+from sqlalchemy import ColumnElement, delete, func, inspect, select
 from sqlmodel import SQLModel, col
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -21,7 +21,9 @@ async def _purge_expired_sessions(app: FastAPI) -> int:
     """Deletes a batch each of expired sessions and of old revocations, and the signing keys whose
     tokens have expired."""
     state, now = state_of(app), datetime.now(UTC)
-    oldest_revocation = now - 2 * MAX_ACCESS_LIFETIME
+    # By the clock of PostgreSQL, as it has the times of the revocations: a process whose clock is
+    # ahead would delete them while tokens that they revoke are valid.
+    oldest_revocation = func.now() - 2 * MAX_ACCESS_LIFETIME
     async with state.database.orm_transaction() as session:
         rows = await _delete(session, Session, col(Session.expires_at) < now)
         rows += await _delete(session, Revocation, col(Revocation.created_at) < oldest_revocation)

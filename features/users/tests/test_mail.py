@@ -132,6 +132,19 @@ async def test_a_mail_that_was_not_taken_waits_and_is_sent_later(
     assert len(mailbox.mails) == 1
 
 
+@pytest.mark.parametrize("hours", [-2, 2])
+async def test_mail_is_due_by_the_clock_of_the_database(
+    app: FastAPI, anonymous: AsyncClient, mailbox: Mailbox, execute: Execute, hours: int
+) -> None:
+    """By that of a process which is ahead it would wait, and behind use up all of its attempts."""
+    mailbox.refusal = "451 try later"
+    with time_machine.travel(timedelta(hours=hours), tick=True):
+        await register(anonymous)
+        await run_until_idle(app, deliver_mail)
+    (mail,) = await unsent_mail(execute)
+    assert mail["attempts"] == 1
+
+
 async def test_a_mail_that_is_never_taken_is_parked(
     app: FastAPI, anonymous: AsyncClient, mailbox: Mailbox, execute: Execute
 ) -> None:
