@@ -82,7 +82,7 @@ remove: setup ## Remove a feature, its tables in the development database includ
 migration: setup ## A revision on a feature's branch: make migration feature=items message="add colour"; amend=yes writes the last anew, empty=yes one to fill by hand
 	@$(BIN)/python -m app migration $(feature) $(if $(message),"$(message)") $(if $(amend),--amend) $(if $(empty),--empty)
 
-definitions: setup ## Write each migrations/*/definitions.sql anew, after a revision by hand that changes a function or a trigger
+definitions: setup ## Write each migrations/*/definitions.sql anew, after a revision by hand or a merge
 	@$(BIN)/python -m app keep-definitions
 
 openapi: setup ## Write the tests/openapi.json of all anew, after a wanted change of the API

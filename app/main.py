@@ -19,6 +19,7 @@ from app.middleware import (
     RequestIdMiddleware,
     SecurityHeadersMiddleware,
     ServerErrorMiddleware,
+    UntrustedProxyMiddleware,
     WebSocketMiddleware,
 )
 from app.migrations import load_revisions
@@ -114,6 +115,7 @@ def create_app(
         concurrency=settings.max_concurrency,
     )
     app.add_middleware(SecurityHeadersMiddleware)
+    app.add_middleware(UntrustedProxyMiddleware)
     if settings.trusted_proxies:
         app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=list(settings.trusted_proxies))
     for router in (

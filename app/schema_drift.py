@@ -1,58 +1,55 @@
-"""Compares a database with what the migrations make: tables by their models, functions and triggers
-by `definitions.sql`.
+"""Compares a database with what the migrations make: with each `definitions.sql`.
 
 A restore may have left something out, the build of an index may have failed, or an operator may
 have changed something by hand. It only reads catalogs, so any role may do it, on a standby too.
-Additions, such as an operator's own index, are no difference.
+Additions, such as an operator's own index, are no difference, unless the service's statements do
+something else because of them.
 """
 
-import io
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
 
-from alembic.autogenerate import produce_migrations
-from alembic.migration import MigrationContext
-from alembic.operations import Operations
-from alembic.operations.ops import (
-    AddColumnOp,
-    CreateIndexOp,
-    CreatePrimaryKeyOp,
-    DropColumnOp,
-    DropConstraintOp,
-    DropIndexOp,
-    DropTableOp,
-    MigrateOperation,
-    OpContainer,
-)
-from sqlalchemy import Connection, Inspector, inspect, text
-from sqlmodel import SQLModel
+from sqlalchemy import Connection, text
 
-from app.definitions import SELECT_DEFINITIONS, read_definitions
+from app.definitions import BLOCKS, SELECT_DEFINITIONS, SELECT_TABLES, read_definitions
 from app.discovery import branches_of
 from app.migrations import ROOT, SchemaState, branch_of
-from shared.db.tables import table_owners
 from shared.feature import Feature
 
-AUTOGENERATE_PLUGINS = ("alembic.autogenerate.*", "alembic.ext.checkconstraint_byname")
+Listed: TypeAlias = dict[str, tuple[str, Path]]
+"""Definitions by name, each with the file that lists it."""
+
+NAME = re.compile(r"(?P<kind>[A-Z ]+) (?P<object>.+?)(?: ON (?P<table>.+))?$")
 RESTORE = "restore it from a backup"
-KIND = re.compile(r"^[A-Z ]+ ")
-DROPS = (DropColumnOp, DropConstraintOp, DropIndexOp, DropTableOp)
-SELECT_INVALID_INDEXES = text("""
-SELECT indexrelid::regclass::text FROM pg_index
-WHERE NOT indisvalid AND indrelid::regclass::text = ANY (:tables)
-AND indexrelid NOT IN (SELECT index_relid FROM pg_stat_progress_create_index)
-ORDER BY 1
-""")
-SELECT_DISABLED_TRIGGERS = text("""
-SELECT DISTINCT tgrelid::regclass::text FROM pg_trigger
-WHERE tgenabled = 'D' AND tgrelid::regclass::text = ANY (:tables) ORDER BY 1
-""")
-SELECT_DENIED = text("""
-SELECT 'table ' || oid::regclass, string_agg(privilege, ', ') FROM pg_class,
-    unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS privilege
-WHERE oid::regclass::text = ANY (:tables) AND NOT has_table_privilege(oid, privilege) GROUP BY oid
-ORDER BY 1
+INVALID = " INVALID"
+HARMFUL = re.compile(r"^(RULE|POLICY) |(SET NOT NULL, DROP DEFAULT| INVALID)$")
+STORAGE_PARAMETERS = re.compile(r" WITH \([^()]*\)")  # an operator tunes them
+SELECT_PRIVILEGES = text("""
+WITH privileges (subject, privilege, needed, held) AS (
+    SELECT 'table ' || oid::regclass, privilege,
+        privilege IN ('SELECT', 'INSERT', 'UPDATE', 'DELETE'), has_table_privilege(oid, privilege)
+    FROM pg_class, unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES',
+        'TRIGGER']) AS privilege
+    WHERE oid::regclass::text = ANY (:tables)
+    UNION ALL SELECT 'function ' || oid::regprocedure, 'EXECUTE', true,
+        has_function_privilege(oid, 'EXECUTE')
+    FROM pg_proc WHERE oid::regprocedure::text = ANY (:functions)
+    AND prorettype <> 'trigger'::regtype  -- a trigger asks nobody
+    UNION ALL SELECT 'schema public', privilege, privilege = 'USAGE',
+        has_schema_privilege('public', privilege)
+    FROM unnest(ARRAY['USAGE', 'CREATE']) AS privilege
+), wrong AS (
+    SELECT subject, needed, string_agg(privilege, ', ') AS privileges FROM privileges
+    WHERE needed <> held GROUP BY subject, needed
+)
+SELECT subject, CASE WHEN needed THEN 'may not ' ELSE 'may also ' END || privileges FROM wrong
+WHERE needed OR NOT EXISTS (  -- an owner may do everything
+    SELECT FROM pg_class
+    WHERE oid::regclass::text = ANY (:tables) AND pg_has_role(relowner, 'USAGE'))
+ORDER BY 1, 2
 """)
 
 
@@ -77,106 +74,112 @@ def find_differences(
     if schema.pending:
         return []
     newer = set(map(branch_of, schema.unknown))
-    branches = [branch for branch in branches_of(features) if branch not in newer]
-    tables = {name for name, owner in table_owners().items() if owner in branches}
+    listed = read_definitions(branch for branch in branches_of(features) if branch not in newer)
+    found: dict[str, str] = {}
+    for select in (SELECT_TABLES, SELECT_DEFINITIONS):
+        found |= dict(map(tuple, connection.execute(text(select))))
     return [
-        *_different_definitions(connection, branches),
-        *_different_tables(connection, tables),
-        *_unusable(connection, sorted(tables)),
+        *_different(listed, found),
+        *_harmful(listed, found),
+        *_privileges(connection, listed),
     ]
 
 
-def _different_definitions(
-    connection: Connection, branches: Collection[str]
-) -> Iterator[Difference]:
-    found: dict[str, str] = dict(map(tuple, connection.execute(text(SELECT_DEFINITIONS))))
-    for name, (definition, file) in read_definitions(branches).items():
-        subject = KIND.sub(lambda kind: kind[0].lower(), name)
-        path = file.relative_to(ROOT.parent)
-        mend = (
-            f'psql "$OWNER_URL" --file={path}' if definition else f"make it as {path.parent} does"
-        )
-        if name not in found:
-            yield Difference(subject, "missing", mend)
-        elif definition and found[name].strip() != definition:
-            yield Difference(subject, "not as the migrations make it", mend)
+def _different(listed: Listed, found: dict[str, str]) -> Iterator[Difference]:
+    """Yields what is not as it is listed, without the parts of a table that is missing."""
+    for name, (expected, file) in listed.items():
+        _, _, table = _parse(name)
+        actual = found.get(name)
+        if actual is None:
+            if not table or f"TABLE {table}" in found:
+                yield Difference(_subject(name), "missing", _mend(name, expected, "", file))
+        elif expected and _comparable(actual) != _comparable(expected):
+            mend = _mend(name, expected, actual, file)
+            yield Difference(_subject(name), _contrast(name, expected, actual), mend)
 
 
-def _different_tables(connection: Connection, tables: Collection[str]) -> Iterator[Difference]:
-    """Yields the changes that Alembic would make, and primary keys, which it does not compare."""
-    compared = MigrationContext.configure(
-        connection,
-        opts={
-            "autogenerate_plugins": AUTOGENERATE_PLUGINS,
-            "compare_type": True,
-            "compare_server_default": True,
-            "include_object": lambda _, name, kind, *__: kind != "table" or name in tables,
-        },
-    )
-    changes = produce_migrations(compared, SQLModel.metadata).upgrade_ops
-    assert changes
-    inspector = inspect(connection)
-    existing = set(inspector.get_table_names()) & set(tables)
-    for name in sorted(set(tables) - existing):
-        yield Difference(f"table {name}", "missing", RESTORE)
-    for operation in [*_kept(list(_leaves(changes))), *_primary_keys(inspector, existing)]:
-        table = getattr(operation, "table_name", None) or getattr(operation, "source_table", "")
-        if isinstance(operation, AddColumnOp):
-            yield Difference(f"column {table}.{operation.column.name}", "missing", RESTORE)
-        elif table in existing:
-            yield Difference(f"table {table}", "not as the migrations make it", _sql(operation))
+def _harmful(listed: Listed, found: dict[str, str]) -> Iterator[Difference]:
+    """Yields what has been added to a listed table and changes, rejects or slows its statements."""
+    for name, definition in found.items():
+        kind, part, table = _parse(name)
+        added = name not in listed and f"TABLE {table}" in listed
+        if added and HARMFUL.search(f"{name}: {definition}"):
+            mend = f"DROP {name}"
+            if kind == "COLUMN":
+                mend = f"ALTER TABLE {table} ALTER {part} DROP NOT NULL"
+            elif kind == "INDEX":
+                mend = f"REINDEX INDEX CONCURRENTLY {part}"
+            yield Difference(_subject(name), f"{definition}, by no migration", mend)
 
 
-def _kept(operations: Sequence[MigrateOperation]) -> Iterator[MigrateOperation]:
-    """Leaves out the operations that drop something, unless another makes one of the same name."""
-    made = {_name(each) for each in operations if not isinstance(each, DROPS)} - {None}
-    return (each for each in operations if not isinstance(each, DROPS) or _name(each) in made)
+def _privileges(connection: Connection, listed: Listed) -> Iterator[Difference]:
+    parsed = list(map(_parse, listed))
+    values = {
+        "tables": [part for kind, part, _ in parsed if kind == "TABLE"],
+        "functions": [part for kind, part, _ in parsed if kind == "FUNCTION"],
+    }
+    for subject, privileges in connection.execute(SELECT_PRIVILEGES, values):
+        yield Difference(subject, f"this role {privileges}", "run app/deploy/roles.sql")
 
 
-def _primary_keys(inspector: Inspector, tables: Collection[str]) -> Iterator[MigrateOperation]:
-    """Yields the operations that add missing primary keys."""
-    for name in sorted(tables):
-        key = SQLModel.metadata.tables[name].primary_key
-        if inspector.get_pk_constraint(name)["constrained_columns"] != key.columns.keys():
-            yield CreatePrimaryKeyOp.from_constraint(key)
+def _mend(name: str, expected: str, actual: str, file: Path) -> str:
+    """Returns what makes the object as expected: a statement, or a command. It changes no rows."""
+    kind, part, table = _parse(name)
+    folder = file.parent.relative_to(ROOT.parent)
+    wanted, _ = _unequal_actions(kind, expected, actual)
+    match kind:
+        case "TABLE" | "COLUMN" if not actual:
+            return RESTORE
+        case "TABLE":
+            superuser = ", as a superuser" if wanted[-1].endswith("TRIGGER ALL") else ""
+            return f"ALTER TABLE {part} {', '.join(wanted)}{superuser}"
+        case "COLUMN":
+            return f"ALTER TABLE {table} {', '.join(f'ALTER {part} {each}' for each in wanted)}"
+        case "CONSTRAINT":
+            drop = f"DROP CONSTRAINT {part}, " if actual else ""
+            return f"ALTER TABLE {table} {drop}ADD CONSTRAINT {part} {expected}"
+        case "INDEX" if actual == expected + INVALID:
+            return f"REINDEX INDEX CONCURRENTLY {part}"
+        case "INDEX":
+            drop = f"DROP INDEX CONCURRENTLY {part}; " if actual else ""
+            return drop + expected.replace(" INDEX ", " INDEX CONCURRENTLY ", 1)
+        case "FUNCTION" | "TRIGGER":
+            return f'psql "$OWNER_URL" --file={folder / file.name}'
+        case _:
+            return f"make it as {folder} does"
 
 
-def _leaves(container: OpContainer) -> Iterator[MigrateOperation]:
-    for operation in container.ops:
-        if isinstance(operation, OpContainer):
-            yield from _leaves(operation)
-        else:
-            yield operation
+def _contrast(name: str, expected: str, actual: str) -> str:
+    """Returns what is found and what is expected, if that can be said in a line."""
+    kind, _, _ = _parse(name)
+    if kind in BLOCKS:
+        return "not as the migrations make it"
+    if actual == expected + INVALID:
+        return "invalid: its build failed"
+    if kind in ("TABLE", "COLUMN"):
+        wanted, have = _unequal_actions(kind, expected, actual)
+        return f"{', '.join(have)} instead of {', '.join(wanted)}"
+    return f"{actual} instead of {expected}"
 
 
-def _name(operation: MigrateOperation) -> str | None:
-    """Returns the name of the index or the constraint that an operation makes or drops."""
-    for attribute in ("index_name", "constraint_name"):
-        if name := getattr(operation, attribute, None):
-            return str(name)
-    return None
+def _unequal_actions(kind: str, expected: str, actual: str) -> tuple[list[str], list[str]]:
+    """Returns what ALTER does to a table or a column: what is expected alone, and what is found."""
+    limit = 2 if kind == "COLUMN" else -1  # its third is a default, which may have commas
+    wanted, have = (each.split(", ", limit) for each in (expected, actual))
+    return [x for x in wanted if x not in have], [x for x in have if x not in wanted]
 
 
-def _sql(operation: MigrateOperation) -> str:
-    """Returns the statement of an operation in one line."""
-    if isinstance(operation, CreateIndexOp | DropIndexOp):
-        operation.kw["postgresql_concurrently"] = True
-    written = io.StringIO()
-    context = MigrationContext.configure(
-        dialect_name="postgresql", opts={"as_sql": True, "output_buffer": written}
-    )
-    Operations(context).invoke(operation)
-    return " ".join(written.getvalue().split()).removesuffix(";")
+def _comparable(definition: str) -> str:
+    return STORAGE_PARAMETERS.sub("", definition).strip()
 
 
-def _unusable(connection: Connection, tables: Sequence[str]) -> Iterator[Difference]:
-    values = {"tables": tables}
-    for (index,) in connection.execute(SELECT_INVALID_INDEXES, values):
-        yield Difference(
-            f"index {index}", "invalid: its build failed", f"REINDEX INDEX CONCURRENTLY {index}"
-        )
-    for (table,) in connection.execute(SELECT_DISABLED_TRIGGERS, values):
-        mend = f"ALTER TABLE {table} ENABLE TRIGGER ALL, as a superuser"
-        yield Difference(f"table {table}", "has triggers that are disabled", mend)
-    for subject, privileges in connection.execute(SELECT_DENIED, values):
-        yield Difference(subject, f"this role may not {privileges}", "run app/deploy/roles.sql")
+def _parse(name: str) -> tuple[str, str, str | None]:
+    """Returns the kind of an object, its name, and its table, if it is a part of one."""
+    matched = NAME.match(name)
+    assert matched
+    return matched["kind"], matched["object"], matched["table"]
+
+
+def _subject(name: str) -> str:
+    kind, _, _ = _parse(name)
+    return kind.lower() + name.removeprefix(kind)

@@ -64,8 +64,8 @@ def keep_openapi() -> None:
 
 @commands.command("keep-definitions")
 def keep_definitions() -> None:
-    """Write each `migrations/*/definitions.sql` again, after a revision by hand that changes a
-    function or a trigger; print the files that have changed."""
+    """Write each `migrations/*/definitions.sql` again, after a revision by hand or a
+    merge; print the files that have changed."""
     from app.scaffold.definitions import write_definitions
 
     with running_database() as settings:
@@ -106,9 +106,8 @@ def migration(
             script = write_revision(url, feature, message, empty=empty)
         else:
             raise FeatureError('say what changes: make migration feature=… message="add colour"')
-        if (ROOT.parent / "features" / feature / "sql").exists():
-            with suppress(MigrationError):  # to be mended by hand first, then `make definitions`
-                write_definitions(url, feature)
+        with suppress(MigrationError):  # to be mended by hand first, then `make definitions`
+            write_definitions(url, feature)
     path = Path(script.path).relative_to(ROOT.parent)
     _refuse_unsafe(
         [script],

@@ -46,6 +46,9 @@ SUPERUSER = (
     " (app/deploy/roles.sql)"
 )
 
+NO_PROXIES = (
+    "none; behind a proxy that APP_TRUSTED_PROXIES does not list, all clients share its address"
+)
 AS_MIGRATED = "as the migrations make it"
 
 commands = typer.Typer()
@@ -121,7 +124,9 @@ async def _examine(app: FastAPI, settings: Settings) -> list[Finding]:
     assert settings.database_url
     app.state.database = database = new_database(settings, app.state.features)
     app.state.revisions = revisions = load_revisions()
+    proxies = ", ".join(settings.trusted_proxies) or NO_PROXIES
     findings = [Finding("Python", platform.python_version()), *await _redis(settings)]
+    findings.append(Finding("trusted proxies", proxies))
     findings += filter(None, (_branch(revisions, feature) for feature in app.state.features))
     pooler = settings.database_direct_url is not None
     servers = [

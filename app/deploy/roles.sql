@@ -48,9 +48,15 @@ WHERE owner <> 'tessera_owner'::regrole AND NOT EXISTS (
     SELECT FROM pg_depend WHERE classid = catalog AND objid = id AND deptype IN ('e', 'a', 'i'))
 \gexec
 
+-- PUBLIC creates in a schema that is from before PostgreSQL 15.
+REVOKE CREATE ON SCHEMA public FROM tessera_service, PUBLIC;
+REVOKE TRUNCATE, REFERENCES, TRIGGER ON ALL TABLES IN SCHEMA public FROM tessera_service, PUBLIC;
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO tessera_service;
+GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO tessera_service;
 GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO tessera_service;
 ALTER DEFAULT PRIVILEGES FOR ROLE tessera_owner IN SCHEMA public
     GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO tessera_service;
 ALTER DEFAULT PRIVILEGES FOR ROLE tessera_owner IN SCHEMA public
     GRANT USAGE ON SEQUENCES TO tessera_service;
+ALTER DEFAULT PRIVILEGES FOR ROLE tessera_owner IN SCHEMA public
+    GRANT EXECUTE ON FUNCTIONS TO tessera_service;

@@ -8,6 +8,7 @@ from app.middleware.read_your_writes import ReadYourWritesMiddleware
 from app.middleware.request_id import RequestIdMiddleware
 from app.middleware.security_headers import SecurityHeadersMiddleware
 from app.middleware.server_errors import ServerErrorMiddleware
+from app.middleware.untrusted_proxies import UntrustedProxyMiddleware
 from app.middleware.websockets import WebSocketMiddleware
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "RequestIdMiddleware",
     "SecurityHeadersMiddleware",
     "ServerErrorMiddleware",
+    "UntrustedProxyMiddleware",
     "WebSocketMiddleware",
 ]

@@ -1,4 +1,4 @@
-"""Lists the functions and triggers that migrations make, and compares them with .sql files."""
+"""Lists what migrations make, and compares its functions and triggers with .sql files."""
 
 import asyncio
 import re
@@ -10,7 +10,7 @@ from pathlib import Path
 import asyncpg
 from sqlalchemy.engine import make_url
 
-from app.definitions import SELECT_DEFINITIONS, file_of, render_definitions
+from app.definitions import SELECT_DEFINITIONS, SELECT_TABLES, file_of, render_definitions
 from app.discovery import branches_of, find_features
 from app.migrations import ROOT, upgrade
 
@@ -64,7 +64,10 @@ def list_definitions(server_url: str, branch: str) -> str:
 async def _definitions(url: str) -> dict[str, str]:
     connection = await asyncpg.connect(url)
     try:
-        return dict(map(tuple, await connection.fetch(SELECT_DEFINITIONS)))
+        found: dict[str, str] = {}
+        for select in (SELECT_TABLES, SELECT_DEFINITIONS):
+            found |= dict(map(tuple, await connection.fetch(select)))
+        return found
     finally:
         await connection.close()
 

@@ -30,7 +30,7 @@ def write_feature(app: FastAPI, name: str, singular: str | None = None) -> list[
     for path, text in files.items():
         (ROOT / path).parent.mkdir(parents=True, exist_ok=True)
         (ROOT / path).write_text(text)
-    format_code([ROOT / path for path in files])
+    format_code([ROOT / path for path in files if path.suffix == ".py"])
     return list(files)
 
 
@@ -76,7 +76,9 @@ def _refuse_ambiguous(names: Names) -> None:
     """Rejects a name that the generated code uses for something else, such as `responses`."""
     in_use: set[str] = set()
     wanted: set[str] = set()
-    for _, text in render(PLACEHOLDER):
+    for path, text in render(PLACEHOLDER):
+        if path.suffix != ".py":
+            continue
         for identifier in _identifiers(ast.parse(text)):
             own = identifier.replace(PLACEHOLDER.plural, names.plural)
             own = own.replace(PLACEHOLDER.singular, names.singular)

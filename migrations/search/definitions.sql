@@ -1,5 +1,79 @@
--- Written by `make definitions`: what these migrations make beside tables. `doctor` compares it
--- with a database, and psql makes it again, as the owner of the tables.
+-- Written by `make definitions`: what these migrations make. `doctor` compares it with a database,
+-- and psql makes the functions and triggers again, as the owner of the tables.
+
+-- TABLE search_documents: SET LOGGED, DISABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY, REPLICA IDENTITY DEFAULT, ENABLE TRIGGER ALL
+-- COLUMN item_id ON search_documents: TYPE uuid, SET NOT NULL, DROP DEFAULT
+-- COLUMN owner_id ON search_documents: TYPE uuid, SET NOT NULL, DROP DEFAULT
+-- COLUMN terms ON search_documents: TYPE tsvector, SET NOT NULL, DROP DEFAULT
+-- COLUMN length ON search_documents: TYPE integer, SET NOT NULL, DROP DEFAULT
+-- COLUMN average_length ON search_documents: TYPE real, SET NOT NULL, DROP DEFAULT
+-- COLUMN weights ON search_documents: TYPE sparsevec(268435456), SET NOT NULL, DROP DEFAULT
+-- COLUMN text_hash ON search_documents: TYPE bytea, SET NOT NULL, DROP DEFAULT
+-- COLUMN weights_version ON search_documents: TYPE smallint, SET NOT NULL, DROP DEFAULT
+-- CONSTRAINT pk_search_documents ON search_documents: PRIMARY KEY (owner_id, item_id)
+-- INDEX ix_search_documents_terms ON search_documents: CREATE INDEX ix_search_documents_terms ON public.search_documents USING gin (terms) WITH (gin_pending_list_limit='64')
+-- INDEX ix_search_documents_weights ON search_documents: CREATE INDEX ix_search_documents_weights ON public.search_documents USING btree (owner_id, weights_version, average_length)
+-- TABLE search_embeddings: SET LOGGED, DISABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY, REPLICA IDENTITY DEFAULT, ENABLE TRIGGER ALL
+-- COLUMN item_id ON search_embeddings: TYPE uuid, SET NOT NULL, DROP DEFAULT
+-- COLUMN model_id ON search_embeddings: TYPE integer, SET NOT NULL, DROP DEFAULT
+-- COLUMN owner_id ON search_embeddings: TYPE uuid, SET NOT NULL, DROP DEFAULT
+-- COLUMN text_hash ON search_embeddings: TYPE bytea, SET NOT NULL, DROP DEFAULT
+-- COLUMN embedding ON search_embeddings: TYPE halfvec, SET NOT NULL, DROP DEFAULT
+-- CONSTRAINT fk_search_embeddings_model_id ON search_embeddings: FOREIGN KEY (model_id) REFERENCES search_models(id)
+-- CONSTRAINT fk_search_embeddings_owner_id_item_id ON search_embeddings: FOREIGN KEY (owner_id, item_id) REFERENCES search_documents(owner_id, item_id) ON DELETE CASCADE
+-- CONSTRAINT pk_search_embeddings ON search_embeddings: PRIMARY KEY (owner_id, item_id, model_id)
+-- INDEX ix_search_embeddings_owner_id ON search_embeddings: CREATE INDEX ix_search_embeddings_owner_id ON public.search_embeddings USING btree (owner_id, model_id)
+-- TABLE search_models: SET LOGGED, DISABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY, REPLICA IDENTITY DEFAULT, ENABLE TRIGGER ALL
+-- COLUMN id ON search_models: TYPE integer, SET NOT NULL, ADD GENERATED ALWAYS AS IDENTITY
+-- COLUMN provider ON search_models: TYPE text, SET NOT NULL, DROP DEFAULT
+-- COLUMN name ON search_models: TYPE text, SET NOT NULL, DROP DEFAULT
+-- COLUMN dimension ON search_models: TYPE integer, SET NOT NULL, DROP DEFAULT
+-- COLUMN active ON search_models: TYPE boolean, SET NOT NULL, SET DEFAULT false
+-- CONSTRAINT pk_search_models ON search_models: PRIMARY KEY (id)
+-- CONSTRAINT uq_search_models_provider_name_dimension ON search_models: UNIQUE (provider, name, dimension)
+-- INDEX uq_search_models_active ON search_models: CREATE UNIQUE INDEX uq_search_models_active ON public.search_models USING btree (active) WHERE active
+-- TABLE search_owners: SET LOGGED, DISABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY, REPLICA IDENTITY DEFAULT, ENABLE TRIGGER ALL
+-- COLUMN owner_id ON search_owners: TYPE uuid, SET NOT NULL, DROP DEFAULT
+-- COLUMN documents ON search_owners: TYPE integer, SET NOT NULL, DROP DEFAULT
+-- COLUMN length ON search_owners: TYPE bigint, SET NOT NULL, DROP DEFAULT
+-- COLUMN stale ON search_owners: TYPE boolean, SET NOT NULL, SET DEFAULT false
+-- COLUMN weights_version ON search_owners: TYPE smallint, SET NOT NULL, DROP DEFAULT
+-- CONSTRAINT pk_search_owners ON search_owners: PRIMARY KEY (owner_id)
+-- INDEX ix_search_owners_stale ON search_owners: CREATE INDEX ix_search_owners_stale ON public.search_owners USING btree (owner_id) WHERE stale
+-- INDEX ix_search_owners_weights_version ON search_owners: CREATE INDEX ix_search_owners_weights_version ON public.search_owners USING btree (weights_version)
+-- TABLE search_pending: SET LOGGED, DISABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY, REPLICA IDENTITY DEFAULT, ENABLE TRIGGER ALL
+-- COLUMN owner_id ON search_pending: TYPE uuid, SET NOT NULL, DROP DEFAULT
+-- COLUMN item_id ON search_pending: TYPE uuid, SET NOT NULL, DROP DEFAULT
+-- COLUMN counted ON search_pending: TYPE tsvector, DROP NOT NULL, DROP DEFAULT
+-- COLUMN attempts ON search_pending: TYPE integer, SET NOT NULL, SET DEFAULT 0
+-- COLUMN next_attempt_at ON search_pending: TYPE timestamp with time zone, SET NOT NULL, SET DEFAULT now()
+-- COLUMN parked ON search_pending: TYPE boolean, SET NOT NULL, SET DEFAULT false
+-- COLUMN error ON search_pending: TYPE text, DROP NOT NULL, DROP DEFAULT
+-- CONSTRAINT pk_search_pending ON search_pending: PRIMARY KEY (owner_id, item_id)
+-- INDEX ix_search_pending_changed ON search_pending: CREATE INDEX ix_search_pending_changed ON public.search_pending USING btree (owner_id, next_attempt_at) WHERE (NOT parked)
+-- TABLE search_queue: SET LOGGED, DISABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY, REPLICA IDENTITY DEFAULT, ENABLE TRIGGER ALL
+-- COLUMN item_id ON search_queue: TYPE uuid, SET NOT NULL, DROP DEFAULT
+-- COLUMN model_id ON search_queue: TYPE integer, SET NOT NULL, DROP DEFAULT
+-- COLUMN owner_id ON search_queue: TYPE uuid, SET NOT NULL, DROP DEFAULT
+-- COLUMN attempts ON search_queue: TYPE integer, SET NOT NULL, SET DEFAULT 0
+-- COLUMN next_attempt_at ON search_queue: TYPE timestamp with time zone, SET NOT NULL, SET DEFAULT clock_timestamp()
+-- COLUMN parked ON search_queue: TYPE boolean, SET NOT NULL, SET DEFAULT false
+-- COLUMN error ON search_queue: TYPE text, DROP NOT NULL, DROP DEFAULT
+-- CONSTRAINT pk_search_queue ON search_queue: PRIMARY KEY (owner_id, item_id, model_id)
+-- INDEX ix_search_queue_due_by_owner ON search_queue: CREATE INDEX ix_search_queue_due_by_owner ON public.search_queue USING btree (model_id, owner_id, next_attempt_at) WHERE (NOT parked)
+-- INDEX ix_search_queue_owner_id ON search_queue: CREATE INDEX ix_search_queue_owner_id ON public.search_queue USING btree (owner_id, model_id)
+-- INDEX ix_search_queue_retries ON search_queue: CREATE INDEX ix_search_queue_retries ON public.search_queue USING btree (model_id, owner_id, next_attempt_at) WHERE ((attempts > 0) AND (NOT parked))
+-- TABLE search_terms: SET LOGGED, DISABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY, REPLICA IDENTITY DEFAULT, ENABLE TRIGGER ALL
+-- COLUMN owner_id ON search_terms: TYPE uuid, SET NOT NULL, DROP DEFAULT
+-- COLUMN lexeme ON search_terms: TYPE text COLLATE "C", SET NOT NULL, DROP DEFAULT
+-- COLUMN documents ON search_terms: TYPE integer, SET NOT NULL, DROP DEFAULT
+-- CONSTRAINT pk_search_terms ON search_terms: PRIMARY KEY (owner_id, lexeme)
+-- TABLE search_words: SET LOGGED, DISABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY, REPLICA IDENTITY DEFAULT, ENABLE TRIGGER ALL
+-- COLUMN owner_id ON search_words: TYPE uuid, SET NOT NULL, DROP DEFAULT
+-- COLUMN word ON search_words: TYPE text COLLATE "C", SET NOT NULL, DROP DEFAULT
+-- COLUMN lexeme ON search_words: TYPE text COLLATE "C", SET NOT NULL, DROP DEFAULT
+-- CONSTRAINT pk_search_words ON search_words: PRIMARY KEY (owner_id, word)
+-- INDEX ix_search_words_reversed ON search_words: CREATE INDEX ix_search_words_reversed ON public.search_words USING btree (owner_id, reverse(word)) WHERE (length(word) > 2)
 
 -- FUNCTION search_set_language(regconfig,boolean)
 CREATE OR REPLACE FUNCTION public.search_set_language(language regconfig, complete boolean)

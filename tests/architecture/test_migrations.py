@@ -139,7 +139,7 @@ def test_migrating_again_changes_nothing(url: str) -> None:
 
 @pytest.mark.verify
 @pytest.mark.parametrize("branch", BRANCHES)
-def test_functions_and_triggers_are_listed(server: Server, branch: str) -> None:
+def test_what_a_branch_makes_is_listed(server: Server, branch: str) -> None:
     file = file_of(branch)
     listed = file.read_text() if file.exists() else ""
     assert listed == list_definitions(server.admin_url, branch), "run `make definitions`"

@@ -38,6 +38,8 @@ def test_a_new_feature_is_green_untouched(orders: Path, server: Server) -> None:
     make(orders, "test", "feature=orders", "args=-n0", database=server.admin_url)
     revised = run_app(orders, "migration", "orders", "nothing", database=server.admin_url)
     assert revised.stderr == "error: the tables of 'orders' are as its migrations make them\n"
+    listed = run_app(orders, "keep-definitions", database=server.admin_url)
+    assert (listed.stdout, listed.returncode) == ("", 0), listed.stderr
 
 
 @pytest.mark.verify

@@ -26,6 +26,7 @@ def test_a_working_installation_is_shown(database_url: str, tmp_path: Path) -> N
     said, status = doctor(tmp_path, database_url, COLUMNS="80")
     assert status == 0, said
     assert "wrong" not in said
+    assert "ok    trusted proxies: none; behind a proxy that APP_TRUSTED_PROXIES does not" in said
     for shown in ("items", "users", "/items/{item_id}  GET", last_revision(ROOT, "items")):
         assert shown in said
 

@@ -163,12 +163,48 @@ def test_the_doctor_names_a_superuser(roles: Roles, tmp_path: Path) -> None:
     assert "ok    role: tessera_service\n" in said
 
 
-def test_the_doctor_names_a_privilege_that_the_service_lacks(roles: Roles, tmp_path: Path) -> None:
-    """As after a restore without privileges."""
-    asyncio.run(execute(roles.owner, "REVOKE DELETE, UPDATE ON items FROM tessera_service"))
+@pytest.mark.parametrize(
+    ("statement", "named"),
+    [
+        (
+            "REVOKE DELETE, UPDATE ON items FROM tessera_service",
+            "table items: this role may not UPDATE, DELETE",
+        ),
+        (
+            "REVOKE EXECUTE ON FUNCTION search_plain FROM tessera_service, PUBLIC",
+            "function search_plain(text): this role may not EXECUTE",
+        ),
+        (
+            "GRANT TRUNCATE, TRIGGER ON items TO tessera_service",
+            "table items: this role may also TRUNCATE, TRIGGER",
+        ),
+        ("GRANT REFERENCES ON users TO PUBLIC", "table users: this role may also REFERENCES"),
+    ],
+)
+def test_the_doctor_names_privileges_that_differ(
+    roles: Roles, tmp_path: Path, statement: str, named: str
+) -> None:
+    """As after a restore without privileges, or a GRANT by hand."""
+    asyncio.run(execute(roles.owner, statement))
+    said, status = doctor(tmp_path, roles.service)
+    as_owner, owner_status = doctor(tmp_path, roles.owner)
+    create_roles(roles.superuser)
+    assert status == 1
+    assert f"wrong {named}" in said
+    assert "; run app/deploy/roles.sql" in said
+    assert owner_status == 0, as_owner
+    said, status = doctor(tmp_path, roles.service)
+    assert status == 0, said
+
+
+def test_the_doctor_names_a_schema_that_the_service_may_create_in(
+    roles: Roles, tmp_path: Path
+) -> None:
+    """As one from before PostgreSQL 15."""
+    asyncio.run(execute(roles.superuser, "GRANT CREATE ON SCHEMA public TO PUBLIC"))
     said, status = doctor(tmp_path, roles.service)
     create_roles(roles.superuser)
     assert status == 1
-    assert "wrong table items: this role may not UPDATE, DELETE; run app/deploy/roles.sql" in said
+    assert "wrong schema public: this role may also CREATE; run app/deploy/roles.sql" in said
     said, status = doctor(tmp_path, roles.service)
     assert status == 0, said

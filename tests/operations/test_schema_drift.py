@@ -1,8 +1,10 @@
 """`doctor` names each difference from what the migrations make, and the statement that mends it."""
 
 import asyncio
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -34,34 +36,122 @@ FAULTS = {
         " FOR EACH ROW EXECUTE FUNCTION end_sessions()",
         "trigger end_sessions ON users",
     ),
-    "a disabled trigger": ("ALTER TABLE sessions DISABLE TRIGGER revoke", "table sessions"),
+    "a disabled trigger": (
+        "ALTER TABLE sessions DISABLE TRIGGER revoke",
+        "trigger revoke ON sessions",
+    ),
     "disabled foreign keys": (
         "ALTER TABLE outbox_failures DISABLE TRIGGER ALL",
         "table outbox_failures",
     ),
-    "an index": ("DROP INDEX ix_items_owner_id_price", "table items"),
+    "a trigger of replicas": (
+        "ALTER TABLE sessions ENABLE REPLICA TRIGGER revoke",
+        "trigger revoke ON sessions",
+    ),
+    "a trigger of replicas too": (
+        "ALTER TABLE sessions ENABLE ALWAYS TRIGGER revoke",
+        "trigger revoke ON sessions",
+    ),
+    "an unlogged table": ("ALTER TABLE items SET UNLOGGED", "table items"),
+    "a logged table": ("ALTER TABLE staged_items SET LOGGED", "table staged_items"),
+    "row level security": ("ALTER TABLE items ENABLE ROW LEVEL SECURITY", "table items"),
+    "that of the owner": ("ALTER TABLE items FORCE ROW LEVEL SECURITY", "table items"),
+    "no replica identity": ("ALTER TABLE items REPLICA IDENTITY NOTHING", "table items"),
+    "a policy": ("CREATE POLICY mine ON items USING (price < 1)", "policy mine ON items"),
+    "a rule": (
+        "CREATE RULE lose AS ON DELETE TO items DO INSTEAD NOTHING",
+        "rule lose ON items",
+    ),
+    "an index": ("DROP INDEX ix_items_owner_id_price", "index ix_items_owner_id_price ON items"),
     "an index of other columns": (
         "DROP INDEX ix_items_owner_id_price;"
         " CREATE INDEX ix_items_owner_id_price ON items (price, id)",
-        "table items",
+        "index ix_items_owner_id_price ON items",
     ),
-    "a partial index": ("DROP INDEX uq_users_email", "table users"),
+    "a partial index": ("DROP INDEX uq_users_email", "index uq_users_email ON users"),
+    "an index whose build failed": (
+        "UPDATE pg_index SET indisvalid = false"
+        " WHERE indexrelid = 'ix_items_owner_id_price'::regclass",
+        "index ix_items_owner_id_price ON items",
+    ),
+    "an invalid index of a constraint": (
+        "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'pk_items'::regclass",
+        "index pk_items ON items",
+    ),
     "a unique constraint": (
         "ALTER TABLE items DROP CONSTRAINT uq_items_owner_id_external_id",
-        "table items",
+        "constraint uq_items_owner_id_external_id ON items",
     ),
-    "a check": ("ALTER TABLE items DROP CONSTRAINT ck_items_price_positive", "table items"),
+    "a unique constraint at the end of a transaction": (
+        "ALTER TABLE items DROP CONSTRAINT uq_items_owner_id_external_id,"
+        " ADD CONSTRAINT uq_items_owner_id_external_id UNIQUE (owner_id, external_id)"
+        " DEFERRABLE INITIALLY DEFERRED",
+        "constraint uq_items_owner_id_external_id ON items",
+    ),
+    "a check": (
+        "ALTER TABLE items DROP CONSTRAINT ck_items_price_positive",
+        "constraint ck_items_price_positive ON items",
+    ),
+    "another check": (
+        "ALTER TABLE items DROP CONSTRAINT ck_items_price_positive,"
+        " ADD CONSTRAINT ck_items_price_positive CHECK (price > -1)",
+        "constraint ck_items_price_positive ON items",
+    ),
+    "a check of new rows": (
+        "ALTER TABLE items DROP CONSTRAINT ck_items_price_positive,"
+        " ADD CONSTRAINT ck_items_price_positive CHECK (price > 0) NOT VALID",
+        "constraint ck_items_price_positive ON items",
+    ),
     "a foreign key": (
         "ALTER TABLE outbox_failures DROP CONSTRAINT fk_outbox_failures_owner_id_change_id",
-        "table outbox_failures",
+        "constraint fk_outbox_failures_owner_id_change_id ON outbox_failures",
+    ),
+    "a deferrable foreign key": (
+        "ALTER TABLE outbox_failures"
+        " ALTER CONSTRAINT fk_outbox_failures_owner_id_change_id DEFERRABLE",
+        "constraint fk_outbox_failures_owner_id_change_id ON outbox_failures",
+    ),
+    "a foreign key that keeps its rows": (
+        "ALTER TABLE outbox_failures DROP CONSTRAINT fk_outbox_failures_owner_id_change_id,"
+        " ADD CONSTRAINT fk_outbox_failures_owner_id_change_id FOREIGN KEY (owner_id, change_id)"
+        " REFERENCES outbox_changes (owner_id, id)",
+        "constraint fk_outbox_failures_owner_id_change_id ON outbox_failures",
     ),
     "a primary key": (
         "ALTER TABLE periodic_tasks DROP CONSTRAINT pk_periodic_tasks",
-        "table periodic_tasks",
+        "constraint pk_periodic_tasks ON periodic_tasks",
     ),
-    "the type of a column": ("ALTER TABLE users ALTER name TYPE char(30)", "table users"),
-    "NOT NULL": ("ALTER TABLE items ALTER title DROP NOT NULL", "table items"),
-    "a default": ("ALTER TABLE items ALTER created_at DROP DEFAULT", "table items"),
+    "the type of a column": ("ALTER TABLE users ALTER name TYPE char(30)", "column name ON users"),
+    "the precision of a column": (
+        "ALTER TABLE items ALTER price TYPE numeric(12, 3)",
+        "column price ON items",
+    ),
+    "a collation": (
+        'ALTER TABLE items ALTER title TYPE varchar COLLATE "C"',
+        "column title ON items",
+    ),
+    "NOT NULL": ("ALTER TABLE items ALTER title DROP NOT NULL", "column title ON items"),
+    "NOT NULL too many": (
+        "ALTER TABLE items ALTER description SET NOT NULL",
+        "column description ON items",
+    ),
+    "a column that no INSERT names": (
+        "ALTER TABLE items ADD noted text NOT NULL",
+        "column noted ON items",
+    ),
+    "a default": ("ALTER TABLE items ALTER created_at DROP DEFAULT", "column created_at ON items"),
+    "another default": (
+        "ALTER TABLE items ALTER created_at SET DEFAULT '2000-01-01, 00:00'",
+        "column created_at ON items",
+    ),
+    "a default too many": (
+        "ALTER TABLE items ALTER title SET DEFAULT 'a, b'",
+        "column title ON items",
+    ),
+    "an identity": (
+        "ALTER TABLE outbox_changes ALTER id DROP IDENTITY",
+        "column id ON outbox_changes",
+    ),
 }
 
 
@@ -93,7 +183,9 @@ async def mend(url: str, difference: Difference) -> None:
         done = await asyncio.create_subprocess_shell(command, cwd=ROOT, env={"OWNER_URL": url})
         assert await done.wait() == 0
     else:
-        await execute(url, difference.mend.partition(", as a superuser")[0])
+        statements = difference.mend.partition(", as a superuser")[0]
+        for statement in statements.split("; "):  # CONCURRENTLY has a transaction of its own
+            await execute(url, statement)
 
 
 async def test_a_migrated_database_has_no_differences(database_url: str) -> None:
@@ -112,26 +204,54 @@ async def test_a_fault_is_named_and_mended_by_what_is_said(
     assert await differences(database_url) == []
 
 
-async def test_an_index_whose_build_failed_is_named_and_mended(database_url: str) -> None:
-    await execute(
-        database_url,
-        "UPDATE pg_index SET indisvalid = false"
-        " WHERE indexrelid = 'ix_items_owner_id_price'::regclass",
-    )
-    (invalid,) = await differences(database_url)
-    assert invalid.advice == (
-        "invalid: its build failed; REINDEX INDEX CONCURRENTLY ix_items_owner_id_price"
-    )
-    await mend(database_url, invalid)
+async def test_a_generated_column_is_named(database_url: str) -> None:
+    added = "ALTER TABLE items DROP description, ADD description varchar"
+    await execute(database_url, f"{added} GENERATED ALWAYS AS ('none') STORED")
+    (generated,) = await differences(database_url)
+    assert generated.subject == "column description ON items"
+    assert generated.state.startswith("GENERATED ALWAYS AS ('none'")
+    await execute(database_url, added)
     assert await differences(database_url) == []
+
+
+async def test_what_is_found_is_said_beside_what_is_expected(database_url: str) -> None:
+    await execute(database_url, "ALTER TABLE items ALTER title DROP NOT NULL")
+    await execute(database_url, "ALTER TABLE items ALTER title SET DEFAULT 'a, b'")
+    (column,) = await differences(database_url)
+    assert column.advice == (
+        "DROP NOT NULL, SET DEFAULT 'a, b'::character varying instead of"
+        " SET NOT NULL, DROP DEFAULT;"
+        " ALTER TABLE items ALTER title SET NOT NULL, ALTER title DROP DEFAULT"
+    )
+
+
+async def test_an_unlogged_partition_is_named(database_url: str) -> None:
+    await partition_items(database_url)
+    await execute(database_url, "ALTER TABLE items_1 SET UNLOGGED")
+    (table,) = await differences(database_url)
+    assert (table.subject, table.state) == ("table items", "SET UNLOGGED instead of SET LOGGED")
+    await execute(database_url, "ALTER TABLE items_1 SET LOGGED")
+    assert await differences(database_url) == []
+
+
+async def test_partitioned_items_are_no_difference(database_url: str) -> None:
+    await partition_items(database_url)
+    assert await differences(database_url) == []
+
+
+async def partition_items(url: str) -> None:
+    """Partitions the table as `migrations/README.md` says."""
+    guide = (ROOT / "migrations/README.md").read_text()
+    [recipe] = re.findall(r"```sql\n(ALTER TABLE items .*?)```", guide, re.DOTALL)
+    await execute(url, recipe.replace(":cut", f"'{UUID(int=1)}'"))
 
 
 @pytest.mark.parametrize(
     ("loss", "subject"),
     [
         ("DROP TABLE items CASCADE", "table items"),
-        ("ALTER TABLE users DROP name", "column users.name"),
-        ("ALTER TABLE sessions DROP user_id", "column sessions.user_id"),
+        ("ALTER TABLE users DROP name", "column name ON users"),
+        ("ALTER TABLE sessions DROP user_id", "column user_id ON sessions"),
     ],
 )
 async def test_what_had_values_is_restored(database_url: str, loss: str, subject: str) -> None:
@@ -143,9 +263,14 @@ async def test_what_had_values_is_restored(database_url: str, loss: str, subject
 async def test_what_somebody_has_added_is_no_difference(database_url: str) -> None:
     for added in (
         "CREATE INDEX for_reports ON items (title)",
+        "ALTER INDEX ix_items_owner_id_price SET (fillfactor = 80)",
+        "ALTER TABLE items REPLICA IDENTITY FULL",
+        "ALTER TABLE items SET (autovacuum_vacuum_scale_factor = 0.01)",
         "ALTER TABLE items ADD noted text",
+        "ALTER TABLE items ADD counted integer NOT NULL DEFAULT 0",
         "ALTER TABLE items ADD CHECK (price < 1000000)",
-        "CREATE TABLE reports ()",
+        "CREATE UNLOGGED TABLE reports ()",
+        "CREATE RULE none AS ON INSERT TO reports DO INSTEAD NOTHING",
         "CREATE FUNCTION report() RETURNS int LANGUAGE sql RETURN 1",
     ):
         await execute(database_url, added)
@@ -171,7 +296,7 @@ async def test_the_doctor_and_the_migration_name_all_faults(
     named = (
         "function end_sessions(): missing; psql",
         "trigger end_sessions ON users: missing; psql",
-        "table items: not as the migrations make it; CREATE INDEX CONCURRENTLY ix_items_owner_id_p",
+        "index ix_items_owner_id_price ON items: missing; CREATE INDEX CONCURRENTLY ix_items_owner",
     )
     assert status == 1
     for each in named:
@@ -192,4 +317,4 @@ def test_a_replica_is_compared_too(tmp_path: Path) -> None:
             said, status = doctor(tmp_path, url, APP_DATABASE_REPLICA_URL=replica)
     assert status == 1
     for of in ("", " of the replica"):
-        assert f"wrong table items{of}: not as the migrations make it; CREATE INDEX" in said
+        assert f"wrong index ix_items_owner_id_price ON items{of}: missing; CREATE INDEX" in said

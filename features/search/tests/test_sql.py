@@ -79,8 +79,8 @@ async def test_the_doctor_names_what_search_lacks(
     for named in (
         "function search_nearest(",
         "function search_dimension(text): not as the migrations make it; psql",
-        "table search_words: not as the migrations make it; CREATE INDEX CONCURRENTLY"
-        " ix_search_words_reversed ON search_words (owner_id, reverse(word))",
+        "index ix_search_words_reversed ON search_words: missing; CREATE INDEX CONCURRENTLY"
+        " ix_search_words_reversed ON public.search_words USING btree (owner_id, reverse(word))",
         "extension unaccent: fails: ",
     ):
         assert f"wrong {named}" in said, said

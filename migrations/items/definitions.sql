@@ -1,0 +1,30 @@
+-- Written by `make definitions`: what these migrations make. `doctor` compares it with a database,
+-- and psql makes the functions and triggers again, as the owner of the tables.
+
+-- TABLE items: SET LOGGED, DISABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY, REPLICA IDENTITY DEFAULT, ENABLE TRIGGER ALL
+-- COLUMN id ON items: TYPE uuid, SET NOT NULL, DROP DEFAULT
+-- COLUMN owner_id ON items: TYPE uuid, SET NOT NULL, DROP DEFAULT
+-- COLUMN external_id ON items: TYPE character varying, DROP NOT NULL, DROP DEFAULT
+-- COLUMN title ON items: TYPE character varying, SET NOT NULL, DROP DEFAULT
+-- COLUMN description ON items: TYPE character varying, DROP NOT NULL, DROP DEFAULT
+-- COLUMN price ON items: TYPE numeric(12,2), SET NOT NULL, DROP DEFAULT
+-- COLUMN created_at ON items: TYPE timestamp with time zone, SET NOT NULL, SET DEFAULT clock_timestamp()
+-- COLUMN updated_at ON items: TYPE timestamp with time zone, SET NOT NULL, SET DEFAULT clock_timestamp()
+-- CONSTRAINT ck_items_price_positive ON items: CHECK ((price > (0)::numeric))
+-- CONSTRAINT pk_items ON items: PRIMARY KEY (owner_id, id)
+-- CONSTRAINT uq_items_owner_id_external_id ON items: UNIQUE (owner_id, external_id)
+-- INDEX ix_items_owner_id_created_at ON items: CREATE INDEX ix_items_owner_id_created_at ON public.items USING btree (owner_id, created_at, id)
+-- INDEX ix_items_owner_id_price ON items: CREATE INDEX ix_items_owner_id_price ON public.items USING btree (owner_id, price, id)
+-- INDEX ix_items_owner_id_title ON items: CREATE INDEX ix_items_owner_id_title ON public.items USING btree (owner_id, title, id)
+-- INDEX ix_items_owner_id_updated_at ON items: CREATE INDEX ix_items_owner_id_updated_at ON public.items USING btree (owner_id, updated_at, id)
+-- TABLE staged_items: SET UNLOGGED, DISABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY, REPLICA IDENTITY DEFAULT, ENABLE TRIGGER ALL
+-- COLUMN external_id ON staged_items: TYPE character varying, DROP NOT NULL, DROP DEFAULT
+-- COLUMN title ON staged_items: TYPE character varying, SET NOT NULL, DROP DEFAULT
+-- COLUMN description ON staged_items: TYPE character varying, DROP NOT NULL, DROP DEFAULT
+-- COLUMN price ON staged_items: TYPE numeric(12,2), SET NOT NULL, DROP DEFAULT
+-- COLUMN owner_id ON staged_items: TYPE uuid, SET NOT NULL, DROP DEFAULT
+-- COLUMN import_id ON staged_items: TYPE uuid, SET NOT NULL, DROP DEFAULT
+-- COLUMN line ON staged_items: TYPE bigint, SET NOT NULL, DROP DEFAULT
+-- COLUMN id ON staged_items: TYPE uuid, SET NOT NULL, DROP DEFAULT
+-- COLUMN item_id ON staged_items: TYPE uuid, DROP NOT NULL, DROP DEFAULT
+-- CONSTRAINT pk_staged_items ON staged_items: PRIMARY KEY (owner_id, import_id, line)

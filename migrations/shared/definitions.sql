@@ -1,0 +1,46 @@
+-- Written by `make definitions`: what these migrations make. `doctor` compares it with a database,
+-- and psql makes the functions and triggers again, as the owner of the tables.
+
+-- TABLE idempotency_keys: SET LOGGED, DISABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY, REPLICA IDENTITY DEFAULT, ENABLE TRIGGER ALL
+-- COLUMN owner_id ON idempotency_keys: TYPE uuid, SET NOT NULL, DROP DEFAULT
+-- COLUMN key ON idempotency_keys: TYPE character varying, SET NOT NULL, DROP DEFAULT
+-- COLUMN fingerprint ON idempotency_keys: TYPE character varying, SET NOT NULL, DROP DEFAULT
+-- COLUMN status ON idempotency_keys: TYPE integer, SET NOT NULL, DROP DEFAULT
+-- COLUMN headers ON idempotency_keys: TYPE jsonb, SET NOT NULL, DROP DEFAULT
+-- COLUMN body ON idempotency_keys: TYPE bytea, SET NOT NULL, DROP DEFAULT
+-- COLUMN expires_at ON idempotency_keys: TYPE timestamp with time zone, SET NOT NULL, DROP DEFAULT
+-- CONSTRAINT pk_idempotency_keys ON idempotency_keys: PRIMARY KEY (owner_id, key)
+-- INDEX ix_idempotency_keys_expires_at ON idempotency_keys: CREATE INDEX ix_idempotency_keys_expires_at ON public.idempotency_keys USING btree (expires_at)
+-- TABLE outbox_changes: SET LOGGED, DISABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY, REPLICA IDENTITY DEFAULT, ENABLE TRIGGER ALL
+-- COLUMN owner_id ON outbox_changes: TYPE uuid, SET NOT NULL, DROP DEFAULT
+-- COLUMN id ON outbox_changes: TYPE bigint, SET NOT NULL, ADD GENERATED ALWAYS AS IDENTITY
+-- COLUMN topic ON outbox_changes: TYPE character varying, SET NOT NULL, DROP DEFAULT
+-- COLUMN kind ON outbox_changes: TYPE character varying, SET NOT NULL, DROP DEFAULT
+-- COLUMN ids ON outbox_changes: TYPE uuid[], SET NOT NULL, DROP DEFAULT
+-- COLUMN waiting ON outbox_changes: TYPE text[], SET NOT NULL, DROP DEFAULT
+-- COLUMN created_at ON outbox_changes: TYPE timestamp with time zone, SET NOT NULL, SET DEFAULT clock_timestamp()
+-- CONSTRAINT pk_outbox_changes ON outbox_changes: PRIMARY KEY (owner_id, id)
+-- INDEX ix_outbox_changes_waiting ON outbox_changes: CREATE INDEX ix_outbox_changes_waiting ON public.outbox_changes USING gin (waiting)
+-- TABLE outbox_failures: SET LOGGED, DISABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY, REPLICA IDENTITY DEFAULT, ENABLE TRIGGER ALL
+-- COLUMN owner_id ON outbox_failures: TYPE uuid, SET NOT NULL, DROP DEFAULT
+-- COLUMN change_id ON outbox_failures: TYPE bigint, SET NOT NULL, DROP DEFAULT
+-- COLUMN subscriber ON outbox_failures: TYPE character varying, SET NOT NULL, DROP DEFAULT
+-- COLUMN attempts ON outbox_failures: TYPE integer, SET NOT NULL, DROP DEFAULT
+-- COLUMN next_attempt_at ON outbox_failures: TYPE timestamp with time zone, DROP NOT NULL, DROP DEFAULT
+-- COLUMN error ON outbox_failures: TYPE character varying, SET NOT NULL, DROP DEFAULT
+-- CONSTRAINT fk_outbox_failures_owner_id_change_id ON outbox_failures: FOREIGN KEY (owner_id, change_id) REFERENCES outbox_changes(owner_id, id) ON DELETE CASCADE
+-- CONSTRAINT pk_outbox_failures ON outbox_failures: PRIMARY KEY (owner_id, change_id, subscriber)
+-- TABLE outgoing_mail: SET LOGGED, DISABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY, REPLICA IDENTITY DEFAULT, ENABLE TRIGGER ALL
+-- COLUMN id ON outgoing_mail: TYPE uuid, SET NOT NULL, DROP DEFAULT
+-- COLUMN recipient ON outgoing_mail: TYPE character varying, SET NOT NULL, DROP DEFAULT
+-- COLUMN subject ON outgoing_mail: TYPE character varying, SET NOT NULL, DROP DEFAULT
+-- COLUMN sealed_body ON outgoing_mail: TYPE bytea, SET NOT NULL, DROP DEFAULT
+-- COLUMN attempts ON outgoing_mail: TYPE integer, SET NOT NULL, SET DEFAULT 0
+-- COLUMN next_attempt_at ON outgoing_mail: TYPE timestamp with time zone, DROP NOT NULL, SET DEFAULT clock_timestamp()
+-- COLUMN error ON outgoing_mail: TYPE character varying, DROP NOT NULL, DROP DEFAULT
+-- CONSTRAINT pk_outgoing_mail ON outgoing_mail: PRIMARY KEY (id)
+-- INDEX ix_outgoing_mail_next_attempt_at ON outgoing_mail: CREATE INDEX ix_outgoing_mail_next_attempt_at ON public.outgoing_mail USING btree (next_attempt_at)
+-- TABLE periodic_tasks: SET LOGGED, DISABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY, REPLICA IDENTITY DEFAULT, ENABLE TRIGGER ALL
+-- COLUMN name ON periodic_tasks: TYPE character varying, SET NOT NULL, DROP DEFAULT
+-- COLUMN started_at ON periodic_tasks: TYPE timestamp with time zone, SET NOT NULL, DROP DEFAULT
+-- CONSTRAINT pk_periodic_tasks ON periodic_tasks: PRIMARY KEY (name)
