@@ -39,8 +39,15 @@ WHERE result IS NOT TRUE AND (from_nodename, from_nodeport) IN (
     SELECT nodename, nodeport FROM pg_dist_node WHERE groupid = 0)
 ORDER BY 1
 """)
-COUNT_WORKERS = text("""
-SELECT count(*) FROM pg_dist_node WHERE isactive AND noderole = 'primary' AND shouldhaveshards
+# As each table is colocated with all others, the shards of one stand for those of each.
+SELECT_WORKERS = text("""
+SELECT n.nodename || ':' || n.nodeport AS name, (
+    SELECT count(*) FROM pg_dist_placement AS p JOIN pg_dist_shard AS s USING (shardid)
+    WHERE p.groupid = n.groupid AND s.logicalrelid = (
+        SELECT min(logicalrelid::oid) FROM pg_dist_partition WHERE partmethod = 'h')
+) AS shards
+FROM pg_dist_node AS n WHERE n.isactive AND n.noderole = 'primary' AND n.shouldhaveshards
+ORDER BY name
 """)
 # Without a LEFT JOIN of pg_class, on which Citus 14 fails with PostgreSQL 17.
 SELECT_TABLES = text("""
@@ -69,6 +76,11 @@ SELECT CAST(CAST(c.oid AS regclass) AS text) AS name,
             WHEN p.repmodel = 't' THEN 'reference' END
         FROM pg_dist_partition AS p WHERE p.logicalrelid = c.oid
     ) AS placement,
+    EXISTS (
+        SELECT FROM pg_dist_shard AS s WHERE s.logicalrelid = c.oid AND NOT EXISTS (
+            SELECT FROM pg_dist_placement AS p JOIN pg_dist_node AS n USING (groupid)
+            WHERE p.shardid = s.shardid)
+    ) AS has_lost_shards,
     pg_relation_size(c.oid) AS local_bytes
 FROM pg_class AS c
 WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition
@@ -119,17 +131,20 @@ class Layout:
     """Where the tables are, and where they belong.
 
     Attributes:
-        workers: how many nodes can have shards.
+        workers: the nodes that can have shards, as `host:port`, with the number of shards of each
+            table that they have.
         distributed, reference: the tables that are placed already.
+        lost: those of them with a shard that is on no node.
         to_distribute, to_copy: those that are to be distributed or made reference tables; each
             comes after those that it refers to.
         violations: why the tables cannot be distributed, a line for each reason.
         local_bytes: the bytes of rows that each placed table still has on the coordinator.
     """
 
-    workers: int
+    workers: dict[str, int]
     distributed: Sequence[str]
     reference: Sequence[str]
+    lost: Sequence[str]
     to_distribute: Sequence[str]
     to_copy: Sequence[str]
     violations: Sequence[str]
@@ -148,7 +163,7 @@ async def read_layout(connection: AsyncConnection) -> Layout | None:
     """
     if not await connection.scalar(HAS_CITUS):
         return None
-    if not (workers := await connection.scalar(COUNT_WORKERS)):
+    if not (workers := dict(map(tuple, await connection.execute(SELECT_WORKERS)))):
         return None
     tables = {row.name: row for row in await connection.execute(SELECT_TABLES)}
     keys = (await connection.execute(SELECT_FOREIGN_KEYS)).all()
@@ -159,6 +174,7 @@ async def read_layout(connection: AsyncConnection) -> Layout | None:
         workers=workers,
         distributed=[name for name in order if tables[name].placement == "distributed"],
         reference=[name for name in order if tables[name].placement == "reference"],
+        lost=[name for name in order if tables[name].has_lost_shards],
         to_distribute=[name for name in order if name in private and not tables[name].placement],
         to_copy=[name for name in order if name in copied and not tables[name].placement],
         violations=[*_violations(tables, keys, private, copied)],

@@ -7,6 +7,7 @@ import re
 import shutil
 from itertools import chain
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 from pydantic_settings import BaseSettings
@@ -49,10 +50,11 @@ def take_tours(address: str, folder: Path) -> str:
     return done.stdout
 
 
-def commands_of(recipe: str) -> str:
-    """Returns the commands, or the settings, of a recipe of the README."""
-    (commands,) = re.findall(rf"<!-- {recipe} -->\n```\w+\n(.*?)```", README, re.DOTALL)
-    return str(commands)
+def commands_of(recipe: str, text: str = README) -> str:
+    """Returns the commands, or the settings, of a recipe of the README, or of another text."""
+    block = rf"^ *<!-- {recipe} -->\n *```\w+\n(.*?)^ *```"
+    (commands,) = re.findall(block, text, re.DOTALL | re.MULTILINE)
+    return dedent(commands)
 
 
 def test_each_make_target_that_is_shown_exists() -> None:

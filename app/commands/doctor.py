@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.development import running_database
 from app.discovery import extensions_of, new_database
-from app.distribution import NotDistributable, read_layout, unreachable_workers
+from app.distribution import GUIDE, NotDistributable, read_layout, unreachable_workers
 from app.main import create_app, open_resource
 from app.migrations import describe_unknown, load_revisions, schema_state
 from app.routing import endpoints, websockets
@@ -217,24 +217,35 @@ async def _extensions(
 
 
 async def _citus(connection: AsyncConnection) -> list[Finding]:
-    """Checks that the tables are distributed, and that the workers answer, if there are any."""
+    """Checks that the workers answer and have shards, if there are any, and that the tables are
+    distributed, without a loss."""
     try:
         layout = await read_layout(connection)
     except NotDistributable as error:
         return [Finding("Citus", str(error), ok=False)]
     if layout is None:
         return []
-    findings = [
-        Finding("Citus", f"{worker} does not answer: its owners get 503", ok=False)
+    faults = [
+        f"{worker} does not answer: its owners get 503"
         for worker in await unreachable_workers(connection)
     ]
+    if layout.distributed:
+        faults += [
+            f"{worker} has no shards: SELECT citus_rebalance_start(…), see {GUIDE}"
+            for worker, shards in layout.workers.items()
+            if not shards
+        ]
+    if layout.lost:
+        faults.append(f"shards that are on no worker: {', '.join(sorted(layout.lost))}")
     if layout.pending:
         pending = ", ".join(sorted(layout.pending))
-        state = f"not distributed: {pending}; run `python -m app distribute`"
-        findings.append(Finding("Citus", state, ok=False))
-    return findings or [
-        Finding("Citus", f"{layout.workers} workers, {len(layout.distributed)} tables distributed")
-    ]
+        faults.append(f"not distributed: {pending}; run `python -m app distribute`")
+    shards = ", ".join(map(str, layout.workers.values()))
+    fine = (
+        f"{len(layout.workers)} workers, {len(layout.distributed)} tables distributed,"
+        f" each in shards: {shards}"
+    )
+    return [Finding("Citus", fault, ok=False) for fault in faults] or [Finding("Citus", fine)]
 
 
 async def _sessions(database: Database) -> Finding:

@@ -298,6 +298,16 @@ CREATE TRIGGER search_items_truncated AFTER TRUNCATE ON items
 """
 
 
+# With workers, Citus lets only the owner of an extension say IF NOT EXISTS.
+CREATE_EXTENSION = """
+DO $$ BEGIN
+    IF NOT EXISTS (SELECT FROM pg_extension WHERE extname = '{0}') THEN
+        CREATE EXTENSION {0};
+    END IF;
+END $$
+"""
+
+
 def statements(script: str) -> list[str]:
     return re.split(r"\n(?=CREATE |SELECT )", script)[1:]
 
@@ -305,7 +315,7 @@ def statements(script: str) -> list[str]:
 def upgrade() -> None:
     op.execute("SET LOCAL lock_timeout = '5s'")
     for extension in ("vector", "pg_trgm", "unaccent"):
-        op.execute(f"CREATE EXTENSION IF NOT EXISTS {extension}")
+        op.execute(CREATE_EXTENSION.format(extension))
     for script in (TABLES, LANGUAGE, WEIGHTS, TRIGGERS):
         for statement in statements(script):  # one at a time
             op.execute(statement)

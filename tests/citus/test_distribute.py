@@ -99,7 +99,30 @@ async def test_a_table_that_a_migration_adds_is_distributed_by_the_next_run(
     assert "distributed by owner_id: orders\n" in said
     said, status = doctor(tmp_path, distributed)
     assert status == 0, said
-    assert "ok    Citus: 2 workers, 13 tables distributed" in said
+    assert "ok    Citus: 2 workers, 13 tables distributed, each in shards: 2, 2\n" in said
+
+
+async def test_the_doctor_names_a_worker_without_shards_and_what_is_lost(
+    distributed: str, tmp_path: Path
+) -> None:
+    await fetch(
+        distributed,
+        "SELECT citus_drain_node('worker2', 5432, shard_transfer_mode => 'block_writes')",
+    )
+    await fetch(
+        distributed, "SELECT citus_set_node_property('worker2', 5432, 'shouldhaveshards', true)"
+    )
+    said, status = doctor(tmp_path, distributed)
+    assert status == 1
+    assert "wrong Citus: worker2:5432 has no shards: SELECT citus_rebalance_start(…)" in said
+    await fetch(
+        distributed,
+        "DELETE FROM pg_dist_placement WHERE shardid = (SELECT min(shardid) FROM pg_dist_shard"
+        " WHERE logicalrelid = 'items'::regclass)",
+    )
+    said, status = doctor(tmp_path, distributed)
+    assert status == 1
+    assert "wrong Citus: shards that are on no worker: items\n" in said
 
 
 async def test_migrations_run_on_distributed_tables(distributed: str) -> None:

@@ -2,6 +2,7 @@
 acknowledged is lost."""
 
 import asyncio
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -9,6 +10,7 @@ from httpx import AsyncClient
 
 from tests.kit import SignUp, eventually
 from tests.kit.citus import NODES, Cluster
+from tests.operations.test_doctor import doctor
 
 pytestmark = [pytest.mark.verify, pytest.mark.timeout(300)]
 
@@ -38,7 +40,7 @@ async def accounts_by_worker(database_url: str, sign_up: SignUp) -> dict[str, li
 
 
 async def test_only_the_owners_of_a_worker_notice_that_it_is_away(
-    cluster: Cluster, database_url: str, sign_up: SignUp, anonymous: AsyncClient
+    cluster: Cluster, database_url: str, sign_up: SignUp, anonymous: AsyncClient, tmp_path: Path
 ) -> None:
     accounts = await accounts_by_worker(database_url, sign_up)
     there, away = accounts[NODES[1]], accounts[NODES[2]]
@@ -73,6 +75,8 @@ async def test_only_the_owners_of_a_worker_notice_that_it_is_away(
             answer = await client.get("/items")
             assert answer.status_code == 503, answer.text
         assert (await anonymous.get("/readyz")).status_code == 200
+        said, _ = await asyncio.to_thread(doctor, tmp_path, database_url)
+        assert "wrong Citus: worker2:5432 does not answer: its owners get 503" in said
     finally:
         await asyncio.to_thread(worker.start)
     before = [acknowledged[client] for client in away]

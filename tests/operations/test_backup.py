@@ -18,7 +18,7 @@ from tests.operations.test_roles import PASSWORDS, create_roles, execute, url_of
 from tests.repository_copies import BIN, copy_repository, run
 from tests.resilience.pairs import running_primary
 from tests.serving import serving_app
-from tests.test_readme import NO_CURL, commands_of, take_tours
+from tests.test_readme import NO_CURL, README, commands_of, take_tours
 
 pytestmark = [pytest.mark.verify, pytest.mark.timeout(300)]
 
@@ -42,17 +42,20 @@ class Urls:
 def new_database(server: EmbeddedServer) -> Urls:
     """Creates an empty database; the roles are not there yet."""
     asyncio.run(execute(server.url(), f"CREATE DATABASE {DATABASE}"))
-    superuser = server.url(DATABASE)
+    return urls_of(server.url(DATABASE))
+
+
+def urls_of(superuser: str) -> Urls:
     return Urls(superuser, url_of(superuser, "owner"), url_of(superuser, "service"))
 
 
-def follow(recipe: str, folder: Path, urls: Urls) -> str:
+def follow(recipe: str, folder: Path, urls: Urls, text: str = README, **variables: str) -> str:
     """Runs the commands of a recipe as they stand, in a copy of the repository; returns their
     output."""
     path = f"{wheel_binaries()}:{BIN}:{os.environ['PATH']}"
-    variables = urls.as_variables() | PASSWORDS | {"APP_SECRET_KEY": SECRET_KEY, "PATH": path}
+    variables |= urls.as_variables() | PASSWORDS | {"APP_SECRET_KEY": SECRET_KEY, "PATH": path}
     strict = ("bash", "-o", "errexit", "-o", "pipefail", "-c")
-    done = run(folder, *strict, commands_of(recipe), **variables)
+    done = run(folder, *strict, commands_of(recipe, text), **variables)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
