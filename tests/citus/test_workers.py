@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 from httpx import AsyncClient
 
-from tests.kit import SignUp, eventually
+from tests.kit import SignUp, eventually, is_ready
 from tests.kit.citus import NODES, Cluster
 from tests.operations.test_doctor import doctor
 
@@ -74,7 +74,8 @@ async def test_only_the_owners_of_a_worker_notice_that_it_is_away(
         for client in away:
             answer = await client.get("/items")
             assert answer.status_code == 503, answer.text
-        assert (await anonymous.get("/readyz")).status_code == 200
+        await eventually(lambda: is_ready(anonymous), "readiness", 30)
+        assert " NaN\n" in (await anonymous.get("/metrics")).text
         said, _ = await asyncio.to_thread(doctor, tmp_path, database_url)
         assert "wrong Citus: worker2:5432 does not answer: its owners get 503" in said
     finally:

@@ -25,6 +25,7 @@ SETTINGS = {
     "citus.override_table_visibility": "off",
     "citus.node_connection_timeout": "3s",
     "citus.stat_statements_track": "all",
+    "citus.enable_stat_counters": "on",
     "pg_stat_statements.track_utility": "off",
     "wal_level": "logical",
     "max_connections": "300",
