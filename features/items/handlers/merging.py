@@ -128,7 +128,7 @@ async def merge_rows(
             await item_changes.created(session, owner_id, created_ids)
             updated_ids = [row.id for row in changed if not row.is_new]
             await item_changes.updated(session, owner_id, updated_ids)
-            # Others have created items with these keys since they were counted, and waited for.
+            # Keys that other requests have given to items since the rows were counted.
             taken = found.created - len(created_ids)
             counts.update(created=-taken, updated=taken)
     if counts.total() + len(rejected) != staged:
