@@ -36,6 +36,7 @@ async def import_items(
     merges them.
 
     Raises:
+        Conflict: another request takes a key that a row gives to an item by its `id`.
         Forbidden: the account would have more than it may.
         Unavailable: PostgreSQL has failed over or crashed during the import.
     """

@@ -69,7 +69,7 @@ ORDER BY line
 DELETE_ROWS = sa.text("""
 DELETE FROM staged_items WHERE owner_id = :owner AND import_id = :import_id AND line = ANY (:lines)
 """)
-# Each key is that of one item by now.
+# Once the claims that lose are deleted, each claimed key is that of one item.
 USE_ITEMS_OF_KEYS = sa.text("""
 UPDATE staged_items AS row SET item_id = claim.item_id
 FROM (

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from uuid import UUID
 
 import sqlalchemy as sa
+from asyncpg import UniqueViolationError
 
 from features.items.changes import item_changes
 from features.items.handlers.import_ids import resolve_ids
@@ -17,8 +18,9 @@ from features.items.handlers.staging import FIELDS
 from shared.db import WriteSession
 from shared.db.locks import advisory_lock
 from shared.db.tables import later
-from shared.problems import Unavailable
+from shared.problems import Conflict, Unavailable
 
+KEY_TAKEN_MEANWHILE = "Another request has taken an external_id of the file; please send it again"
 STATEMENT_SECONDS, LOCK_SECONDS = 600.0, 300.0
 LOCK_IMPORTS = sa.text("SELECT pg_advisory_xact_lock(CAST(:key AS bigint))")
 
@@ -110,6 +112,7 @@ async def merge_rows(
     is changed. Returns the number of rows by outcome, and why others were rejected, by line.
 
     Raises:
+        Conflict: another request takes a key that a row gives to an item by its `id`.
         Unavailable: rows are missing, as PostgreSQL has failed over or crashed since.
     """
     of_import = {"owner": owner_id, "import_id": import_id}
@@ -123,12 +126,15 @@ async def merge_rows(
         [found] = await session.fetch(count, of_import)
         counts.update(dict(found))
         if found.created + found.updated and not dry_run:
-            changed = await session.fetch(change, of_import)
+            try:
+                changed = await session.fetch(change, of_import)
+            except UniqueViolationError as error:
+                raise Conflict(KEY_TAKEN_MEANWHILE) from error
             created_ids = [row.id for row in changed if row.is_new]
             await item_changes.created(session, owner_id, created_ids)
             updated_ids = [row.id for row in changed if not row.is_new]
             await item_changes.updated(session, owner_id, updated_ids)
-            # Others have created items with these keys since they were counted, and waited for.
+            # Keys that other requests have given to items since the rows were counted.
             taken = found.created - len(created_ids)
             counts.update(created=-taken, updated=taken)
     if counts.total() + len(rejected) != staged:

@@ -12,6 +12,7 @@ from httpx import AsyncClient, Response
 from sqlalchemy import text
 
 from features.items.handlers import create_item, delete_item, update_item
+from features.items.handlers.merging import KEY_TAKEN_MEANWHILE
 from features.items.schemas import ItemCreate, ItemUpdate
 from features.items.tests.test_import import NO_ROWS, json_lines, report, row, send
 from features.items.tests.test_import_ids import create, items
@@ -83,7 +84,8 @@ async def test_an_import_is_refused_if_another_request_takes_a_key_that_it_gives
     file = [row("L"), row("K", id=keyless["id"])]
     async with uncommitted(app, client, *file) as (session, owner, importing):
         await create_item(session, owner, ItemCreate(title="Item K", price=1, external_id="K"))
-    assert (await importing).status_code == 409
+    refused = await importing
+    assert (refused.status_code, refused.json()["detail"]) == (409, KEY_TAKEN_MEANWHILE)
     assert {item["external_id"] for item in (await items(client)).values()} == {None, "K"}
     again = await report(send(client, json_lines(*file)))
     assert (again["created"], again["rejected"]) == (1, 1)

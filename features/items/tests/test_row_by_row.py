@@ -15,7 +15,7 @@ from features.items.handlers.import_ids import HAS_ANOTHER_KEY, KEY_IS_TAKEN
 from features.items.tests.test_import import json_lines, report, send
 from features.items.tests.test_import_ids import create, items
 
-FILES, ROWS = 8, 14
+FILES, ROWS = 5, 20
 KEYS = [None, "K", "L", "M", "N"]
 OUTCOMES = ("created", "updated", "unchanged", "rejected")
 FIELDS = ("external_id", "title", "price")
@@ -73,7 +73,7 @@ def random_row(chance: random.Random, ids: list[str]) -> dict[str, Any]:
     return row
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(5))
 async def test_a_file_is_as_its_rows_one_by_one(client: AsyncClient, seed: int) -> None:
     chance = random.Random(seed)
     for number in range(FILES):
