@@ -66,8 +66,11 @@ def environment(settings: Mapping[str, str]) -> dict[str, str]:
 def serving(
     folder: Path, port: int, settings: Mapping[str, str], code: Path = ROOT, workers: int = 1
 ) -> Iterator[Served]:
-    """Runs `python -m app serve` during the block; otherwise as `serving_by` does."""
-    command = ["app", "serve", f"--port={port}", f"--workers={workers}"]
+    """Runs `python -m app serve` during the block; otherwise as `serving_by` does.
+
+    It ends with the process of the tests, also where that is killed.
+    """
+    command = ["app", "serve", f"--port={port}", f"--workers={workers}", "--until-parent-exits"]
     with serving_by(command, folder, port, settings, code) as served:
         yield served
 

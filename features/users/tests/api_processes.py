@@ -25,7 +25,7 @@ async def api_process(
     with log.open("wb") if log else nullcontext() as stderr:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-m", "app", "serve"),
+            *("-m", "app", "serve", "--until-parent-exits"),  # of the tests, if they are killed
             env=os.environ | environment(database_url) | {"PORT": port, **settings},
             stdout=asyncio.subprocess.DEVNULL,
             stderr=stderr,
