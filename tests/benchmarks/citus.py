@@ -59,7 +59,7 @@ def create_databases(cluster: Cluster) -> list[Settings]:
 
 def rows() -> str:
     return "\n".join(
-        json.dumps({"external_id": secrets.token_hex(8), "title": f"Enamel mug {n}", "price": 12.5})
+        json.dumps({"external_id": secrets.token_hex(8), "title": f"Kettle {n}", "price": 12.5})
         for n in range(IMPORTED)
     )
 
