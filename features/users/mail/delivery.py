@@ -4,7 +4,7 @@ Delivery is at-least-once: a crash between the SMTP server's 250 and the COMMIT 
 twice, with the same Message-ID.
 """
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from email.message import EmailMessage
 from email.utils import formatdate, parseaddr
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
