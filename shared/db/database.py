@@ -1,7 +1,7 @@
-"""PostgreSQL: an engine for transactions, pools for reads, and the timeouts of both.
+"""PostgreSQL: an engine for transactions, pools for reads, and the settings of both.
 
 Behind a pooler in transaction mode no setting outlasts a transaction. There, each transaction
-sets its own timeouts, and each statement of a read session runs in a read-only transaction.
+sets its own settings, and each statement of a read session runs in a read-only transaction.
 """
 
 import asyncio
@@ -380,25 +380,27 @@ def _connector(
     options: dict[str, Any] = {"command_timeout": command_timeout, "record_class": Row}
     if settings.database_direct_url:
         return connector(url, None, server_settings=named, statement_cache_size=0, **options)
-    server = {**named, **KEEPALIVE, **_timeouts(settings), **server}
+    server = {**named, **KEEPALIVE, **_settings_of_transactions(settings), **server}
     return connector(url, role, server_settings=server, **options)
 
 
-def _timeouts(settings: Settings) -> dict[str, str]:
-    seconds = {
+def _settings_of_transactions(settings: Settings) -> dict[str, str]:
+    """Returns the timeouts, and no JIT: a statement of milliseconds on a large table would be
+    compiled for a tenth of a second each time."""
+    timeouts = {
         "statement_timeout": settings.database_statement_timeout,
         "lock_timeout": settings.database_lock_timeout,
         "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION_SECONDS,
     }
-    return {name: milliseconds(each) for name, each in seconds.items()}
+    return {name: milliseconds(each) for name, each in timeouts.items()} | {"jit": "off"}
 
 
 def _first_statement(settings: Settings) -> str | None:
-    """Returns the statement that sets the timeouts of a transaction, if a pooler is used."""
+    """Returns the statement that begins each transaction with its settings, if a pooler is used."""
     if settings.database_direct_url is None:
         return None
-    timeouts = _timeouts(settings).items()
-    return "SELECT " + ", ".join(f"set_config('{name}', '{ms}', true)" for name, ms in timeouts)
+    values = _settings_of_transactions(settings).items()
+    return "SELECT " + ", ".join(f"set_config('{name}', '{value}', true)" for name, value in values)
 
 
 def _longest_wait(settings: Settings) -> float:

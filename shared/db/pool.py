@@ -52,7 +52,7 @@ class ReadPool:
 
     asyncpg's own pool spends three times as long around a statement as the statement takes.
 
-    `timeouts` is the first statement of each transaction. It is set behind a pooler in transaction
+    `first_statement` begins each transaction. It is set behind a pooler in transaction
     mode, where no setting outlasts a transaction: each statement then runs in a transaction, and
     prepared statements have no names and are not cached.
     """
@@ -62,9 +62,9 @@ class ReadPool:
         connect: Connect,
         size: int,
         wait_seconds: float,
-        timeouts: str | None = None,
+        first_statement: str | None = None,
     ) -> None:
-        self.size, self.wait_seconds, self.timeouts = size, wait_seconds, timeouts
+        self.size, self.wait_seconds, self.first_statement = size, wait_seconds, first_statement
         self.in_use = 0
         self._slots = Slots("connections", size)
         self._idle: list[tuple[Connection, float]] = []
@@ -88,7 +88,7 @@ class ReadPool:
             self.in_use += 1
             reusable, generation = True, self._generation
             try:
-                if snapshot or self.timeouts:
+                if snapshot or self.first_statement:
                     async with self._transaction(connection, snapshot=snapshot):
                         yield connection
                 else:
@@ -135,8 +135,8 @@ class ReadPool:
     async def _transaction(self, connection: Connection, *, snapshot: bool) -> AsyncIterator[None]:
         isolation: Any = "repeatable_read" if snapshot else None
         async with connection.transaction(isolation=isolation, readonly=True):
-            if self.timeouts:
-                await connection.execute(self.timeouts)
+            if self.first_statement:
+                await connection.execute(self.first_statement)
             try:
                 yield
             except TimeoutError:

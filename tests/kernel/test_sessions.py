@@ -656,3 +656,12 @@ async def test_a_server_that_is_not_there(settings: Settings) -> None:
         for kind in KINDS:
             unavailable(await client.post(f"/probe/{kind}/rows/mapped"))
         unavailable(await client.get("/readyz"))
+
+
+async def test_no_statement_is_compiled(app: FastAPI) -> None:
+    """By default PostgreSQL compiles those that look costly, and takes longer for it than for
+    most of them."""
+    shown = text("SHOW jit")
+    async with database_of(app).transaction() as session:
+        assert await session.fetch_value(shown) == "off"
+    assert await database_of(app).read().fetch_value(shown) == "off"

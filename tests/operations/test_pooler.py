@@ -103,6 +103,7 @@ async def test_sessions_keep_their_bounds_and_leave_none_behind(
         "statement_timeout": "10000",
         "lock_timeout": "3000",
         "idle_in_transaction_session_timeout": "300000",
+        "jit": "off",
     }
     names = {"names": [*limits, "transaction_read_only"]}
     async with database_of(app).orm_transaction() as session:
