@@ -115,9 +115,9 @@ def create_app(
         concurrency=settings.max_concurrency,
     )
     app.add_middleware(SecurityHeadersMiddleware)
-    app.add_middleware(UntrustedProxyMiddleware)
     if settings.trusted_proxies:
         app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=list(settings.trusted_proxies))
+    app.add_middleware(UntrustedProxyMiddleware, trusted_proxies=settings.trusted_proxies)
     for router in (
         *(feature.router for feature in features),
         health.router,

@@ -52,8 +52,11 @@ WHERE owner <> 'tessera_owner'::regrole AND NOT EXISTS (
 REVOKE CREATE ON SCHEMA public FROM tessera_service, PUBLIC;
 REVOKE TRUNCATE, REFERENCES, TRIGGER ON ALL TABLES IN SCHEMA public FROM tessera_service, PUBLIC;
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO tessera_service;
-GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO tessera_service;
 GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO tessera_service;
+-- Not those of extensions, which withhold some from all but superusers.
+SELECT format('GRANT EXECUTE ON FUNCTION %s TO tessera_service', oid::regprocedure) FROM pg_proc
+WHERE pronamespace = 'public'::regnamespace AND proowner = 'tessera_owner'::regrole
+AND prokind = 'f' \gexec
 ALTER DEFAULT PRIVILEGES FOR ROLE tessera_owner IN SCHEMA public
     GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO tessera_service;
 ALTER DEFAULT PRIVILEGES FOR ROLE tessera_owner IN SCHEMA public

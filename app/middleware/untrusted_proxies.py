@@ -1,9 +1,10 @@
 """A warning if a proxy reports its clients' addresses and is not believed."""
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 
 import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 FORWARDED = frozenset({b"x-forwarded-for", b"forwarded"})
 ADVICE = (
@@ -20,19 +21,20 @@ class UntrustedProxyMiddleware:
     Only the first: any client can send the header.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, trusted_proxies: Sequence[str]) -> None:
         self.app = app
         self.has_warned = False
+        believing: ProxyHeadersMiddleware = ProxyHeadersMiddleware(app, list(trusted_proxies))  # type: ignore[arg-type]
+        self.trusted_hosts = believing.trusted_hosts
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if not self.has_warned and scope["type"] != "lifespan":
-            client = scope.get("client")
-            # The client that a trusted proxy reports has the port 0 (ProxyHeadersMiddleware).
-            if not (client and client[1] == 0):
-                self._warn_if_forwarded(scope, client[0] if client else "unknown")
+            self._warn_if_forwarded(scope)
         return self.app(scope, receive, send)
 
-    def _warn_if_forwarded(self, scope: Scope, address: str) -> None:
+    def _warn_if_forwarded(self, scope: Scope) -> None:
         if any(name in FORWARDED for name, _ in scope["headers"]):
-            self.has_warned = True
-            log.warning("proxy_not_trusted", address=address, advice=ADVICE)
+            peer = scope["client"][0] if scope.get("client") else "unknown"
+            if peer not in self.trusted_hosts:
+                self.has_warned = True
+                log.warning("proxy_not_trusted", address=peer, advice=ADVICE)

@@ -116,8 +116,7 @@ async def _record_start(connection: "asyncpg.Connection[Any]") -> None:
 
 def server_of(connection: "asyncpg.Connection[Any]") -> object:
     """Returns what tells the server of a connection from others: one server may have several
-    addresses, and an address may move to another server.
-
-    Returns None behind a pooler, which chooses a server for each transaction.
+    addresses, and an address may move to another server. A pooler, which chooses a server for each
+    transaction, is told by its address.
     """
-    return _STARTED.get(connection)
+    return _STARTED.get(connection) or connection._addr  # type: ignore[attr-defined]  # no other way

@@ -4,7 +4,6 @@ import asyncio
 import socket
 import time
 from collections.abc import Iterator
-from operator import attrgetter
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -136,11 +135,12 @@ async def test_each_use_asks_for_its_own_role_whatever_the_url_says(
             assert (await client.get(path)).status_code == 200
 
 
-async def test_what_waits_for_a_server_that_hangs_ends_when_writes_go_to_another(
-    database_url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+async def test_what_waits_for_a_pooler_that_hangs_ends_when_writes_go_to_another(
+    database_url: str, settings: Settings
 ) -> None:
-    """Its kernel may still acknowledge packets: then nothing else ends an import for 1,000 s."""
-    monkeypatch.setattr("shared.db.database.server_of", attrgetter("_addr"))  # as if they were two
+    """Its kernel may still acknowledge packets: then nothing else ends an import for 1,000 s. Two
+    servers are told apart as two poolers are, by another key."""
+    settings = settings.model_copy(update={"database_direct_url": database_url})
     ways = [Proxy(target=port_of(database_url)) for _ in range(2)]
     listeners = [await way.start() for way in ways]
     database = Database(with_hosts(database_url, *(way.port for way in ways)), settings)

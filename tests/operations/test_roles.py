@@ -110,6 +110,16 @@ async def test_the_service_does_all_its_work_with_a_role_that_owns_nothing(
             await periodic.run(app)
 
 
+async def test_the_service_may_not_do_what_an_extension_withholds(roles: Roles) -> None:
+    await execute(roles.superuser, "CREATE EXTENSION dblink")
+    create_roles(roles.superuser)
+    connection = await asyncpg.connect(roles.service)
+    with pytest.raises(InsufficientPrivilegeError, match="dblink_connect_u"):
+        await connection.execute("SELECT dblink_connect_u('dbname=postgres')")
+    await connection.close()
+    await execute(roles.superuser, "DROP EXTENSION dblink")
+
+
 async def test_everything_belongs_to_the_owner(roles: Roles) -> None:
     connection = await asyncpg.connect(roles.superuser)
     owners = [row[0] for row in await connection.fetch(SELECT_OWNERS)]

@@ -7,6 +7,7 @@ itself. PostgreSQL has no statistics of new rows, and might choose a nested loop
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -59,11 +60,18 @@ RETURNING id, created_at = updated_at AS is_new
 """
 
 
+@dataclass(frozen=True)
+class _Statements:
+    count: sa.TextClause
+    lock_and_count: sa.TextClause
+    change: sa.TextClause
+
+
 def _statements(
     row_key: str, item_key: str, id_: str, is_named: str, replaced: Sequence[str]
-) -> tuple[sa.TextClause, sa.TextClause]:
-    """Returns the statement that counts the outcomes, and the one that merges, for the rows that
-    name their item by the column `row_key`, which is `item_key` of the items."""
+) -> _Statements:
+    """Returns the statements for the rows that name their item by the column `row_key`, which is
+    `item_key` of the items."""
     parts = {
         "row_key": row_key,
         "item_key": item_key,
@@ -76,19 +84,21 @@ def _statements(
         "set_replaced": ", ".join(f"{name} = excluded.{name}" for name in replaced),
         "later": later("excluded.updated_at", "items.updated_at"),
     }
-    count = COMPARE.format(**parts, lock="FOR UPDATE") + COUNT
-    change = COMPARE.format(**parts, lock="") + CHANGE.format(**parts)
-    return sa.text(count), sa.text(change)
+    compare = COMPARE.format(**parts, lock="")
+    lock = COMPARE.format(**parts, lock="FOR UPDATE")
+    return _Statements(
+        sa.text(compare + COUNT), sa.text(lock + COUNT), sa.text(compare + CHANGE.format(**parts))
+    )
 
 
-COUNT_BY_KEY, CHANGE_BY_KEY = _statements(
+BY_KEY = _statements(
     row_key="external_id",
     item_key="external_id",
     id_="id",
     is_named="item_id IS NULL",
     replaced=[name for name in FIELDS if name != "external_id"],
 )
-COUNT_BY_ID, CHANGE_BY_ID = _statements(
+BY_ID = _statements(
     row_key="item_id",
     item_key="id",
     id_="key",
@@ -121,13 +131,13 @@ async def merge_rows(
     await session.execute(LOCK_IMPORTS, {"key": advisory_lock("items.import", owner_id)})
     rejected = await resolve_ids(session, of_import) if has_ids else {}
     counts: Counter[str] = Counter()
-    statements = [(COUNT_BY_KEY, CHANGE_BY_KEY), (COUNT_BY_ID, CHANGE_BY_ID)]
-    for count, change in statements if has_ids else statements[:1]:
+    for statements in (BY_KEY, BY_ID) if has_ids else (BY_KEY,):
+        count = statements.count if dry_run else statements.lock_and_count
         [found] = await session.fetch(count, of_import)
         counts.update(dict(found))
         if found.created + found.updated and not dry_run:
             try:
-                changed = await session.fetch(change, of_import)
+                changed = await session.fetch(statements.change, of_import)
             except UniqueViolationError as error:
                 raise Conflict(KEY_TAKEN_MEANWHILE) from error
             created_ids = [row.id for row in changed if row.is_new]
