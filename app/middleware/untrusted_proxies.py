@@ -28,13 +28,15 @@ class UntrustedProxyMiddleware:
         self.trusted_hosts = believing.trusted_hosts
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        if not self.has_warned and scope["type"] != "lifespan":
-            self._warn_if_forwarded(scope)
+        if not (
+            self.has_warned
+            or scope["type"] == "lifespan"
+            or FORWARDED.isdisjoint(dict(scope["headers"]))
+        ):
+            self._warn_unless_trusted(scope["client"][0] if scope.get("client") else "unknown")
         return self.app(scope, receive, send)
 
-    def _warn_if_forwarded(self, scope: Scope) -> None:
-        if any(name in FORWARDED for name, _ in scope["headers"]):
-            peer = scope["client"][0] if scope.get("client") else "unknown"
-            if peer not in self.trusted_hosts:
-                self.has_warned = True
-                log.warning("proxy_not_trusted", address=peer, advice=ADVICE)
+    def _warn_unless_trusted(self, peer: str) -> None:
+        if peer not in self.trusted_hosts:
+            self.has_warned = True
+            log.warning("proxy_not_trusted", address=peer, advice=ADVICE)

@@ -30,7 +30,7 @@ def write_feature(app: FastAPI, name: str, singular: str | None = None) -> list[
     for path, text in files.items():
         (ROOT / path).parent.mkdir(parents=True, exist_ok=True)
         (ROOT / path).write_text(text)
-    format_code([ROOT / path for path in files if path.suffix == ".py"])
+    format_code([ROOT / path for path in files])
     return list(files)
 
 
