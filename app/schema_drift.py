@@ -26,6 +26,10 @@ NAME = re.compile(r"(?P<kind>[A-Z ]+) (?P<object>.+?)(?: ON (?P<table>.+))?$")
 RESTORE = "restore it from a backup"
 INVALID = " INVALID"
 HARMFUL = re.compile(r"^(RULE|POLICY) |(SET NOT NULL, DROP DEFAULT| INVALID)$")
+ARRAY_OF_VARCHAR = re.compile(
+    r"\((ARRAY\[(?:'(?:[^']|'')*'::character varying(?:, )?)+\])\)::text\[\]"
+)
+VARCHAR = re.compile(r"'(?:[^']|'')*'::character varying")
 STORAGE_PARAMETERS = re.compile(r" WITH \([^()]*\)")  # an operator tunes them
 SELECT_PRIVILEGES = text("""
 WITH privileges (subject, privilege, needed, held) AS (
@@ -170,7 +174,11 @@ def _unequal_actions(kind: str, expected: str, actual: str) -> tuple[list[str], 
 
 
 def _comparable(definition: str) -> str:
-    return STORAGE_PARAMETERS.sub("", definition).strip()
+    """Returns what PostgreSQL would write of the same definition after pg_dump has restored it: it
+    reads a cast of an array as one of each element."""
+    return ARRAY_OF_VARCHAR.sub(
+        lambda cast: VARCHAR.sub(r"(\g<0>)::text", cast[1]), STORAGE_PARAMETERS.sub("", definition)
+    ).strip()
 
 
 def _parse(name: str) -> tuple[str, str, str | None]:

@@ -2,12 +2,14 @@
 
 import asyncio
 import re
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from uuid import UUID
 
 import asyncpg
 import pytest
+from sqlalchemy.engine import make_url
 
 from app.discovery import find_features
 from app.embedded import ensure_database, wheel_binaries
@@ -190,6 +192,23 @@ async def mend(url: str, difference: Difference) -> None:
 
 async def test_a_migrated_database_has_no_differences(database_url: str) -> None:
     assert await differences(database_url) == []
+
+
+async def test_a_restored_database_has_no_differences(database_url: str) -> None:
+    name = f"restored_{secrets.token_hex(8)}"
+    restored = make_url(database_url).set(database=name).render_as_string(hide_password=False)
+    binaries = wheel_binaries()
+    await execute(database_url, f"CREATE DATABASE {name}")
+    try:
+        done = await asyncio.create_subprocess_shell(
+            f'{binaries}/pg_dump "{database_url}"'
+            f' | {binaries}/psql --no-psqlrc --quiet -v ON_ERROR_STOP=1 "{restored}"',
+            stdout=asyncio.subprocess.DEVNULL,
+        )
+        assert await done.wait() == 0
+        assert await differences(restored) == []
+    finally:
+        await execute(database_url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.mark.parametrize(("fault", "subject"), FAULTS.values(), ids=FAULTS)
