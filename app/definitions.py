@@ -22,9 +22,9 @@ WITH tables AS (
 )
 SELECT part, regexp_replace(definition, '\\s+', ' ', 'g') FROM (
     SELECT name, 1 AS kind, 0 AS number, 'TABLE ' || name AS part, concat_ws(', ',
-        CASE WHEN EXISTS (
-            SELECT FROM pg_class AS c WHERE c.relpersistence = 'u' AND (
-                c.oid = tables.oid OR c.oid IN (SELECT relid FROM pg_partition_tree(tables.oid)))
+        CASE WHEN relpersistence = 'u' OR relkind = 'p' AND EXISTS (
+            SELECT FROM pg_partition_tree(tables.oid) JOIN pg_class AS c ON c.oid = relid
+            WHERE c.relpersistence = 'u'
         ) THEN 'SET UNLOGGED' ELSE 'SET LOGGED' END,
         CASE WHEN relrowsecurity THEN 'ENABLE' ELSE 'DISABLE' END || ' ROW LEVEL SECURITY',
         CASE WHEN relforcerowsecurity THEN 'FORCE' ELSE 'NO FORCE' END || ' ROW LEVEL SECURITY',
