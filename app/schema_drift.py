@@ -22,7 +22,7 @@ from shared.feature import Feature
 Listed: TypeAlias = dict[str, tuple[str, Path]]
 """Definitions by name, each with the file that lists it."""
 
-NAME = re.compile(r"(?P<kind>[A-Z ]+) (?P<object>.+?)(?: ON (?P<table>.+))?$")
+NAME = re.compile(r"(?P<kind>[A-Z ]+) (?P<object>.+?)(?: ON (?P<table>.+))?\Z", re.DOTALL)
 RESTORE = "restore it from a backup"
 INVALID = " INVALID"
 HARMFUL = re.compile(r"^(RULE|POLICY) |(SET NOT NULL, DROP DEFAULT| INVALID)$")

@@ -289,6 +289,7 @@ async def test_what_somebody_has_added_is_no_difference(database_url: str) -> No
         "ALTER TABLE items ADD counted integer NOT NULL DEFAULT 0",
         "ALTER TABLE items ADD CHECK (price < 1000000)",
         "CREATE UNLOGGED TABLE reports ()",
+        'CREATE TABLE "in two\nlines" ("a\n" int NOT NULL)',
         "CREATE RULE none AS ON INSERT TO reports DO INSTEAD NOTHING",
         "CREATE FUNCTION report() RETURNS int LANGUAGE sql RETURN 1",
     ):
