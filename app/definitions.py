@@ -99,11 +99,12 @@ ORDER BY catalog, oid
 """By name, in the order of creation; without those of extensions."""
 
 BLOCKS = ("FUNCTION", "TRIGGER", "TEXT SEARCH CONFIGURATION")
-HEADING = re.compile(
-    rf"^-- ((?:TABLE|COLUMN|CONSTRAINT|INDEX|RULE|POLICY|{'|'.join(BLOCKS)}) .+?)(?:: (.+))?\n",
+CONFIGURATION = "-- (made by a migration alone: its dictionaries change with the language)"
+ENTRY = re.compile(  # a block ends with a line that is a semicolon, and an empty one
+    r"^-- ((?:TABLE|COLUMN|CONSTRAINT|INDEX|RULE|POLICY) .+?): (.+)\n"
+    rf"|^-- ((?:{'|'.join(BLOCKS)}) .+)\n(?:{re.escape(CONFIGURATION)}|((?s:.+?))\n;)\n(?:\n|\Z)",
     re.MULTILINE,
 )
-CONFIGURATION = "-- (made by a migration alone: its dictionaries change with the language)"
 INTRODUCTION = """\
 -- Written by `make definitions`: what these migrations make. `doctor` compares it with a database,
 -- and psql makes the functions and triggers again, as the owner of the tables.
@@ -119,10 +120,8 @@ def read_definitions(branches: Iterable[str]) -> dict[str, tuple[str, Path]]:
     search configuration, which changes with the language, is empty."""
     listed: dict[str, tuple[str, Path]] = {}
     for file in filter(Path.exists, map(file_of, branches)):
-        _, *parts = HEADING.split(file.read_text())
-        for name, line, block in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
-            made = line or block.strip().removesuffix(";").strip()
-            listed[name] = "" if made == CONFIGURATION else made, file
+        for part, line, block, made in ENTRY.findall(file.read_text()):
+            listed[part or block] = line or made, file
     return listed
 
 

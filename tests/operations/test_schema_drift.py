@@ -11,6 +11,8 @@ import asyncpg
 import pytest
 from sqlalchemy.engine import make_url
 
+from app import migrations
+from app.definitions import file_of, read_definitions, render_definitions
 from app.discovery import find_features
 from app.embedded import ensure_database, wheel_binaries
 from app.migrations import load_revisions, schema_state, upgrade
@@ -304,6 +306,22 @@ async def test_the_tables_of_newer_code_are_not_compared(database_url: str) -> N
         "UPDATE alembic_version SET version_num = 'items_9999' WHERE version_num LIKE 'items%'",
     )
     assert await differences(database_url) == []
+
+
+def test_a_comment_in_a_function_names_no_definition(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = "-- INDEX scans are slow here\n-- TABLE items: is large\n\n-- FUNCTION calls too"
+    made = {
+        "TABLE items": "SET LOGGED",
+        "FUNCTION total()": f"CREATE OR REPLACE FUNCTION total()\nAS $$\n{body}\nSELECT 1\n;\n$$",
+        "TRIGGER count ON items": "CREATE OR REPLACE TRIGGER count AFTER INSERT ON items",
+    }
+    monkeypatch.setattr(migrations, "ROOT", tmp_path)
+    file = file_of("items")
+    file.parent.mkdir()
+    file.write_text(render_definitions(made))
+    assert read_definitions(["items"]) == {name: (text, file) for name, text in made.items()}
 
 
 @pytest.mark.verify
