@@ -31,6 +31,11 @@ ARRAY_OF_VARCHAR = re.compile(
 )
 VARCHAR = re.compile(r"'(?:[^']|'')*'::character varying")
 STORAGE_PARAMETERS = re.compile(r" WITH \([^()]*\)")  # an operator tunes them
+SET_QUOTING = text("""
+SELECT set_config('quote_all_identifiers', 'off', true),
+    set_config('standard_conforming_strings', 'on', true)
+""")
+"""Sets how PostgreSQL quotes in this transaction: a role or a server may have it otherwise."""
 SELECT_PRIVILEGES = text("""
 WITH privileges (subject, privilege, needed, held) AS (
     SELECT 'table ' || oid::regclass, privilege,
@@ -80,6 +85,7 @@ def find_differences(
     newer = set(map(branch_of, schema.unknown))
     listed = read_definitions(branch for branch in branches_of(features) if branch not in newer)
     found: dict[str, str] = {}
+    connection.execute(SET_QUOTING)
     for select in (SELECT_TABLES, SELECT_DEFINITIONS):
         found |= dict(map(tuple, connection.execute(text(select))))
     return [

@@ -213,6 +213,17 @@ async def test_a_restored_database_has_no_differences(database_url: str) -> None
         await execute(database_url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
+@pytest.mark.parametrize(
+    "setting", ["quote_all_identifiers = on", "standard_conforming_strings = off"]
+)
+async def test_a_setting_of_how_sql_is_written_is_no_difference(
+    database_url: str, setting: str
+) -> None:
+    database = make_url(database_url).database
+    await execute(database_url, f'ALTER DATABASE "{database}" SET {setting}')
+    assert await differences(database_url) == []
+
+
 @pytest.mark.parametrize(("fault", "subject"), FAULTS.values(), ids=FAULTS)
 async def test_a_fault_is_named_and_mended_by_what_is_said(
     database_url: str, fault: str, subject: str
