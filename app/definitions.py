@@ -54,8 +54,11 @@ SELECT part, regexp_replace(definition, '\\s+', ' ', 'g') FROM (
     WHERE contype IN ('c', 'f', 'p', 'u', 'x')
     UNION ALL SELECT name, 4, 0, format('INDEX %s ON %s', indexrelid::regclass, name),
         replace(pg_get_indexdef(indexrelid), ' ON ONLY ', ' ON ') || CASE WHEN NOT indisvalid
-            -- Who may not see which index is being built, sees NULL: then none is called invalid.
-            AND indexrelid NOT IN (SELECT index_relid FROM pg_stat_progress_create_index)
+            -- REINDEX builds all indexes of a table, that of its TOAST table last, before it drops
+            -- an old one. Who may not see the table sees NULL: then none is called invalid.
+            AND NOT EXISTS (
+                SELECT FROM pg_stat_progress_create_index WHERE datname = current_database()
+                AND coalesce(relid, indrelid) IN (indrelid, reltoastrelid))
             THEN ' INVALID' ELSE '' END
     FROM tables JOIN pg_index ON indrelid = tables.oid
     WHERE NOT indisvalid OR NOT EXISTS (

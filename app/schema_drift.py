@@ -118,7 +118,8 @@ def _harmful(listed: Listed, found: dict[str, str]) -> Iterator[Difference]:
             if kind == "COLUMN":
                 mend = f"ALTER TABLE {table} ALTER {part} DROP NOT NULL"
             elif kind == "INDEX":
-                mend = f"REINDEX INDEX CONCURRENTLY {part}"
+                of_constraint = f"CONSTRAINT {part} ON {table}" in found
+                mend = f"{'REINDEX' if of_constraint else 'DROP'} INDEX CONCURRENTLY {part}"
             yield Difference(_subject(name), f"{definition}, by no migration", mend)
 
 

@@ -19,6 +19,7 @@ from app.migrations import load_revisions, schema_state, upgrade
 from app.schema_drift import Difference, find_differences
 from shared.db.connecting import connector
 from shared.db.database import new_engine
+from tests.kit import eventually
 from tests.operations.test_doctor import doctor
 from tests.repository_copies import ROOT, run_app
 from tests.resilience.pairs import running_primary, running_standby
@@ -77,6 +78,12 @@ FAULTS = {
         "UPDATE pg_index SET indisvalid = false"
         " WHERE indexrelid = 'ix_items_owner_id_price'::regclass",
         "index ix_items_owner_id_price ON items",
+    ),
+    "what a failed REINDEX CONCURRENTLY leaves": (
+        "CREATE INDEX ix_items_owner_id_price_ccnew ON items (owner_id, price, id);"
+        " UPDATE pg_index SET indisvalid = false"
+        " WHERE indexrelid = 'ix_items_owner_id_price_ccnew'::regclass",
+        "index ix_items_owner_id_price_ccnew ON items",
     ),
     "an invalid index of a constraint": (
         "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'pk_items'::regclass",
@@ -157,6 +164,9 @@ FAULTS = {
         "column id ON outbox_changes",
     ),
 }
+SELECT_REBUILD = """
+SELECT pid FROM pg_stat_progress_create_index WHERE datname = current_database() AND phase = $1
+"""
 
 
 async def execute(url: str, statement: str) -> None:
@@ -276,6 +286,41 @@ async def partition_items(url: str) -> None:
     guide = (ROOT / "migrations/README.md").read_text()
     [recipe] = re.findall(r"```sql\n(ALTER TABLE items .*?)```", guide, re.DOTALL)
     await execute(url, recipe.replace(":cut", f"'{UUID(int=1)}'"))
+
+
+async def test_an_index_that_is_left_of_a_rebuild_is_dropped(database_url: str) -> None:
+    fault, _ = FAULTS["what a failed REINDEX CONCURRENTLY leaves"]
+    await execute(database_url, fault)
+    (index,) = await differences(database_url)
+    assert index.mend == "DROP INDEX CONCURRENTLY ix_items_owner_id_price_ccnew"
+
+
+@pytest.mark.parametrize(
+    ("held", "phase"),
+    [
+        ("LOCK TABLE items IN ROW EXCLUSIVE MODE", "waiting for writers before build"),
+        ("LOCK TABLE items IN ACCESS SHARE MODE", "waiting for readers before marking dead"),
+    ],
+)
+async def test_an_index_is_not_invalid_while_it_is_rebuilt(
+    database_url: str, held: str, phase: str
+) -> None:
+    async with (
+        asyncpg.create_pool(database_url, min_size=1) as pool,
+        pool.acquire() as holder,
+        pool.acquire() as rebuilder,
+    ):
+        transaction = holder.transaction()
+        await transaction.start()
+        await holder.execute(held)
+        rebuilt = asyncio.create_task(rebuilder.execute("REINDEX TABLE CONCURRENTLY items"))
+        try:
+            await eventually(lambda: pool.fetch(SELECT_REBUILD, phase), phase)
+            assert await differences(database_url) == []
+        finally:
+            await transaction.rollback()
+            await rebuilt
+    assert await differences(database_url) == []
 
 
 @pytest.mark.parametrize(
