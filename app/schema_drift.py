@@ -26,10 +26,8 @@ NAME = re.compile(r"(?P<kind>[A-Z ]+) (?P<object>.+?)(?: ON (?P<table>.+))?\Z", 
 RESTORE = "restore it from a backup"
 INVALID = " INVALID"
 HARMFUL = re.compile(r"^(RULE|POLICY) |(SET NOT NULL, DROP DEFAULT| INVALID)$")
-ARRAY_OF_VARCHAR = re.compile(
-    r"\((ARRAY\[(?:'(?:[^']|'')*'::character varying(?:, )?)+\])\)::text\[\]"
-)
-VARCHAR = re.compile(r"'(?:[^']|'')*'::character varying")
+VARCHAR = r"'(?:[^']|'')*'::character varying"
+ARRAY_OF_VARCHAR = re.compile(rf"\((ARRAY\[{VARCHAR}(?:, {VARCHAR})*\])\)::text\[\]")
 STORAGE_PARAMETERS = re.compile(r" WITH \([^()]*\)")  # an operator tunes them
 SET_QUOTING = text("""
 SELECT set_config('quote_all_identifiers', 'off', true),
@@ -181,11 +179,12 @@ def _unequal_actions(kind: str, expected: str, actual: str) -> tuple[list[str], 
 
 
 def _comparable(definition: str) -> str:
-    """Returns what PostgreSQL would write of the same definition after pg_dump has restored it: it
-    reads a cast of an array as one of each element."""
-    return ARRAY_OF_VARCHAR.sub(
-        lambda cast: VARCHAR.sub(r"(\g<0>)::text", cast[1]), STORAGE_PARAMETERS.sub("", definition)
-    ).strip()
+    """Returns what PostgreSQL writes of the definition once pg_dump has restored it, which makes a
+    cast of an array one of each element; without storage parameters."""
+    elements = ARRAY_OF_VARCHAR.sub(
+        lambda array: re.sub(VARCHAR, r"(\g<0>)::text", array[1]), definition
+    )
+    return STORAGE_PARAMETERS.sub("", elements).strip()
 
 
 def _parse(name: str) -> tuple[str, str, str | None]:
