@@ -22,9 +22,9 @@ WITH tables AS (
 )
 SELECT part, regexp_replace(definition, '\\s+', ' ', 'g') FROM (
     SELECT name, 1 AS kind, 0 AS number, 'TABLE ' || name AS part, concat_ws(', ',
-        CASE WHEN EXISTS (
-            SELECT FROM pg_class AS c WHERE c.relpersistence = 'u' AND (
-                c.oid = tables.oid OR c.oid IN (SELECT relid FROM pg_partition_tree(tables.oid)))
+        CASE WHEN relpersistence = 'u' OR relkind = 'p' AND EXISTS (
+            SELECT FROM pg_partition_tree(tables.oid) JOIN pg_class AS c ON c.oid = relid
+            WHERE c.relpersistence = 'u'
         ) THEN 'SET UNLOGGED' ELSE 'SET LOGGED' END,
         CASE WHEN relrowsecurity THEN 'ENABLE' ELSE 'DISABLE' END || ' ROW LEVEL SECURITY',
         CASE WHEN relforcerowsecurity THEN 'FORCE' ELSE 'NO FORCE' END || ' ROW LEVEL SECURITY',
@@ -54,8 +54,11 @@ SELECT part, regexp_replace(definition, '\\s+', ' ', 'g') FROM (
     WHERE contype IN ('c', 'f', 'p', 'u', 'x')
     UNION ALL SELECT name, 4, 0, format('INDEX %s ON %s', indexrelid::regclass, name),
         replace(pg_get_indexdef(indexrelid), ' ON ONLY ', ' ON ') || CASE WHEN NOT indisvalid
-            -- Who may not see which index is being built, sees NULL: then none is called invalid.
-            AND indexrelid NOT IN (SELECT index_relid FROM pg_stat_progress_create_index)
+            -- REINDEX builds all indexes of a table, that of its TOAST table last, before it drops
+            -- an old one. Who may not see the table sees NULL: then none is called invalid.
+            AND NOT EXISTS (
+                SELECT FROM pg_stat_progress_create_index WHERE datname = current_database()
+                AND coalesce(relid, indrelid) IN (indrelid, reltoastrelid))
             THEN ' INVALID' ELSE '' END
     FROM tables JOIN pg_index ON indrelid = tables.oid
     WHERE NOT indisvalid OR NOT EXISTS (
@@ -99,11 +102,12 @@ ORDER BY catalog, oid
 """By name, in the order of creation; without those of extensions."""
 
 BLOCKS = ("FUNCTION", "TRIGGER", "TEXT SEARCH CONFIGURATION")
-HEADING = re.compile(
-    rf"^-- ((?:TABLE|COLUMN|CONSTRAINT|INDEX|RULE|POLICY|{'|'.join(BLOCKS)}) .+?)(?:: (.+))?\n",
+CONFIGURATION = "-- (made by a migration alone: its dictionaries change with the language)"
+ENTRY = re.compile(  # a block ends with a line that is a semicolon, and an empty one
+    r"^-- ((?:TABLE|COLUMN|CONSTRAINT|INDEX|RULE|POLICY) .+?): (.+)\n"
+    rf"|^-- ((?:{'|'.join(BLOCKS)}) .+)\n(?:{re.escape(CONFIGURATION)}|((?s:.+?))\n;)\n(?:\n|\Z)",
     re.MULTILINE,
 )
-CONFIGURATION = "-- (made by a migration alone: its dictionaries change with the language)"
 INTRODUCTION = """\
 -- Written by `make definitions`: what these migrations make. `doctor` compares it with a database,
 -- and psql makes the functions and triggers again, as the owner of the tables.
@@ -119,10 +123,8 @@ def read_definitions(branches: Iterable[str]) -> dict[str, tuple[str, Path]]:
     search configuration, which changes with the language, is empty."""
     listed: dict[str, tuple[str, Path]] = {}
     for file in filter(Path.exists, map(file_of, branches)):
-        _, *parts = HEADING.split(file.read_text())
-        for name, line, block in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
-            made = line or block.strip().removesuffix(";").strip()
-            listed[name] = "" if made == CONFIGURATION else made, file
+        for part, line, block, made in ENTRY.findall(file.read_text()):
+            listed[part or block] = line or made, file
     return listed
 
 

@@ -22,11 +22,18 @@ from shared.feature import Feature
 Listed: TypeAlias = dict[str, tuple[str, Path]]
 """Definitions by name, each with the file that lists it."""
 
-NAME = re.compile(r"(?P<kind>[A-Z ]+) (?P<object>.+?)(?: ON (?P<table>.+))?$")
+NAME = re.compile(r"(?P<kind>[A-Z ]+) (?P<object>.+?)(?: ON (?P<table>.+))?\Z", re.DOTALL)
 RESTORE = "restore it from a backup"
 INVALID = " INVALID"
 HARMFUL = re.compile(r"^(RULE|POLICY) |(SET NOT NULL, DROP DEFAULT| INVALID)$")
+VARCHAR = r"'(?:[^']|'')*'::character varying"
+ARRAY_OF_VARCHAR = re.compile(rf"\((ARRAY\[{VARCHAR}(?:, {VARCHAR})*\])\)::text\[\]")
 STORAGE_PARAMETERS = re.compile(r" WITH \([^()]*\)")  # an operator tunes them
+SET_QUOTING = text("""
+SELECT set_config('quote_all_identifiers', 'off', true),
+    set_config('standard_conforming_strings', 'on', true)
+""")
+"""Sets how PostgreSQL quotes in this transaction: a role or a server may have it otherwise."""
 SELECT_PRIVILEGES = text("""
 WITH privileges (subject, privilege, needed, held) AS (
     SELECT 'table ' || oid::regclass, privilege,
@@ -76,6 +83,7 @@ def find_differences(
     newer = set(map(branch_of, schema.unknown))
     listed = read_definitions(branch for branch in branches_of(features) if branch not in newer)
     found: dict[str, str] = {}
+    connection.execute(SET_QUOTING)
     for select in (SELECT_TABLES, SELECT_DEFINITIONS):
         found |= dict(map(tuple, connection.execute(text(select))))
     return [
@@ -108,7 +116,8 @@ def _harmful(listed: Listed, found: dict[str, str]) -> Iterator[Difference]:
             if kind == "COLUMN":
                 mend = f"ALTER TABLE {table} ALTER {part} DROP NOT NULL"
             elif kind == "INDEX":
-                mend = f"REINDEX INDEX CONCURRENTLY {part}"
+                of_constraint = f"CONSTRAINT {part} ON {table}" in found
+                mend = f"{'REINDEX' if of_constraint else 'DROP'} INDEX CONCURRENTLY {part}"
             yield Difference(_subject(name), f"{definition}, by no migration", mend)
 
 
@@ -170,7 +179,12 @@ def _unequal_actions(kind: str, expected: str, actual: str) -> tuple[list[str], 
 
 
 def _comparable(definition: str) -> str:
-    return STORAGE_PARAMETERS.sub("", definition).strip()
+    """Returns what PostgreSQL writes of the definition once pg_dump has restored it, which makes a
+    cast of an array one of each element; without storage parameters."""
+    elements = ARRAY_OF_VARCHAR.sub(
+        lambda array: re.sub(VARCHAR, r"(\g<0>)::text", array[1]), definition
+    )
+    return STORAGE_PARAMETERS.sub("", elements).strip()
 
 
 def _parse(name: str) -> tuple[str, str, str | None]:

@@ -2,19 +2,24 @@
 
 import asyncio
 import re
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from uuid import UUID
 
 import asyncpg
 import pytest
+from sqlalchemy.engine import make_url
 
+from app import migrations
+from app.definitions import file_of, read_definitions, render_definitions
 from app.discovery import find_features
 from app.embedded import ensure_database, wheel_binaries
 from app.migrations import load_revisions, schema_state, upgrade
 from app.schema_drift import Difference, find_differences
 from shared.db.connecting import connector
 from shared.db.database import new_engine
+from tests.kit import eventually
 from tests.operations.test_doctor import doctor
 from tests.repository_copies import ROOT, run_app
 from tests.resilience.pairs import running_primary, running_standby
@@ -73,6 +78,12 @@ FAULTS = {
         "UPDATE pg_index SET indisvalid = false"
         " WHERE indexrelid = 'ix_items_owner_id_price'::regclass",
         "index ix_items_owner_id_price ON items",
+    ),
+    "what a failed REINDEX CONCURRENTLY leaves": (
+        "CREATE INDEX ix_items_owner_id_price_ccnew ON items (owner_id, price, id);"
+        " UPDATE pg_index SET indisvalid = false"
+        " WHERE indexrelid = 'ix_items_owner_id_price_ccnew'::regclass",
+        "index ix_items_owner_id_price_ccnew ON items",
     ),
     "an invalid index of a constraint": (
         "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'pk_items'::regclass",
@@ -153,6 +164,9 @@ FAULTS = {
         "column id ON outbox_changes",
     ),
 }
+SELECT_REBUILD = """
+SELECT pid FROM pg_stat_progress_create_index WHERE datname = current_database() AND phase = $1
+"""
 
 
 async def execute(url: str, statement: str) -> None:
@@ -189,6 +203,34 @@ async def mend(url: str, difference: Difference) -> None:
 
 
 async def test_a_migrated_database_has_no_differences(database_url: str) -> None:
+    assert await differences(database_url) == []
+
+
+async def test_a_restored_database_has_no_differences(database_url: str) -> None:
+    name = f"restored_{secrets.token_hex(8)}"
+    restored = make_url(database_url).set(database=name).render_as_string(hide_password=False)
+    binaries = wheel_binaries()
+    await execute(database_url, f"CREATE DATABASE {name}")
+    try:
+        done = await asyncio.create_subprocess_shell(
+            f'{binaries}/pg_dump "{database_url}"'
+            f' | {binaries}/psql --no-psqlrc --quiet -v ON_ERROR_STOP=1 "{restored}"',
+            stdout=asyncio.subprocess.DEVNULL,
+        )
+        assert await done.wait() == 0
+        assert await differences(restored) == []
+    finally:
+        await execute(database_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.mark.parametrize(
+    "setting", ["quote_all_identifiers = on", "standard_conforming_strings = off"]
+)
+async def test_a_setting_of_how_sql_is_written_is_no_difference(
+    database_url: str, setting: str
+) -> None:
+    database = make_url(database_url).database
+    await execute(database_url, f'ALTER DATABASE "{database}" SET {setting}')
     assert await differences(database_url) == []
 
 
@@ -246,6 +288,41 @@ async def partition_items(url: str) -> None:
     await execute(url, recipe.replace(":cut", f"'{UUID(int=1)}'"))
 
 
+async def test_an_index_that_is_left_of_a_rebuild_is_dropped(database_url: str) -> None:
+    fault, _ = FAULTS["what a failed REINDEX CONCURRENTLY leaves"]
+    await execute(database_url, fault)
+    (index,) = await differences(database_url)
+    assert index.mend == "DROP INDEX CONCURRENTLY ix_items_owner_id_price_ccnew"
+
+
+@pytest.mark.parametrize(
+    ("held", "phase"),
+    [
+        ("LOCK TABLE items IN ROW EXCLUSIVE MODE", "waiting for writers before build"),
+        ("LOCK TABLE items IN ACCESS SHARE MODE", "waiting for readers before marking dead"),
+    ],
+)
+async def test_an_index_is_not_invalid_while_it_is_rebuilt(
+    database_url: str, held: str, phase: str
+) -> None:
+    async with (
+        asyncpg.create_pool(database_url, min_size=1) as pool,
+        pool.acquire() as holder,
+        pool.acquire() as rebuilder,
+    ):
+        transaction = holder.transaction()
+        await transaction.start()
+        await holder.execute(held)
+        rebuilt = asyncio.create_task(rebuilder.execute("REINDEX TABLE CONCURRENTLY items"))
+        try:
+            await eventually(lambda: pool.fetch(SELECT_REBUILD, phase), phase)
+            assert await differences(database_url) == []
+        finally:
+            await transaction.rollback()
+            await rebuilt
+    assert await differences(database_url) == []
+
+
 @pytest.mark.parametrize(
     ("loss", "subject"),
     [
@@ -270,6 +347,7 @@ async def test_what_somebody_has_added_is_no_difference(database_url: str) -> No
         "ALTER TABLE items ADD counted integer NOT NULL DEFAULT 0",
         "ALTER TABLE items ADD CHECK (price < 1000000)",
         "CREATE UNLOGGED TABLE reports ()",
+        'CREATE TABLE "in two\nlines" ("a\n" int NOT NULL)',
         "CREATE RULE none AS ON INSERT TO reports DO INSTEAD NOTHING",
         "CREATE FUNCTION report() RETURNS int LANGUAGE sql RETURN 1",
     ):
@@ -284,6 +362,22 @@ async def test_the_tables_of_newer_code_are_not_compared(database_url: str) -> N
         "UPDATE alembic_version SET version_num = 'items_9999' WHERE version_num LIKE 'items%'",
     )
     assert await differences(database_url) == []
+
+
+def test_a_comment_in_a_function_names_no_definition(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = "-- INDEX scans are slow here\n-- TABLE items: is large\n\n-- FUNCTION calls too"
+    made = {
+        "TABLE items": "SET LOGGED",
+        "FUNCTION total()": f"CREATE OR REPLACE FUNCTION total()\nAS $$\n{body}\nSELECT 1\n;\n$$",
+        "TRIGGER count ON items": "CREATE OR REPLACE TRIGGER count AFTER INSERT ON items",
+    }
+    monkeypatch.setattr(migrations, "ROOT", tmp_path)
+    file = file_of("items")
+    file.parent.mkdir()
+    file.write_text(render_definitions(made))
+    assert read_definitions(["items"]) == {name: (text, file) for name, text in made.items()}
 
 
 @pytest.mark.verify
