@@ -170,11 +170,13 @@ class Replica:
             self._written.append((time.monotonic(), await connection.fetchval(SELECT_WRITTEN)))
 
     def _give_up(self, reason: str) -> None:
-        """Reads from the primary until the replica passes a check."""
+        """Reads from the primary until a replica passes a check: one of those in the URL, so that
+        another is found once this one has become the primary."""
         if self._usable:
             log.warning("replica_away", error=reason)
         self._usable = False
         self.pool.replace_connections()
+        self.probe.replace_connections()
 
 
 def _may_succeed_elsewhere(error: Unavailable | PostgresError) -> bool:

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.verify
 
 WITHIN_SECONDS = 30.0
 MUG = {"title": "Mug", "price": 1}
+COUNT_READERS = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tessera'"
 CAUGHT_UP = "SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn"
 
 
@@ -223,6 +224,32 @@ async def test_a_replica_that_was_promoted_is_not_read_from(
             assert "it has been promoted" in log.getvalue()
             for _ in range(10):
                 assert (await there.get(item)).status_code == 200
+
+
+async def test_another_replica_is_read_from_once_one_was_promoted(
+    settings: Settings,
+    servers: tuple[EmbeddedServer, EmbeddedServer],
+    replica: "asyncpg.Connection[asyncpg.Record]",
+) -> None:
+    with running_standby(servers[0]) as promoted:
+        hosts = f":{promoted.port},127.0.0.1:{servers[1].port}/"
+        url = promoted.url("tessera").replace(f":{promoted.port}/", hosts)
+        settings = settings.model_copy(update={"database_replica_url": url})
+        async with AsyncExitStack() as stack:
+            (app, here), (_, there) = [await start_app(settings, stack) for _ in range(2)]
+            await sign_in(app, here, "another@example.com")
+            there.headers["Authorization"] = here.headers["Authorization"]
+            await until_status(there, "/items", 200)
+            connection = await asyncpg.connect(promoted.url())
+            assert await connection.fetchval(COUNT_READERS)
+            await connection.execute("SELECT pg_promote()")
+            await connection.close()
+
+            async def is_read_from() -> bool:
+                assert (await there.get("/items")).status_code == 200
+                return bool(await replica.fetchval(COUNT_READERS))
+
+            await eventually(is_read_from, "a read from the other replica", WITHIN_SECONDS)
 
 
 async def test_the_primary_reads_while_the_replica_is_away(
