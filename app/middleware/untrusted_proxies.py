@@ -24,7 +24,7 @@ class UntrustedProxyMiddleware:
     def __init__(self, app: ASGIApp, trusted_proxies: Sequence[str]) -> None:
         self.app = app
         self.has_warned = False
-        believing: ProxyHeadersMiddleware = ProxyHeadersMiddleware(app, list(trusted_proxies))  # type: ignore[arg-type]
+        believing = ProxyHeadersMiddleware(app, list(trusted_proxies))  # type: ignore[arg-type]
         self.trusted_hosts = believing.trusted_hosts
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:

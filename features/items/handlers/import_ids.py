@@ -91,14 +91,17 @@ AND row.line = claimed.line AND row.external_id IS DISTINCT FROM claimed.externa
 """)
 
 
-async def resolve_ids(session: WriteSession, of_import: Mapping[str, UUID]) -> Mapping[int, str]:
+async def resolve_ids(
+    session: WriteSession, of_import: Mapping[str, UUID], *, lock: bool
+) -> Mapping[int, str]:
     """Leaves an `item_id` only in the rows of items without an `external_id`, and in all of them;
-    locks the items that rows name by their `id`.
+    with `lock`, locks the items that rows name by their `id`.
 
     Returns why rows were rejected, by line.
     """
     await session.execute(SET_NESTED_LOOPS, {"allowed": "off"})
-    await session.execute(LOCK_ITEMS, of_import)
+    if lock:
+        await session.execute(LOCK_ITEMS, of_import)
     await session.execute(IGNORE_OTHER_IDS, of_import)
     await session.execute(IGNORE_IDS_AS_KEYS, of_import)
     other_keys = await session.fetch(REJECT_OTHER_KEYS, of_import)

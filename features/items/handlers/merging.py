@@ -119,7 +119,8 @@ async def merge_rows(
     """Inserts the staged rows as items, or replaces the items that they name.
 
     `staged` is the number of rows; with `has_ids` some of them have an `id`. With `dry_run` nothing
-    is changed. Returns the number of rows by outcome, and why others were rejected, by line.
+    is changed, and no item is locked. Returns the number of rows by outcome, and why others were
+    rejected, by line.
 
     Raises:
         Conflict: another request takes a key that a row gives to an item by its `id`.
@@ -129,7 +130,7 @@ async def merge_rows(
     await session.allow(statement=STATEMENT_SECONDS, lock=LOCK_SECONDS)
     # Two imports that change the same items in different orders would deadlock.
     await session.execute(LOCK_IMPORTS, {"key": advisory_lock("items.import", owner_id)})
-    rejected = await resolve_ids(session, of_import) if has_ids else {}
+    rejected = await resolve_ids(session, of_import, lock=not dry_run) if has_ids else {}
     counts: Counter[str] = Counter()
     for statements in (BY_KEY, BY_ID) if has_ids else (BY_KEY,):
         count = statements.count if dry_run else statements.lock_and_count

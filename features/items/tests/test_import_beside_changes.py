@@ -17,7 +17,7 @@ from features.items.schemas import ItemCreate, ItemUpdate
 from features.items.tests.test_import import NO_ROWS, json_lines, report, row, send
 from features.items.tests.test_import_ids import create, items
 from shared.db import WriteSession, database_of
-from tests.kit import eventually
+from tests.kit import eventually, within
 
 pytestmark = pytest.mark.one_server  # the coordinator does not see who waits on a worker
 
@@ -89,3 +89,15 @@ async def test_an_import_is_refused_if_another_request_takes_a_key_that_it_gives
     assert {item["external_id"] for item in (await items(client)).values()} == {None, "K"}
     again = await report(send(client, json_lines(*file)))
     assert (again["created"], again["rejected"]) == (1, 1)
+
+
+async def test_a_dry_run_waits_for_no_change(app: FastAPI, client: AsyncClient) -> None:
+    keyed, keyless = [await create(client, "Mug", key) for key in ("K", None)]
+    file = json_lines(row("K", 2), row("L", id=keyless["id"]))
+    owner = UUID((await client.get("/users/me")).json()["id"])
+    async with database_of(app).transaction() as session:
+        for item in (keyed, keyless):
+            await update_item(session, owner, UUID(item["id"]), ItemUpdate(price=3))
+        async with within(30, "the report of the dry run"):
+            counted = await report(send(client, file, dry_run=True))
+    assert counted == NO_ROWS | {"updated": 2}
