@@ -152,6 +152,7 @@ class Replica:
             return repr(error.__cause__ or error)
         assert replayed is not None
         if not replayed.is_replica:
+            self.probe.replace_connections()  # for another one of those in the URL
             return "it is not in recovery: it has been promoted"
         before = time.monotonic() - self.writers.seconds
         while len(self._written) > 1 and self._written[1][0] <= before:
@@ -170,13 +171,11 @@ class Replica:
             self._written.append((time.monotonic(), await connection.fetchval(SELECT_WRITTEN)))
 
     def _give_up(self, reason: str) -> None:
-        """Reads from the primary until a replica passes a check: one of those in the URL, so that
-        another is found once this one has become the primary."""
+        """Reads from the primary until a replica passes a check."""
         if self._usable:
             log.warning("replica_away", error=reason)
         self._usable = False
         self.pool.replace_connections()
-        self.probe.replace_connections()
 
 
 def _may_succeed_elsewhere(error: Unavailable | PostgresError) -> bool:

@@ -26,6 +26,10 @@ pytestmark = pytest.mark.verify
 WITHIN_SECONDS = 30.0
 MUG = {"title": "Mug", "price": 1}
 COUNT_READERS = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tessera'"
+SELECT_CHECKS = """
+SELECT pid, query_start FROM pg_stat_activity
+WHERE application_name = 'tessera' AND query LIKE '%pg_last_wal_replay_lsn%'
+"""
 CAUGHT_UP = "SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn"
 
 
@@ -193,7 +197,15 @@ async def test_a_replica_that_lags_too_far_is_not_read_from(
             return "lags by more than 1 s" in log.getvalue()
 
         await eventually(is_away, "that the replica is not read from", WITHIN_SECONDS)
-        assert (await client.get(item)).status_code == 200
+        checks: set[asyncpg.Record] = set()
+
+        async def is_checked_again() -> bool:
+            assert (await client.get(item)).status_code == 200
+            checks.update(await replica.fetch(SELECT_CHECKS))
+            return len(checks) > 2
+
+        await eventually(is_checked_again, "another check of the replica", WITHIN_SECONDS)
+        assert len({pid for pid, _ in checks}) == 1, "each check makes a connection"
 
         await replica.execute("SELECT pg_wal_replay_resume()")
 
