@@ -96,7 +96,7 @@ class ReadPool:
                     yield connection
             except CONNECTION_LOST_ERRORS as error:
                 if is_worker_lost(error):
-                    raise  # this connection is to the coordinator, which answers
+                    raise  # the connection is to the coordinator, and is still good
                 reusable = False
                 ended = isinstance(error, (TimeoutError, *ENDED_BY_SERVER_ERRORS))
                 if not (connection.is_closed() or ended):
