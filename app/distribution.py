@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.migrations import lock_migrations
 from shared.db.connecting import ServerRole, connector
 from shared.db.database import new_engine
+from shared.db.sessions import ReadSession
 from shared.feature import FeatureError
 
 GUIDE = "app/deploy/citus/README.md"
@@ -191,6 +192,14 @@ def _referenced_first(tables: Iterable[str], keys: Sequence[Row[Any]]) -> list[s
         return [*sorter.static_order()]
     except CycleError as error:
         raise NotDistributable(f"foreign keys in a circle: {', '.join(error.args[1])}") from None
+
+
+async def shards_by_worker(session: ReadSession) -> dict[str, int]:
+    """Returns how many shards of each distributed table a worker has, as `host:port`; nothing
+    without Citus. It asks the coordinator alone, so it waits for no worker."""
+    if not await session.fetch_value(HAS_CITUS):
+        return {}
+    return dict(map(tuple, await session.fetch(SELECT_WORKERS)))
 
 
 async def unreachable_workers(connection: AsyncConnection) -> list[str]:

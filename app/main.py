@@ -155,6 +155,7 @@ def prepare(
     state.resources = {}
     state.is_stopping = False
     state.backlogs_read_at = -math.inf
+    state.shards = {}
 
 
 @asynccontextmanager

@@ -26,7 +26,8 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.routing import Match
 
-from shared.db.errors import database_cause, database_problem
+from app.ops.metrics import WORKER_REFUSALS
+from shared.db.errors import database_cause, database_problem, is_worker_lost
 from shared.problems import (
     MEDIA_TYPE,
     FieldError,
@@ -176,6 +177,8 @@ async def _on_database_error(request: Request, error: DBAPIError | PostgresError
     problem = database_problem(error, request.app.state.constraints)
     if problem is None:
         raise error
+    if is_worker_lost(error):
+        WORKER_REFUSALS.inc()
     if isinstance(problem, Unavailable):
         log.warning("database_problem", error=str(database_cause(error)), problem=problem.detail)
     return await _on_problem(request, problem)

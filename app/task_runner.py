@@ -18,6 +18,7 @@ from app.discovery import subscriptions_of
 from app.ops.metrics import TASK_ROWS, TASK_SECONDS
 from app.outbox import delete_old_changes, outbox_tasks
 from shared.db import database_of
+from shared.db.errors import database_cause, is_worker_lost
 from shared.db.pool import expiry
 from shared.feature import Feature, FeatureError
 from shared.metrics import TASK_FAILURES
@@ -104,6 +105,8 @@ def report_failure(task: Task, error: Exception) -> None:
     TASK_FAILURES.labels(task.name).inc()
     if isinstance(error, Unavailable):
         log.warning("task_postponed", task=task.name, reason=error.detail)
+    elif is_worker_lost(error):
+        log.warning("task_postponed", task=task.name, reason=str(database_cause(error)))
     else:
         log.error("task_failed", task=task.name, exc_info=error)
 

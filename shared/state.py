@@ -38,6 +38,7 @@ class AppState(State):
     resources: dict[type, object]
     is_stopping: bool
     backlogs_read_at: float
+    shards: dict[str, float]
 
 
 def state_of(app: FastAPI) -> AppState:

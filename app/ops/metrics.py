@@ -43,3 +43,12 @@ BACKLOG_AGE = Gauge(
     ("task",),
     multiprocess_mode="mostrecent",
 )
+SHARDS = Gauge(
+    "tessera_citus_shards",
+    "Shards of each distributed table that a worker of Citus has",
+    ("worker",),
+    multiprocess_mode="mostrecent",
+)
+WORKER_REFUSALS = Counter(
+    "tessera_citus_refusals_total", "Requests refused as a worker of Citus was away"
+)

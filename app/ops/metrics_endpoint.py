@@ -1,5 +1,6 @@
 """Prometheus metrics, at `/metrics`: those of this process, or of all processes that serve one
-port, and the backlogs of the background tasks, which are in PostgreSQL.
+port; and from PostgreSQL, the backlogs of the background tasks and the shards of each worker of
+Citus.
 
 Their names are in app/ops/metrics.py and shared/metrics.py, those of a feature in the feature.
 """
@@ -26,7 +27,8 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from app.ops.metrics import BACKLOG_AGE, BACKLOG_ROWS, CONNECTIONS, CONNECTIONS_MAX
+from app.distribution import shards_by_worker
+from app.ops.metrics import BACKLOG_AGE, BACKLOG_ROWS, CONNECTIONS, CONNECTIONS_MAX, SHARDS
 from shared.db import Database
 from shared.problems import Unavailable
 from shared.settings import ConfigurationError
@@ -44,7 +46,7 @@ router = APIRouter(tags=["health"])
 @router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """The counts of this process and the backlogs in the database, for Prometheus."""
-    await _read_backlogs(request.app)
+    await _read_database(request.app)
     return Response(generate_latest(_registry()), media_type=CONTENT_TYPE_LATEST)
 
 
@@ -115,14 +117,16 @@ def _show_pools(database: Database) -> None:
         CONNECTIONS_MAX.labels(name).set(size)
 
 
-async def _read_backlogs(app: FastAPI) -> None:
+async def _read_database(app: FastAPI) -> None:
     state = state_of(app)
     if time.monotonic() < state.backlogs_read_at + BACKLOG_SECONDS:
         return
     state.backlogs_read_at = time.monotonic()
     session = state.database.read()
+    shards: dict[str, int] = {}
     try:
         async with asyncio.timeout(BACKLOG_TIMEOUT_SECONDS):
+            shards = await shards_by_worker(session)  # before what fails while a worker is away
             for task in state.tasks:
                 if task.backlog is not None:
                     (row,) = await session.fetch(task.backlog)
@@ -132,6 +136,9 @@ async def _read_backlogs(app: FastAPI) -> None:
             if task.backlog is not None:
                 _show(task, math.nan, math.nan, math.nan)
         log.warning("backlogs_not_read", error=repr(error))
+    state.shards = dict.fromkeys(state.shards, math.nan) | shards
+    for worker, count in state.shards.items():
+        SHARDS.labels(worker).set(count)
 
 
 def _show(task: Task, waiting: float, parked: float, seconds: float) -> None:

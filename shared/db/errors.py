@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 from asyncpg import (
     AdminShutdownError,
+    ConnectionFailureError,
     CrashShutdownError,
     IntegrityConstraintViolationError,
     InterfaceError,
@@ -34,9 +35,10 @@ WORKER_LOST_MESSAGE = re.compile(
     "|no connection to the server|could not (?:send|receive) data"
     "|terminating connection due to unexpected postmaster exit|failed to COPY to shard"
     "|failure on connection marked as essential|could not commit transaction for shard"
+    "|connection to the remote node|could not establish any connections to the node"
 )
-"""The messages of libpq and of Citus when a coordinator has lost a worker. Their SQLSTATE is that
-of a bug or of a broken disk."""
+"""The messages of libpq and of Citus when a coordinator has lost a worker, or cannot connect to it.
+Their SQLSTATE is that of a bug, of a broken disk, or of a lost connection of our own."""
 
 CONNECT_ERRORS = (
     OSError,
@@ -99,10 +101,11 @@ def is_read_only(error: DatabaseError) -> bool:
     return isinstance(database_cause(error), ReadOnlySQLTransactionError)
 
 
-def is_worker_lost(error: DatabaseError) -> bool:
-    """Returns whether the coordinator of a cluster has lost the worker of a statement."""
+def is_worker_lost(error: BaseException) -> bool:
+    """Returns whether the coordinator of a cluster has no connection to the worker of a
+    statement."""
     cause = database_cause(error)
-    states = (InternalServerError, PostgresIOError)
+    states = (InternalServerError, PostgresIOError, ConnectionFailureError)
     return isinstance(cause, states) and bool(WORKER_LOST_MESSAGE.match(str(cause)))
 
 

@@ -21,6 +21,7 @@ from shared.db.errors import (
     ENDED_BY_SERVER_ERRORS,
     UNREACHABLE,
     Unreachable,
+    is_worker_lost,
 )
 from shared.problems import Unavailable
 from shared.slots import Slots
@@ -94,6 +95,8 @@ class ReadPool:
                 else:
                     yield connection
             except CONNECTION_LOST_ERRORS as error:
+                if is_worker_lost(error):
+                    raise  # the connection is to the coordinator, and is still good
                 reusable = False
                 ended = isinstance(error, (TimeoutError, *ENDED_BY_SERVER_ERRORS))
                 if not (connection.is_closed() or ended):

@@ -2,12 +2,15 @@
 acknowledged is lost."""
 
 import asyncio
+from math import isnan
 from pathlib import Path
 
 import asyncpg
 import pytest
 from httpx import AsyncClient
 
+from shared.db.errors import WORKER_LOST
+from tests.app_helpers import parse_metrics, sample
 from tests.kit import SignUp, eventually, is_ready
 from tests.kit.citus import NODES, Cluster
 from tests.operations.test_doctor import doctor
@@ -74,8 +77,13 @@ async def test_only_the_owners_of_a_worker_notice_that_it_is_away(
         for client in away:
             answer = await client.get("/items")
             assert answer.status_code == 503, answer.text
+            assert answer.json()["detail"] == WORKER_LOST
         await eventually(lambda: is_ready(anonymous), "readiness", 30)
-        assert " NaN\n" in (await anonymous.get("/metrics")).text
+        shown = parse_metrics((await anonymous.get("/metrics")).text)
+        assert isnan(shown[sample("tessera_backlog_rows", task="deliver_mail", state="waiting")])
+        for name in NODES[1:]:
+            assert shown[sample("tessera_citus_shards", worker=f"{name}:5432")] == 2
+        assert shown[sample("tessera_citus_refusals_total")] >= len(away)
         said, _ = await asyncio.to_thread(doctor, tmp_path, database_url)
         assert "wrong Citus: worker2:5432 does not answer: its owners get 503" in said
     finally:

@@ -9,17 +9,20 @@ import asyncpg
 import pytest
 from fastapi import APIRouter, FastAPI
 from httpx import AsyncClient
+from prometheus_client import REGISTRY
 from sqlalchemy import text
 from starlette.types import Message
 
 from shared.db import ReadSession
-from shared.db.errors import database_problem, violated_constraint
+from shared.db.errors import WORKER_LOST, database_problem, violated_constraint
 from shared.settings import Settings
+from shared.state import state_of
 from tests.app_helpers import app_with, assert_problem, capture_log
 from tests.kit import connect
 
 JSON = {"Content-Type": "application/json"}
 SECRET = "the inside"
+REFUSALS = "tessera_citus_refusals_total"
 
 probe = APIRouter(prefix="/probe", tags=["probe"])
 
@@ -41,6 +44,12 @@ async def bad_statement(session: ReadSession) -> None:
 async def lacking(session: ReadSession) -> None:
     """Calls a function that the database has not, as after a restore that left it out."""
     await session.fetch(text("SELECT probe_nearest(1)"))
+
+
+@probe.get("/lost-worker")
+async def lost_worker(session: ReadSession, message: str, state: str) -> None:
+    """Fails as a coordinator does that has no connection to a worker."""
+    await session.fetch(text(f"DO $$ BEGIN RAISE '{message}' USING ERRCODE = '{state}'; END $$"))
 
 
 @pytest.fixture
@@ -251,13 +260,24 @@ async def test_what_a_bug_sends_to_the_database_is_not_logged(anonymous: AsyncCl
 
 
 @pytest.mark.parametrize(
-    "message",
-    ["SSL SYSCALL error: EOF detected", "failure on connection marked as essential: worker2:5432"],
+    ("message", "state"),
+    [
+        ("SSL SYSCALL error: EOF detected", "XX000"),
+        ("failure on connection marked as essential: worker2:5432", "XX000"),
+        ("connection to the remote node worker2:5432 failed", "08006"),
+        ("could not establish any connections to the node worker2:5432 after 3000 ms", "08006"),
+    ],
 )
-def test_a_worker_that_the_coordinator_has_lost_is_no_bug(message: str) -> None:
-    problem = database_problem(asyncpg.InternalServerError(message))
-    assert problem
-    assert problem.status == 503
+async def test_a_worker_that_the_coordinator_has_lost_is_no_bug(
+    app: FastAPI, anonymous: AsyncClient, message: str, state: str
+) -> None:
+    before = REGISTRY.get_sample_value(REFUSALS)
+    lost = {"message": message, "state": state}
+    body = assert_problem(await anonymous.get("/probe/lost-worker", params=lost), 503)
+    assert body["detail"] == WORKER_LOST
+    assert REGISTRY.get_sample_value(REFUSALS) == (before or 0) + 1
+    opened = [c for c in state_of(app).database.primary.connections if not c.is_closed()]
+    assert opened, "the connection to the coordinator was closed"
     assert database_problem(asyncpg.InternalServerError("cache lookup failed")) is None
 
 

@@ -42,12 +42,22 @@ async def test_a_task_that_fails_while_it_is_cancelled_stops_all_the_same(app: F
         await begun.wait()
 
 
-async def test_an_unavailable_database_is_logged_as_a_warning(app: FastAPI) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        Unavailable("The database cannot be reached"),
+        asyncpg.ConnectionFailureError("connection to the remote node worker2:5432 failed"),
+    ],
+    ids=["database", "worker of Citus"],
+)
+async def test_an_unavailable_database_is_logged_as_a_warning(
+    app: FastAPI, error: Exception
+) -> None:
     lines, tried = capture_log(), asyncio.Event()
 
     async def find_nothing(_app: FastAPI) -> int:
         tried.set()
-        raise Unavailable("The database cannot be reached")
+        raise error
 
     task = Task(name="probe", run=find_nothing, every=600)
     async with task_runner(app, [task], run_until_idle):

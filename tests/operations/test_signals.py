@@ -22,7 +22,9 @@ from httpx import AsyncClient
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from app.main import create_app
+from app.ops.metrics import SHARDS
 from shared.settings import Settings
+from shared.state import state_of
 from tests.app_helpers import INSERT_EXPIRED_KEY, Sample, parse_metrics, sample, scrape_metrics
 from tests.kit import PASSWORD, connect, free_port, wait_until
 from tests.kit.servers import execute
@@ -257,12 +259,14 @@ async def test_requests_are_counted_by_the_template_of_their_route(client: Async
 
 
 async def test_metrics_show_the_waiting_rows(client: AsyncClient) -> None:
+    SHARDS.clear()  # those of a cluster in an earlier test
     await client.post("/items", json={"title": "Mug", "price": 1})
     shown = await numbers(client)
     assert shown[sample("tessera_backlog_rows", task="deliver_mail", state="waiting")] == 1
     assert shown[sample("tessera_backlog_rows", task="deliver_mail", state="parked")] == 0
     assert shown[sample("tessera_backlog_age_seconds", task="deliver_mail")] > 0
     assert shown[sample("tessera_database_connections_max", pool="write")] == 10
+    assert not [name for name, _ in shown if name == "tessera_citus_shards"]
 
 
 async def test_a_database_that_is_gone_fails_no_scrape(settings: Settings) -> None:
@@ -270,8 +274,10 @@ async def test_a_database_that_is_gone_fails_no_scrape(settings: Settings) -> No
     gone = settings.model_copy(update={"database_url": nowhere, "database_replica_url": nowhere})
     app = create_app(gone, run_tasks=False)
     async with app.router.lifespan_context(app), connect(app) as client:
+        state_of(app).shards = {"worker9:5432": 2}  # as it was read before
         shown = await numbers(client)
     assert sample("tessera_database_connections_max", pool="read") in shown
+    assert isnan(shown[sample("tessera_citus_shards", worker="worker9:5432")])
     assert all(isnan(shown[name]) for name in shown if name[0].startswith("tessera_backlog"))
 
 
