@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,13 +62,20 @@ def follow(recipe: str, folder: Path, urls: Urls, text: str = README, **variable
     return done.stdout + done.stderr
 
 
-def answers(address: str) -> dict[str, str]:
-    """Signs in to the account of the tours, and returns the bodies that it reads."""
+@contextmanager
+def signed_in(address: str, account: Mapping[str, str] = ADA) -> Iterator[httpx.Client]:
+    """Yields a client that has signed in, by default to the account of the tours."""
     with httpx.Client(base_url=address, timeout=30) as client:
-        granted = client.post("/auth/token", data={"grant_type": "password"} | ADA)
+        granted = client.post("/auth/token", data={"grant_type": "password", **account})
         assert granted.status_code == 200, granted.text
-        headers = {"Authorization": f"Bearer {granted.json()['access_token']}"}
-        read = {path: client.get(path, headers=headers) for path in PATHS}
+        client.headers["Authorization"] = f"Bearer {granted.json()['access_token']}"
+        yield client
+
+
+def answers(address: str, account: Mapping[str, str] = ADA) -> dict[str, str]:
+    """Signs in to an account, and returns the bodies that it reads."""
+    with signed_in(address, account) as client:
+        read = {path: client.get(path) for path in PATHS}
     assert {answer.status_code for answer in read.values()} == {200}, read
     bodies = {path: answer.text for path, answer in read.items()}
     assert '"degraded":true' not in str(bodies), bodies
