@@ -2,8 +2,11 @@
 acknowledged is lost."""
 
 import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from math import isnan
 from pathlib import Path
+from typing import TypeAlias
 
 import asyncpg
 import pytest
@@ -14,6 +17,8 @@ from tests.app_helpers import parse_metrics, sample
 from tests.kit import SignUp, eventually, is_ready
 from tests.kit.citus import NODES, Cluster
 from tests.operations.test_doctor import doctor
+from tests.resilience.patroni import IMAGE as HAS_IP
+from tests.resilience.patroni import docker
 
 pytestmark = [pytest.mark.verify, pytest.mark.timeout(300)]
 
@@ -21,6 +26,8 @@ SELECT_NODE = """
 SELECT nodename FROM pg_dist_placement JOIN pg_dist_node USING (groupid)
 WHERE shardid = get_shard_id_for_distribution_column('items', $1::uuid)
 """
+Fault: TypeAlias = Callable[[Cluster], AbstractContextManager[None]]
+
 MUG = {"title": "Mug", "price": 1}
 ACCOUNTS = 8  # of which each worker has some; all on one of two has a chance of 1 in 128
 
@@ -42,13 +49,46 @@ async def accounts_by_worker(database_url: str, sign_up: SignUp) -> dict[str, li
     return found
 
 
+@contextmanager
+def killed(cluster: Cluster) -> Iterator[None]:
+    worker = cluster.containers[2].get_wrapped_container()
+    worker.kill()
+    try:
+        yield
+    finally:
+        worker.start()
+
+
+@contextmanager
+def vanished(cluster: Cluster) -> Iterator[None]:
+    """Drops all packets to the coordinator, as if the worker had lost power: no connection is
+    closed or refused."""
+    worker = cluster.containers[2].get_wrapped_container()
+    coordinator, _ = docker("exec", worker.id, "getent", "hosts", NODES[0]).split()
+    routes = ("run", "--rm", f"--network=container:{worker.id}", "--cap-add=NET_ADMIN", HAS_IP)
+    try:
+        docker(*routes, "ip", "route", "replace", "blackhole", coordinator)
+    except AssertionError as error:
+        pytest.skip(f"{HAS_IP} does not run: {error}")
+    try:
+        yield
+    finally:
+        docker(*routes, "ip", "route", "flush", "type", "blackhole")
+
+
+@pytest.mark.parametrize("fault", [killed, vanished])
 async def test_only_the_owners_of_a_worker_notice_that_it_is_away(
-    cluster: Cluster, database_url: str, sign_up: SignUp, anonymous: AsyncClient, tmp_path: Path
+    fault: Fault,
+    cluster: Cluster,
+    database_url: str,
+    sign_up: SignUp,
+    anonymous: AsyncClient,
+    tmp_path: Path,
 ) -> None:
     accounts = await accounts_by_worker(database_url, sign_up)
     there, away = accounts[NODES[1]], accounts[NODES[2]]
     acknowledged = dict.fromkeys([*there, *away], 0)
-    refused: list[int] = []
+    refused: list[tuple[AsyncClient, int]] = []
     stopping = asyncio.Event()
 
     async def write(client: AsyncClient) -> None:
@@ -57,14 +97,12 @@ async def test_only_the_owners_of_a_worker_notice_that_it_is_away(
             if answer.status_code == 201:
                 acknowledged[client] += 1
             else:
-                refused.append(answer.status_code)
+                refused.append((client, answer.status_code))
             await asyncio.sleep(0.02)
 
     writers = [asyncio.create_task(write(client)) for client in acknowledged]
     await eventually(lambda: all(acknowledged.values()), "a write of each account", 60)
-    worker = cluster.containers[2].get_wrapped_container()
-    await asyncio.to_thread(worker.kill)
-    try:
+    with fault(cluster):
         await eventually(lambda: len(refused) > 10, "refused writes", 60)
         before = [acknowledged[client] for client in there]
         await eventually(
@@ -86,8 +124,6 @@ async def test_only_the_owners_of_a_worker_notice_that_it_is_away(
         assert shown[sample("tessera_citus_refusals_total")] >= len(away)
         said, _ = await asyncio.to_thread(doctor, tmp_path, database_url)
         assert "wrong Citus: worker2:5432 does not answer: its owners get 503" in said
-    finally:
-        await asyncio.to_thread(worker.start)
     before = [acknowledged[client] for client in away]
     await eventually(
         lambda: all(acknowledged[c] > n for c, n in zip(away, before, strict=True)),
@@ -96,7 +132,8 @@ async def test_only_the_owners_of_a_worker_notice_that_it_is_away(
     )
     stopping.set()
     await asyncio.gather(*writers)
-    assert set(refused) == {503}
+    assert {status for _, status in refused} == {503}
+    assert not {client for client, _ in refused} & set(there)
     for client, count in acknowledged.items():
         total = (await client.get("/items?limit=1&total=true")).json()["total"]
         assert total >= count, "an acknowledged write is lost"

@@ -23,7 +23,10 @@ SETTINGS = {
     "citus.shard_count": "4",
     # Citus 14 hides shards from queries of pg_class, and fails on LEFT JOINs of it.
     "citus.override_table_visibility": "off",
-    "citus.node_connection_timeout": "3s",
+    "citus.node_connection_timeout": "1s",
+    "citus.node_conninfo": (
+        "sslmode=require keepalives_idle=5 keepalives_interval=1 tcp_user_timeout=5000"
+    ),
     "citus.stat_statements_track": "all",
     "citus.enable_stat_counters": "on",
     "pg_stat_statements.track_utility": "off",
@@ -33,6 +36,7 @@ SETTINGS = {
     "fsync": "off",
     "full_page_writes": "off",
 }
+SYSCTLS = {"net.ipv4.tcp_syn_retries": 2}
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ def running_cluster(*, in_memory: bool = False) -> Iterator[Cluster]:
             node = PostgresContainer(IMAGE, driver=None, username="postgres", dbname="postgres")
             node.with_command(command).with_network(network).with_network_aliases(name)
             node.with_env("POSTGRES_HOST_AUTH_METHOD", "trust")
+            node.with_kwargs(sysctls=SYSCTLS)
             if in_memory:
                 node.with_tmpfs_mount("/var/lib/postgresql/data")
             containers.append(stack.enter_context(node))
