@@ -16,7 +16,6 @@ from sqlalchemy import Executable
 from starlette.requests import HTTPConnection
 
 from shared.cache import open_cache
-from shared.db.connecting import server_of
 from shared.db.errors import Unreachable, database_problem
 from shared.db.pool import Connection, ReadPool, Row
 from shared.db.sessions import NO_VALUES, ReadSession, Values
@@ -67,7 +66,6 @@ class Replica:
     ) -> None:
         self.pool, self.probe, self.primary, self.writers = pool, probe, primary, writers
         self._usable, self._asked = True, False
-        self._checked: object = None  # the server of the last check
         self._lent: set[Connection] = set()
         self._written: deque[tuple[float, Decimal]] = deque()  # when, and up to where in the WAL
         self._watcher: asyncio.Task[None] | None = None
@@ -121,8 +119,6 @@ class Replica:
                     raise
             else:
                 self._lent.add(connection)
-                if self._checked not in {None, server_of(connection)}:  # of several replicas
-                    self._check_another()
                 return connection
         REPLICA_FALLBACKS.inc()
         return None
@@ -156,7 +152,7 @@ class Replica:
             return repr(error.__cause__ or error)
         assert replayed is not None
         if not replayed.is_replica:
-            self._check_another()
+            self.probe.replace_connections()  # for another one of those in the URL
             return "it is not in recovery: it has been promoted"
         before = time.monotonic() - self.writers.seconds
         while len(self._written) > 1 and self._written[1][0] <= before:
@@ -168,19 +164,11 @@ class Replica:
 
     async def _fetch_replayed(self) -> Row | None:
         async with self.probe.connection() as connection:
-            self._checked = server_of(connection)
             return await connection.fetchrow(SELECT_REPLAYED)
 
     async def _record_written(self) -> None:
         async with self.primary.connection() as connection:
             self._written.append((time.monotonic(), await connection.fetchval(SELECT_WRITTEN)))
-
-    def _check_another(self) -> None:
-        """Has new connections made, for reads and checks, to the same one of the hosts in the URL:
-        that which has answered last."""
-        self._checked = None
-        self.pool.replace_connections()
-        self.probe.replace_connections()
 
     def _give_up(self, reason: str) -> None:
         """Reads from the primary until a replica passes a check."""

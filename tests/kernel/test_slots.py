@@ -19,7 +19,6 @@ from tests.app_helpers import app_with, assert_problem
 from tests.kit import SignUp, connect, within
 
 SIZE = 8
-KEY = {"name": "A machine", "scopes": ["items:read"]}
 probe = APIRouter(prefix="/probe", tags=["probe"])
 
 
@@ -131,46 +130,6 @@ async def test_one_account_behind_many_addresses_has_one_share(
             requests += await hold(app, same, "/probe/held-by-account", 1)
         assert_own_share(await client.get("/probe/held-by-account"))
         await end(app, *requests)
-
-
-async def test_an_account_that_is_known_is_refused_before_its_request_is_routed(
-    app: FastAPI, sign_up: SignUp
-) -> None:
-    client = await sign_up()
-    assert (await client.get("/nowhere")).status_code == 404
-    requests = await hold(app, client, "/probe/held-by-account", SIZE // 2)
-    assert_own_share(await client.get("/probe/held-by-account"))
-    assert_own_share(await client.get("/nowhere"))
-    await end(app, *requests)
-
-
-async def test_credentials_that_have_ended_count_for_the_network(
-    app: FastAPI, client: AsyncClient
-) -> None:
-    key = (await client.post("/users/me/api-keys", json=KEY)).json()
-    async with connect(app, headers={"X-API-Key": key["key"]}) as machine:
-        assert (await machine.get("/items")).status_code == 200
-        await client.delete(f"/users/me/api-keys/{key['id']}")
-        assert (await machine.get("/items")).status_code == 401
-        requests = await hold(app, client, "/probe/held-by-account", SIZE // 2)
-        assert (await machine.get("/items")).status_code == 401
-        await end(app, *requests)
-
-
-async def test_keys_with_the_same_authorization_of_a_proxy_are_told_apart(
-    app: FastAPI, sign_up: SignUp
-) -> None:
-    clients = []
-    for _ in range(2):
-        client = await sign_up()
-        key = (await client.post("/users/me/api-keys", json=KEY)).json()["key"]
-        client.headers.update({"Authorization": "Basic cHJveHk6cHJveHk=", "X-API-Key": key})
-        assert (await client.get("/items")).status_code == 200
-        clients.append(client)
-    noisy, quiet = clients
-    requests = await hold(app, noisy, "/probe/held-by-account", SIZE // 2)
-    assert (await quiet.get("/items")).status_code == 200
-    await end(app, *requests)
 
 
 @pytest.mark.parametrize("path", ["/probe/held-connection", "/probe/held-transaction"])
