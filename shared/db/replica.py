@@ -24,6 +24,7 @@ from shared.problems import TooManyRequests, Unavailable
 
 CHECK_SECONDS = 0.5
 CHECK_TIMEOUT_SECONDS = 1.0
+WATCHED_SECONDS = 60.0  # after the last read
 SELECT_REPLAYED = """
 SELECT pg_is_in_recovery() AS is_replica, pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0') AS bytes
 """
@@ -57,17 +58,20 @@ class Replica:
     """Lends connections to the replica, or to the primary.
 
     While reads come, it checks twice a second that the replica answers, is one, and has replayed
-    what the primary had written `database_replica_lag` seconds before. `probe` is a separate pool
-    of one connection to the replica.
+    what the primary had written `database_replica_lag` seconds before. At first it reads from the
+    primary, for half a second: until it knows what the replica has to have replayed. `probe` is a
+    separate pool of one connection to the replica.
     """
 
     def __init__(
         self, pool: ReadPool, probe: ReadPool, primary: ReadPool, writers: "ReadYourWrites"
     ) -> None:
         self.pool, self.probe, self.primary, self.writers = pool, probe, primary, writers
-        self._usable, self._asked = True, False
+        self._usable: bool | None = None  # None: not checked yet
+        self._asked_at = 0.0
         self._lent: set[Connection] = set()
         self._written: deque[tuple[float, Decimal]] = deque()  # when, and up to where in the WAL
+        self._replayed = Decimal(0)
         self._watcher: asyncio.Task[None] | None = None
 
     @asynccontextmanager
@@ -105,7 +109,7 @@ class Replica:
 
     async def _try(self, stack: AsyncExitStack, *, snapshot: bool) -> "Connection | None":
         """Returns a connection to the replica, or None if it cannot be used."""
-        self._asked = True
+        self._asked_at = time.monotonic()
         if self._watcher is None or self._watcher.done():
             self._watcher = asyncio.create_task(self._watch(), context=Context())  # of no request
         if self._usable:
@@ -120,22 +124,25 @@ class Replica:
             else:
                 self._lent.add(connection)
                 return connection
-        REPLICA_FALLBACKS.inc()
+        if self._usable is False:
+            REPLICA_FALLBACKS.inc()
         return None
 
     async def _watch(self) -> None:
-        """Checks the replica until no read has asked for it."""
-        while self._asked or self._lent:
-            self._asked = False
+        """Checks the replica until no read has asked for it for a while."""
+        while self._lent or time.monotonic() < self._asked_at + WATCHED_SECONDS:
             if reason := await self._reason_against():
                 self._give_up(reason)
-            elif not self._usable:
+            elif not self._usable and self._written and self._replayed >= self._written[0][1]:
+                if self._usable is False:
+                    log.info("replica_back")
                 self._usable = True
-                log.info("replica_back")
             with suppress(TimeoutError, PostgresError, Unavailable):
                 async with asyncio.timeout(CHECK_TIMEOUT_SECONDS):
                     await self._record_written()
             await asyncio.sleep(CHECK_SECONDS)
+        self._usable = None
+        self._written.clear()
 
     async def _reason_against(self) -> str | None:
         """Returns why the replica cannot be read from, or None if it can."""
@@ -158,6 +165,7 @@ class Replica:
         while len(self._written) > 1 and self._written[1][0] <= before:
             self._written.popleft()
         written_at, written = self._written[0] if self._written else (time.monotonic(), 0)
+        self._replayed = replayed.bytes
         if written_at <= before and replayed.bytes < written:
             return f"it lags by more than {self.writers.seconds:g} s"
         return None
@@ -172,7 +180,7 @@ class Replica:
 
     def _give_up(self, reason: str) -> None:
         """Reads from the primary until a replica passes a check."""
-        if self._usable:
+        if self._usable is not False:
             log.warning("replica_away", error=reason)
         self._usable = False
         self.pool.replace_connections()

@@ -16,6 +16,7 @@ from app.main import create_app
 from app.migrations import upgrade
 from app.task_runner import periodic_tasks_of
 from shared import cache
+from shared.db import database_of
 from shared.settings import Settings
 from tests.app_helpers import capture_log
 from tests.kit import PASSWORD, Redis, connect, eventually, free_port, sign_in, within
@@ -87,6 +88,17 @@ async def until_status(client: AsyncClient, path: str, status: int) -> None:
     await eventually(has_it, f"a {status} for {path}", WITHIN_SECONDS)
 
 
+async def until_replica_is_read(app: FastAPI, client: AsyncClient) -> None:
+    replica = database_of(app).replica
+    assert replica
+
+    async def is_read() -> bool:
+        assert (await client.get("/items")).status_code == 200
+        return bool(replica.pool.connections)
+
+    await eventually(is_read, "a read from the replica", WITHIN_SECONDS)
+
+
 @pytest.mark.parametrize(("shared", "elsewhere"), [(False, 404), (True, 200)])
 async def test_what_a_client_wrote_it_reads_although_the_replica_lags(
     settings: Settings,
@@ -101,10 +113,11 @@ async def test_what_a_client_wrote_it_reads_although_the_replica_lags(
     if shared:
         settings = settings.model_copy(update={"redis_url": redis.url})
     async with AsyncExitStack() as stack:
-        (app, here), (_, there) = [await start_app(settings, stack) for _ in range(2)]
+        (app, here), (other, there) = [await start_app(settings, stack) for _ in range(2)]
         await sign_in(app, here, f"{shared}@example.com")
         there.headers["Authorization"] = here.headers["Authorization"]
         await caught_up(database_url, replica)
+        await until_replica_is_read(other, there)
         await replica.execute("SELECT pg_wal_replay_pause()")
 
         kettle, key = {"title": "Kettle", "price": 20}, {"Idempotency-Key": "once"}
@@ -158,11 +171,12 @@ async def test_a_silent_replica_costs_a_moment(
     async with AsyncExitStack() as stack:
         stack.callback(listener.close)
         stack.callback(proxy.reset_connections)
-        (app, here), (_, there) = [await start_app(settings, stack) for _ in range(2)]
+        (app, here), (other, there) = [await start_app(settings, stack) for _ in range(2)]
         log = capture_log()
         await sign_in(app, here, "silent@example.com")
         there.headers["Authorization"] = here.headers["Authorization"]
         await caught_up(database_url, replica)
+        await until_replica_is_read(other, there)
         await replica.execute("SELECT pg_wal_replay_pause()")
         item = (await here.post("/items", json=MUG)).headers["location"]
         await until_status(there, item, 404)  # from the lagging replica
@@ -189,7 +203,7 @@ async def test_a_replica_that_lags_too_far_is_not_read_from(
         log = capture_log()
         await sign_in(app, client, "late@example.com")
         await caught_up(database_url, replica)
-        assert (await client.get("/items")).status_code == 200
+        await until_replica_is_read(app, client)
         await replica.execute("SELECT pg_wal_replay_pause()")
         item = (await client.post("/items", json=MUG)).headers["location"]
 
@@ -216,6 +230,36 @@ async def test_a_replica_that_lags_too_far_is_not_read_from(
         await eventually(is_back, "that the replica is read from", WITHIN_SECONDS)
 
 
+@pytest.mark.parametrize("was_idle", [True, False])
+async def test_a_process_that_has_not_read_for_a_while_reads_from_no_replica_that_lags(
+    settings: Settings,
+    database_url: str,
+    replica: "asyncpg.Connection[asyncpg.Record]",
+    monkeypatch: pytest.MonkeyPatch,
+    was_idle: bool,
+) -> None:
+    monkeypatch.setattr("shared.db.replica.WATCHED_SECONDS", 0.2)
+    settings = settings.model_copy(update={"database_replica_lag": 1.0})
+    async with AsyncExitStack() as stack:
+        (app, here), (other, there) = [await start_app(settings, stack) for _ in range(2)]
+        await sign_in(app, here, f"idle-{was_idle}@example.com")
+        there.headers["Authorization"] = here.headers["Authorization"]
+        await caught_up(database_url, replica)
+        if was_idle:
+            assert (await there.get("/items")).status_code == 200
+            idle = database_of(other).replica
+            assert idle
+            assert idle._watcher
+            async with within(WITHIN_SECONDS, "the end of the checks"):
+                await idle._watcher
+        await replica.execute("SELECT pg_wal_replay_pause()")
+        item = (await here.post("/items", json=MUG)).headers["location"]
+        monkeypatch.undo()
+        for _ in range(20):
+            assert (await there.get(item)).status_code == 200
+            await asyncio.sleep(0.1)
+
+
 async def test_a_replica_that_was_promoted_is_not_read_from(
     settings: Settings, servers: tuple[EmbeddedServer, EmbeddedServer]
 ) -> None:
@@ -223,11 +267,11 @@ async def test_a_replica_that_was_promoted_is_not_read_from(
         url = promoted.url("tessera")
         settings = settings.model_copy(update={"database_replica_url": url})
         async with AsyncExitStack() as stack:
-            (app, here), (_, there) = [await start_app(settings, stack) for _ in range(2)]
+            (app, here), (other, there) = [await start_app(settings, stack) for _ in range(2)]
             log = capture_log()
             await sign_in(app, here, "promoted@example.com")
             there.headers["Authorization"] = here.headers["Authorization"]
-            await until_status(there, "/items", 200)  # has connections to the replica
+            await until_replica_is_read(other, there)
             connection = await asyncpg.connect(promoted.url())
             await connection.execute("SELECT pg_promote()")
             await connection.close()
@@ -248,10 +292,10 @@ async def test_another_replica_is_read_from_once_one_was_promoted(
         url = promoted.url("tessera").replace(f":{promoted.port}/", hosts)
         settings = settings.model_copy(update={"database_replica_url": url})
         async with AsyncExitStack() as stack:
-            (app, here), (_, there) = [await start_app(settings, stack) for _ in range(2)]
+            (app, here), (other, there) = [await start_app(settings, stack) for _ in range(2)]
             await sign_in(app, here, "another@example.com")
             there.headers["Authorization"] = here.headers["Authorization"]
-            await until_status(there, "/items", 200)
+            await until_replica_is_read(other, there)
             connection = await asyncpg.connect(promoted.url())
             assert await connection.fetchval(COUNT_READERS)
             await connection.execute("SELECT pg_promote()")
@@ -276,11 +320,12 @@ async def test_the_primary_reads_while_the_replica_is_away(
     settings = settings.model_copy(update={"database_replica_url": way})
     async with AsyncExitStack() as stack:
         stack.callback(listener.close)
-        (app, here), (_, there) = [await start_app(settings, stack) for _ in range(2)]
+        (app, here), (other, there) = [await start_app(settings, stack) for _ in range(2)]
         log = capture_log()
         await sign_in(app, here, "away@example.com")
         there.headers["Authorization"] = here.headers["Authorization"]
         await caught_up(database_url, replica)
+        await until_replica_is_read(other, there)
         await replica.execute("SELECT pg_wal_replay_pause()")
         kettle, key = {"title": "Kettle", "price": 20}, {"Idempotency-Key": "once"}
         created = await here.post("/items", json=kettle, headers=key)
