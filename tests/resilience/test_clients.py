@@ -33,7 +33,7 @@ HEAD_OF_LONG_BODY = (
 CONCURRENCY = 16  # more would not raise the throughput on two cores
 OVERLOAD = 3
 OVERLOAD_SECONDS = 30.0 if LONG else 3.0
-MIN_GOODPUT = 0.6 if LONG else 0.1  # the speed of a shared machine varies
+MIN_GOODPUT = 0.8 if LONG else 0.1  # the speed of a shared machine varies
 MAX_GROWTH_MB = 100
 RECOVERY_SECONDS = 5.0
 GIGABYTE = 1_000_000_000
@@ -132,28 +132,25 @@ def _peak_memory(api: Served) -> int:
 async def test_overload_is_shed_and_recovered_from(stack: Stack, report: Report) -> None:
     api = await stack.start_api(max_concurrency=str(2 * CONCURRENCY))  # a lone account has half
     try:
-        before, load, after = [await _signed_up(api) for _ in range(3)]
-        await _as_much_as_can_be(before)
-        memory = _peak_memory(api)
-        rate = OVERLOAD * len(before.acknowledged) / before.seconds
+        peak, load = [await _signed_up(api) for _ in range(2)]
+        await _as_much_as_can_be(peak)
+        before = _peak_memory(api)
+        rate = OVERLOAD * len(peak.acknowledged) / peak.seconds
         retry_after = await _at_a_rate(load, rate)
-        grown = (_peak_memory(api) - memory) / 1_000_000
+        grown = (_peak_memory(api) - before) / 1_000_000
         served = len(load.acknowledged)
         load.end_fault()
         wire = Wire(load)
         await eventually(wire.write, "a write after the overload", RECOVERY_SECONDS)
         load.recovery = time.monotonic() - load.fault_ended_at
-        await _as_much_as_can_be(after)
     finally:
         kill(api)
     await audit(load, stack.database_url)
     assert load.answers.keys() == {201, 429}, load.answers
     assert all(retry_after)
     assert grown < MAX_GROWTH_MB
-    # Before and after, as PostgreSQL becomes slower with the rows and with what is to be indexed.
-    peak = sum(len(each.acknowledged) / each.seconds for each in (before, after)) / 2
-    goodput = served / load.seconds / peak
-    p95, of_peak = [statistics.quantiles(each.latencies, n=20)[-1] for each in (load, before)]
+    goodput = served / load.seconds / (len(peak.acknowledged) / peak.seconds)
+    p95, of_peak = [statistics.quantiles(each.latencies, n=20)[-1] for each in (load, peak)]
     assert goodput >= MIN_GOODPUT
     report(
         f"{OVERLOAD} times as many requests as can be served, for {OVERLOAD_SECONDS:.0f} s:"
