@@ -64,7 +64,7 @@ def problem_response(
         title=title(status),
         status=status,
         detail=detail,
-        instance=quote(request.url.path),
+        instance=quote(request.scope["path"]),
         request_id=request.state.request_id,
         errors=list(errors) or None,
     )
@@ -109,7 +109,7 @@ async def _on_http_exception(request: Request, error: HTTPException) -> Response
             body = FieldError(location="body", pointer="", detail=reason)
             return problem_response(request, 422, "The body is not valid", errors=[body])
         case HTTPStatus.NOT_FOUND:
-            detail = f"There is nothing at {request.url.path}"
+            detail = f"There is nothing at {request.scope['path']}"
         case HTTPStatus.METHOD_NOT_ALLOWED:
             detail = f"{request.method} is not allowed here"
             return problem_response(request, 405, detail, {"Allow": _allowed_methods(request)})

@@ -37,12 +37,14 @@ class Authenticator:
     """How a feature authenticates the requests to all features.
 
     `authenticate` turns an access token or an API key into its principal, or raises `Unauthorized`.
+    `recognize` does so only where it neither waits nor counts a use, and else returns None.
     `lock_access` returns whether the principal's credential still holds, and keeps it so until the
     end of the transaction: who would end it waits.
     `token_url` is the path of the OAuth 2.0 token endpoint, for the documentation.
     """
 
     authenticate: Callable[[FastAPI, str], Awaitable[Principal]]
+    recognize: Callable[[FastAPI, str], Principal | None]
     lock_access: Callable[[WriteSession, Principal], Awaitable[bool]]
     token_url: str
 
@@ -73,7 +75,7 @@ class Authentication(SecurityBase):
             Forbidden: the token lacks a scope that the route requires.
             TooManyRequests: the account has its share of all requests under way already.
         """
-        credential = await bearer(request) or await api_key(request)
+        credential = await credential_of(request)
         if not credential:
             raise Unauthorized("Not authenticated")
         principal: Principal = await request.app.state.authenticator.authenticate(
@@ -88,6 +90,11 @@ class Authentication(SecurityBase):
         if missing := sorted(set(required.scopes) - principal.scopes):
             raise insufficient_scope(missing)
         return principal
+
+
+async def credential_of(request: HTTPConnection) -> str | None:
+    """Returns the access token or API key that a request has, valid or not."""
+    return await bearer(request) or await api_key(request)
 
 
 def insufficient_scope(missing: Iterable[str]) -> Forbidden:

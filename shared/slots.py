@@ -53,10 +53,19 @@ class Slots:
             TooManyRequests: the holder holds its share.
             Unavailable: all slots are taken.
         """
-        if not self._allows(holder):
-            raise self._refusal(holder)
+        self.check(holder)
         self._hold(holder)
         return Slot(self, holder)
+
+    def check(self, holder: str | None) -> None:
+        """Raises as `take` would."""
+        if not self._allows(holder):
+            raise self._refusal(holder)
+
+    @property
+    def are_scarce(self) -> bool:
+        """Whether half of the slots are taken; before that, none is refused."""
+        return 2 * self.in_use >= self.size
 
     async def acquire(
         self,

@@ -141,7 +141,7 @@ class _Socket:
     def _refusal(self, reason: str | None) -> Problem:
         if "endpoint" in self.connection.scope:
             return Forbidden(reason or "The websocket was not accepted")
-        return NotFound(f"There is no websocket at {self.connection.url.path}")
+        return NotFound(f"There is no websocket at {self.connection.scope['path']}")
 
     async def _send_open(self, message: Message) -> None:
         """Sends a message; instead of the response to an error, the frame that closes for it."""

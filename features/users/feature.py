@@ -2,7 +2,7 @@
 
 from features.users.accounts.changes import account_changes
 from features.users.accounts.deletion import delete_records, remove_deleted_accounts
-from features.users.authentication import authenticate, lock_access
+from features.users.authentication import authenticate, lock_access, recognize
 from features.users.commands import commands
 from features.users.demo import demo
 from features.users.events.tasks import delete_old_events
@@ -21,7 +21,10 @@ feature = Feature(
     name="users",
     router=router,
     authenticator=Authenticator(
-        authenticate=authenticate, lock_access=lock_access, token_url="auth/token"
+        authenticate=authenticate,
+        recognize=recognize,
+        lock_access=lock_access,
+        token_url="auth/token",
     ),
     scopes={
         "users:self": "Read and change your own account",

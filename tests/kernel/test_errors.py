@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import unquote
 from uuid import uuid4
 
 import asyncpg
@@ -70,12 +71,21 @@ async def in_pieces(body: bytes) -> AsyncIterator[bytes]:
 
 
 @pytest.mark.parametrize(
-    "path", ["/nothing", "/items/", "/nothing/ä b", "/docs/assets/nothing", "/{item_id}", "/{"]
+    "path",
+    [
+        "/nothing",
+        "/items/",
+        "/nothing/ä b",
+        "/what%3F%23",
+        "/docs/assets/nothing",
+        "/{item_id}",
+        "/{",
+    ],
 )
 async def test_an_unknown_path_is_404(anonymous: AsyncClient, path: str) -> None:
     body = assert_problem(await anonymous.get(path), 404)
     assert body["title"] == "Not Found"
-    assert body["detail"] == f"There is nothing at {path}"
+    assert body["detail"] == f"There is nothing at {unquote(path)}"
 
 
 async def test_a_path_that_does_not_begin_with_a_slash(app: FastAPI) -> None:

@@ -61,7 +61,10 @@ async def test_without_a_feature_that_has_accounts_the_clients_say_what_is_missi
         name="probe",
         router=APIRouter(),
         authenticator=Authenticator(
-            authenticate=refuse, lock_access=refuse_lock, token_url="/token"
+            authenticate=refuse,
+            recognize=lambda _app, _credential: None,
+            lock_access=refuse_lock,
+            token_url="/token",
         ),
     )
     for features, missing in (

@@ -16,7 +16,7 @@ from shared.problems import TooManyRequests, Unavailable
 from shared.settings import Settings
 from shared.slots import Slot, Slots, StreamSlots, current_holder, current_network
 from tests.app_helpers import app_with, assert_problem
-from tests.kit import SignUp, connect, within
+from tests.kit import PASSWORD, SignUp, connect, within
 
 SIZE = 8
 probe = APIRouter(prefix="/probe", tags=["probe"])
@@ -129,6 +129,42 @@ async def test_one_account_behind_many_addresses_has_one_share(
             same = await stack.enter_async_context(connect(app, address, headers=client.headers))
             requests += await hold(app, same, "/probe/held-by-account", 1)
         assert_own_share(await client.get("/probe/held-by-account"))
+        await end(app, *requests)
+
+
+async def second_credential(client: AsyncClient, kind: str) -> tuple[dict[str, str], str]:
+    """Returns the headers of another API key or session of an account, and what to delete to end
+    it."""
+    if kind == "API key":
+        key = {"name": "A machine", "scopes": ["items:read"]}
+        made = (await client.post("/users/me/api-keys", json=key)).json()
+        return {"X-API-Key": made["key"]}, f"/users/me/api-keys/{made['id']}"
+    email = (await client.get("/users/me")).json()["email"]
+    form = {"grant_type": "password", "username": email, "password": PASSWORD}
+    token = (await client.post("/auth/token", data=form)).json()["access_token"]
+    return {"Authorization": f"Bearer {token}"}, "/auth/sessions"
+
+
+@pytest.mark.parametrize("kind", ["API key", "session"])
+async def test_an_account_that_can_be_told_is_refused_before_its_request_is_routed(
+    app: FastAPI, sign_up: SignUp, kind: str
+) -> None:
+    """And one whose credential has ended is not told: it gets its 401."""
+    client, other = await sign_up(), await sign_up()
+    headers, url = await second_credential(client, kind)
+    async with connect(app, headers=headers) as second:
+        assert (await second.get("/items")).status_code == 200  # the cache knows the key now
+        requests = await hold(app, client, "/probe/held-by-account", SIZE // 2 - 1)
+        assert (await second.get("/nowhere")).status_code == 404
+        requests += await hold(app, client, "/probe/held-by-account", 1)
+        assert_own_share(await second.get("/nowhere"))
+        assert (await other.get("/nowhere")).status_code == 404
+        await end(app, *requests)
+        app.state.gate.clear()
+        assert (await client.delete(url)).status_code == 204
+        requests = await hold(app, client, "/probe/held-by-account", SIZE // 2)
+        assert_own_share(await client.get("/nowhere"))
+        assert_problem(await second.get("/items"), 401)
         await end(app, *requests)
 
 

@@ -14,6 +14,7 @@ from app.embedded import EmbeddedServer, embedded_postgres, ensure_database
 # Killing a process loses nothing that it has handed to the operating system, so what PostgreSQL
 # has made durable stays durable without full-page writes.
 SETTINGS = {"shared_buffers": "64MB", "max_connections": "60", "full_page_writes": "off"}
+DATABASE = "faults"
 
 
 @dataclass
@@ -121,6 +122,6 @@ class Proxy:
 
 async def database_of(postgres: Postgres, proxy: Proxy) -> str:
     """Creates the database, and returns its URL through the proxy."""
-    await ensure_database(postgres.server, "faults")
+    await ensure_database(postgres.server, DATABASE)
     proxy.target = postgres.server.port
-    return EmbeddedServer(proxy.port, postgres.server.password).url("faults")
+    return EmbeddedServer(proxy.port, postgres.server.password).url(DATABASE)

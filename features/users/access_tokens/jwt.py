@@ -41,6 +41,10 @@ class AccessToken:
     principal: Principal
     expires_at: int
 
+    @property
+    def has_expired(self) -> bool:
+        return self.expires_at <= time.time() - LEEWAY_SECONDS
+
 
 class TokenReader:
     """Verifies access tokens with a set of public keys, and caches the valid ones."""
@@ -73,9 +77,14 @@ class TokenReader:
             if len(self._cache) >= MAX_CACHED_TOKENS:
                 self._cache.clear()
             self._cache[token] = known
-        if known.expires_at <= time.time() - LEEWAY_SECONDS:
+        if known.has_expired:
             raise InvalidCredential
         return known.principal
+
+    def find(self, token: str) -> Principal | None:
+        """Returns the principal of a token that has been read and has not expired."""
+        known = self._cache.get(token)
+        return known.principal if known and not known.has_expired else None
 
     def _verify(self, token: str) -> AccessToken:
         if len(token) > MAX_JWT_LENGTH:

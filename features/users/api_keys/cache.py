@@ -31,12 +31,21 @@ class CachedApiKey:
     expires_at: datetime | None
     cached_until: float
 
+    @property
+    def has_expired(self) -> bool:
+        return self.expires_at is not None and self.expires_at <= datetime.now(UTC)
+
 
 @dataclass
 class ApiKeyCache:
     """A cache of valid API keys, by hash. An entry is used for `CACHE_SECONDS`."""
 
     _keys: dict[bytes, CachedApiKey] = field(default_factory=dict)
+
+    def find(self, key: str) -> CachedApiKey | None:
+        """Returns the key's entry in the cache, if it may still be used."""
+        cached = self._keys.get(digest(key))
+        return cached if cached and time.monotonic() < cached.cached_until else None
 
     async def get(self, database: Database, permissions: Permissions, key: str) -> CachedApiKey:
         """Returns the key's principal and expiry, from the cache or the database.
@@ -46,14 +55,14 @@ class ApiKeyCache:
         """
         if not is_token(key, API_KEY):
             raise InvalidCredential
-        hash_, now = digest(key), time.monotonic()
-        cached = self._keys.get(hash_)
-        if cached is None or cached.cached_until <= now:
-            cached = await _select(database, permissions, hash_, cached_until=now + CACHE_SECONDS)
+        cached = self.find(key)
+        if cached is None:
+            hash_, until = digest(key), time.monotonic() + CACHE_SECONDS
+            cached = await _select(database, permissions, hash_, cached_until=until)
             if len(self._keys) >= MAX_CACHED_KEYS:
                 self._keys.clear()
             self._keys[hash_] = cached
-        if cached.expires_at and cached.expires_at <= datetime.now(UTC):
+        if cached.has_expired:
             raise InvalidCredential
         return cached
 
