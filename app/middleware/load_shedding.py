@@ -22,9 +22,8 @@ class LoadSheddingMiddleware:
     fast, and 429 to more than the share of one holder. Probes are exempt.
 
     A request counts for its network until it is authenticated, then for its account. One that would
-    be refused then is refused here, if its account can be told at once: that takes a third of the
-    time. A stream of events is a request until it begins; then there may be `concurrency` more of
-    these.
+    be refused then is refused here, in half of the time, if its account can be told at once. A
+    stream of events is a request until it begins; then there may be `concurrency` more of these.
     """
 
     def __init__(self, app: ASGIApp, concurrency: int) -> None:
@@ -65,7 +64,7 @@ class LoadSheddingMiddleware:
             current_holder.reset(before)
 
     async def _check_account(self, request: Request) -> None:
-        """Raises `TooManyRequests` if the request's account can be told, and holds its share."""
+        """Raises the `Problem` of an account that holds its share, if it can be told at once."""
         authenticator, credential = request.app.state.authenticator, await credential_of(request)
         if not authenticator or not credential:
             return
