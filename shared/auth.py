@@ -37,7 +37,8 @@ class Authenticator:
     """How a feature authenticates the requests to all features.
 
     `authenticate` turns an access token or an API key into its principal, or raises `Unauthorized`.
-    `recognize` does so only where it neither waits nor counts a use, and else returns None.
+    `recognize` returns that principal if it can do so without waiting, and else None; it neither
+    raises nor counts a use.
     `lock_access` returns whether the principal's credential still holds, and keeps it so until the
     end of the transaction: who would end it waits.
     `token_url` is the path of the OAuth 2.0 token endpoint, for the documentation.

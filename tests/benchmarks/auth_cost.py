@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from uuid import UUID
 
@@ -49,7 +49,7 @@ def serve(variant: str, port: int, owner: str) -> None:
         async def believe(_app: FastAPI, _credential: str) -> Principal:
             return principal
 
-        app.state.authenticator = believe
+        app.state.authenticator = replace(app.state.authenticator, authenticate=believe)
     if variant == QUERY:
         RevocationList.fresh = property(lambda _: False)  # type: ignore[assignment,method-assign]  # forces a query per request
     uvicorn.run(app, port=port, loop="uvloop", http="httptools", log_config=None, access_log=False)
