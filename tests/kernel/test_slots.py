@@ -170,7 +170,7 @@ async def test_an_account_that_can_be_told_is_refused_before_its_request_is_rout
         app.state.gate.clear()
         assert (await client.delete(url)).status_code == 204
         requests = await hold(app, client, "/probe/held-by-account", SIZE // 2)
-        assert_own_share(await client.get("/nowhere"))
+        assert_own_share(await client.get("/items"))
         assert_problem(await second.get("/items"), 401)
         await end(app, *requests)
 

@@ -33,10 +33,10 @@ def _body_factory() -> Any:
             """Returns the longest of some texts: polyfactory draws one of a single character as
             often as one of ten, and two of a single character are soon the same."""
             draw = super().get_constrained_field_value
-            value = draw(*args, **kwargs)
-            if isinstance(value, str):
-                return max((draw(*args, **kwargs) for _ in range(DRAWS)), key=len)
-            return value
+            first = draw(*args, **kwargs)
+            if not isinstance(first, str):
+                return first
+            return max(first, *(draw(*args, **kwargs) for _ in range(DRAWS)), key=len)
 
     BodyFactory.add_provider(MISSING, lambda: MISSING)
     return BodyFactory
