@@ -17,7 +17,10 @@ INSERT INTO idempotency_keys (owner_id, key, fingerprint, status, headers, body,
 SELECT owner_id, key || number, fingerprint, status, headers, body, expires_at
 FROM idempotency_keys, generate_series(1, 2500) AS number
 """
-SELECT_WAITING_FOR_ITEMS = "SELECT FROM pg_locks WHERE NOT granted AND relation = 'items'::regclass"
+SELECT_WAITING_FOR_ITEMS = """
+SELECT FROM pg_locks WHERE NOT granted AND relation = 'items'::regclass
+AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
 MUG = {"title": "Enamel mug", "price": 12.5}
 
 

@@ -11,6 +11,11 @@ from tests.kit import eventually
 
 __all__ = ["database", "shop"]
 
+COUNT_LOCK_WAITS = """
+SELECT count(*) FROM pg_stat_activity
+WHERE datname = current_database() AND wait_event_type = 'Lock'
+"""
+
 
 async def test_the_first_words_of_a_query_count(client: AsyncClient) -> None:
     await client.post("/items", json={"title": "Copper kettle", "price": 5})
@@ -31,9 +36,8 @@ async def test_a_search_that_takes_too_long_is_given_up(
         ):
             assert answer.status_code == 503
             assert "fewer words" in answer.json()["detail"]
-        running = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-        await eventually(lambda: has_ended(database, running), "the end of the statements")
+        await eventually(lambda: nothing_waits(database), "the end of the statements")
 
 
-async def has_ended(database: Database, running: str) -> bool:
-    return not await database.fetchval(running)
+async def nothing_waits(database: Database) -> bool:
+    return not await database.fetchval(COUNT_LOCK_WAITS)
